@@ -1,0 +1,51 @@
+"""The errors onnxprune raises on purpose; anything else that escapes is a bug.
+
+Every message is one line that names the thing, says what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CalibrationError",
+    "InputError",
+    "NothingPrunable",
+    "OnnxPruneError",
+    "TargetUnreachable",
+    "VerificationError",
+]
+
+
+class OnnxPruneError(Exception):
+    """Base of all errors of onnxprune.
+
+    Attributes:
+        exit_code: what the command line returns when this error ends a run.
+    """
+
+    exit_code = 1
+
+
+class InputError(OnnxPruneError):
+    """A model, plan, option or path that cannot be used (exit code 2)."""
+
+    exit_code = 2
+
+
+class CalibrationError(InputError):
+    """Calibration samples that do not fit the model: names, shapes, dtypes, NaN, none at all."""
+
+
+class NothingPrunable(OnnxPruneError):
+    """No axis of the model can be cut; the refusals say why (exit code 3)."""
+
+    exit_code = 3
+
+
+class TargetUnreachable(NothingPrunable):
+    """The asked reduction cannot be reached; the message names the best that can."""
+
+
+class VerificationError(OnnxPruneError):
+    """The result does not compute what it must, so nothing was written (exit code 4)."""
+
+    exit_code = 4
