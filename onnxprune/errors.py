@@ -10,6 +10,7 @@ __all__ = [
     "InputError",
     "NothingPrunable",
     "OnnxPruneError",
+    "RuntimeFailure",
     "TargetUnreachable",
     "VerificationError",
 ]
@@ -49,3 +50,7 @@ class VerificationError(OnnxPruneError):
     """The result does not compute what it must, so nothing was written (exit code 4)."""
 
     exit_code = 4
+
+
+class RuntimeFailure(OnnxPruneError):
+    """onnxruntime cannot load or run a model; the message is the first line of what it said."""

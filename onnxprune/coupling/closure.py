@@ -1,0 +1,184 @@
+"""Which further classes must go when some go: the smallest legal set around a seed.
+
+Legal means (COUPLING.md 3.2): every definition holds, every rectangle stays rectangular, every
+alignment keeps equal positions in its surviving rows, every axis keeps at least one entry.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["ConstraintSet", "alive_shape", "close"]
+
+
+@dataclass(frozen=True)
+class ConstraintSet:
+    """Constraints over classes; class 0 is frozen.
+
+    Attributes:
+        definitions: (composite class, member classes).
+        rectangles: class arrays with two or more dimensions.
+        alignments: class arrays, rows x columns.
+    """
+
+    definitions: tuple[tuple[int, NDArray[np.int32]], ...] = ()
+    rectangles: tuple[NDArray[np.int32], ...] = ()
+    alignments: tuple[NDArray[np.int32], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.definitions) + len(self.rectangles) + len(self.alignments)
+
+    def by_class(self) -> dict[int, list[int]]:
+        """Numbers of the constraints that mention each class."""
+        index: dict[int, list[int]] = defaultdict(list)
+        for number in range(len(self)):
+            for one in np.unique(self._classes(number)).tolist():
+                index[one].append(number)
+        return index
+
+    def demanded(
+        self, number: int, dead: NDArray[np.bool_], cost: NDArray[np.float64], same_positions: bool
+    ) -> NDArray[np.int32]:
+        """Classes that one constraint wants dead in addition; class 0 among them means never."""
+        if number < len(self.definitions):
+            return _complete(*self.definitions[number], dead)
+        number -= len(self.definitions)
+        if number < len(self.rectangles):
+            return _equalise(self.rectangles[number], dead, cost, same_positions)
+        return _level(self.alignments[number - len(self.rectangles)], dead)
+
+    def _classes(self, number: int) -> NDArray[np.int32]:
+        if number < len(self.definitions):
+            composite, members = self.definitions[number]
+            return np.append(members, np.int32(composite))
+        number -= len(self.definitions)
+        if number < len(self.rectangles):
+            return self.rectangles[number].ravel()
+        return self.alignments[number - len(self.rectangles)].ravel()
+
+
+def close(
+    constraints: ConstraintSet,
+    by_class: dict[int, list[int]],
+    dead: NDArray[np.bool_],
+    seeds: Iterable[int],
+    cost: NDArray[np.float64],
+    *,
+    same_positions: bool = True,
+) -> list[int] | None:
+    """Remove seeds and everything that has to go with them.
+
+    Args:
+        constraints: what must hold.
+        by_class: `constraints.by_class()`.
+        dead: bool [classes]; changed in place, also when the closure fails.
+        seeds: classes to remove.
+        cost: float [classes]; the cheapest go first when a row may choose its positions.
+        same_positions: prefer the positions other rows have lost (False: only cost counts).
+
+    Returns:
+        The classes newly dead, or None when a frozen class would have to go.
+    """
+    killed = [one for one in dict.fromkeys(seeds) if not dead[one]]
+    if 0 in killed:
+        return None
+    dead[killed] = True
+    waiting = dict.fromkeys(number for one in killed for number in by_class.get(one, ()))
+    while waiting:
+        number = min(waiting, key=lambda n: _urgency(constraints, n))
+        del waiting[number]
+        wanted = np.unique(constraints.demanded(number, dead, cost, same_positions))
+        fresh = wanted[~dead[wanted]].tolist()
+        if 0 in fresh:
+            return None
+        if fresh:
+            dead[fresh] = True
+            killed += fresh
+            touched = (n for one in fresh for n in by_class.get(one, ()))
+            waiting.update(dict.fromkeys(touched))
+    return killed
+
+
+def _urgency(constraints: ConstraintSet, number: int) -> tuple[int, int]:
+    """Definitions first, then alignments; rectangles, which may choose, last."""
+    definitions, rectangles = len(constraints.definitions), len(constraints.rectangles)
+    if number < definitions:
+        return 0, number
+    return (2 if number < definitions + rectangles else 1), number
+
+
+def alive_shape(alive: NDArray[np.bool_]) -> tuple[int, ...] | None:
+    """Shape of what survives of a nested array, rows without survivors left out; None if ragged."""
+    if alive.ndim == 1:
+        return (int(alive.sum()),)
+    shapes = {alive_shape(row) for row in alive if row.any()}
+    if len(shapes) > 1 or None in shapes:
+        return None
+    inner = shapes.pop() if shapes else (0,) * (alive.ndim - 1)
+    return (int(alive.any(axis=tuple(range(1, alive.ndim))).sum()), *(inner or ()))
+
+
+def _complete(
+    composite: int, members: NDArray[np.int32], dead: NDArray[np.bool_]
+) -> NDArray[np.int32]:
+    if composite and dead[composite]:
+        return members
+    return np.array([composite] if dead[members].all() else [], np.int32)
+
+
+def _level(rows: NDArray[np.int32], dead: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Kill every column that is dead in some surviving row in all surviving rows."""
+    gone = dead[rows]
+    surviving = ~gone.all(axis=1)
+    return rows[surviving][:, gone[surviving].any(axis=0)].ravel()
+
+
+def _equalise(
+    array: NDArray[np.int32], dead: NDArray[np.bool_], cost: NDArray[np.float64], same: bool
+) -> NDArray[np.int32]:
+    """Make the surviving rows of a nested array equally long."""
+    if alive_shape(~dead[array]) is not None:
+        return np.zeros(0, np.int32)
+    rows = [row for row in array if not dead[row].all()]
+    inner = [_equalise(row, dead, cost, same) for row in rows] if array.ndim > 2 else []
+    if any(len(part) for part in inner):
+        return np.concatenate(inner)
+    shapes = [alive_shape(~dead[row]) or () for row in rows]
+    target = tuple(min(extents) for extents in zip(*shapes, strict=True))
+    shortest = rows[min(range(len(rows)), key=lambda i: int((~dead[rows[i]]).sum()))]
+    hint = dead[shortest] if same else np.zeros(shortest.shape, bool)
+    wanted = [_shrink(row, target, hint, dead, cost) for row in rows]
+    return np.concatenate(wanted) if wanted else np.zeros(0, np.int32)
+
+
+def _shrink(
+    array: NDArray[np.int32],
+    target: Sequence[int],
+    hint: NDArray[np.bool_],
+    dead: NDArray[np.bool_],
+    cost: NDArray[np.float64],
+) -> NDArray[np.int32]:
+    """Classes to kill so that a nested array survives with the target shape."""
+    flat = array.reshape(len(array), -1)
+    gone = dead[flat]
+    surviving = np.flatnonzero(~gone.all(axis=1))
+    surplus = len(surviving) - target[0]
+    preferred = hint.reshape(len(array), -1).all(axis=1)[surviving]
+    price = np.where(gone, 0.0, cost[flat]).sum(axis=1)[surviving]
+    frozen = (flat == 0).any(axis=1)[surviving]
+    order = np.lexsort((price, ~preferred, frozen))
+    chosen, kept = surviving[order[:surplus]], surviving[order[surplus:]]
+    parts = [flat[chosen].ravel()] if surplus > 0 else []
+    if array.ndim > 1:
+        rest = kept if surplus > 0 else surviving
+        parts += [_shrink(array[i], target[1:], hint[i], dead, cost) for i in rest.tolist()]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)

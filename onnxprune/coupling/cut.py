@@ -1,0 +1,141 @@
+"""What survives of every tensor when some classes are removed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxprune.coupling.closure import alive_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from onnxprune.coupling.labels import Layer
+    from onnxprune.coupling.trace import Coupling
+
+__all__ = ["Cut", "CutError"]
+
+
+class CutError(Exception):
+    """A removal cannot be carried out at some tensor; the groups that cut it have to stay.
+
+    Attributes:
+        tensor: name of the tensor.
+    """
+
+    def __init__(self, tensor: str, text: str) -> None:
+        super().__init__(text)
+        self.tensor = tensor
+
+
+class Cut:
+    """A coupling with a set of dead classes.
+
+    Args:
+        coupling: labels of every tensor.
+        dead: classes to remove, composites included.
+    """
+
+    def __init__(self, coupling: Coupling, dead: Iterable[int]) -> None:
+        self.coupling = coupling
+        gone = np.zeros(coupling.relations.count, bool)
+        gone[list(dead)] = True
+        self._gone = gone
+
+    def alive(self, layer: Layer) -> NDArray[np.bool_]:
+        """Which positions of a layer survive, same shape as its atoms."""
+        return ~self._gone[self.coupling.relations.find(layer.atoms)]
+
+    def touches(self, name: str) -> bool:
+        """Whether anything of a tensor is removed."""
+        labels = self.coupling.tensors.get(name)
+        return labels is not None and any(not self.alive(one).all() for one in labels.layers)
+
+    def shape(self, name: str, *, second: bool = False) -> tuple[int, ...]:
+        """Shape of a tensor after the cut, at the first or the second observed size.
+
+        Raises:
+            CutError: when what survives is not rectangular or nothing is left.
+            KeyError: when the tensor was not observed.
+        """
+        facts = self.coupling.facts
+        observed = (facts.second if second else facts.first).shapes[name]
+        extents = list(observed)
+        labels = self.coupling.tensors.get(name)
+        for layers in _overlapping(labels.layers if labels else ()):
+            axes, alive = self._together(layers)
+            if alive.all():
+                continue
+            surviving = alive_shape(alive)
+            if surviving is None or 0 in surviving:
+                raise CutError(name, f"what is left of {name} is not a dense tensor")
+            for axis, before, after in zip(axes, alive.shape, surviving, strict=True):
+                extents[axis] = observed[axis] * after // before
+        return tuple(extents)
+
+    def kept(self, name: str) -> dict[int, NDArray[np.int64]]:
+        """Kept indices of every axis of a constant that is cut.
+
+        Raises:
+            CutError: when the cut is no product of indices per axis, or nothing is left.
+        """
+        result: dict[int, NDArray[np.int64]] = {}
+        for layers in _overlapping(self.coupling.tensors[name].layers):
+            axes, alive = self._together(layers)
+            if alive.all():
+                continue
+            size = 1
+            for position, axis in enumerate(axes):
+                others = tuple(i for i in range(alive.ndim) if i != position)
+                indices = np.flatnonzero(alive.any(axis=others))
+                size *= len(indices)
+                if len(indices) < alive.shape[position]:
+                    result[axis] = indices
+            if size != alive.sum() or size == 0:
+                raise CutError(name, f"the cut of {name} is no product of indices per axis")
+        return dict(sorted(result.items()))
+
+    def positions(self, name: str, axis: int) -> NDArray[np.bool_] | None:
+        """Survivors along one axis, one row for each surviving row of the other labelled axes.
+
+        Returns:
+            bool [rows, extent], or None when the axis loses nothing.
+        """
+        labels = self.coupling.tensors.get(name)
+        layers = [layer for layer in (labels.layers if labels else ()) if axis in layer.axes]
+        if not layers:
+            return None
+        alive = np.moveaxis(self.alive(layers[0]), layers[0].axes.index(axis), -1)
+        rows = alive.reshape(-1, alive.shape[-1])
+        rows = rows[rows.any(axis=1)]
+        return None if rows.all() else rows
+
+    def _together(self, layers: list[Layer]) -> tuple[tuple[int, ...], NDArray[np.bool_]]:
+        """Survivors over the union of the axes of overlapping layers."""
+        if len(layers) == 1:
+            return layers[0].axes, self.alive(layers[0])
+        axes: list[int] = []
+        extents: dict[int, int] = {}
+        for layer in sorted(layers, key=lambda one: -len(one.axes)):
+            axes += [axis for axis in layer.axes if axis not in axes]
+            extents |= dict(zip(layer.axes, layer.atoms.shape, strict=True))
+        alive = np.ones([extents[axis] for axis in axes], bool)
+        for layer in layers:
+            order = sorted(range(len(layer.axes)), key=lambda i: axes.index(layer.axes[i]))
+            part = self.alive(layer).transpose(order)
+            alive &= part[tuple(slice(None) if a in layer.axes else np.newaxis for a in axes)]
+        return tuple(axes), alive
+
+
+def _overlapping(layers: Iterable[Layer]) -> list[list[Layer]]:
+    """Split layers into sets that share axes."""
+    components: list[list[Layer]] = []
+    for layer in layers:
+        touching = [c for c in components if any(set(o.axes) & set(layer.axes) for o in c)]
+        merged = [layer, *(one for component in touching for one in component)]
+        components = [c for c in components if not any(c is other for other in touching)]
+        components.append(merged)
+    return components

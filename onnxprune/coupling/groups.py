@@ -1,0 +1,265 @@
+"""From labels to groups of removable units, and to the refusals for everything else."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxprune.coupling.closure import ConstraintSet
+from onnxprune.coupling.disjoint import DisjointSets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from onnxprune.coupling.step import Consumer
+    from onnxprune.coupling.trace import Coupling
+
+__all__ = ["Group", "OwnedAxes", "Reading", "Refused", "find_groups", "find_refusals"]
+
+
+@dataclass(frozen=True)
+class OwnedAxes:
+    """Axes of a constant that a group cuts.
+
+    Attributes:
+        tensor: name of the constant.
+        axes: the axes, in nesting order.
+        units: unit index at each position, -1 where the position is not the group's; one
+            dimension per axis.
+    """
+
+    tensor: str
+    axes: tuple[int, ...]
+    units: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A contraction that reads the group.
+
+    Attributes:
+        consumer: node, activation, weight and axes.
+        axes: axes of the activation that carry the label, in nesting order.
+        units: unit index at each position of these axes, -1 where it is not the group's.
+    """
+
+    consumer: Consumer
+    axes: tuple[int, ...]
+    units: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that depend on each other or sit on one axis, with everything that goes with them.
+
+    Attributes:
+        name: the tensor and axis that makes the units, as `tensor[axis]`.
+        kind: channel, head or channel group.
+        units: class of each unit, in the order of that axis: int32 [size].
+        classes: all classes of the group, composites included.
+        constraints: what must hold between them.
+        owned: the constants cut with the group.
+        readings: the contractions that read it.
+        axes: unit indices of every distinct set of units that shares an axis.
+        closed: for each entry of `axes`, whether nothing else lies on that axis, so that one of
+            its units has to stay.
+    """
+
+    name: str
+    kind: str
+    units: NDArray[np.int32]
+    classes: NDArray[np.int32]
+    constraints: ConstraintSet
+    owned: tuple[OwnedAxes, ...]
+    readings: tuple[Reading, ...]
+    axes: tuple[tuple[int, ...], ...]
+    closed: tuple[bool, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return len(self.units)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An axis of a weight that cannot be cut, or only in part.
+
+    Attributes:
+        axis: as `tensor[axis]`.
+        node: the node that forbids it.
+        reason: in plain words.
+        parameters: elements of the tensor that it holds back.
+    """
+
+    axis: str
+    node: str
+    reason: str
+    parameters: int
+
+
+def find_groups(coupling: Coupling) -> list[Group]:
+    """Collect removable units into groups, in the order in which the graph makes them."""
+    view = _ClassView(coupling)
+    groups = (view.group(key) for key in view.components())
+    return [group for group in groups if group is not None]
+
+
+def find_refusals(coupling: Coupling) -> list[Refused]:
+    """List every axis of a weight that makes something and cannot be cut, or only in part."""
+    relations = coupling.relations
+    blocks, classes = relations.blocks(), relations.find(np.arange(relations.count, dtype=np.int32))
+    start = np.searchsorted(np.sort(blocks), np.arange(len(relations.origins) + 1))
+    by_block = np.argsort(blocks, kind="stable")
+    refused = []
+    for number, origin in enumerate(relations.origins):
+        atoms = by_block[start[number] : start[number + 1]]
+        frozen = atoms[classes[atoms] == 0]
+        if origin.tensor not in coupling.facts.constants or not len(frozen):
+            continue
+        reason = relations.reason(int(frozen[0]))
+        size = int(np.prod(coupling.tensors[origin.tensor].shape))
+        refused.append(
+            Refused(
+                axis=f"{origin.tensor}[{origin.axis}]",
+                node=reason.node if reason else "",
+                reason=reason.text if reason else "",
+                parameters=size * len(frozen) // len(atoms),
+            )
+        )
+    return refused
+
+
+class _ClassView:
+    """Layers, constraints and consumers of a coupling in terms of classes, by component."""
+
+    def __init__(self, coupling: Coupling) -> None:
+        relations = coupling.relations
+        self.coupling = coupling
+        self.classes = relations.find(np.arange(relations.count, dtype=np.int32))
+        self.component = _components(coupling, self.classes)
+        blocks = relations.blocks()
+        atoms = np.flatnonzero(blocks >= 0)
+        found, first = np.unique(self.classes[atoms], return_index=True)
+        self.first_atom = dict(zip(found.tolist(), atoms[first].tolist(), strict=True))
+        self.definitions = self._by_component(
+            [np.append(self.classes[m], self.classes[c]) for c, m in relations.definitions]
+        )
+        self.rectangles = self._by_component([self.classes[a] for a in relations.rectangles])
+        self.alignments = self._by_component(
+            [np.unique(self.classes[a], axis=0) for a in relations.alignments]
+        )
+        self.layers: dict[int, list[tuple[str, tuple[int, ...], NDArray[np.int32]]]]
+        self.layers = defaultdict(list)
+        for name, labels in coupling.tensors.items():
+            for layer in labels.layers:
+                ids = self.classes[layer.atoms]
+                for key in self._keys(ids):
+                    self.layers[key].append((name, layer.axes, ids))
+
+    def components(self) -> list[int]:
+        """Components with something removable, in the order of their first atom."""
+        return np.unique(self.component[self.classes[self.classes > 0]]).tolist()
+
+    def group(self, key: int) -> Group | None:
+        """Build the group of a component; None when no weight would become smaller."""
+        units = self._units(key)
+        index = np.full(len(self.classes), -1, np.int64)
+        index[units] = np.arange(len(units))
+        owned = tuple(
+            OwnedAxes(name, axes, index[ids])
+            for name, axes, ids in self.layers[key]
+            if name in self.coupling.facts.constants
+        )
+        if not owned or not len(units):
+            return None
+        readings = tuple(self._readings(key, index))
+        axes = self._axes(key, index)
+        classes = np.flatnonzero((self.component == key) & (self.classes > 0))
+        constraints = self._constraints(key)
+        return Group(
+            name=self._name(units, owned),
+            kind=_kind(constraints, readings),
+            units=units,
+            classes=np.unique(self.classes[classes]),
+            constraints=constraints,
+            owned=owned,
+            readings=readings,
+            axes=tuple(axes),
+            closed=tuple(axes.values()),
+        )
+
+    def _units(self, key: int) -> NDArray[np.int32]:
+        members = np.unique(self.classes[(self.component == key) & (self.classes > 0)])
+        made = [one for one in members.tolist() if one in self.first_atom]
+        return np.array(sorted(made, key=self.first_atom.__getitem__), np.int32)
+
+    def _name(self, units: NDArray[np.int32], owned: tuple[OwnedAxes, ...]) -> str:
+        relations = self.coupling.relations
+        origin = relations.origins[relations.blocks()[self.first_atom[int(units[0])]]]
+        if origin.tensor in self.coupling.facts.constants:
+            return f"{origin.tensor}[{origin.axis}]"
+        return f"{owned[0].tensor}[{owned[0].axes[0]}]"
+
+    def _readings(self, key: int, index: NDArray[np.int64]) -> Iterator[Reading]:
+        for consumer in self.coupling.consumers:
+            for layer in self.coupling.tensors[consumer.tensor].layers:
+                ids = self.classes[layer.atoms]
+                if consumer.axis in layer.axes and key in self._keys(ids):
+                    yield Reading(consumer, layer.axes, index[ids])
+
+    def _axes(self, key: int, index: NDArray[np.int64]) -> dict[tuple[int, ...], bool]:
+        """Distinct sets of units on one axis, and whether nothing else is on it."""
+        found: dict[tuple[int, ...], bool] = {}
+        for _, _, ids in self.layers[key]:
+            units = np.unique(index[ids])
+            mine = tuple(units[units >= 0].tolist())
+            if mine:
+                found[mine] = found.get(mine, False) or bool((ids > 0).all() and units[0] >= 0)
+        return found
+
+    def _constraints(self, key: int) -> ConstraintSet:
+        definitions = tuple((int(d[-1]), np.unique(d[:-1])) for d in self.definitions[key])
+        return ConstraintSet(definitions, tuple(self.rectangles[key]), tuple(self.alignments[key]))
+
+    def _keys(self, ids: NDArray[np.int32]) -> list[int]:
+        return np.unique(self.component[ids[ids > 0]]).tolist()
+
+    def _by_component(
+        self, arrays: Iterable[NDArray[np.int32]]
+    ) -> dict[int, list[NDArray[np.int32]]]:
+        distinct = {(array.shape, array.tobytes()): array for array in arrays}
+        sorted_: dict[int, list[NDArray[np.int32]]] = defaultdict(list)
+        for array in distinct.values():
+            for key in self._keys(array):
+                sorted_[key].append(array)
+        return sorted_
+
+
+def _components(coupling: Coupling, classes: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Connect classes that share a block of atoms or a constraint: component of each atom."""
+    relations = coupling.relations
+    sets = DisjointSets(relations.count)
+    blocks = relations.blocks()
+    order = np.argsort(blocks, kind="stable").astype(np.int32)
+    order = order[(blocks[order] >= 0) & (classes[order] > 0)]
+    same = blocks[order[1:]] == blocks[order[:-1]]
+    sets.link_all(classes[order[:-1][same]], classes[order[1:][same]])
+    together = [np.append(members, np.int32(c)) for c, members in relations.definitions]
+    together += [array.ravel() for array in (*relations.rectangles, *relations.alignments)]
+    for atoms in together:
+        ids = classes[atoms]
+        ids = ids[ids > 0]
+        sets.link_all(ids[:-1], ids[1:])
+    return sets.roots(classes)
+
+
+def _kind(constraints: ConstraintSet, readings: tuple[Reading, ...]) -> str:
+    if not len(constraints):
+        return "channel"
+    return "head" if any(one.consumer.weight is None for one in readings) else "channel group"

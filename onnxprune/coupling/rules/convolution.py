@@ -1,0 +1,130 @@
+"""Conv and ConvTranspose, with groups.
+
+A plain convolution contracts the input's channels with the weight's input axis. With groups, the
+weight is cut per group: with in-atoms A [g, I/g] and out-atoms o [g, O/g], a group disappears whole
+on both sides, all groups keep equally many channels, and the positions kept within a group are the
+same everywhere, so that the cut is a product of kept indices per axis (plan format).
+Depthwise falls out: a conjunction of one atom is that atom.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxprune.coupling.join import Operand
+from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.relations import Origin
+from onnxprune.coupling.rules.contraction import contract_operands
+from onnxprune.coupling.step import Consumer, Refusal, node_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from onnxprune.coupling.labels import TensorLabels
+    from onnxprune.coupling.step import Step
+
+__all__ = ["RULES"]
+
+_KERNEL = "kernel axes of a convolution"
+_SPATIAL = "a convolution runs over this axis"
+
+
+def _conv(step: Step) -> None:
+    _convolve(step, transposed=False)
+
+
+def _conv_transpose(step: Step) -> None:
+    _convolve(step, transposed=True)
+
+
+def _convolve(step: Step, transposed: bool) -> None:
+    data = step.read(0)
+    rank = len(data.shape)
+    step.fix(data, range(2, rank), _SPATIAL)
+    group = int(step.attribute("group", 1))
+    output = (
+        _grouped(step, data, group, transposed) if group > 1 else _plain(step, data, transposed)
+    )
+    step.add_bias(output, 2, (1,))
+
+
+def _plain(step: Step, data: TensorLabels, transposed: bool) -> TensorLabels:
+    weight = step.read(1)
+    rank = len(weight.shape)
+    step.fix(weight, range(2, rank), _KERNEL)
+    batch, channel, made = 0, 1, rank
+    axes = (channel, made) if transposed else (made, channel)
+    operands = [
+        Operand(data, (batch, channel, *[None] * (rank - 2))),
+        Operand(weight, (*axes, *[None] * (rank - 2))),
+    ]
+    return contract_operands(step, operands, (batch, made))
+
+
+def _grouped(step: Step, data: TensorLabels, group: int, transposed: bool) -> TensorLabels:
+    weight = step.read(1)
+    inside = _input_atoms(data).reshape(group, -1)
+    made = weight.shape[1] * group if transposed else weight.shape[0]
+    if weight.pristine:
+        weight.pristine = False
+        origin = Origin(weight.name, 1 if transposed else 0)
+        outside = step.relations.fresh((group, made // group), origin)
+        weight.layers = _weight_layers(inside, outside, transposed)
+    else:
+        outside = _shared_weight(step, weight, inside, group, transposed)
+    relations = step.relations
+    relations.unify(relations.conjunction(inside), relations.conjunction(outside))
+    relations.rectangle(inside)
+    relations.rectangle(outside)
+    relations.align(outside if transposed else inside)
+    if inside.shape[1] > 1:
+        where = (weight.name, 0 if transposed else 1, group)
+        step.consumers.append(Consumer(node_id(step.node), data.name, 1, *where))
+    batch = [layer for layer in data.layers if layer.axes == (0,)]
+    return step.emit([*batch, Layer((1,), outside.ravel())], zero=True)
+
+
+def _input_atoms(data: TensorLabels) -> NDArray[np.int32]:
+    layers = [layer for layer in data.layers if 1 in layer.axes]
+    if any(layer.axes != (1,) for layer in layers):
+        raise Refusal("the channels of a grouped convolution are part of a joint label")
+    return layers[0].atoms if layers else np.zeros(data.shape[1], np.int32)
+
+
+def _weight_layers(
+    inside: NDArray[np.int32], outside: NDArray[np.int32], transposed: bool
+) -> tuple[Layer, ...]:
+    """Axis 0 of the weight is flat; axis 1 shows every row the other side of its own group."""
+    rows, columns = (inside, outside) if transposed else (outside, inside)
+    layers = [Layer((0,), rows.ravel())]
+    if columns.shape[1] > 1:
+        layers.append(Layer((0, 1), np.repeat(columns, rows.shape[1], axis=0)))
+    return tuple(layers)
+
+
+def _shared_weight(
+    step: Step, weight: TensorLabels, inside: NDArray[np.int32], group: int, transposed: bool
+) -> NDArray[np.int32]:
+    """Tie a grouped weight that another node has labelled already; returns its out-atoms."""
+    flat = next((layer.atoms for layer in weight.layers if layer.axes == (0,)), None)
+    nested = next((layer.atoms for layer in weight.layers if layer.axes == (0, 1)), None)
+    if not weight.constant or flat is None or (nested is None and weight.shape[1] > 1):
+        raise Refusal("the weight of a grouped convolution is computed or used by another op")
+    rows = flat.reshape(group, -1)
+    if nested is None:
+        columns = step.relations.conjunction(rows)[:, np.newaxis]
+    else:
+        columns = nested[:: rows.shape[1]]
+    known, outside = (rows, columns) if transposed else (columns, rows)
+    step.relations.unify(known, inside)
+    return outside
+
+
+RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+    ("", "Conv"): _conv,
+    ("", "ConvTranspose"): _conv_transpose,
+}

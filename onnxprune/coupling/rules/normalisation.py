@@ -1,0 +1,91 @@
+"""Ops whose statistics run over some axes: those axes are collapsed, parameters are joined.
+
+Collapsing freezes a plain label (its statistics would change) and ties a joint one along the axis,
+so that a whole head or a whole group, which has statistics of its own, can still be removed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxprune.coupling.join import Operand, join
+from onnxprune.coupling.step import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from onnxprune.coupling.step import Step
+
+__all__ = ["RULES"]
+
+_SMALLEST_EPSILON = 1e-12
+
+
+def _normalise(
+    step: Step, over: Iterable[int], parameters: Sequence[int], axes: Sequence[int]
+) -> None:
+    """Collapse the axes `over`, then join per-channel parameters that lie along `axes`."""
+    labels = step.read()
+    step.fix(labels, over, f"{step.node.op_type} takes statistics over it")
+    operands = [Operand(labels, tuple(range(len(labels.shape))))]
+    for slot in parameters:
+        if step.has(slot):
+            parameter = step.read(slot)
+            aligned = tuple(axes)[-len(parameter.shape) :] if parameter.shape else ()
+            operands.append(Operand(parameter, aligned))
+    layers = join(step.relations, operands)
+    step.emit(layers, zero=all(one.blanks(layers) for one in operands[1:]) and len(operands) > 1)
+
+
+def _batch(step: Step) -> None:
+    """BatchNormalization: per channel, so nothing collapses unless it recomputes statistics."""
+    if len(step.outputs()) > 1:
+        raise Refusal("BatchNormalization with training outputs")
+    rank = len(step.shape())
+    training = bool(step.attribute("training_mode", 0))
+    over = [axis for axis in range(rank) if axis != 1] if training else []
+    _normalise(step, over, (1, 2, 3, 4), (1,))
+
+
+def _instance(step: Step) -> None:
+    if float(step.attribute("epsilon", 1e-5)) < _SMALLEST_EPSILON:
+        raise Refusal("InstanceNormalization without epsilon divides 0 by 0")
+    _normalise(step, range(2, len(step.shape())), (1, 2), (1,))
+
+
+def _layer(step: Step) -> None:
+    """LayerNormalization and its relatives normalise every axis from `axis` on."""
+    rank = len(step.shape())
+    over = range(step.axis(rank, -1), rank)
+    _normalise(step, over, (1, 2), range(rank))
+
+
+def _along_axis(step: Step) -> None:
+    """LpNormalization, CumSum and the like: one axis, no parameters."""
+    rank = len(step.shape())
+    axes = step.integers(1, "axis") or [-1]
+    _normalise(step, [axes[0] % rank], (), ())
+
+
+def _softmax(step: Step) -> None:
+    """Before opset 13 the input is flattened to 2-D at `axis`."""
+    rank = len(step.shape())
+    axis = step.axis(rank, 1 if step.opset < 13 else -1)
+    _normalise(step, range(axis, rank) if step.opset < 13 else [axis], (), ())
+
+
+def _local_response(step: Step) -> None:
+    _normalise(step, [1], (), ())
+
+
+RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+    ("", "BatchNormalization"): _batch,
+    ("", "InstanceNormalization"): _instance,
+    **{
+        ("", op): _layer
+        for op in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+    },
+    **{("", op): _along_axis for op in ("LpNormalization", "CumSum")},
+    **{("", op): _softmax for op in ("Softmax", "LogSoftmax", "Hardmax")},
+    ("", "LRN"): _local_response,
+}

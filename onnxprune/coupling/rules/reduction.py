@@ -1,0 +1,75 @@
+"""Ops that reduce axes or pool over them: reduced axes collapse, the others go on.
+
+A sum over fewer entries is exact when the removed ones are zero: ReduceSum and its relatives then
+collapse nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxprune.coupling.labels import Layer, movable, project
+from onnxprune.coupling.step import Consumer, node_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onnxprune.coupling.step import Step
+
+__all__ = ["RULES"]
+
+_EXACT = "ReduceSum ReduceL1 ReduceL2 ReduceSumSquare".split()
+_STATISTICS = "ReduceMean ReduceMax ReduceMin ReduceProd ReduceLogSum ReduceLogSumExp".split()
+_GLOBAL_POOLS = "GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
+_POOLS = "AveragePool MaxPool LpPool".split()
+
+
+def _reduce(step: Step) -> None:
+    labels = step.read()
+    rank = len(labels.shape)
+    layers = movable(step.relations, labels)
+    axes = step.integers(1, "axes")
+    if axes is None:
+        axes = [] if step.attribute("noop_with_empty_axes", 0) else list(range(rank))
+    reduced = {axis % rank for axis in axes}
+    exact = step.node.op_type in _EXACT and labels.zero
+    for axis in sorted(reduced):
+        if exact and any(axis in layer.axes for layer in layers):
+            step.consumers.append(Consumer(node_id(step.node), labels.name, axis))
+        elif not exact:
+            layers = step.fix(labels, [axis], f"{step.node.op_type} takes statistics over it")
+    kept = [axis for axis in range(rank) if axis not in reduced]
+    left = [project(step.relations, one, kept) for one in layers if set(one.axes) & set(kept)]
+    position = {axis: i for i, axis in enumerate(kept)}
+    if step.attribute("keepdims", 1):
+        position = {axis: axis for axis in kept}
+    result = [Layer(tuple(position[a] for a in one.axes), one.atoms, one.flexible) for one in left]
+    zero = labels.zero and step.node.op_type not in ("ReduceLogSum", "ReduceLogSumExp")
+    step.emit(result, zero=zero)
+
+
+def _pick(step: Step) -> None:
+    """ArgMax, ArgMin, TopK: positions along the axis mean something."""
+    labels = step.read()
+    rank = len(labels.shape)
+    axis = step.axis(rank, -1 if step.node.op_type == "TopK" else 0)
+    movable(step.relations, labels)
+    layers = step.fix(labels, [axis], f"{step.node.op_type} names positions along it")
+    if not step.attribute("keepdims", 1):
+        layers = tuple(Layer(tuple(a - (a > axis) for a in one.axes), one.atoms) for one in layers)
+    for slot in step.outputs():
+        step.emit(layers, slot)
+
+
+def _pool(step: Step) -> None:
+    labels = step.read()
+    layers = step.fix(labels, range(2, len(labels.shape)), f"{step.node.op_type} runs over it")
+    for slot in step.outputs():
+        step.emit(layers, slot, zero=labels.zero and slot == 0)
+
+
+RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+    **{("", op): _reduce for op in (*_EXACT, *_STATISTICS)},
+    **{("", op): _pick for op in ("ArgMax", "ArgMin", "TopK")},
+    **{("", op): _pool for op in (*_GLOBAL_POOLS, *_POOLS)},
+}

@@ -1,0 +1,186 @@
+"""What a coupling rule sees of the node it describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.coupling.join import Operand, broadcast_axes, join
+from onnxprune.coupling.labels import Layer, TensorLabels, collapse, rename, simplify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from onnxprune.coupling.labels import Layers
+    from onnxprune.coupling.relations import Relations
+
+__all__ = ["Consumer", "Refusal", "Rule", "Step", "node_id"]
+
+Rule = "Callable[[Step], None]"
+
+
+class Refusal(Exception):
+    """A rule cannot describe a node; all its inputs are frozen for the given reason."""
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A contraction that reads a labelled axis: where a removal is felt and repaired.
+
+    Attributes:
+        node: id of the node (name of its first output).
+        tensor: the activation read.
+        axis: its contracted axis.
+        weight: the constant it is multiplied with, or None for another activation.
+        weight_axis: the contracted axis of the weight.
+        group: number of convolution groups.
+    """
+
+    node: str
+    tensor: str
+    axis: int
+    weight: str | None = None
+    weight_axis: int = 0
+    group: int = 1
+
+
+def node_id(node: ir.Node) -> str:
+    """Name a node by its first output: unique, and stable when nodes are added around it."""
+    return next((value.name for value in node.outputs if value.name), node.name or "") or ""
+
+
+class Step:
+    """One node during the trace: labels of its inputs, integers, attributes, and the outputs.
+
+    A rule *reads* the slots whose labels it understands; every other slot is frozen afterwards.
+    """
+
+    def __init__(
+        self,
+        node: ir.Node,
+        opset: int,
+        relations: Relations,
+        tensors: dict[str, TensorLabels],
+        shapes: Mapping[str, tuple[int, ...]],
+        values: Callable[[str], NDArray[Any] | None],
+    ) -> None:
+        self.node = node
+        self.opset = opset
+        self.relations = relations
+        self.consumers: list[Consumer] = []
+        self.divisors: set[str] = set()
+        self.understood: set[int] = set()
+        self.tensors = tensors
+        self.shapes = shapes
+        self._values = values
+
+    def has(self, slot: int) -> bool:
+        """Whether the optional input `slot` is there."""
+        return slot < len(self.node.inputs) and self.node.inputs[slot] is not None
+
+    def name(self, slot: int) -> str:
+        """Name of the tensor at an input slot."""
+        value = self.node.inputs[slot]
+        return (value.name or "") if value is not None else ""
+
+    def known(self, slot: int) -> bool:
+        """Whether the tensor at an input slot was observed."""
+        return self.name(slot) in self.tensors
+
+    def read(self, slot: int = 0) -> TensorLabels:
+        """Labels of an input; declares that the rule understands this slot."""
+        self.understood.add(slot)
+        return self.tensors[self.name(slot)]
+
+    def peek(self, slot: int) -> TensorLabels:
+        """Labels of an input that the rule does not take over."""
+        return self.tensors[self.name(slot)]
+
+    def shape(self, slot: int = 0) -> tuple[int, ...]:
+        """Concrete shape of an input."""
+        return self.tensors[self.name(slot)].shape
+
+    def out_shape(self, slot: int = 0) -> tuple[int, ...]:
+        """Concrete shape of an output.
+
+        Raises:
+            Refusal: the shape was not observed.
+        """
+        name = self.node.outputs[slot].name or ""
+        if name not in self.shapes:
+            raise Refusal(f"the shape of {name or 'an output'} is unknown")
+        return self.shapes[name]
+
+    def outputs(self) -> list[int]:
+        """Slots of the outputs that are really used."""
+        return [i for i, value in enumerate(self.node.outputs) if value.name]
+
+    def value(self, slot: int) -> NDArray[Any] | None:
+        """Known value of an input: a constant or an observed integer tensor; None if absent."""
+        return self._values(self.name(slot)) if self.has(slot) else None
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """Value of an attribute, or the default."""
+        attribute = self.node.attributes.get(name)
+        return default if attribute is None else attribute.value
+
+    def integers(self, slot: int, attribute: str) -> list[int] | None:
+        """Integers given as input `slot` (newer opsets) or as attribute (older ones).
+
+        Raises:
+            Refusal: the input is there but its value is not known before run time.
+        """
+        if self.has(slot):
+            value = self.value(slot)
+            if value is None:
+                raise Refusal(f"{self.name(slot)} is only known at run time")
+            return [int(v) for v in np.atleast_1d(value).tolist()]
+        found = self.attribute(attribute)
+        return None if found is None else [int(v) for v in np.atleast_1d(found).tolist()]
+
+    def axis(self, rank: int, default: int, name: str = "axis") -> int:
+        """The `axis` attribute, made non-negative."""
+        return int(self.attribute(name, default)) % max(rank, 1)
+
+    def emit(
+        self, layers: Iterable[Layer], slot: int = 0, *, zero: bool = False, constant: bool = False
+    ) -> TensorLabels:
+        """Set the labels of an output (brought to normal form)."""
+        name = self.node.outputs[slot].name or ""
+        shape = self.out_shape(slot)
+        labels = TensorLabels(name, shape, simplify(self.relations, layers), constant, False, zero)
+        self.tensors[name] = labels
+        return labels
+
+    def fix(self, labels: TensorLabels, axes: Iterable[int], text: str) -> Layers:
+        """Freeze the labels of some axes (tie joint ones along them) and return what is left."""
+        for axis in axes:
+            labels.layers = collapse(self.relations, labels.layers, axis, text)
+        return labels.layers
+
+    def add_bias(self, output: TensorLabels, slot: int, axes: Sequence[int]) -> None:
+        """Join an additive input with an output already emitted."""
+        if not self.has(slot):
+            return
+        bias = self.read(slot)
+        operands = [Operand(output, tuple(range(len(output.shape)))), Operand(bias, tuple(axes))]
+        output.layers = join(self.relations, operands)
+        output.zero = output.zero and Operand(bias, tuple(axes)).blanks(output.layers)
+
+    def join_inputs(self, slots: Sequence[int]) -> tuple[list[Operand], Layers]:
+        """Broadcast inputs against each other; returns the operands and the result's layers."""
+        rank = len(self.out_shape())
+        labels = [self.read(slot) for slot in slots]
+        operands = [Operand(one, broadcast_axes(len(one.shape), rank)) for one in labels]
+        return operands, join(self.relations, operands)
+
+    def move(self, labels: TensorLabels, axes: Mapping[int, int]) -> Layers:
+        """Layers of a tensor under new axis numbers; layers on axes that vanish are left out."""
+        labels.materialise(self.relations)
+        kept = [layer for layer in labels.layers if all(axis in axes for axis in layer.axes)]
+        return rename(kept, dict(axes))

@@ -1,0 +1,1 @@
+"""Bridges to other ONNX tools: onnx-graphsurgeon, onnxruntime.quantization."""

@@ -1,0 +1,94 @@
+"""Inputs made up for a model of which nobody gave samples: enough to run it and to compare runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from onnxprune.model.inputs import InputSpec
+
+__all__ = ["FIRST_BATCH", "fits", "made_up_feed", "size_choices"]
+
+FIRST_BATCH = 2
+"""Rows of the first traced batch; the second has one more. Extent 1 would hide broadcasting."""
+
+_TYPICAL_SIZES = (7, 8, 16, 32, 64, 224, 2, 1)
+
+
+def size_choices(specs: Sequence[InputSpec]) -> Iterator[dict[tuple[str, int], int]]:
+    """Propose sizes for all dynamic axes, the most telling first.
+
+    Yields:
+        a size for every (input name, axis) that is dynamic. Axes with the same symbol agree; the
+        first axis of an input is taken for the batch.
+    """
+    dynamic = [
+        (spec.name, axis, extent)
+        for spec in specs
+        for axis, extent in enumerate(spec.shape or ())
+        if not isinstance(extent, int) or extent <= 0
+    ]
+    batch = {extent for _, axis, extent in dynamic if axis == 0 and isinstance(extent, str)}
+    others = sorted({str(e) for _, axis, e in dynamic if axis and e not in batch})
+    for size in _TYPICAL_SIZES if others else (0,):
+        spread = {symbol: size for symbol in others}
+        yield {
+            (name, axis): FIRST_BATCH if axis == 0 or extent in batch else spread[str(extent)]
+            for name, axis, extent in dynamic
+        }
+
+
+def made_up_feed(
+    specs: Sequence[InputSpec],
+    sizes: Mapping[tuple[str, int], int],
+    rng: np.random.Generator,
+    highest_integer: int = 2,
+) -> dict[str, NDArray[Any]]:
+    """Return a feed with normally distributed floats, small integers, and True for booleans.
+
+    Args:
+        specs: the model's inputs.
+        sizes: extents of the dynamic axes.
+        rng: source of the values.
+        highest_integer: integers lie below it (safe as indices into a table of that size).
+
+    Raises:
+        InputError: for inputs that cannot be made up (sequences, strings, unknown rank).
+    """
+    feed: dict[str, NDArray[Any]] = {}
+    for spec in specs:
+        if spec.dtype is None or spec.shape is None or spec.dtype.kind in "OUS":
+            raise InputError(
+                f"input {spec.name!r} is no numeric tensor of known rank; give --calibration"
+            )
+        shape = tuple(
+            sizes.get((spec.name, axis), extent if isinstance(extent, int) else FIRST_BATCH)
+            for axis, extent in enumerate(spec.shape)
+        )
+        if spec.dtype.kind in "iu":
+            feed[spec.name] = rng.integers(0, highest_integer, shape).astype(spec.dtype)
+        elif spec.dtype.kind == "b":
+            feed[spec.name] = np.ones(shape, spec.dtype)
+        else:
+            feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+    return feed
+
+
+def fits(specs: Sequence[InputSpec], feed: Mapping[str, NDArray[Any]], extra: int) -> bool:
+    """Whether every input of a feed may have `extra` more rows along its first axis."""
+    del feed, extra
+    return all(
+        spec.shape is not None and spec.shape and not _fixed(spec.shape[0]) for spec in specs
+    )
+
+
+def _fixed(extent: int | str | None) -> bool:
+    return isinstance(extent, int) and extent > 0

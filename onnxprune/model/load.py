@@ -1,0 +1,239 @@
+"""Any kind of ONNX model in, an onnx-ir model that is ours to change out, and the way back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, Union
+
+import onnx
+import onnx_ir as ir
+
+from onnxprune.errors import InputError
+from onnxprune.interop.graphsurgeon import from_ir, to_proto
+from onnxprune.model.protobuf import LARGEST_MESSAGE, parse, serialise
+from onnxprune.model.tensors import (
+    INLINE_LIMIT,
+    adopt_external_data,
+    initializers,
+    inline_bytes,
+    swapped,
+)
+from onnxprune.model.wellformed import check_wellformed, is_sorted
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+__all__ = ["LoadedModel", "ModelKind", "ModelSource", "convert", "fingerprint", "load"]
+
+ModelKind: TypeAlias = Literal["path", "proto", "ir", "graphsurgeon"]
+ModelSource: TypeAlias = Union[
+    str, "os.PathLike[str]", onnx.ModelProto, ir.Model, "gs.Graph"
+]  # a string of gs.Graph keeps onnx_graphsurgeon unimported
+
+_SMALL_TENSOR = 1024
+_OTHER_FORMATS = (
+    (0, b"PK\x03\x04", "a zip archive (a PyTorch or Keras checkpoint?); export it to ONNX first"),
+    (0, b"\x89HDF", "an HDF5 file; export it to ONNX first"),
+    (4, b"TFL3", "a TensorFlow Lite model; convert it to ONNX first"),
+    (4, b"ORTM", "an onnxruntime .ort model; prune the .onnx file it was made from"),
+    (0, b"version https://git-lfs", "a Git LFS pointer; fetch the model with 'git lfs pull'"),
+)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model as onnxprune works on it.
+
+    Attributes:
+        model: ours to change; tensors may be shared with the caller's object, so an initializer
+            is replaced by another value rather than renamed.
+        kind: what the caller gave, and gets back.
+        path: the file, None for the other kinds.
+        sha256: hexadecimal digest of the file's bytes, or of the serialised model.
+    """
+
+    model: ir.Model
+    kind: ModelKind
+    path: Path | None
+    sha256: str
+
+
+def load(source: ModelSource) -> LoadedModel:
+    """Read a model; weights in external data files stay there until they are needed.
+
+    Args:
+        source: a path, onnx.ModelProto, ir.Model or onnx_graphsurgeon Graph. It is never changed.
+
+    Raises:
+        InputError: when it cannot be read or is not an ONNX model onnxprune can handle.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _load_file(Path(source))
+    if isinstance(source, onnx.ModelProto):
+        return _load_proto(source, "proto", "the ModelProto")
+    if isinstance(source, ir.Model):
+        return _load_ir(source)
+    if type(source).__module__.partition(".")[0] == "onnx_graphsurgeon":
+        return _load_proto(to_proto(source), "graphsurgeon", "the graphsurgeon graph")
+    raise InputError(
+        "a model is a path, an onnx.ModelProto, an onnx_ir.Model or an onnx_graphsurgeon.Graph, "
+        f"not {type(source).__name__}"
+    )
+
+
+def convert(model: ir.Model, kind: ModelKind) -> onnx.ModelProto | ir.Model | gs.Graph:
+    """Turn a model back into the kind of object the caller gave.
+
+    Args:
+        model: the model; unchanged.
+        kind: "path" and "ir" give the ir.Model itself; "proto" and "graphsurgeon" objects carry
+            all their weights in memory.
+    """
+    if kind in ("path", "ir"):
+        return model
+    if kind == "graphsurgeon":
+        return from_ir(model)
+    in_memory = {
+        value: ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype)
+        for value in initializers(model)
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    with swapped(in_memory):
+        return ir.to_proto(model)
+
+
+def fingerprint(model: ir.Model) -> str:
+    """Return the SHA-256 of the serialised model, in hexadecimal; equal models, equal digests.
+
+    External data enters by its location only. Models too large for one protobuf message are
+    hashed tensor by tensor.
+    """
+    if inline_bytes(model) < INLINE_LIMIT:
+        return hashlib.sha256(serialise(ir.to_proto(model))).hexdigest()
+    digest = hashlib.sha256(serialise(_skeleton(model)))
+    for value in initializers(model):
+        tensor = value.const_value
+        if tensor is not None and not isinstance(tensor, ir.ExternalTensor):
+            digest.update(tensor.tobytes())
+    return digest.hexdigest()
+
+
+def _load_file(path: Path) -> LoadedModel:
+    data = _read(path)
+    try:
+        proto = parse(data)
+    except ValueError:
+        raise InputError(f"{path}: {_not_onnx(data)}") from None
+    if not proto.HasField("graph"):
+        raise InputError(f"{path}: {_not_onnx(data)}")
+    sha256 = hashlib.sha256(data).hexdigest()
+    del data
+    check_wellformed(proto, str(path))
+    model = _deserialise(proto, str(path))
+    ir.external_data.set_base_dir(model.graph, path.absolute().parent)
+    for function in model.functions.values():
+        ir.external_data.set_base_dir(function.graph, path.absolute().parent)
+    adopt_external_data(model, str(path))
+    return LoadedModel(model, "path", path, sha256)
+
+
+def _load_proto(proto: onnx.ModelProto, kind: ModelKind, name: str) -> LoadedModel:
+    check_wellformed(proto, name)
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer):
+        raise InputError(
+            f"{name} was loaded without its external data; give the path of its file instead"
+        )
+    model = _deserialise(proto, name)
+    try:
+        sha256 = hashlib.sha256(serialise(proto)).hexdigest()
+    except ValueError:  # more than 2 GB
+        sha256 = fingerprint(model)
+    return LoadedModel(model, kind, None, sha256)
+
+
+def _load_ir(source: ir.Model) -> LoadedModel:
+    name = "the ir.Model"
+    try:
+        skeleton = _skeleton(source)
+    except Exception as error:
+        raise InputError(f"{name} cannot be serialised: {_root_cause(error)}") from error
+    check_wellformed(skeleton, name)
+    try:
+        model = source.clone()
+    except Exception as error:
+        raise InputError(f"{name} cannot be copied: {_root_cause(error)}") from error
+    adopt_external_data(model, name)
+    return LoadedModel(model, "ir", None, fingerprint(model))
+
+
+def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name the .onnx file in it")
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        raise InputError(f"{path}: is not a regular file")
+    size = path.stat().st_size
+    if size == 0:
+        raise InputError(f"{path}: is empty; export the model again")
+    if size > LARGEST_MESSAGE:
+        raise InputError(
+            f"{path}: is larger than the 2 GB an ONNX file can hold; "
+            "store the weights as external data"
+        )
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _not_onnx(data: bytes) -> str:
+    for offset, magic, what in _OTHER_FORMATS:
+        if data[offset : offset + len(magic)] == magic:
+            return f"is not ONNX but {what}"
+    start = data[:1024]
+    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in start):
+        return "is a text file, not a binary ONNX model"
+    return "is not a readable ONNX model (truncated, or another format); copy or export it again"
+
+
+def _deserialise(proto: onnx.ModelProto, name: str) -> ir.Model:
+    try:
+        model = ir.from_proto(proto)
+        if not is_sorted(proto.graph):
+            model.graph.sort()
+    except Exception as error:
+        raise InputError(f"{name}: cannot be read: {_root_cause(error)}") from error
+    return model
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the first line of the innermost message; onnx-ir's outer ones quote whole graphs."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _skeleton(model: ir.Model) -> onnx.ModelProto:
+    """Serialise a model without the data of its larger tensors."""
+    hollow = {
+        value: ir.ExternalTensor(
+            "",
+            0,
+            tensor.nbytes,
+            ir.DataType(tensor.dtype),
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=value.name or "",
+        )
+        for value in initializers(model)
+        if (tensor := value.const_value) is not None
+        and not isinstance(tensor, ir.ExternalTensor)
+        and tensor.dtype != ir.DataType.STRING
+        and tensor.nbytes > _SMALL_TENSOR
+    }
+    with swapped(hollow):
+        return ir.to_proto(model)

@@ -1,0 +1,196 @@
+"""Shapes and integers of every tensor, observed in onnxruntime at two sizes.
+
+Declared shapes are missing or wrong in many exports, so nothing declared is believed: the model is
+run once for each size with a `Shape` node behind every tensor, which costs no more memory than
+inference. Two batch sizes tell which entries of a computed shape depend on the input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from onnxprune.errors import InputError, OnnxPruneError, RuntimeFailure
+from onnxprune.model.feeds import made_up_feed, size_choices
+from onnxprune.model.inputs import input_specs
+from onnxprune.model.runtime import open_session, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from onnxprune.model.runtime import Runtime
+
+__all__ = ["Facts", "Observation", "constants_of", "observe"]
+
+_SHAPE_OF = "onnxprune/shape/"
+_SMALL = 4096
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One run of the model.
+
+    Attributes:
+        feed: what it was run on.
+        shapes: shape of every tensor that ran.
+        integers: values of integer and boolean tensors of at most 4096 entries.
+    """
+
+    feed: Mapping[str, NDArray[Any]]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    integers: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a graph at its traced sizes.
+
+    Attributes:
+        first: the run the labels are traced on.
+        second: a run at another batch size, or the first again for a fixed batch.
+        constants: initializers and Constant outputs by name; values are read when asked for.
+    """
+
+    first: Observation
+    second: Observation
+    constants: Mapping[str, ir.TensorProtocol]
+
+    def value(self, name: str) -> NDArray[Any] | None:
+        """Value of a constant or of an observed integer tensor, at the first size."""
+        if name in self.constants:
+            return self.constants[name].numpy()
+        return self.first.integers.get(name)
+
+
+def constants_of(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
+    """Initializers and outputs of Constant nodes of a graph (without its subgraphs), by name."""
+    found: dict[str, ir.TensorProtocol] = {}
+    for name, value in graph.initializers.items():
+        if value.const_value is not None:
+            found[name] = value.const_value
+    for node in graph:
+        if node.op_type == "Constant" and node.domain == "" and node.outputs[0].name:
+            tensor = ir.convenience.get_const_tensor(node.outputs[0])
+            if tensor is not None:
+                found[node.outputs[0].name] = tensor
+    return found
+
+
+def observe(
+    model: ir.Model,
+    runtime: Runtime,
+    rng: np.random.Generator,
+    samples: Sequence[Mapping[str, NDArray[Any]]] = (),
+) -> Facts:
+    """Run a model at two sizes and note shapes and integers.
+
+    Args:
+        model: unchanged.
+        runtime: how to run it.
+        rng: for inputs that have to be made up.
+        samples: up to two real feeds of different batch size; made up when there are none.
+
+    Raises:
+        InputError: when no feed is given and none that runs can be made up.
+    """
+    constants = constants_of(model.graph)
+    probe = _with_shape_outputs(model, constants)
+    session = open_session(probe, runtime, optimise=False, arena=False)
+    if samples:
+        runs = [_observe_once(session, feed, constants) for feed in samples[:2]]
+        return Facts(runs[0], runs[-1], constants)
+    specs = input_specs(model)
+    problem: OnnxPruneError = InputError("the model could not be run")
+    for sizes in size_choices(specs):
+        for highest_integer in (2, 1):
+            try:
+                feed = made_up_feed(specs, sizes, rng, highest_integer)
+                first = _observe_once(session, feed, constants)
+            except RuntimeFailure as error:
+                problem = error
+                continue
+            larger = _larger_batch(specs, sizes)
+            try:
+                second = _observe_once(
+                    session, made_up_feed(specs, larger, rng, highest_integer), constants
+                )
+            except RuntimeFailure:
+                second = first
+            return Facts(first, second, constants)
+    raise InputError(f"the model does not run on made-up inputs, give --calibration ({problem})")
+
+
+def _larger_batch(
+    specs: Iterable[Any], sizes: Mapping[tuple[str, int], int]
+) -> dict[tuple[str, int], int]:
+    symbols = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
+    grown = {}
+    for spec in specs:
+        for axis, extent in enumerate(spec.shape or ()):
+            if (spec.name, axis) in sizes:
+                more = axis == 0 or extent in symbols
+                grown[spec.name, axis] = sizes[spec.name, axis] + more
+    return grown
+
+
+def _observe_once(
+    session: Any, feed: Mapping[str, NDArray[Any]], constants: Mapping[str, ir.TensorProtocol]
+) -> Observation:
+    results = run(session, feed)
+    shapes: dict[str, tuple[int, ...]] = {name: tuple(a.shape) for name, a in feed.items()}
+    shapes |= {name: tuple(tensor.shape.numpy()) for name, tensor in constants.items()}
+    integers: dict[str, NDArray[Any]] = {}
+    for name, result in results.items():
+        if name.startswith(_SHAPE_OF):
+            shapes[name.removeprefix(_SHAPE_OF)] = tuple(int(n) for n in result)
+        elif isinstance(result, np.ndarray):
+            shapes[name] = result.shape
+            if result.dtype.kind in "iub" and result.size <= _SMALL:
+                integers[name] = result
+    return Observation(feed, shapes, integers)
+
+
+def _with_shape_outputs(model: ir.Model, constants: Mapping[str, ir.TensorProtocol]) -> ir.Model:
+    """A copy of the model that also returns the shape, or the small integers, of every tensor."""
+    probe = model.clone()
+    _infer_types(probe)
+    graph = probe.graph
+    known = {value.name for value in graph.outputs}
+    for node in list(graph):
+        for value in node.outputs:
+            if not value.name or value.name in known or value.name in constants:
+                continue
+            if _is_float(value):
+                name = _SHAPE_OF + value.name
+                shape = ir.Node("", "Shape", [value], num_outputs=1, name=name)
+                shape.outputs[0].name = name
+                shape.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+                graph.insert_after(node, shape)
+                graph.outputs.append(shape.outputs[0])
+            else:
+                graph.outputs.append(value)
+    return probe
+
+
+def _is_float(value: ir.Value) -> bool:
+    return isinstance(value.type, ir.TensorType) and value.type.dtype.is_floating_point()
+
+
+def _infer_types(model: ir.Model) -> None:
+    """Fill in element types; shapes are dropped, declared ones may be wrong."""
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    try:
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+    except Exception:  # tensors of unknown type are fetched whole
+        return
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None

@@ -1,0 +1,212 @@
+"""onnxruntime sessions over onnx-ir models: silent, without copies of external weights."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from onnxprune.errors import InputError, RuntimeFailure
+from onnxprune.model.protobuf import serialise
+from onnxprune.model.save import save
+from onnxprune.model.tensors import INLINE_LIMIT, external_initializers, inline_bytes
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+__all__ = ["Runtime", "open_session", "run"]
+
+_FATAL = 4
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How onnxruntime is to run a model.
+
+    Attributes:
+        providers: execution providers, the preferred one first.
+        threads: threads within an operator; 0 lets onnxruntime decide.
+    """
+
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    threads: int = 0
+
+    def validate(self) -> None:
+        """Check the settings against the installed onnxruntime.
+
+        Raises:
+            InputError: for an unknown provider (names the available ones) or negative threads.
+        """
+        import onnxruntime as ort
+
+        available = ort.get_available_providers()
+        if not self.providers:
+            raise InputError(f"no execution provider given; available: {', '.join(available)}")
+        for provider in self.providers:
+            if provider not in available:
+                raise InputError(
+                    f"unknown execution provider {provider!r}; available in this onnxruntime: "
+                    f"{', '.join(available)}"
+                )
+        if self.threads < 0:
+            raise InputError(f"threads must be 0 (onnxruntime decides) or more, not {self.threads}")
+
+
+def open_session(
+    model: ir.Model | onnx.ModelProto,
+    runtime: Runtime,
+    *,
+    optimise: bool = True,
+    arena: bool = True,
+) -> ort.InferenceSession:
+    """Load a model into onnxruntime.
+
+    Weights in external data files are mapped from there. Only a model whose remaining weights
+    exceed 2 GB, or whose data files lie in several folders, goes through a temporary copy.
+
+    Args:
+        model: unchanged; a ModelProto has to carry its weights.
+        runtime: providers and threads.
+        optimise: False runs the nodes exactly as written (ORT_DISABLE_ALL).
+        arena: False gives memory back after each run, for large activations.
+
+    Raises:
+        RuntimeFailure: when onnxruntime refuses the model.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = arena
+    options.intra_op_num_threads = runtime.threads
+    if isinstance(model, ir.Model):
+        folders = {os.path.abspath(tensor.base_dir) for tensor in external_initializers(model)}
+        if len(folders) > 1 or inline_bytes(model) > INLINE_LIMIT:
+            return _open_through_file(model, options, runtime)
+        for folder in folders:
+            options.add_session_config_entry(_EXTERNAL_FOLDER, folder)
+        proto = ir.to_proto(model)
+    else:
+        proto = model
+    try:
+        data = serialise(proto)
+    except ValueError as error:
+        raise RuntimeFailure(f"the model cannot be serialised: {_first_line(error)}") from error
+    return _create(data, options, runtime)
+
+
+def run(
+    session: ort.InferenceSession,
+    feed: Mapping[str, npt.NDArray[Any]],
+    outputs: Sequence[str] | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """Run a session once.
+
+    Args:
+        session: as opened by `open_session`.
+        feed: arrays by input name; bfloat16 and float8 arrays as ml_dtypes.
+        outputs: names of the outputs wanted, None for all.
+
+    Returns:
+        Arrays by output name; an output that is a sequence or map comes as onnxruntime gives it.
+
+    Raises:
+        RuntimeFailure: with the first line of onnxruntime's message.
+    """
+    names = list(outputs) if outputs is not None else [out.name for out in session.get_outputs()]
+    types = [value.type for value in (*session.get_inputs(), *session.get_outputs())]
+    try:
+        if any(_numpy_lacks(text) for text in types):
+            return _run_with_values(session, feed, names)
+        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+    except Exception as error:
+        raise RuntimeFailure(f"onnxruntime cannot run the model: {_first_line(error)}") from error
+
+
+def _create(
+    source: bytes | str, options: ort.SessionOptions, runtime: Runtime
+) -> ort.InferenceSession:
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(source, options, providers=list(runtime.providers))
+    except Exception as error:
+        raise RuntimeFailure(f"onnxruntime refuses the model: {_first_line(error)}") from error
+
+
+def _open_through_file(
+    model: ir.Model, options: ort.SessionOptions, runtime: Runtime
+) -> ort.InferenceSession:
+    folder = tempfile.mkdtemp(prefix="onnxprune-")
+    try:
+        path = Path(folder) / "model.onnx"
+        save(model, path)
+        session = _create(str(path), options, runtime)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    # The session maps the weights; POSIX lets the files go at once, Windows only afterwards.
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.exists(folder):
+        weakref.finalize(session, shutil.rmtree, folder, ignore_errors=True)
+    return session
+
+
+def _numpy_lacks(type_text: str) -> bool:
+    """Say whether onnxruntime cannot exchange this tensor type as a plain numpy array."""
+    return "bfloat16" in type_text or "float8" in type_text
+
+
+def _element_type(type_text: str) -> ir.DataType:
+    """Turn onnxruntime's "tensor(bfloat16)" into the ONNX data type."""
+    return ir.DataType[type_text.removeprefix("tensor(").removesuffix(")").upper()]
+
+
+def _run_with_values(
+    session: ort.InferenceSession, feed: Mapping[str, npt.NDArray[Any]], names: list[str]
+) -> dict[str, npt.NDArray[Any]]:
+    """Run through OrtValues, passing the bits of types that onnxruntime's numpy bridge lacks."""
+    import onnxruntime as ort
+
+    types = {value.name: value.type for value in session.get_inputs()}
+    values = {}
+    for name, array in feed.items():
+        if _numpy_lacks(types.get(name, "")):
+            dtype = _element_type(types[name])
+            bits = np.ascontiguousarray(array, dtype.numpy())
+            unsigned = np.uint16 if dtype.itemsize == 2 else np.uint8
+            values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                bits.view(unsigned), int(dtype)
+            )
+        else:
+            values[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    results = session.run_with_ort_values(names, values)
+    return {name: _to_numpy(value) for name, value in zip(names, results, strict=True)}
+
+
+def _to_numpy(value: ort.OrtValue) -> npt.NDArray[Any]:
+    if not _numpy_lacks(value.data_type()):
+        array: npt.NDArray[Any] = value.numpy()
+        return array
+    dtype = _element_type(value.data_type())
+    bits = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(bits, dtype.numpy()).reshape(value.shape())
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

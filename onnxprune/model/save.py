@@ -1,0 +1,214 @@
+"""Files out, whole or not at all: models with their external data, and text.
+
+Everything is written to temporary files beside the destination, flushed to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx_ir as ir
+
+from onnxprune.errors import InputError
+from onnxprune.model.protobuf import serialise
+from onnxprune.model.tensors import INLINE_LIMIT, data_file_of, initializers, swapped
+
+__all__ = ["check_writable", "save", "write_text_atomic"]
+
+# Below this many bytes a tensor is cheaper inside the model than in a data file.
+_EXTERNAL_FROM = 1024
+_BINARY = getattr(os, "O_BINARY", 0)  # only Windows tells text from binary files
+
+
+def check_writable(path: str | os.PathLike[str], protect: Path | None = None) -> None:
+    """Make sure that a file can be written, before any work is spent on its content.
+
+    Args:
+        path: the file to be written later.
+        protect: a file that must not be overwritten: the input.
+
+    Raises:
+        InputError: when the folder is missing or not writable, or the path is the input's.
+    """
+    target = Path(path)
+    for file in (target, _data_path(target)):
+        if protect is not None and _same_file(file, protect):
+            raise InputError(f"{path}: would overwrite the input {protect}; name another file")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{path}: exists and is not a regular file; name another file")
+    if not target.parent.exists():
+        raise InputError(f"{path}: the folder {target.parent} does not exist; create it first")
+    if not target.parent.is_dir():
+        raise InputError(f"{path}: {target.parent} is not a folder")
+    probe = _temporary(target)
+    try:
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.unlink(probe)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def save(model: ir.Model, path: str | os.PathLike[str], *, protect: Path | None = None) -> None:
+    """Write a model; equal models give equal bytes.
+
+    Weights that came from an external data file (and, in such a model, lazily computed ones) go
+    to `<path>.data` beside the model, streamed one at a time; so do the largest ones of a model
+    too big for one file. All others stay inside the model.
+
+    Args:
+        model: unchanged by the call.
+        path: the file to write.
+        protect: a file that must not be overwritten: the input.
+
+    Raises:
+        InputError: when it cannot be written; nothing is left behind then.
+    """
+    check_writable(path, protect)
+    target = Path(path)
+    moved = _external_values(model)
+    data = _data_path(target)
+    if moved:
+        _check_no_source_overwritten(model, data)
+    with contextlib.ExitStack() as files:
+        # Leaving the stack renames in reverse order: the data first, then the model.
+        model_file = files.enter_context(_atomic_file(target))
+        if moved:
+            data_file = files.enter_context(_atomic_file(data))
+            references = _write_tensors(moved, data_file, data)
+        else:
+            references = {}
+        with swapped(references):
+            model_file.write(_serialised(model, target))
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    r"""Write a text file (UTF-8, lines ending in "\n" on every system), whole or not at all.
+
+    Raises:
+        InputError: when it cannot be written.
+    """
+    check_writable(path)
+    with _atomic_file(Path(path)) as file:
+        file.write(text.encode("utf-8"))
+
+
+def _external_values(model: ir.Model) -> list[ir.Value]:
+    """Choose the initializers that go to the data file, in their order in the model."""
+    candidates = [
+        value
+        for value in initializers(model)
+        if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING
+    ]
+    chosen = {value for value in candidates if data_file_of(value) is not None}
+    if chosen:
+        chosen.update(
+            value
+            for value in candidates
+            if isinstance(value.const_value, ir.LazyTensor) and _size(value) >= _EXTERNAL_FROM
+        )
+    inline = sum(_size(value) for value in candidates if value not in chosen)
+    if inline > INLINE_LIMIT:
+        chosen.update(value for value in candidates if _size(value) >= _EXTERNAL_FROM)
+    return [value for value in candidates if value in chosen]
+
+
+def _size(value: ir.Value) -> int:
+    return 0 if value.const_value is None else value.const_value.nbytes
+
+
+def _check_no_source_overwritten(model: ir.Model, data: Path) -> None:
+    for value in initializers(model):
+        source = data_file_of(value)
+        if source is not None and _same_file(source, data):
+            raise InputError(f"{data}: holds weights of the input; save under another name")
+
+
+def _write_tensors(
+    values: list[ir.Value], file: BinaryIO, path: Path
+) -> dict[ir.Value, ir.TensorProtocol]:
+    """Append tensors to the data file one after another; return what refers to them."""
+    references: dict[ir.Value, ir.TensorProtocol] = {}
+    for value in values:
+        tensor = value.const_value
+        assert tensor is not None
+        offset = file.tell()
+        if hasattr(tensor, "tofile"):
+            tensor.tofile(file)
+        else:
+            file.write(tensor.tobytes())
+        if file.tell() - offset != tensor.nbytes:
+            raise InputError(
+                f"{path}: the weight {value.name!r} wrote {file.tell() - offset} bytes instead of "
+                f"{tensor.nbytes}; its data file is damaged"
+            )
+        references[value] = ir.ExternalTensor(
+            path.name,
+            offset,
+            tensor.nbytes,
+            ir.DataType(tensor.dtype),
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=value.name or "",
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )
+    return references
+
+
+def _serialised(model: ir.Model, path: Path) -> bytes:
+    try:
+        return serialise(ir.to_proto(model))
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path}: the model cannot be written: {reason}") from error
+
+
+def _data_path(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.tmp")
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except OSError:  # one of them does not exist
+        return False
+
+
+@contextlib.contextmanager
+def _atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that becomes `path` when the block ends without an exception."""
+    temporary = _temporary(path)
+    try:
+        # os.open rather than tempfile: the file gets the permissions any new file would get
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | _BINARY, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, where the system can do that."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,210 @@
+"""What a ModelProto must satisfy before onnx-ir reads it: versions, names, tensor sizes.
+
+onnx-ir is lenient where onnxprune cannot be: a node input nobody produces becomes a fresh value,
+an output nobody produces a warning. Here each of those is one clear line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from onnxprune.errors import InputError
+
+__all__ = ["OLDEST_OPSET", "check_wellformed", "is_sorted"]
+
+OLDEST_OPSET = 7
+_OLDEST_IR_VERSION = 3
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+_TYPED_FIELDS = {
+    ir.DataType.FLOAT: "float_data",
+    ir.DataType.DOUBLE: "double_data",
+    ir.DataType.INT64: "int64_data",
+    ir.DataType.STRING: "string_data",
+}
+
+
+def check_wellformed(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse a model that onnxprune could not handle faithfully.
+
+    Args:
+        proto: the model; its external data is not looked at.
+        name: how messages call the model, usually the path of its file.
+
+    Raises:
+        InputError: with one line that says what is wrong and what to do.
+    """
+    if not proto.HasField("graph"):
+        raise InputError(f"{name}: holds no ONNX graph (truncated, or not an ONNX model)")
+    if not proto.opset_import:
+        raise InputError(f"{name}: declares no opset (truncated?); export the model again")
+    if not proto.graph.node:
+        raise InputError(f"{name}: the graph has no nodes, so there is nothing to prune")
+    _check_versions(proto, name)
+    _check_graph(proto.graph, (), name)
+    for function in proto.functions:
+        _check_nodes(function.node, set(function.input), (), function.output, name)
+
+
+def is_sorted(graph: onnx.GraphProto) -> bool:
+    """Say whether every node of the graph and its subgraphs comes after what it reads."""
+    produced_later = {output for node in graph.node for output in node.output if output}
+    for node in graph.node:
+        if any(read in produced_later for read in _reads(node)):
+            return False
+        if not all(is_sorted(subgraph) for subgraph in _subgraphs(node)):
+            return False
+        produced_later.difference_update(node.output)
+    return True
+
+
+def _check_versions(proto: onnx.ModelProto, name: str) -> None:
+    if proto.ir_version > onnx.IR_VERSION:
+        raise InputError(
+            f"{name}: has IR version {proto.ir_version}, the installed onnx {onnx.__version__} "
+            f"knows up to {onnx.IR_VERSION}; upgrade onnx"
+        )
+    if proto.ir_version < _OLDEST_IR_VERSION:
+        raise InputError(
+            f"{name}: has IR version {proto.ir_version}, the oldest supported is "
+            f"{_OLDEST_IR_VERSION}; convert the model with onnx.version_converter"
+        )
+    newest = onnx.defs.onnx_opset_version()
+    for opset in proto.opset_import:
+        if opset.domain not in _DEFAULT_DOMAINS:
+            continue
+        if opset.version > newest:
+            raise InputError(
+                f"{name}: uses opset {opset.version}, the installed onnx {onnx.__version__} knows "
+                f"up to {newest}; upgrade onnx, or export with an older opset"
+            )
+        if opset.version < OLDEST_OPSET:
+            raise InputError(
+                f"{name}: uses opset {opset.version}, the oldest supported is {OLDEST_OPSET}; "
+                "convert the model with onnx.version_converter"
+            )
+
+
+def _check_graph(graph: onnx.GraphProto, outer: Sequence[set[str]], name: str) -> None:
+    if graph.sparse_initializer:
+        sparse = graph.sparse_initializer[0].values.name or "(unnamed)"
+        raise InputError(
+            f"{name}: has the sparse initializer {sparse!r}, which is not supported; "
+            "store the tensor densely"
+        )
+    inputs = [value.name for value in graph.input]
+    initializers = [tensor.name for tensor in graph.initializer]
+    for kind, names in (("graph input", inputs), ("initializer", initializers)):
+        duplicate = _first_duplicate(names)
+        if duplicate is not None:
+            raise InputError(f"{name}: has two {kind}s called {duplicate!r}; export it again")
+    for tensor in graph.initializer:
+        _check_tensor(tensor, name)
+    outputs = [value.name for value in graph.output]
+    _check_nodes(graph.node, {*inputs, *initializers}, outer, outputs, name)
+
+
+def _check_nodes(
+    nodes: Sequence[onnx.NodeProto],
+    known: set[str],
+    outer: Sequence[set[str]],
+    outputs: Iterable[str],
+    name: str,
+) -> None:
+    for node in nodes:
+        for output in filter(None, node.output):
+            if output in known:
+                raise InputError(
+                    f"{name}: the tensor {output!r} is produced twice, the second time by "
+                    f"{_describe(node)}; export it again"
+                )
+            known.add(output)
+    scopes = [known, *outer]
+    for node in nodes:
+        for read in filter(None, node.input):
+            if not any(read in scope for scope in scopes):
+                raise InputError(
+                    f"{name}: {_describe(node)} reads {read!r}, which nothing produces; "
+                    "export it again"
+                )
+        for subgraph in _subgraphs(node):
+            _check_graph(subgraph, scopes, name)
+        for attribute in node.attribute:
+            if attribute.type in (
+                onnx.AttributeProto.SPARSE_TENSOR,
+                onnx.AttributeProto.SPARSE_TENSORS,
+            ):
+                raise InputError(
+                    f"{name}: {_describe(node)} holds a sparse tensor, which is not supported; "
+                    "store it densely"
+                )
+            if attribute.type == onnx.AttributeProto.TENSOR and not attribute.ref_attr_name:
+                _check_tensor(attribute.t, name)
+    for output in outputs:
+        if output not in known:
+            raise InputError(f"{name}: nothing produces the output {output!r}; export it again")
+
+
+def _check_tensor(tensor: onnx.TensorProto, name: str) -> None:
+    """Refuse an inline tensor whose data does not fill its shape."""
+    try:
+        dtype = ir.DataType(tensor.data_type)
+    except ValueError:
+        raise InputError(
+            f"{name}: the tensor {tensor.name!r} has the unknown data type {tensor.data_type}; "
+            "upgrade onnx"
+        ) from None
+    if any(dim < 0 for dim in tensor.dims):
+        raise InputError(f"{name}: the tensor {tensor.name!r} has the shape {list(tensor.dims)}")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return
+    count = math.prod(tensor.dims)
+    if tensor.HasField("raw_data"):
+        expected = math.ceil(count * dtype.bitwidth / 8)
+        got = len(tensor.raw_data)
+    elif dtype in _TYPED_FIELDS:
+        expected = count
+        got = len(getattr(tensor, _TYPED_FIELDS[dtype]))
+    else:
+        return
+    if got != expected:
+        raise InputError(
+            f"{name}: the tensor {tensor.name!r} of shape {list(tensor.dims)} holds {got} "
+            f"{'bytes' if tensor.HasField('raw_data') else 'elements'} instead of {expected}; "
+            "the file is damaged, export it again"
+        )
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH and not attribute.ref_attr_name:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS and not attribute.ref_attr_name:
+            yield from attribute.graphs
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names a node reads itself or through its subgraphs from the scopes around."""
+    yield from node.input
+    for subgraph in _subgraphs(node):
+        own = {value.name for value in subgraph.input}
+        own.update(tensor.name for tensor in subgraph.initializer)
+        own.update(output for inner in subgraph.node for output in inner.output)
+        for inner in subgraph.node:
+            yield from (read for read in _reads(inner) if read not in own)
+
+
+def _first_duplicate(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _describe(node: onnx.NodeProto) -> str:
+    return f"the {node.op_type} node {node.name!r}" if node.name else f"a {node.op_type} node"

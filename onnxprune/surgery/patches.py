@@ -1,0 +1,286 @@
+"""Attributes and integer inputs that must follow the cut, one small function for each op.
+
+Each function computes what a node has to say for its output to have the pruned shape, and changes
+the node only where it says something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.coupling.cut import CutError
+from onnxprune.surgery.integers import replace_computed, set_attribute, set_literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from onnxprune.coupling.cut import Cut
+    from onnxprune.surgery.arithmetic import IntegerValues
+
+__all__ = ["PATCHES", "Site"]
+
+_END_OF_AXIS = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node to be patched, with the cut and the integers it sees."""
+
+    graph: ir.Graph
+    node: ir.Node
+    opset: int
+    cut: Cut
+    integers: IntegerValues
+
+    def input(self, slot: int) -> str:
+        """Name of an input, empty when there is none."""
+        value = self.node.inputs[slot] if slot < len(self.node.inputs) else None
+        return (value.name or "") if value is not None else ""
+
+    def output(self, slot: int = 0) -> str:
+        """Name of an output."""
+        return self.node.outputs[slot].name or ""
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """Value of an attribute, or the default."""
+        attribute = self.node.attributes.get(name)
+        return default if attribute is None else attribute.value
+
+    def constant(self, slot: int) -> bool:
+        """Whether an input is a constant of the original graph."""
+        return self.input(slot) in self.cut.coupling.facts.constants
+
+    def old_shape(self, name: str) -> tuple[int, ...]:
+        """Shape before the cut, at the first size."""
+        return self.cut.coupling.facts.first.shapes[name]
+
+    def vector(self, slot: int, attribute: str) -> NDArray[np.int64] | None:
+        """Integers of an input in the cut model, or of the attribute older opsets use."""
+        if self.input(slot):
+            value = self.integers.get(self.input(slot))
+            if value is None:
+                raise CutError(self.output(), f"{self.input(slot)} is only known at run time")
+            return np.atleast_1d(value).astype(np.int64)
+        value = self.attribute(attribute)
+        return None if value is None else np.atleast_1d(np.asarray(value, np.int64))
+
+    def put(self, slot: int, attribute: str, wanted: NDArray[np.int64]) -> None:
+        """Write integers to where they come from: attribute, literal, or computed input."""
+        if not self.input(slot):
+            set_attribute(self.node, attribute, wanted.tolist())
+        elif self.constant(slot):
+            scalar = self.integers.get(self.input(slot))
+            shape = np.shape(scalar) if np.size(scalar) == len(wanted) else wanted.shape
+            set_literal(self.graph, self.node, slot, wanted.reshape(shape))
+        else:
+            self.overrule(slot, wanted, wanted)
+
+    def overrule(self, slot: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
+        """Correct the wrong entries of a computed input that do not depend on the input's size."""
+        name = self.input(slot)
+        computed = [self.integers.get(name, second=which) for which in (False, True)]
+        if computed[0] is None or computed[1] is None:
+            raise CutError(self.output(), f"{name} is only known at run time")
+        wrong = (computed[0] != first) | (computed[1] != second)
+        if (first != second)[wrong].any():
+            raise CutError(self.output(), f"{name} depends on the batch and on what is removed")
+        dtype = computed[0].dtype
+        replace_computed(self.graph, self.node, slot, first.astype(dtype), np.asarray(wrong))
+
+
+def _group(site: Site) -> None:
+    """Conv, ConvTranspose: groups = channels on the flat side / channels of one group."""
+    if int(site.attribute("group", 1)) == 1:
+        return
+    weight = site.cut.shape(site.input(1))
+    flat = site.output() if site.node.op_type == "ConvTranspose" else site.input(0)
+    group = site.cut.shape(flat)[1] // weight[1]
+    if group != int(site.attribute("group", 1)):
+        set_attribute(site.node, "group", group)
+
+
+def _target(site: Site) -> None:
+    """Reshape, Expand, ConstantOfShape, Resize sizes: the slot must lead to the pruned shape."""
+    slot = {"ConstantOfShape": 0, "Resize": 3}.get(site.node.op_type, 1)
+    if not site.input(slot):
+        return
+    wanted = [site.cut.shape(site.output(), second=which) for which in (False, True)]
+    given = [site.integers.get(site.input(slot), second=which) for which in (False, True)]
+    if any(value is None for value in given):
+        if site.cut.touches(site.output()):
+            raise CutError(site.output(), f"{site.input(slot)} is only known at run time")
+        return
+    corrected = [_corrected(site, g, w, which) for which, (g, w) in enumerate(zip(given, wanted))]  # type: ignore[arg-type]
+    if all(np.array_equal(c, g) for c, g in zip(corrected, given, strict=True)):
+        return
+    if site.constant(slot):
+        if not np.array_equal(corrected[0], corrected[1]):
+            raise CutError(site.output(), f"{site.input(slot)} cannot express the pruned shape")
+        set_literal(site.graph, site.node, slot, corrected[0])
+    else:
+        site.overrule(slot, corrected[0], corrected[1])
+
+
+def _corrected(
+    site: Site, given: NDArray[np.int64], wanted: tuple[int, ...], second: int
+) -> NDArray[np.int64]:
+    """Change the entries of a shape that are wrong; -1 and a still correct 0 stay."""
+    result = np.array(given)
+    source: tuple[int, ...] = ()
+    if site.node.op_type in ("Reshape", "Expand"):
+        source = site.cut.shape(site.input(0), second=bool(second))
+    copies = site.node.op_type == "Reshape" and not site.attribute("allowzero", 0)
+    offset = len(wanted) - len(given)
+    padded = (1,) * (len(wanted) - len(source)) + source
+    for i, entry in enumerate(given.tolist()):
+        extent = wanted[i + offset]
+        if entry == -1 and site.node.op_type == "Reshape":
+            continue
+        if entry == 0 and copies and i < len(source) and source[i] == extent:
+            continue
+        if entry == 1 and site.node.op_type == "Expand" and padded[i + offset] == extent:
+            continue
+        result[i] = extent
+    return result
+
+
+def _split(site: Site) -> None:
+    axis = int(site.attribute("axis", 0)) % len(site.old_shape(site.input(0)))
+    names = [value.name or "" for value in site.node.outputs]
+    if not all(names):
+        if site.cut.touches(site.input(0)):
+            raise CutError(site.input(0), "a Split with an unused part")
+        return
+    wanted = np.array([site.cut.shape(name)[axis] for name in names], np.int64)
+    given = site.vector(1, "split")
+    if given is None:
+        extent = int(wanted.sum())
+        chunk = -(-extent // len(names))
+        implied = [min(chunk, extent - chunk * i) for i in range(len(names))]
+        if implied == wanted.tolist():
+            return
+        site.node.attributes.pop("num_outputs", None)
+        if site.opset < 13:
+            set_attribute(site.node, "split", wanted.tolist())
+        else:
+            set_literal(site.graph, site.node, 1, wanted)
+    elif not np.array_equal(given, wanted):
+        site.put(1, "split", wanted)
+
+
+def _slice(site: Site) -> None:
+    name = site.input(0)
+    if not site.cut.touches(name):
+        return
+    rank = len(site.old_shape(name))
+    old = [_old_vector(site, slot, key) for slot, key in ((1, "starts"), (2, "ends"))]
+    new = [site.vector(slot, key) for slot, key in ((1, "starts"), (2, "ends"))]
+    axes = site.vector(3, "axes")
+    axes = np.arange(len(old[0])) if axes is None else axes
+    steps = site.vector(4, "steps")
+    steps = np.ones(len(old[0]), np.int64) if steps is None else steps
+    starts, ends = (np.array(value) for value in new)
+    for i, axis in enumerate((axes % rank).tolist()):
+        rows = site.cut.positions(name, axis)
+        if rows is None:
+            continue
+        step = int(steps[i])
+        index = np.arange(rows.shape[1])[_bounds(int(old[0][i]), int(old[1][i]), step)]
+        wanted = _ranks(site, rows, index)
+        extent = int(rows[0].sum())
+        if np.array_equal(np.arange(extent)[_bounds(int(starts[i]), int(ends[i]), step)], wanted):
+            continue
+        starts[i], ends[i] = _range_of(site, wanted, step)
+    for slot, key, value, before in ((1, "starts", starts, new[0]), (2, "ends", ends, new[1])):
+        if not np.array_equal(value, before):
+            site.put(slot, key, value)
+
+
+def _old_vector(site: Site, slot: int, attribute: str) -> NDArray[np.int64]:
+    """Integers of an input in the original model."""
+    if not site.input(slot):
+        return np.atleast_1d(np.asarray(site.attribute(attribute), np.int64))
+    value = site.cut.coupling.facts.value(site.input(slot))
+    if value is None:
+        raise CutError(site.output(), f"{site.input(slot)} is only known at run time")
+    return np.atleast_1d(value).astype(np.int64)
+
+
+def _bounds(start: int, end: int, step: int) -> slice:
+    """ONNX start and end as a Python slice."""
+    return slice(start, None if step < 0 and end < -(2**30) else end, step)
+
+
+def _ranks(site: Site, rows: NDArray[np.bool_], index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """New positions of the survivors among old positions, the same for every row."""
+    ranks = rows.cumsum(axis=1) - 1
+    found = [rank[index[row[index]]] for row, rank in zip(rows, ranks, strict=True)]
+    if any(not np.array_equal(one, found[0]) for one in found[1:]):
+        raise CutError(site.output(), f"the rows of {site.input(0)} keep different positions")
+    return found[0]
+
+
+def _range_of(site: Site, wanted: NDArray[np.int64], step: int) -> tuple[int, int]:
+    if not len(wanted) or (np.diff(wanted) != step).any():
+        raise CutError(site.output(), f"what is left of {site.input(0)} is no range")
+    end = int(wanted[-1]) + (1 if step > 0 else -1)
+    return int(wanted[0]), end if end >= 0 else -_END_OF_AXIS
+
+
+def _gather(site: Site) -> None:
+    """Gather, GatherND: constant indices become ranks among the survivors."""
+    name = site.input(0)
+    rank = len(site.old_shape(name))
+    nested = site.node.op_type == "GatherND"
+    axis = 0 if nested else int(site.attribute("axis", 0)) % rank
+    rows = site.cut.positions(name, axis)
+    if rows is None:
+        return
+    index = site.cut.coupling.facts.value(site.input(1))
+    if index is None:
+        raise CutError(site.output(), f"{site.input(1)} is only known at run time")
+    flat = np.asarray(index, np.int64).reshape(-1) % rows.shape[1]
+    wanted = _ranks(site, rows, flat)
+    shape = np.shape(index) if len(wanted) == len(flat) else (len(wanted), *np.shape(index)[1:])
+    set_literal(site.graph, site.node, 1, wanted.reshape(shape))
+
+
+def _pad(site: Site) -> None:
+    """Pad: amounts along a labelled axis shrink with the entries they add."""
+    name = site.output()
+    if not site.cut.touches(name):
+        return
+    given = site.vector(1, "pads")
+    if given is None:
+        return
+    rank = len(site.old_shape(name))
+    listed = site.vector(3, "axes")
+    axes = np.arange(rank) if listed is None else listed % rank
+    old = _old_vector(site, 1, "pads")
+    wanted = np.array(given)
+    for i, axis in enumerate(axes.tolist()):
+        rows = site.cut.positions(name, axis)
+        before, after = int(old[i]), int(old[i + len(axes)])
+        if rows is None or not (before or after):
+            continue
+        wanted[i] = rows[0, :before].sum()
+        wanted[i + len(axes)] = rows[0, rows.shape[1] - after :].sum()
+    if not np.array_equal(wanted, given):
+        site.put(1, "pads", wanted)
+
+
+PATCHES: dict[str, Callable[[Site], None]] = {
+    **{op: _group for op in ("Conv", "ConvTranspose")},
+    **{op: _target for op in ("Reshape", "Expand", "ConstantOfShape", "Resize")},
+    "Split": _split,
+    "Slice": _slice,
+    **{op: _gather for op in ("Gather", "GatherND")},
+    "Pad": _pad,
+}
+"""Op type of the default domain -> what has to follow the cut."""

@@ -1,0 +1,102 @@
+"""The two models a cut is checked with: full size with the removed part zero, and really smaller."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.surgery.arithmetic import IntegerValues
+from onnxprune.surgery.patches import PATCHES, Site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from onnxprune.coupling.cut import Cut
+
+__all__ = ["slice_removed", "zero_removed"]
+
+
+def zero_removed(model: ir.Model, cut: Cut) -> None:
+    """Set the removed slices of every cut constant to zero, in place.
+
+    Constants that divide keep their values: 0/0 would poison the rest, and what they divide is
+    zero already.
+    """
+    for name in _cut_constants(cut):
+        if name not in cut.coupling.divisors:
+            kept = cut.kept(name)
+            _replace_constant(model.graph, name, lambda value, kept=kept: _blanked(value, kept))
+
+
+def slice_removed(model: ir.Model, cut: Cut) -> None:
+    """Cut every constant and patch everything that speaks of sizes, in place.
+
+    Raises:
+        CutError: when the graph cannot express the smaller model.
+    """
+    integers = IntegerValues(cut, dict(model.opset_imports))
+    for node in list(model.graph):
+        integers.follow(node)
+        patch = PATCHES.get(node.op_type) if node.domain == "" else None
+        if patch is not None and node.graph is not None:
+            patch(Site(model.graph, node, model.opset_imports.get("", 1), cut, integers))
+    for name in _cut_constants(cut):
+        kept = cut.kept(name)
+        _replace_constant(model.graph, name, lambda value, kept=kept: _taken(value, kept))
+    _forget_shapes(model.graph)
+
+
+def _cut_constants(cut: Cut) -> list[str]:
+    return [name for name in cut.coupling.facts.constants if cut.touches(name)]
+
+
+def _blanked(value: NDArray[Any], kept: dict[int, NDArray[np.int64]]) -> NDArray[Any]:
+    result = np.zeros_like(value)
+    index = np.ix_(*(kept.get(axis, np.arange(n)) for axis, n in enumerate(value.shape)))
+    result[index] = value[index]
+    return result
+
+
+def _taken(value: NDArray[Any], kept: dict[int, NDArray[np.int64]]) -> NDArray[Any]:
+    for axis, indices in kept.items():
+        value = value.take(indices, axis=axis)
+    return value
+
+
+def _replace_constant(
+    graph: ir.Graph, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    """Put a changed tensor in place of an initializer or of the output of a Constant node."""
+    if name in graph.initializers:
+        value = graph.initializers[name]
+        assert value.const_value is not None
+        tensor = _changed(value.const_value, change)
+        value.const_value = tensor
+        value.shape = ir.Shape(tensor.shape.numpy())
+        return
+    node = next(n for n in graph if n.outputs and n.outputs[0].name == name)
+    constant = ir.convenience.get_const_tensor(node.outputs[0])
+    assert constant is not None
+    node.attributes.clear()
+    node.attributes["value"] = ir.AttrTensor("value", _changed(constant, change))
+    node.outputs[0].const_value = None
+
+
+def _changed(
+    tensor: ir.TensorProtocol, change: Callable[[NDArray[Any]], NDArray[Any]]
+) -> ir.Tensor:
+    return ir.tensor(change(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
+
+
+def _forget_shapes(graph: ir.Graph) -> None:
+    """Drop value_info, which is stale now; the interface keeps its declared shapes."""
+    interface = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    for node in graph:
+        for value in node.outputs:
+            if id(value) not in interface:
+                value.shape = None
+                value.type = None
