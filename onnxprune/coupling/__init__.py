@@ -1,0 +1,1 @@
+"""Which indices of which tensors live and die together (COUPLING.md)."""

@@ -155,7 +155,7 @@ def _equalise(
     shapes = [alive_shape(~dead[row]) or () for row in rows]
     target = tuple(min(extents) for extents in zip(*shapes, strict=True))
     shortest = rows[min(range(len(rows)), key=lambda i: int((~dead[rows[i]]).sum()))]
-    hint = dead[shortest] if same else np.zeros(shortest.shape, bool)
+    hint: NDArray[np.bool_] = dead[shortest] if same else np.zeros(shortest.shape, bool)
     wanted = [_shrink(row, target, hint, dead, cost) for row in rows]
     return np.concatenate(wanted) if wanted else np.zeros(0, np.int32)
 
@@ -172,7 +172,7 @@ def _shrink(
     gone = dead[flat]
     surviving = np.flatnonzero(~gone.all(axis=1))
     surplus = len(surviving) - target[0]
-    preferred = hint.reshape(len(array), -1).all(axis=1)[surviving]
+    preferred = np.all(hint.reshape(len(array), -1), axis=1)[surviving]
     price = np.where(gone, 0.0, cost[flat]).sum(axis=1)[surviving]
     frozen = (flat == 0).any(axis=1)[surviving]
     order = np.lexsort((price, ~preferred, frozen))
@@ -180,5 +180,7 @@ def _shrink(
     parts = [flat[chosen].ravel()] if surplus > 0 else []
     if array.ndim > 1:
         rest = kept if surplus > 0 else surviving
-        parts += [_shrink(array[i], target[1:], hint[i], dead, cost) for i in rest.tolist()]
+        inner = [np.asarray(hint[i]) for i in rest]
+        pairs = zip(array[rest], inner, strict=True)
+        parts += [_shrink(row, target[1:], part, dead, cost) for row, part in pairs]
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)

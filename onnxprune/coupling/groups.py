@@ -38,7 +38,7 @@ class OwnedAxes:
     units: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """A contraction that reads the group.
 
@@ -53,7 +53,7 @@ class Reading:
     units: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Units that depend on each other or sit on one axis, with everything that goes with them.
 
@@ -164,7 +164,7 @@ class _ClassView:
 
     def components(self) -> list[int]:
         """Components with something removable, in the order of their first atom."""
-        return np.unique(self.component[self.classes[self.classes > 0]]).tolist()
+        return self._keys(self.classes)
 
     def group(self, key: int) -> Group | None:
         """Build the group of a component; None when no weight would become smaller."""
@@ -228,7 +228,7 @@ class _ClassView:
         return ConstraintSet(definitions, tuple(self.rectangles[key]), tuple(self.alignments[key]))
 
     def _keys(self, ids: NDArray[np.int32]) -> list[int]:
-        return np.unique(self.component[ids[ids > 0]]).tolist()
+        return [int(key) for key in np.unique(self.component[ids[ids > 0]])]
 
     def _by_component(
         self, arrays: Iterable[NDArray[np.int32]]

@@ -183,7 +183,6 @@ def _close_definitions(relations: Relations) -> None:
             if len(frozen) and relations.find(own)[0] != 0:
                 relations.unify(own, members[frozen[:1]])
                 changed = True
-            elif not len(frozen) and (roots == roots[0]).all():
-                if relations.roots(own)[0] != roots[0]:
-                    relations.unify(own, members[:1])
-                    changed = True
+            elif (roots == roots[0]).all() and relations.find(own)[0] != roots[0]:
+                relations.unify(own, members[:1])
+                changed = True

@@ -39,7 +39,7 @@ def size_choices(specs: Sequence[InputSpec]) -> Iterator[dict[tuple[str, int], i
     batch = {extent for _, axis, extent in dynamic if axis == 0 and isinstance(extent, str)}
     others = sorted({str(e) for _, axis, e in dynamic if axis and e not in batch})
     for size in _TYPICAL_SIZES if others else (0,):
-        spread = {symbol: size for symbol in others}
+        spread = dict.fromkeys(others, size)
         yield {
             (name, axis): FIRST_BATCH if axis == 0 or extent in batch else spread[str(extent)]
             for name, axis, extent in dynamic

@@ -15,10 +15,9 @@ from onnxprune.errors import InputError
 from onnxprune.interop.graphsurgeon import from_ir, to_proto
 from onnxprune.model.protobuf import LARGEST_MESSAGE, parse, serialise
 from onnxprune.model.tensors import (
-    INLINE_LIMIT,
     adopt_external_data,
+    external_initializers,
     initializers,
-    inline_bytes,
     swapped,
 )
 from onnxprune.model.wellformed import check_wellformed, is_sorted
@@ -106,17 +105,14 @@ def convert(model: ir.Model, kind: ModelKind) -> onnx.ModelProto | ir.Model | gs
 
 
 def fingerprint(model: ir.Model) -> str:
-    """Return the SHA-256 of the serialised model, in hexadecimal; equal models, equal digests.
+    """Return a SHA-256 of graph and weights, in hexadecimal; equal models, equal digests.
 
-    External data enters by its location only. Models too large for one protobuf message are
-    hashed tensor by tensor.
+    Weights are read one at a time. External data enters by its location only.
     """
-    if inline_bytes(model) < INLINE_LIMIT:
-        return hashlib.sha256(serialise(ir.to_proto(model))).hexdigest()
     digest = hashlib.sha256(serialise(_skeleton(model)))
     for value in initializers(model):
         tensor = value.const_value
-        if tensor is not None and not isinstance(tensor, ir.ExternalTensor):
+        if tensor is not None and _is_large(tensor):
             digest.update(tensor.tobytes())
     return digest.hexdigest()
 
@@ -142,11 +138,12 @@ def _load_file(path: Path) -> LoadedModel:
 
 def _load_proto(proto: onnx.ModelProto, kind: ModelKind, name: str) -> LoadedModel:
     check_wellformed(proto, name)
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer):
+    model = _deserialise(proto, name)
+    if external_initializers(model):
         raise InputError(
             f"{name} was loaded without its external data; give the path of its file instead"
         )
-    model = _deserialise(proto, name)
+    adopt_external_data(model, name)
     try:
         sha256 = hashlib.sha256(serialise(proto)).hexdigest()
     except ValueError:  # more than 2 GB
@@ -205,6 +202,8 @@ def _deserialise(proto: onnx.ModelProto, name: str) -> ir.Model:
         model = ir.from_proto(proto)
         if not is_sorted(proto.graph):
             model.graph.sort()
+        # a damaged string shows only when it is written
+        _skeleton(model)
     except Exception as error:
         raise InputError(f"{name}: cannot be read: {_root_cause(error)}") from error
     return model
@@ -230,10 +229,16 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
             name=value.name or "",
         )
         for value in initializers(model)
-        if (tensor := value.const_value) is not None
-        and not isinstance(tensor, ir.ExternalTensor)
-        and tensor.dtype != ir.DataType.STRING
-        and tensor.nbytes > _SMALL_TENSOR
+        if (tensor := value.const_value) is not None and _is_large(tensor)
     }
     with swapped(hollow):
         return ir.to_proto(model)
+
+
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    """Say whether a tensor is inline and too large to be handled together with the graph."""
+    return (
+        not isinstance(tensor, ir.ExternalTensor)
+        and tensor.dtype != ir.DataType.STRING
+        and tensor.nbytes > _SMALL_TENSOR
+    )

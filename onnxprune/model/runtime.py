@@ -187,13 +187,13 @@ def _run_with_values(
     for name, array in feed.items():
         if _numpy_lacks(types.get(name, "")):
             dtype = _element_type(types[name])
-            bits = np.ascontiguousarray(array, dtype.numpy())
+            bits = np.asarray(array, dtype.numpy(), order="C")
             unsigned = np.uint16 if dtype.itemsize == 2 else np.uint8
             values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
                 bits.view(unsigned), int(dtype)
             )
         else:
-            values[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            values[name] = ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
     results = session.run_with_ort_values(names, values)
     return {name: _to_numpy(value) for name, value in zip(names, results, strict=True)}
 

@@ -15,7 +15,7 @@ from onnxprune.coupling.cut import CutError
 from onnxprune.surgery.integers import replace_computed, set_attribute, set_literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import onnx_ir as ir
     from numpy.typing import NDArray
@@ -75,9 +75,7 @@ class Site:
         if not self.input(slot):
             set_attribute(self.node, attribute, wanted.tolist())
         elif self.constant(slot):
-            scalar = self.integers.get(self.input(slot))
-            shape = np.shape(scalar) if np.size(scalar) == len(wanted) else wanted.shape
-            set_literal(self.graph, self.node, slot, wanted.reshape(shape))
+            set_literal(self.graph, self.node, slot, wanted)
         else:
             self.overrule(slot, wanted, wanted)
 
@@ -111,12 +109,13 @@ def _target(site: Site) -> None:
     if not site.input(slot):
         return
     wanted = [site.cut.shape(site.output(), second=which) for which in (False, True)]
-    given = [site.integers.get(site.input(slot), second=which) for which in (False, True)]
-    if any(value is None for value in given):
+    known = [site.integers.get(site.input(slot), second=which) for which in (False, True)]
+    given = [value for value in known if value is not None]
+    if len(given) < 2:
         if site.cut.touches(site.output()):
             raise CutError(site.output(), f"{site.input(slot)} is only known at run time")
         return
-    corrected = [_corrected(site, g, w, which) for which, (g, w) in enumerate(zip(given, wanted))]  # type: ignore[arg-type]
+    corrected = [_corrected(site, given[i], wanted[i], second=bool(i)) for i in (0, 1)]
     if all(np.array_equal(c, g) for c, g in zip(corrected, given, strict=True)):
         return
     if site.constant(slot):
@@ -128,13 +127,13 @@ def _target(site: Site) -> None:
 
 
 def _corrected(
-    site: Site, given: NDArray[np.int64], wanted: tuple[int, ...], second: int
+    site: Site, given: NDArray[np.int64], wanted: tuple[int, ...], second: bool
 ) -> NDArray[np.int64]:
     """Change the entries of a shape that are wrong; -1 and a still correct 0 stay."""
     result = np.array(given)
     source: tuple[int, ...] = ()
     if site.node.op_type in ("Reshape", "Expand"):
-        source = site.cut.shape(site.input(0), second=bool(second))
+        source = site.cut.shape(site.input(0), second=second)
     copies = site.node.op_type == "Reshape" and not site.attribute("allowzero", 0)
     offset = len(wanted) - len(given)
     padded = (1,) * (len(wanted) - len(source)) + source
@@ -179,8 +178,9 @@ def _slice(site: Site) -> None:
     if not site.cut.touches(name):
         return
     rank = len(site.old_shape(name))
-    old = [_old_vector(site, slot, key) for slot, key in ((1, "starts"), (2, "ends"))]
-    new = [site.vector(slot, key) for slot, key in ((1, "starts"), (2, "ends"))]
+    slots = ((1, "starts"), (2, "ends"))
+    old = [_old_vector(site, slot, key) for slot, key in slots]
+    new = [value for slot, key in slots if (value := site.vector(slot, key)) is not None]
     axes = site.vector(3, "axes")
     axes = np.arange(len(old[0])) if axes is None else axes
     steps = site.vector(4, "steps")
@@ -197,7 +197,7 @@ def _slice(site: Site) -> None:
         if np.array_equal(np.arange(extent)[_bounds(int(starts[i]), int(ends[i]), step)], wanted):
             continue
         starts[i], ends[i] = _range_of(site, wanted, step)
-    for slot, key, value, before in ((1, "starts", starts, new[0]), (2, "ends", ends, new[1])):
+    for (slot, key), value, before in zip(slots, (starts, ends), new, strict=True):
         if not np.array_equal(value, before):
             site.put(slot, key, value)
 
@@ -220,6 +220,7 @@ def _bounds(start: int, end: int, step: int) -> slice:
 def _ranks(site: Site, rows: NDArray[np.bool_], index: NDArray[np.int64]) -> NDArray[np.int64]:
     """New positions of the survivors among old positions, the same for every row."""
     ranks = rows.cumsum(axis=1) - 1
+    found: list[NDArray[np.int64]]
     found = [rank[index[row[index]]] for row, rank in zip(rows, ranks, strict=True)]
     if any(not np.array_equal(one, found[0]) for one in found[1:]):
         raise CutError(site.output(), f"the rows of {site.input(0)} keep different positions")
@@ -276,11 +277,11 @@ def _pad(site: Site) -> None:
 
 
 PATCHES: dict[str, Callable[[Site], None]] = {
-    **{op: _group for op in ("Conv", "ConvTranspose")},
-    **{op: _target for op in ("Reshape", "Expand", "ConstantOfShape", "Resize")},
+    **dict.fromkeys(("Conv", "ConvTranspose"), _group),
+    **dict.fromkeys(("Reshape", "Expand", "ConstantOfShape", "Resize"), _target),
     "Split": _split,
     "Slice": _slice,
-    **{op: _gather for op in ("Gather", "GatherND")},
+    **dict.fromkeys(("Gather", "GatherND"), _gather),
     "Pad": _pad,
 }
 """Op type of the default domain -> what has to follow the cut."""

@@ -1,7 +1,8 @@
-"""The two models a cut is checked with: full size with the removed part zero, and really smaller."""
+"""The two models a cut is checked with: the removed part zero, and the removed part gone."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +29,7 @@ def zero_removed(model: ir.Model, cut: Cut) -> None:
     """
     for name in _cut_constants(cut):
         if name not in cut.coupling.divisors:
-            kept = cut.kept(name)
-            _replace_constant(model.graph, name, lambda value, kept=kept: _blanked(value, kept))
+            _replace_constant(model.graph, name, partial(_blanked, kept=cut.kept(name)))
 
 
 def slice_removed(model: ir.Model, cut: Cut) -> None:
@@ -45,8 +45,7 @@ def slice_removed(model: ir.Model, cut: Cut) -> None:
         if patch is not None and node.graph is not None:
             patch(Site(model.graph, node, model.opset_imports.get("", 1), cut, integers))
     for name in _cut_constants(cut):
-        kept = cut.kept(name)
-        _replace_constant(model.graph, name, lambda value, kept=kept: _taken(value, kept))
+        _replace_constant(model.graph, name, partial(_taken, kept=cut.kept(name)))
     _forget_shapes(model.graph)
 
 
@@ -88,7 +87,7 @@ def _replace_constant(
 
 def _changed(
     tensor: ir.TensorProtocol, change: Callable[[NDArray[Any]], NDArray[Any]]
-) -> ir.Tensor:
+) -> ir.TensorProtocol:
     return ir.tensor(change(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
 
 

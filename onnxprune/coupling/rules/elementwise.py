@@ -16,19 +16,60 @@ if TYPE_CHECKING:
 __all__ = ["RULES"]
 
 # f(0) = 0: the output is zero wherever the input is.
-_ZERO_TO_ZERO = (
-    "Abs Asin Asinh Atan Atanh BitShift Cast CastLike Ceil Celu Dropout Elu Erf Floor Gelu "
-    "HardSwish Identity LeakyRelu Mish Neg Relu Round Selu Shrink Sign Sin Sinh Softsign Sqrt "
-    "Swish Tan Tanh ThresholdedRelu"
-).split()
-_OTHER_UNARY = (
-    "Acos Acosh BitwiseNot Cos Cosh Exp HardSigmoid IsInf IsNaN Not Sigmoid Softplus"
-).split()
+_ZERO_TO_ZERO = [
+    "Abs",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "BitShift",
+    "Cast",
+    "CastLike",
+    "Ceil",
+    "Celu",
+    "Dropout",
+    "Elu",
+    "Erf",
+    "Floor",
+    "Gelu",
+    "HardSwish",
+    "Identity",
+    "LeakyRelu",
+    "Mish",
+    "Neg",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softsign",
+    "Sqrt",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+]
+_OTHER_UNARY = [
+    "Acos",
+    "Acosh",
+    "BitwiseNot",
+    "Cos",
+    "Cosh",
+    "Exp",
+    "HardSigmoid",
+    "IsInf",
+    "IsNaN",
+    "Not",
+    "Sigmoid",
+    "Softplus",
+]
 # 1/0 and log(0) would put an infinity where the masked model holds a zero.
-_SINGULAR_AT_ZERO = "Log Reciprocal".split()
-_ZERO_IF_ALL = "Add BitwiseOr BitwiseXor Max Mean Min Or Sub Sum Xor".split()
-_ZERO_IF_ANY = "And BitwiseAnd Mul".split()
-_COMPARE = "Equal Greater GreaterOrEqual Less LessOrEqual".split()
+_SINGULAR_AT_ZERO = ["Log", "Reciprocal"]
+_ZERO_IF_ALL = ["Add", "BitwiseOr", "BitwiseXor", "Max", "Mean", "Min", "Or", "Sub", "Sum", "Xor"]
+_ZERO_IF_ANY = ["And", "BitwiseAnd", "Mul"]
+_COMPARE = ["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"]
 
 
 def _unary(step: Step, keeps_zero: bool) -> None:

@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["RULES"]
 
-_EXACT = "ReduceSum ReduceL1 ReduceL2 ReduceSumSquare".split()
-_STATISTICS = "ReduceMean ReduceMax ReduceMin ReduceProd ReduceLogSum ReduceLogSumExp".split()
-_GLOBAL_POOLS = "GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
-_POOLS = "AveragePool MaxPool LpPool".split()
+_EXACT = ["ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"]
+_STATISTICS = [
+    "ReduceMean",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+]
+_GLOBAL_POOLS = ["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"]
+_POOLS = ["AveragePool", "MaxPool", "LpPool"]
 
 
 def _reduce(step: Step) -> None:

@@ -1,0 +1,1 @@
+"""How many units each group gives up, and which: the plan."""

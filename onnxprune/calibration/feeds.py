@@ -1,0 +1,212 @@
+"""One array against the model's input it is meant for: names, dtypes, shapes, finite values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.errors import CalibrationError
+from onnxprune.model.inputs import InputSpec
+
+__all__ = [
+    "Array",
+    "Feed",
+    "as_array",
+    "batch_rows",
+    "check_dtype",
+    "check_feed",
+    "check_names",
+    "conform",
+    "describe",
+    "fits",
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+Feed: TypeAlias = dict[str, Array]
+
+
+def check_names(given: Iterable[object], specs: Sequence[InputSpec], where: str) -> None:
+    """Require exactly the inputs of the model.
+
+    Raises:
+        CalibrationError: naming the first unknown or missing one.
+    """
+    names = list(given)
+    valid = ", ".join(repr(spec.name) for spec in specs)
+    known = {spec.name for spec in specs}
+    for name in names:
+        if name not in known:
+            raise CalibrationError(
+                f"{where}: {name!r} is not an input of the model; give exactly {valid}"
+            )
+    for spec in specs:
+        if spec.name not in names:
+            raise CalibrationError(
+                f"{where}: nothing for the input {spec.name!r}; give exactly {valid}"
+            )
+
+
+def check_dtype(dtype: np.dtype[Any], spec: InputSpec, where: str) -> None:
+    """Require a dtype that converts to the input's without changing its kind.
+
+    Raises:
+        CalibrationError: for an object array, or another kind (float, integer, bool, string).
+    """
+    assert spec.dtype is not None
+    expected = spec.dtype
+    if expected.kind == "O":
+        if dtype.kind in "OUST":
+            return
+    elif dtype.kind == "O":
+        raise CalibrationError(
+            f"{where}: the input {spec.name!r} got Python objects (rows of unequal length?), "
+            f"expected an array of {expected}"
+        )
+    elif dtype == expected or _kind(dtype) == _kind(expected) != "other":
+        return
+    raise CalibrationError(
+        f"{where}: the input {spec.name!r} got {dtype}, expected {expected}; "
+        "prepare the samples exactly as for inference"
+    )
+
+
+def fits(shape: Sequence[int], declared: Sequence[int | str | None]) -> bool:
+    """Say whether a shape agrees with a declared one wherever that is a number."""
+    return len(shape) == len(declared) and all(
+        not isinstance(dim, int) or size == dim for size, dim in zip(shape, declared, strict=True)
+    )
+
+
+def describe(shape: Sequence[int | str | None]) -> str:
+    """Write a declared shape the way ONNX tools do: [N, 3, 224, ?]."""
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
+
+
+def conform(array: Array, spec: InputSpec, where: str, first: int, rows: bool) -> Array:
+    """Convert an array to the input's dtype and require finite values.
+
+    Args:
+        array: of a dtype that passed `check_dtype`.
+        spec: the input.
+        where: names the source in messages.
+        first: number of the first sample in the array, for messages.
+        rows: whether the first axis counts samples.
+
+    Returns:
+        A contiguous array of the input's dtype.
+
+    Raises:
+        CalibrationError: for NaN, infinity, or a number the input's dtype cannot hold.
+    """
+    assert spec.dtype is not None
+    if spec.dtype.kind == "O":
+        return np.ascontiguousarray(array.astype(object)).reshape(array.shape)
+    kind = _kind(spec.dtype)
+    if kind == "integer" and array.size and not np.can_cast(array.dtype, spec.dtype):
+        limits = np.iinfo(spec.dtype)
+        _require(
+            (array >= limits.min) & (array <= limits.max),
+            f"a number outside {spec.dtype}",
+            spec,
+            where,
+            first,
+            rows,
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = np.asarray(array, dtype=spec.dtype, order="C")
+    if kind == "float":
+        _require(_finite(array), "NaN or infinity", spec, where, first, rows)
+        if converted.dtype != array.dtype:
+            what = f"a number too large for {spec.dtype}"
+            _require(_finite(converted), what, spec, where, first, rows)
+    return converted
+
+
+def check_feed(item: object, specs: Sequence[InputSpec], where: str, first: int) -> Feed:
+    """Turn one {input: array} of a caller's into a feed, in the order of the specs.
+
+    Args:
+        item: whatever an iterable, reader or function gave.
+        specs: the inputs of the model.
+        where: names the source in messages.
+        first: number of the first sample in the feed, for messages.
+
+    Raises:
+        CalibrationError: when it does not fit the model.
+    """
+    if not isinstance(item, Mapping):
+        names = ", ".join(f"{spec.name!r}: array" for spec in specs)
+        raise CalibrationError(
+            f"{where}: expected a dictionary {{{names}}}, got {type(item).__name__}"
+        )
+    check_names(item, specs, where)
+    arrays = {spec.name: as_array(item[spec.name], spec, where) for spec in specs}
+    for spec in specs:
+        shape = arrays[spec.name].shape
+        if spec.shape is not None and not fits(shape, spec.shape):
+            raise CalibrationError(
+                f"{where}: the input {spec.name!r} got the shape {list(shape)}, "
+                f"expected {describe(spec.shape)}"
+            )
+    rows = batch_rows(arrays, specs) is not None
+    return {spec.name: conform(arrays[spec.name], spec, where, first, rows) for spec in specs}
+
+
+def as_array(value: object, spec: InputSpec, where: str) -> Array:
+    """Turn an array-like into an array of a fitting dtype.
+
+    Raises:
+        CalibrationError: when it is none.
+    """
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CalibrationError(f"{where}: the input {spec.name!r} is no array: {reason}") from error
+    check_dtype(array.dtype, spec, where)
+    return array
+
+
+def batch_rows(feed: Mapping[str, Array], specs: Sequence[InputSpec]) -> int | None:
+    """Return how many samples a feed holds along a common first axis, None without one.
+
+    The first axes are common when the model declares the same size or symbol for all of them and
+    the arrays have the same length there.
+    """
+    declared = {spec.shape[0] if spec.shape else None for spec in specs}
+    lengths = {array.shape[0] if array.ndim else None for array in feed.values()}
+    if len(declared) != 1 or len(lengths) != 1:
+        return None
+    return lengths.pop()
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    try:
+        element = ir.DataType.from_numpy(dtype)
+    except TypeError:
+        return "other"
+    if element.is_floating_point():
+        return "float"
+    return "integer" if element.is_integer() else "other"
+
+
+def _finite(array: Array) -> npt.NDArray[np.bool_]:
+    native = array if array.dtype.kind == "f" else array.astype(np.float32)
+    finite: npt.NDArray[np.bool_] = np.isfinite(native)
+    return finite
+
+
+def _require(
+    good: npt.NDArray[np.bool_], what: str, spec: InputSpec, where: str, first: int, rows: bool
+) -> None:
+    if good.all():
+        return
+    row = int(np.argmin(good.reshape(len(good), -1).all(axis=1))) if rows and good.ndim else 0
+    raise CalibrationError(
+        f"{where}: the input {spec.name!r} holds {what} in sample {first + row}; "
+        "remove or repair that sample"
+    )

@@ -1,0 +1,213 @@
+"""Statistics of activations over calibration samples, reduced inside the graph.
+
+Every tapped tensor is reduced by ONNX nodes to one number per sample and labelled position, so
+memory does not grow with the number of samples; sums over samples are kept in float64.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.errors import CalibrationError
+from onnxprune.model.runtime import open_session, run
+from onnxprune.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from onnxprune.calibration.samples import Samples
+    from onnxprune.model.runtime import Runtime
+    from onnxprune.progress import Progress
+
+__all__ = ["BATCH", "Moments", "Tap", "collect"]
+
+BATCH = 32
+"""Samples per run where the model leaves it open."""
+
+_STEADY = 1e-6
+_REDUCTIONS = {
+    "mean": "ReduceMean",
+    "mean_square": "ReduceMean",
+    "mean_magnitude": "ReduceMean",
+    "minimum": "ReduceMin",
+    "maximum": "ReduceMax",
+}
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A tensor to watch.
+
+    Attributes:
+        tensor: its name.
+        axes: the axes whose positions are kept apart, in nesting order.
+        rank: its number of axes.
+    """
+
+    tensor: str
+    axes: tuple[int, ...]
+    rank: int
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of a tap; every array has one entry per position of the tap's axes, float64.
+
+    Attributes:
+        count: number of samples seen.
+        mean: average value.
+        mean_square: average of the squared value.
+        mean_magnitude: average of the absolute value.
+        steady: bool, True where the values were the same in every sample.
+    """
+
+    count: int
+    mean: NDArray[np.float64]
+    mean_square: NDArray[np.float64]
+    mean_magnitude: NDArray[np.float64]
+    steady: NDArray[np.bool_]
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Variance over samples and positions."""
+        return np.maximum(self.mean_square - self.mean**2, 0.0)
+
+
+def collect(
+    model: ir.Model,
+    taps: Iterable[Tap],
+    samples: Samples,
+    runtime: Runtime,
+    progress: Progress[Any] = silent,
+) -> dict[Tap, Moments]:
+    """Run the model over the samples and return the moments of every tap.
+
+    Args:
+        model: unchanged.
+        taps: what to watch; repeated taps are watched once.
+        samples: calibration samples.
+        runtime: how to run the model.
+        progress: told about every batch.
+
+    Raises:
+        CalibrationError: when the samples are unusable, or an activation is NaN or infinite.
+    """
+    watched = list(dict.fromkeys(taps))
+    if not watched:
+        return {}
+    probe = model.clone()
+    names = {tap: _add_reductions(probe, tap, number) for number, tap in enumerate(watched)}
+    fetched = [name for per_tap in names.values() for name in per_tap.values()]
+    session = open_session(probe, runtime, arena=False)
+    sums = {tap: _Sums() for tap in watched}
+    total = None if samples.count is None else -(-samples.count // BATCH)
+    for feed in progress(samples.batches(BATCH), "calibrating", total):
+        results = run(session, feed, fetched)
+        for tap in watched:
+            sums[tap].add({key: results[name] for key, name in names[tap].items()}, tap)
+    return {tap: one.moments() for tap, one in sums.items()}
+
+
+class _Sums:
+    """Running sums of one tap."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: dict[str, Any] = defaultdict(float)
+        self.lowest: dict[str, Any] = {}
+        self.highest: dict[str, Any] = {}
+
+    def add(self, batch: dict[str, NDArray[Any]], tap: Tap) -> None:
+        """Take in a batch: arrays [samples, *positions], or [*positions] when axis 0 is kept."""
+        for key, value in batch.items():
+            rows = value.astype(np.float64)
+            rows = rows[np.newaxis] if 0 in tap.axes else rows
+            if not np.isfinite(rows).all():
+                raise CalibrationError(
+                    f"{tap.tensor} is NaN or infinite on the calibration samples; check their range"
+                )
+            self.total[key] = self.total[key] + rows.sum(axis=0)
+            low, high = rows.min(axis=0), rows.max(axis=0)
+            self.lowest[key] = np.minimum(self.lowest.get(key, low), low)
+            self.highest[key] = np.maximum(self.highest.get(key, high), high)
+        self.count += len(rows)
+
+    def moments(self) -> Moments:
+        """Finish: averages, and which positions never changed from sample to sample."""
+        size = np.maximum(np.abs(self.lowest["minimum"]), np.abs(self.highest["maximum"]))
+        spread = np.max(
+            [self.highest[key] - self.lowest[key] for key in ("mean", "minimum", "maximum")], axis=0
+        )
+        steady = (spread <= _STEADY * size) & (self.count > 1)
+        means = (self.total[key] / self.count for key in ("mean", "mean_square", "mean_magnitude"))
+        return Moments(self.count, *means, steady)
+
+
+def _add_reductions(probe: ir.Model, tap: Tap, number: int) -> dict[str, str]:
+    """Append nodes that reduce a tensor per sample and position; returns their output names."""
+    graph = probe.graph
+    value = _value(graph, tap.tensor)
+    nodes = [_node("Cast", [value], to=int(ir.DataType.FLOAT))]
+    single = nodes[0].outputs[0]
+    nodes += [_node("Mul", [single, single]), _node("Abs", [single])]
+    sources = {"mean_square": nodes[1].outputs[0], "mean_magnitude": nodes[2].outputs[0]}
+    reduced = [axis for axis in range(1, tap.rank) if axis not in tap.axes]
+    names = {}
+    for key, op in _REDUCTIONS.items():
+        source = sources.get(key, single)
+        last = _reduction(probe, op, source, reduced, nodes)
+        order = sorted(tap.axes)
+        if tuple(order) != tap.axes:
+            shift = 0 if 0 in tap.axes else 1
+            moved = [order.index(axis) + shift for axis in tap.axes]
+            nodes.append(_node("Transpose", [last.outputs[0]], perm=[*range(shift), *moved]))
+            last = nodes[-1]
+        names[key] = f"onnxprune/{number}/{key}"
+        last.outputs[0].name = names[key]
+        last.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        graph.outputs.append(last.outputs[0])
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(producer, nodes)
+    return names
+
+
+def _reduction(
+    probe: ir.Model, op: str, source: ir.Value, axes: list[int], nodes: list[ir.Node]
+) -> ir.Node:
+    """One reduction; axes are an attribute before opset 18 and an input from then on."""
+    if not axes:
+        nodes.append(_node("Identity", [source]))
+    elif probe.opset_imports.get("", 1) < 18:
+        nodes.append(_node(op, [source], axes=axes, keepdims=0))
+    else:
+        nodes.append(_node("Constant", [], value=ir.tensor(np.array(axes, np.int64))))
+        nodes.append(_node(op, [source, nodes[-1].outputs[0]], keepdims=0))
+    return nodes[-1]
+
+
+def _node(op: str, inputs: list[ir.Value], **attributes: Any) -> ir.Node:
+    converted = ir.convenience.convert_attributes(attributes)
+    return ir.Node("", op, inputs, converted, num_outputs=1)
+
+
+def _value(graph: ir.Graph, name: str) -> ir.Value:
+    for value in _values(graph):
+        if value.name == name:
+            return value
+    raise KeyError(name)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs

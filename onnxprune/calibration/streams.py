@@ -1,0 +1,258 @@
+"""Samples as batches that can be gone through again and again.
+
+Memory does not grow with the number of samples: files are mapped or read piece by piece, what
+can be had only once is spooled to a temporary file.
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from onnxprune.calibration.arrays import ArrayPart, Layout
+from onnxprune.calibration.feeds import Array, Feed, batch_rows, check_feed, conform
+from onnxprune.calibration.scripts import first_line
+from onnxprune.errors import CalibrationError, OnnxPruneError
+from onnxprune.model.inputs import InputSpec
+
+__all__ = ["ArraySamples", "FeedSamples", "Samples", "spool"]
+
+
+class Samples(abc.ABC):
+    """Samples for one model, checked against its inputs, to be gone through any number of times.
+
+    Attributes:
+        specs: the inputs of the model.
+        count: number of samples, None as long as that takes a first pass to know. Whole feeds
+            without a common first axis count as one sample each.
+    """
+
+    specs: tuple[InputSpec, ...]
+    count: int | None
+
+    @abc.abstractmethod
+    def batches(self, size: int) -> Iterator[Feed]:
+        """Go through all samples.
+
+        Args:
+            size: samples per batch where the source lets them be cut and the model does not fix
+                the number; the last batch may be smaller.
+
+        Yields:
+            {input: array} in the order of the model's inputs, contiguous, of the declared dtypes.
+
+        Raises:
+            CalibrationError: when samples do not fit the model, or there are none.
+        """
+
+    def take(self, n: int) -> Feed:
+        """Return the first `n` samples as one feed.
+
+        Fewer come when there are no more, when the model fixes the size of its batches, and when
+        feeds cannot be joined (different shapes, no common first axis); then it is the first feed.
+
+        Raises:
+            CalibrationError: when samples do not fit the model, or there are none.
+        """
+        feeds: list[Feed] = []
+        have = 0
+        for feed in self.batches(n):
+            rows = batch_rows(feed, self.specs)
+            if rows is None or isinstance((self.specs[0].shape or (None,))[0], int):
+                return feeds[0] if feeds else feed
+            if feeds and _trailing(feed) != _trailing(feeds[0]):
+                break
+            feeds.append(feed)
+            have += rows
+            if have >= n:
+                break
+        return {
+            spec.name: np.concatenate([feed[spec.name] for feed in feeds])[:n]
+            for spec in self.specs
+        }
+
+
+class ArraySamples(Samples):
+    """Arrays whose first axes run over samples, in one or several parts.
+
+    Raises:
+        CalibrationError: when shapes do not fit the model, or there are too few samples.
+    """
+
+    def __init__(self, parts: Sequence[ArrayPart], specs: tuple[InputSpec, ...]) -> None:
+        self.specs = specs
+        self._parts = [(part, Layout.of(part, specs)) for part in parts]
+        self.count = 0
+        for run in self._runs():
+            layout = run[0][1]
+            total = sum(each.samples for _, each in run)
+            self.count += total - total % layout.fixed if layout.fixed else total
+        if self.count == 0:
+            part, layout = self._parts[0]
+            total = sum(each.samples for _, each in self._parts)
+            raise CalibrationError(
+                f"{part.where}: {total} sample(s), but the model takes batches of exactly "
+                f"{layout.fixed}; give at least {layout.fixed}"
+            )
+
+    def batches(self, size: int) -> Iterator[Feed]:
+        """Go through the rows, `size` or the number the model fixes at a time."""
+        done = 0
+        for run in self._runs():
+            where = run[0][0].where
+            for raw, rows in _cut(run, size):
+                counted = run[0][1].counted
+                yield {
+                    spec.name: conform(raw[spec.name], spec, where, done, spec.name in counted)
+                    for spec in self.specs
+                }
+                done += rows
+
+    def _runs(self) -> Iterator[list[tuple[ArrayPart, Layout]]]:
+        """Group neighbouring parts whose rows may share a batch."""
+        numbered = enumerate(self._parts)
+        for _, group in itertools.groupby(
+            numbered, key=lambda item: item[1][1].joins_with or item[0]
+        ):
+            yield [item for _, item in group]
+
+
+def _cut(
+    run: Sequence[tuple[ArrayPart, Layout]], size: int
+) -> Iterator[tuple[Mapping[str, Array], int]]:
+    """Cut a run of parts into raw batches and the number of samples in each."""
+    layout = run[0][1]
+    if layout.joins_with is None:
+        part = run[0][0]
+        with part.open() as arrays:
+            for index in range(layout.samples):
+                yield layout.feed(arrays, index), 1
+        return
+    block = layout.fixed or max(size, 1)
+    pending: list[Mapping[str, Array]] = []
+    missing = block
+    for part, each in run:
+        with part.open() as arrays:
+            start = 0
+            while start < each.samples:
+                stop = min(start + missing, each.samples)
+                piece = each.rows(arrays, start, stop)
+                missing -= stop - start
+                start = stop
+                if missing == 0:
+                    yield _joined([*pending, piece], layout), block
+                    pending, missing = [], block
+                else:
+                    # the arrays may be gone with their part
+                    pending.append({name: np.array(array) for name, array in piece.items()})
+    if pending and not layout.fixed:
+        yield _joined(pending, layout), block - missing
+
+
+def _joined(pieces: Sequence[Mapping[str, Array]], layout: Layout) -> Mapping[str, Array]:
+    if len(pieces) == 1:
+        return pieces[0]
+    return {
+        name: np.concatenate([piece[name] for piece in pieces]) if name in layout.counted else array
+        for name, array in pieces[0].items()
+    }
+
+
+class FeedSamples(Samples):
+    """Whole feeds, taken as they come from something that can be started anew."""
+
+    def __init__(
+        self,
+        start: Callable[[], Iterable[object]],
+        specs: tuple[InputSpec, ...],
+        where: str,
+        count: int | None = None,
+    ) -> None:
+        self.specs = specs
+        self.count = count
+        self._start = start
+        self._where = where
+
+    def batches(self, size: int) -> Iterator[Feed]:
+        """Go through the feeds as they come, whatever the size."""
+        done = 0
+        for item in _guarded(self._start, self._where):
+            feed = check_feed(item, self.specs, self._where, done)
+            rows = batch_rows(feed, self.specs)
+            done += 1 if rows is None else rows
+            yield feed
+        if done == 0:
+            raise CalibrationError(f"{self._where}: gives no samples")
+        self.count = done
+
+
+def _guarded(start: Callable[[], Iterable[object]], where: str) -> Iterator[object]:
+    """Go through a caller's feeds; whatever their code raises becomes one line."""
+    try:
+        iterator = iter(start())
+    except OnnxPruneError:
+        raise
+    except Exception as error:
+        raise CalibrationError(f"{where}: {first_line(error)}") from error
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except OnnxPruneError:
+            raise
+        except Exception as error:
+            raise CalibrationError(f"{where}: {first_line(error)}") from error
+        yield item
+
+
+def spool(feeds: Iterator[object], specs: tuple[InputSpec, ...], where: str) -> Samples:
+    """Write feeds that can be had only once to a temporary file.
+
+    Raises:
+        CalibrationError: when a feed does not fit the model, there are none, or the disk is full.
+    """
+    folder = tempfile.mkdtemp(prefix="onnxprune-samples-")
+    path = Path(folder) / "feeds"
+    try:
+        once = FeedSamples(lambda: feeds, specs, where)
+        number = 0
+        with path.open("wb") as file:
+            for feed in once.batches(1):
+                number += 1
+                for array in feed.values():
+                    stored = array.astype(np.str_) if array.dtype.kind == "O" else array
+                    np.save(file, stored, allow_pickle=False)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise CalibrationError(f"{where}: cannot be kept in {folder}: {error}") from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+    def replay() -> Iterator[object]:
+        with path.open("rb") as file:
+            for _ in range(number):
+                yield {
+                    spec.name: _restored(np.load(file, allow_pickle=False), spec) for spec in specs
+                }
+
+    samples = FeedSamples(replay, specs, where, once.count)
+    weakref.finalize(samples, shutil.rmtree, folder, ignore_errors=True)
+    return samples
+
+
+def _restored(array: Array, spec: InputSpec) -> Array:
+    # numpy's file format knows bfloat16 and the like only as raw bytes
+    return array.view(spec.dtype) if array.dtype.kind == "V" and spec.dtype else array
+
+
+def _trailing(feed: Feed) -> list[tuple[int, ...]]:
+    return [array.shape[1:] for array in feed.values()]

@@ -1,0 +1,71 @@
+"""How much a unit's activation does, seen at the input of each consumer, after all non-linearities.
+
+    std:      score_j = sqrt(sum_c var(x_cj))
+    variance: score_j = sum_c var(x_cj) * ||W_c[:, j]||^2      what the consumers lose when x_cj is
+                                                               replaced by its mean (bias folding)
+    activity: score_j = sum_c E|x_cj|                          how often times how strongly the unit
+                                                               is non-zero
+
+c runs over the consumers, and over the positions a flattened unit has there. Source: the
+variance form is that of An et al. 2024 (FLAP) and of VBP (METHODS.md 2.1); activity is the average
+percentage of zeros of Hu et al. 2016 turned around and weighted by strength.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from onnxprune.importance.base import GroupView
+
+__all__ = ["Activity", "Std", "Variance"]
+
+
+class Std:
+    """Standard deviation of the activation."""
+
+    name: ClassVar[str] = "std"
+    needs_calibration: ClassVar[bool] = True
+
+    def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return float [size]."""
+        del rng
+        total = np.zeros(group.group.size)
+        for reading, moments in group.moments.items():
+            total += group.per_unit(reading.units, moments.variance)
+        return np.sqrt(total)
+
+
+class Variance:
+    """Variance of the activation times the squared weights that read it."""
+
+    name: ClassVar[str] = "variance"
+    needs_calibration: ClassVar[bool] = True
+
+    def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return float [size]."""
+        del rng
+        total = np.zeros(group.group.size)
+        for reading, moments in group.moments.items():
+            weighted = moments.variance * group.reader_power(reading)
+            total += group.per_unit(reading.units, weighted)
+        return total
+
+
+class Activity:
+    """Mean absolute activation."""
+
+    name: ClassVar[str] = "activity"
+    needs_calibration: ClassVar[bool] = True
+
+    def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return float [size]."""
+        del rng
+        total = np.zeros(group.group.size)
+        for reading, moments in group.moments.items():
+            total += group.per_unit(reading.units, moments.mean_magnitude)
+        return total

@@ -1,0 +1,97 @@
+"""What a criterion is, and what it may look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from onnxprune.calibration.statistics import Moments
+    from onnxprune.coupling.groups import Group, Reading
+
+__all__ = ["Criterion", "GroupView"]
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """Says how much each unit of a group matters.
+
+    Attributes:
+        name: what `--criterion` calls it.
+        needs_calibration: whether it looks at activations.
+    """
+
+    name: ClassVar[str]
+    needs_calibration: ClassVar[bool]
+
+    def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return the importance of each unit, float [size]; the lowest are removed first."""
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """A group with the values a criterion may need.
+
+    Attributes:
+        group: units, owned tensors and readings.
+        constants: constant tensors of the model by name.
+        moments: activation statistics of each reading; empty without calibration.
+    """
+
+    group: Group
+    constants: Mapping[str, ir.TensorProtocol]
+    moments: Mapping[Reading, Moments]
+
+    def per_unit(
+        self, units: NDArray[np.int64], values: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Add values up by unit.
+
+        Args:
+            units: unit index of each position, -1 for none; any shape.
+            values: one value per position, same shape.
+
+        Returns:
+            float [size].
+        """
+        mine = units >= 0
+        return np.bincount(units[mine], values[mine], minlength=self.group.size).astype(np.float64)
+
+    def weight_power(self, power: int) -> NDArray[np.float64]:
+        """Sum of |w|^power over all entries of all tensors that go with each unit: float [size]."""
+        total = np.zeros(self.group.size)
+        for owned in self.group.owned:
+            values = np.abs(self.constants[owned.tensor].numpy().astype(np.float64)) ** power
+            others = tuple(axis for axis in range(values.ndim) if axis not in owned.axes)
+            summed = values.sum(axis=others)
+            order = np.argsort(np.argsort(owned.axes))
+            total += self.per_unit(owned.units, summed.transpose(order))
+        return total
+
+    def reader_power(self, reading: Reading) -> NDArray[np.float64]:
+        """Squared norm of the consumer's weights behind each position it reads.
+
+        Returns:
+            float, shaped like `reading.units`; ones where the consumer is no weight.
+        """
+        consumer = reading.consumer
+        if consumer.weight is None:
+            return np.ones(reading.units.shape)
+        values = self.constants[consumer.weight].numpy().astype(np.float64) ** 2
+        weight = np.moveaxis(values, consumer.weight_axis, 0)
+        extent = reading.units.shape[reading.axes.index(consumer.axis)]
+        if consumer.group > 1 and len(weight) < extent:
+            # A grouped Conv: axis 1 counts within a group, the rows of axis 0 say which group.
+            split = weight.reshape(len(weight), consumer.group, -1)
+            norms = split.sum(axis=2).T.reshape(-1)
+        else:
+            norms = weight.reshape(len(weight), -1).sum(axis=1)
+        shape = [extent if axis == consumer.axis else 1 for axis in reading.axes]
+        return np.broadcast_to(norms.reshape(shape), reading.units.shape)

@@ -1,0 +1,146 @@
+"""The plan: what is removed from which tensors, as data that outside scripts can read and check."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxprune.errors import InputError
+
+__all__ = ["Plan", "PlannedGroup", "PlannedRefusal"]
+
+_FORMAT = "onnxprune-plan"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """What one group gives up.
+
+    Attributes:
+        id: the group's name.
+        size: number of its units in the original.
+        removed: indices of the removed units, ascending.
+        kind: channel, head or channel group.
+        consumers: nodes that read it.
+    """
+
+    id: str
+    size: int
+    removed: tuple[int, ...]
+    kind: str
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedRefusal:
+    """An axis that stays whole, and why."""
+
+    axis: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A removal for one model.
+
+    Attributes:
+        model: sha256, producer and opset imports of the original.
+        options: the options of the run that made it.
+        groups: groups that lose units.
+        initializers: for every tensor that is cut, by axis, the kept indices in the original
+            numbering.
+        refused: axes that cannot be cut.
+    """
+
+    model: dict[str, Any]
+    options: dict[str, Any]
+    groups: tuple[PlannedGroup, ...]
+    initializers: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    refused: tuple[PlannedRefusal, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan file's content (version 1)."""
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "model": self.model,
+            "options": self.options,
+            "groups": [
+                {
+                    "id": group.id,
+                    "size": group.size,
+                    "removed": list(group.removed),
+                    "kind": group.kind,
+                    "consumers": list(group.consumers),
+                }
+                for group in self.groups
+            ],
+            "initializers": {
+                name: {str(axis): list(kept) for axis, kept in axes.items()}
+                for name, axes in self.initializers.items()
+            },
+            "refused": [
+                {"axis": one.axis, "node": one.node, "reason": one.reason} for one in self.refused
+            ],
+        }
+
+    def to_json(self) -> str:
+        """Return the plan file as text; equal plans give equal text."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the plan") -> Plan:
+        """Read a plan file.
+
+        Args:
+            text: its content.
+            where: what to call it in errors.
+
+        Raises:
+            InputError: when it is no plan of this version.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{where}: is not JSON ({error})") from None
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            raise InputError(f"{where}: is no plan of onnxprune; expected \"format\": \"{_FORMAT}\"")
+        if data.get("version") != _VERSION:
+            raise InputError(
+                f"{where}: has version {data.get('version')!r}, this onnxprune reads {_VERSION}"
+            )
+        try:
+            return cls(
+                model=dict(data["model"]),
+                options=dict(data["options"]),
+                groups=tuple(_group(one) for one in data["groups"]),
+                initializers={
+                    str(name): {int(axis): _indices(kept) for axis, kept in axes.items()}
+                    for name, axes in data["initializers"].items()
+                },
+                refused=tuple(
+                    PlannedRefusal(str(one["axis"]), str(one["node"]), str(one["reason"]))
+                    for one in data["refused"]
+                ),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{where}: is not a complete plan ({error!r})") from None
+
+
+def _group(data: dict[str, Any]) -> PlannedGroup:
+    return PlannedGroup(
+        id=str(data["id"]),
+        size=int(data["size"]),
+        removed=_indices(data["removed"]),
+        kind=str(data["kind"]),
+        consumers=tuple(str(one) for one in data["consumers"]),
+    )
+
+
+def _indices(data: list[Any]) -> tuple[int, ...]:
+    if any(not isinstance(one, int) or one < 0 for one in data):
+        raise ValueError("indices are integers from 0 on")
+    return tuple(sorted(set(data)))

@@ -1,0 +1,1 @@
+"""Is the result right: the certificate, the interface, other batch sizes."""
