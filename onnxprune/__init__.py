@@ -1,3 +1,69 @@
-"""Structured pruning that works on the ONNX file itself."""
+"""Structured pruning that works on the ONNX file itself.
+
+    import onnxprune
+    result = onnxprune.prune("model.onnx", calibration="samples.npz", target={"macs": 0.5})
+    result.save("small.onnx")
+
+Everything is loaded on first use, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from onnxprune.errors import (
+    CalibrationError,
+    InputError,
+    NothingPrunable,
+    OnnxPruneError,
+    RuntimeFailure,
+    TargetUnreachable,
+    VerificationError,
+)
+
+if TYPE_CHECKING:
+    from onnxprune.api import Comparison, Inspection, PruneResult, apply, inspect, prune, verify
+    from onnxprune.plan import Plan
+    from onnxprune.report.summary import Report
+
+__all__ = [
+    "CalibrationError",
+    "Comparison",
+    "InputError",
+    "Inspection",
+    "NothingPrunable",
+    "OnnxPruneError",
+    "Plan",
+    "PruneResult",
+    "Report",
+    "RuntimeFailure",
+    "TargetUnreachable",
+    "VerificationError",
+    "apply",
+    "inspect",
+    "prune",
+    "verify",
+]
 
 __version__ = "0.1.0"
+
+_LAZY = {
+    **dict.fromkeys(
+        ("Comparison", "Inspection", "PruneResult", "apply", "inspect", "prune", "verify"),
+        "onnxprune.api",
+    ),
+    "Plan": "onnxprune.plan",
+    "Report": "onnxprune.report.summary",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

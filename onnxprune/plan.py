@@ -107,7 +107,7 @@ class Plan:
         except ValueError as error:
             raise InputError(f"{where}: is not JSON ({error})") from None
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
-            raise InputError(f"{where}: is no plan of onnxprune; expected \"format\": \"{_FORMAT}\"")
+            raise InputError(f'{where}: is no plan of onnxprune; expected "format": "{_FORMAT}"')
         if data.get("version") != _VERSION:
             raise InputError(
                 f"{where}: has version {data.get('version')!r}, this onnxprune reads {_VERSION}"

@@ -87,7 +87,7 @@ class _Greedy:
     def run(self) -> list[RemovalStep]:
         """Return the steps."""
         steps: list[RemovalStep] = []
-        waiting = {seed: 0.0 for seed in self.seeds}
+        waiting = dict.fromkeys(self.seeds, 0.0)
         longest = max(len(axis) for axis in self.axes)
         stages = min(_STAGES, longest)
         for stage in range(1, stages + 1):

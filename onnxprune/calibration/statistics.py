@@ -146,8 +146,13 @@ class _Sums:
             [self.highest[key] - self.lowest[key] for key in ("mean", "minimum", "maximum")], axis=0
         )
         steady = (spread <= _STEADY * size) & (self.count > 1)
-        means = (self.total[key] / self.count for key in ("mean", "mean_square", "mean_magnitude"))
-        return Moments(self.count, *means, steady)
+        return Moments(
+            count=self.count,
+            mean=self.total["mean"] / self.count,
+            mean_square=self.total["mean_square"] / self.count,
+            mean_magnitude=self.total["mean_magnitude"] / self.count,
+            steady=steady,
+        )
 
 
 def _add_reductions(probe: ir.Model, tap: Tap, number: int) -> dict[str, str]:

@@ -59,9 +59,7 @@ def node_macs(node: ir.Node, shape_of: ShapeOf) -> int:
         return 0
 
 
-def node_costs(
-    graph: ir.Graph, shape_of: ShapeOf, constants: Iterable[str]
-) -> list[NodeCost]:
+def node_costs(graph: ir.Graph, shape_of: ShapeOf, constants: Iterable[str]) -> list[NodeCost]:
     """Cost of every node that multiplies or reads parameters, in graph order.
 
     Args:
@@ -77,7 +75,9 @@ def node_costs(
         parameters = sum(prod(shape_of(name)) for name in read if name)
         macs = node_macs(node, shape_of)
         if macs or parameters:
-            costs.append(NodeCost(node.name or node.outputs[0].name or "", node.op_type, macs, parameters))
+            costs.append(
+                NodeCost(node.name or node.outputs[0].name or "", node.op_type, macs, parameters)
+            )
     return costs
 
 

@@ -99,7 +99,7 @@ class Cut:
         return dict(sorted(result.items()))
 
     def positions(self, name: str, axis: int) -> NDArray[np.bool_] | None:
-        """Survivors along one axis, one row for each surviving row of the other labelled axes.
+        """Survivors along one axis, one row for each surviving row of the axes it is nested in.
 
         Returns:
             bool [rows, extent], or None when the axis loses nothing.
@@ -108,8 +108,10 @@ class Cut:
         layers = [layer for layer in (labels.layers if labels else ()) if axis in layer.axes]
         if not layers:
             return None
-        alive = np.moveaxis(self.alive(layers[0]), layers[0].axes.index(axis), -1)
-        rows = alive.reshape(-1, alive.shape[-1])
+        alive = self.alive(layers[0])
+        position = layers[0].axes.index(axis)
+        inner = tuple(range(position + 1, alive.ndim))
+        rows = np.any(alive, axis=inner).reshape(-1, alive.shape[position])
         rows = rows[rows.any(axis=1)]
         return None if rows.all() else rows
 

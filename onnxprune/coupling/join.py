@@ -95,12 +95,7 @@ def contract(
     """
     layers = join(relations, operands)
     contracted = {axis for layer in layers for axis in layer.axes} - set(kept)
-    safe = {
-        axis
-        for operand in operands
-        if operand.labels.constant or operand.labels.zero
-        for axis in operand.extents()
-    }
+    safe = {axis for operand in operands if operand.labels.zero for axis in operand.extents()}
     for axis in sorted(contracted - safe):
         layers = collapse(relations, layers, axis, text)
     survivors = [layer for layer in layers if set(layer.axes) & set(kept)]

@@ -174,13 +174,28 @@ def collapse(relations: Relations, layers: Iterable[Layer], axis: int, text: str
 def take(
     relations: Relations, layers: Iterable[Layer], axis: int, index: NDArray[np.int64]
 ) -> Layers:
-    """Labels after `numpy.take(x, index, axis)` with a 1-D index."""
+    """Labels after `numpy.take(x, index, axis)` with a 1-D index.
+
+    One index serves all rows of a joint layer. So no surviving row may lose its part whole, up to
+    the end of a range every row has to keep equally many entries, and for any other index the
+    rows keep the same positions.
+    """
+    steps = np.unique(np.diff(index))
     result = []
     for layer in layers:
         if axis not in layer.axes:
             result.append(layer)
             continue
-        atoms = layer.atoms.take(index, axis=layer.axes.index(axis))
+        position = layer.axes.index(axis)
+        if position and len(steps) > 1:
+            align_nesting(relations, layer)
+        elif position and len(index) and index.min() > 0:
+            relations.rectangle(layer.atoms.take(np.arange(index.max() + 1), axis=position))
+        atoms = layer.atoms.take(index, axis=position)
+        if position and len(index):
+            rows = int(np.prod(atoms.shape[:position]))
+            part, whole = (relations.conjunction(a.reshape(rows, -1)) for a in (atoms, layer.atoms))
+            relations.unify(part, whole)
         relations.rectangle(atoms)
         result.append(Layer(layer.axes, atoms, layer.flexible))
     return simplify(relations, result)

@@ -73,7 +73,6 @@ class Step:
         self.opset = opset
         self.relations = relations
         self.consumers: list[Consumer] = []
-        self.divisors: set[str] = set()
         self.understood: set[int] = set()
         self.tensors = tensors
         self.shapes = shapes

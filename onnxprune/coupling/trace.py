@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +15,8 @@ from onnxprune.coupling.step import Consumer, Refusal, Step, node_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
 
     from onnxprune.model.observe import Facts
 
@@ -48,22 +50,26 @@ def trace(model: ir.Model, facts: Facts) -> Coupling:
         facts: its shapes and integers at a concrete size (`onnxprune.model.observe`).
     """
     relations = Relations()
-    tensors = _sources(model.graph, facts)
+    divisors = frozenset(_divisors(model.graph, facts))
+    tensors = _sources(model.graph, facts, divisors)
+    settled = _settled(model.graph, facts)
     consumers: list[Consumer] = []
-    divisors: set[str] = set()
+
+    def values(name: str) -> NDArray[Any] | None:
+        return facts.value(name) if name in settled else None
+
     for node in model.graph:
         if node.op_type == "Constant" and node.domain == "":
             continue
         relations.node = display_name(node)
         opset = model.opset_imports.get(node.domain, 1)
-        step = Step(node, opset, relations, tensors, facts.first.shapes, facts.value)
+        step = Step(node, opset, relations, tensors, facts.first.shapes, values)
         try:
             _apply_rule(step)
         except Refusal as refusal:
             _refuse(step, str(refusal))
         else:
             consumers += step.consumers
-            divisors |= step.divisors
         _freeze_rest(step)
     relations.node = "graph output"
     for value in model.graph.outputs:
@@ -71,7 +77,7 @@ def trace(model: ir.Model, facts: Facts) -> Coupling:
             _freeze(relations, tensors[value.name], "the model's interface stays as it is")
     _demand_product_cuts(relations, tensors, facts)
     _close_definitions(relations)
-    return Coupling(relations, tensors, tuple(consumers), frozenset(divisors), facts)
+    return Coupling(relations, tensors, tuple(consumers), divisors, facts)
 
 
 def display_name(node: ir.Node) -> str:
@@ -79,7 +85,43 @@ def display_name(node: ir.Node) -> str:
     return f"{node.op_type} {node.name or node_id(node)}"
 
 
-def _sources(graph: ir.Graph, facts: Facts) -> dict[str, TensorLabels]:
+def _settled(graph: ir.Graph, facts: Facts) -> set[str]:
+    """Tensors that follow from constants and shapes; the values of others vary with the input."""
+    settled = set(facts.constants)
+    for node in graph:
+        shape = node.op_type in ("Shape", "Size") and node.domain == ""
+        given = {value.name for value in node.inputs if value is not None}
+        if shape or (given and given <= settled and not any(_captured(node))):
+            settled.update(value.name for value in node.outputs if value.name)
+    return settled
+
+
+def _divisors(graph: ir.Graph, facts: Facts) -> Iterator[str]:
+    """Constants that divide (or are an exponent), directly or worked out from constants alone."""
+    for node in graph:
+        if node.op_type in ("Div", "Mod", "Pow") and node.domain == "":
+            yield from _made_from(node.inputs[1], facts) or ()
+
+
+def _made_from(value: ir.Value | None, facts: Facts) -> set[str] | None:
+    """Names of the constants a value is worked out from; None when anything else takes part."""
+    if value is None:
+        return set()
+    if value.name in facts.constants:
+        return {value.name or ""}
+    producer = value.producer()
+    if producer is None:
+        return None
+    names: set[str] = set()
+    for one in producer.inputs:
+        part = _made_from(one, facts)
+        if part is None:
+            return None
+        names |= part
+    return names
+
+
+def _sources(graph: ir.Graph, facts: Facts, divisors: frozenset[str]) -> dict[str, TensorLabels]:
     tensors = {
         value.name: TensorLabels(value.name, facts.first.shapes.get(value.name, ()))
         for value in graph.inputs
@@ -88,7 +130,8 @@ def _sources(graph: ir.Graph, facts: Facts) -> dict[str, TensorLabels]:
     for name, tensor in facts.constants.items():
         shape = tuple(tensor.shape.numpy())
         cuttable = tensor.dtype.is_floating_point() and 0 not in shape
-        tensors[name] = TensorLabels(name, shape, constant=True, pristine=cuttable, zero=True)
+        zero = name not in divisors
+        tensors[name] = TensorLabels(name, shape, constant=True, pristine=cuttable, zero=zero)
     return tensors
 
 

@@ -43,6 +43,8 @@ def find_criterion(name: str) -> Criterion:
     for entry in entry_points(group=_ENTRY_POINTS, name=name):
         found = entry.load()()
         if not isinstance(found, Criterion):
-            raise InputError(f"criterion {name!r} ({entry.value}) has no name, needs_calibration and score")
+            raise InputError(
+                f"criterion {name!r} ({entry.value}) has no name, needs_calibration and score"
+            )
         return found
     raise InputError(f"unknown criterion {name!r}; there are {', '.join(criterion_names())}")

@@ -10,11 +10,11 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from onnxprune.calibration.statistics import Moments
     from onnxprune.coupling.groups import Group, Reading
+    from onnxprune.model.constants import ConstantValues
 
 __all__ = ["Criterion", "GroupView"]
 
@@ -41,12 +41,12 @@ class GroupView:
 
     Attributes:
         group: units, owned tensors and readings.
-        constants: constant tensors of the model by name.
+        constants: values of the constant tensors of the model, by name.
         moments: activation statistics of each reading; empty without calibration.
     """
 
     group: Group
-    constants: Mapping[str, ir.TensorProtocol]
+    constants: ConstantValues
     moments: Mapping[Reading, Moments]
 
     def per_unit(
@@ -68,7 +68,7 @@ class GroupView:
         """Sum of |w|^power over all entries of all tensors that go with each unit: float [size]."""
         total = np.zeros(self.group.size)
         for owned in self.group.owned:
-            values = np.abs(self.constants[owned.tensor].numpy().astype(np.float64)) ** power
+            values = np.abs(self.constants[owned.tensor].astype(np.float64)) ** power
             others = tuple(axis for axis in range(values.ndim) if axis not in owned.axes)
             summed = values.sum(axis=others)
             order = np.argsort(np.argsort(owned.axes))
@@ -84,7 +84,7 @@ class GroupView:
         consumer = reading.consumer
         if consumer.weight is None:
             return np.ones(reading.units.shape)
-        values = self.constants[consumer.weight].numpy().astype(np.float64) ** 2
+        values = self.constants[consumer.weight].astype(np.float64) ** 2
         weight = np.moveaxis(values, consumer.weight_axis, 0)
         extent = reading.units.shape[reading.axes.index(consumer.axis)]
         if consumer.group > 1 and len(weight) < extent:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from onnxprune.model.inputs import InputSpec
 
-__all__ = ["FIRST_BATCH", "fits", "made_up_feed", "size_choices"]
+__all__ = ["FIRST_BATCH", "larger_sizes", "made_up_feed", "size_choices"]
 
 FIRST_BATCH = 2
 """Rows of the first traced batch; the second has one more. Extent 1 would hide broadcasting."""
@@ -82,13 +82,20 @@ def made_up_feed(
     return feed
 
 
-def fits(specs: Sequence[InputSpec], feed: Mapping[str, NDArray[Any]], extra: int) -> bool:
-    """Whether every input of a feed may have `extra` more rows along its first axis."""
-    del feed, extra
-    return all(
-        spec.shape is not None and spec.shape and not _fixed(spec.shape[0]) for spec in specs
-    )
+def larger_sizes(
+    specs: Sequence[InputSpec], feed: Mapping[str, NDArray[Any]]
+) -> Iterator[dict[tuple[str, int], int]]:
+    """Propose other sizes for the dynamic axes of a feed.
 
-
-def _fixed(extent: int | str | None) -> bool:
-    return isinstance(extent, int) and extent > 0
+    Yields:
+        one more row with every other dynamic axis doubled, then one more row alone. Nothing for a
+        model without dynamic axes.
+    """
+    first = next(size_choices(specs), {})
+    symbols = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
+    known = {spec.name: spec.shape or () for spec in specs}
+    batch = {key for key in first if key[1] == 0 or known[key[0]][key[1]] in symbols}
+    now = {(name, axis): feed[name].shape[axis] for name, axis in first}
+    for factor in (2, 1) if batch != now.keys() else (1,):
+        if now:
+            yield {key: n + 1 if key in batch else n * factor for key, n in now.items()}

@@ -14,22 +14,25 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from onnxprune.errors import InputError, OnnxPruneError, RuntimeFailure
-from onnxprune.model.feeds import made_up_feed, size_choices
+from onnxprune.errors import InputError, RuntimeFailure
+from onnxprune.model.feeds import larger_sizes, made_up_feed, size_choices
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.runtime import open_session, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
+    import onnxruntime as ort
     from numpy.typing import NDArray
 
+    from onnxprune.model.inputs import InputSpec
     from onnxprune.model.runtime import Runtime
 
 __all__ = ["Facts", "Observation", "constants_of", "observe"]
 
 _SHAPE_OF = "onnxprune/shape/"
 _SMALL = 4096
+_HIGHEST_INTEGERS = (2, 1)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def observe(
     model: ir.Model,
     runtime: Runtime,
     rng: np.random.Generator,
-    samples: Sequence[Mapping[str, NDArray[Any]]] = (),
+    sample: Mapping[str, NDArray[Any]] | None = None,
 ) -> Facts:
     """Run a model at two sizes and note shapes and integers.
 
@@ -94,49 +97,56 @@ def observe(
         model: unchanged.
         runtime: how to run it.
         rng: for inputs that have to be made up.
-        samples: up to two real feeds of different batch size; made up when there are none.
+        sample: a real feed; it sets the first size, else one that runs is found.
 
     Raises:
-        InputError: when no feed is given and none that runs can be made up.
+        InputError: when no sample is given and no feed that runs can be made up.
+        RuntimeFailure: when the model does not run on the sample.
     """
     constants = constants_of(model.graph)
-    probe = _with_shape_outputs(model, constants)
-    session = open_session(probe, runtime, optimise=False, arena=False)
-    if samples:
-        runs = [_observe_once(session, feed, constants) for feed in samples[:2]]
-        return Facts(runs[0], runs[-1], constants)
+    session = open_session(
+        _with_shape_outputs(model, constants), runtime, optimise=False, arena=False
+    )
     specs = input_specs(model)
-    problem: OnnxPruneError = InputError("the model could not be run")
+    if sample is not None:
+        first = _observe_once(session, sample, constants)
+    else:
+        first = _first_that_runs(session, specs, rng, constants)
+    second = _at_larger_size(session, specs, first, rng, constants)
+    return Facts(first, second, constants)
+
+
+def _first_that_runs(
+    session: ort.InferenceSession,
+    specs: Sequence[InputSpec],
+    rng: np.random.Generator,
+    constants: Mapping[str, ir.TensorProtocol],
+) -> Observation:
+    problem = ""
     for sizes in size_choices(specs):
-        for highest_integer in (2, 1):
+        for highest in _HIGHEST_INTEGERS:
             try:
-                feed = made_up_feed(specs, sizes, rng, highest_integer)
-                first = _observe_once(session, feed, constants)
+                return _observe_once(session, made_up_feed(specs, sizes, rng, highest), constants)
             except RuntimeFailure as error:
-                problem = error
-                continue
-            larger = _larger_batch(specs, sizes)
-            try:
-                second = _observe_once(
-                    session, made_up_feed(specs, larger, rng, highest_integer), constants
-                )
-            except RuntimeFailure:
-                second = first
-            return Facts(first, second, constants)
+                problem = problem or str(error)
     raise InputError(f"the model does not run on made-up inputs, give --calibration ({problem})")
 
 
-def _larger_batch(
-    specs: Iterable[Any], sizes: Mapping[tuple[str, int], int]
-) -> dict[tuple[str, int], int]:
-    symbols = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
-    grown = {}
-    for spec in specs:
-        for axis, extent in enumerate(spec.shape or ()):
-            if (spec.name, axis) in sizes:
-                more = axis == 0 or extent in symbols
-                grown[spec.name, axis] = sizes[spec.name, axis] + more
-    return grown
+def _at_larger_size(
+    session: ort.InferenceSession,
+    specs: Sequence[InputSpec],
+    first: Observation,
+    rng: np.random.Generator,
+    constants: Mapping[str, ir.TensorProtocol],
+) -> Observation:
+    """Run at another size: all dynamic axes if possible, else the batch alone, else not at all."""
+    for sizes in larger_sizes(specs, first.feed):
+        for highest in _HIGHEST_INTEGERS:
+            try:
+                return _observe_once(session, made_up_feed(specs, sizes, rng, highest), constants)
+            except (RuntimeFailure, InputError):
+                continue
+    return first
 
 
 def _observe_once(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PATCHES", "Site"]
 
-_END_OF_AXIS = 2**63 - 1
+_BEFORE_THE_AXIS = -(2**31) + 1
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,39 @@ def _target(site: Site) -> None:
         site.overrule(slot, corrected[0], corrected[1])
 
 
+def _repeats(site: Site) -> None:
+    """Tile: how often an axis is repeated, for axes that grew from one entry."""
+    if not site.cut.touches(site.output()):
+        return
+    wanted = [_quotient(site, second) for second in (False, True)]
+    given = [site.integers.get(site.input(1), second=which) for which in (False, True)]
+    if all(np.array_equal(w, g) for w, g in zip(wanted, given, strict=True) if g is not None):
+        return
+    if site.constant(1):
+        set_literal(site.graph, site.node, 1, wanted[0])
+    else:
+        site.overrule(1, wanted[0], wanted[1])
+
+
+def _quotient(site: Site, second: bool) -> NDArray[np.int64]:
+    after, before = (
+        np.array(site.cut.shape(name, second=second), np.int64)
+        for name in (site.output(), site.input(0))
+    )
+    return after // np.maximum(before, 1)
+
+
 def _corrected(
     site: Site, given: NDArray[np.int64], wanted: tuple[int, ...], second: bool
 ) -> NDArray[np.int64]:
     """Change the entries of a shape that are wrong; -1 and a still correct 0 stay."""
     result = np.array(given)
+    if site.node.op_type == "Resize":
+        before = site.old_shape(site.output())
+        axes = site.attribute("axes") or range(len(before))
+        for i, axis in enumerate(axes):
+            result[i] = result[i] if wanted[axis] == before[axis] else wanted[axis]
+        return result
     source: tuple[int, ...] = ()
     if site.node.op_type in ("Reshape", "Expand"):
         source = site.cut.shape(site.input(0), second=second)
@@ -231,7 +259,7 @@ def _range_of(site: Site, wanted: NDArray[np.int64], step: int) -> tuple[int, in
     if not len(wanted) or (np.diff(wanted) != step).any():
         raise CutError(site.output(), f"what is left of {site.input(0)} is no range")
     end = int(wanted[-1]) + (1 if step > 0 else -1)
-    return int(wanted[0]), end if end >= 0 else -_END_OF_AXIS
+    return int(wanted[0]), end if end >= 0 else _BEFORE_THE_AXIS
 
 
 def _gather(site: Site) -> None:
@@ -279,6 +307,7 @@ def _pad(site: Site) -> None:
 PATCHES: dict[str, Callable[[Site], None]] = {
     **dict.fromkeys(("Conv", "ConvTranspose"), _group),
     **dict.fromkeys(("Reshape", "Expand", "ConstantOfShape", "Resize"), _target),
+    "Tile": _repeats,
     "Split": _split,
     "Slice": _slice,
     **dict.fromkeys(("Gather", "GatherND"), _gather),

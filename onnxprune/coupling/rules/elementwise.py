@@ -22,7 +22,6 @@ _ZERO_TO_ZERO = [
     "Asinh",
     "Atan",
     "Atanh",
-    "BitShift",
     "Cast",
     "CastLike",
     "Ceil",
@@ -113,14 +112,21 @@ def _never_zero(step: Step) -> None:
 
 
 def _divide(step: Step) -> None:
-    """Div, Mod, Pow: what stands in the second slot must stay finite where it is removed."""
+    """Div, Mod: a divisor must not be zero where it is removed; constant ones keep their value."""
     divisor = step.peek(1)
-    if divisor.constant:
-        step.divisors.add(divisor.name)
-    elif divisor.zero and divisor.layers and step.node.op_type != "Pow":
+    if divisor.zero and divisor.layers:
         raise Refusal("the divisor is zero where it is removed")
+    _zero_as_first(step)
+
+
+def _power(step: Step) -> None:
+    """Pow: 0 ** e is 0 only for e > 0, and not finite for e < 0."""
+    base, exponent = step.peek(0), step.value(1)
+    if base.zero and base.layers and (exponent is None or (exponent < 0).any()):
+        raise Refusal("a negative power is not finite where the removed part is zero")
     operands, layers = step.join_inputs([0, 1])
-    step.emit(layers, zero=operands[0].blanks(layers))
+    positive = exponent is not None and bool((exponent > 0).all())
+    step.emit(layers, zero=positive and operands[0].blanks(layers))
 
 
 def _where(step: Step) -> None:
@@ -128,8 +134,8 @@ def _where(step: Step) -> None:
     step.emit(layers, zero=all(operand.blanks(layers) for operand in operands[1:]))
 
 
-def _leaky(step: Step) -> None:
-    """PRelu: the slope broadcasts to the input; zero stays zero."""
+def _zero_as_first(step: Step) -> None:
+    """BitShift, PRelu: where the first operand is zero, so is the result."""
     operands, layers = step.join_inputs([0, 1])
     step.emit(layers, zero=operands[0].blanks(layers))
 
@@ -153,8 +159,9 @@ RULES: dict[tuple[str, str], Callable[[Step], None]] = {
     **{("", op): _zero_if_all for op in _ZERO_IF_ALL},
     **{("", op): _zero_if_any for op in _ZERO_IF_ANY},
     **{("", op): _never_zero for op in _COMPARE},
-    **{("", op): _divide for op in ("Div", "Mod", "Pow")},
+    **{("", op): _divide for op in ("Div", "Mod")},
+    ("", "Pow"): _power,
     ("", "Where"): _where,
-    ("", "PRelu"): _leaky,
+    **{("", op): _zero_as_first for op in ("BitShift", "PRelu")},
     ("", "Clip"): _clip,
 }

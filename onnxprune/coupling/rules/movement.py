@@ -55,12 +55,14 @@ def _repeated(step: Step) -> None:
         result.append(Layer(axes, atoms, layer.flexible))
     before = (1,) * shift + labels.shape
     name = step.node.outputs[0].name or ""
-    result += [
+    grown = [
         Layer((axis,), step.relations.fresh((extent,), Origin(name, axis)), flexible=True)
         for axis, extent in enumerate(shape)
         if extent > 1 and before[axis] == 1
     ]
-    _pass_on(step, labels, result)
+    # Copies made along a new axis are not zero where they are removed.
+    zero = labels.zero and not grown
+    step.emit([*result, *grown], zero=zero, constant=labels.constant)
 
 
 def _concat(step: Step) -> None:
@@ -91,6 +93,8 @@ def _split(step: Step) -> None:
     labels = step.read()
     axis = step.axis(len(labels.shape), 0)
     layers = movable(step.relations, labels)
+    if len(step.outputs()) < len(step.node.outputs):
+        raise Refusal("a Split with an unused part")
     start = 0
     for slot in step.outputs():
         extent = step.out_shape(slot)[axis]

@@ -36,7 +36,7 @@ def _reduce(step: Step) -> None:
     rank = len(labels.shape)
     layers = movable(step.relations, labels)
     axes = step.integers(1, "axes")
-    if axes is None:
+    if not axes:
         axes = [] if step.attribute("noop_with_empty_axes", 0) else list(range(rank))
     reduced = {axis % rank for axis in axes}
     exact = step.node.op_type in _EXACT and labels.zero
@@ -69,8 +69,10 @@ def _pick(step: Step) -> None:
 
 
 def _pool(step: Step) -> None:
+    """Pools run over the spatial axes; the indices MaxPool may give count across all axes."""
     labels = step.read()
-    layers = step.fix(labels, range(2, len(labels.shape)), f"{step.node.op_type} runs over it")
+    first = 2 if step.outputs() == [0] else 0
+    layers = step.fix(labels, range(first, len(labels.shape)), f"{step.node.op_type} runs over it")
     for slot in step.outputs():
         step.emit(layers, slot, zero=labels.zero and slot == 0)
 

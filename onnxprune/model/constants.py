@@ -1,0 +1,77 @@
+"""Values of constants, those behind Transpose, Identity, Cast and the like included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx_ir as ir
+
+from onnxprune.model.runtime import Runtime, open_session, run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+__all__ = ["ConstantValues"]
+
+
+class ConstantValues:
+    """Reads constants by name; a derived one is computed in onnxruntime from what it is made of.
+
+    Args:
+        model: the graph they belong to.
+        constants: its initializers and Constant outputs by name.
+    """
+
+    def __init__(self, model: ir.Model, constants: Mapping[str, ir.TensorProtocol]) -> None:
+        self._constants = constants
+        self._producers = {
+            value.name: node for node in model.graph for value in node.outputs if value.name
+        }
+        self._opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
+        self._ir_version = model.ir_version
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._constants
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Value of a constant.
+
+        Raises:
+            KeyError: when the tensor depends on the model's input.
+        """
+        if name in self._constants:
+            return self._constants[name].numpy()
+        return self._derive(name)
+
+    def _derive(self, name: str) -> NDArray[Any]:
+        nodes: dict[int, ir.Node] = {}
+        leaves: dict[str, ir.TensorProtocol] = {}
+        waiting = [name]
+        while waiting:
+            one = waiting.pop()
+            if one in self._constants:
+                leaves[one] = self._constants[one]
+                continue
+            node = self._producers[one]
+            if id(node) not in nodes:
+                nodes[id(node)] = node
+                waiting += [value.name for value in node.inputs if value and value.name]
+        ordered = [node for node in self._producers.values() if id(node) in nodes]
+        graph = onnx.helper.make_graph(
+            [ir.to_proto(node) for node in dict.fromkeys(ordered)],
+            "constant",
+            [],
+            [onnx.ValueInfoProto(name=name)],
+            [_named(tensor, leaf) for leaf, tensor in leaves.items()],
+        )
+        proto = onnx.helper.make_model(
+            graph, opset_imports=self._opsets, ir_version=self._ir_version
+        )
+        return run(open_session(proto, Runtime(threads=1), optimise=False), {})[name]
+
+
+def _named(tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(tensor.numpy(), name)

@@ -1,0 +1,75 @@
+"""The options of a run, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxprune.errors import InputError
+from onnxprune.model.runtime import Runtime
+
+__all__ = ["COMPENSATIONS", "TARGETS", "Options", "check_targets"]
+
+TARGETS = ("channels", "params", "macs")
+COMPENSATIONS = ("none", "mean")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to remove, how to choose it and how to make up for it.
+
+    Attributes:
+        target: kind -> fraction of the original that is to remain.
+        criterion: name of the importance criterion.
+        compensate: none or mean.
+        include: name patterns; when there are any, only groups that own a matching tensor, or a
+            tensor read by a matching node, are pruned.
+        exclude: name patterns; tensors that match, and tensors of nodes that match, stay whole.
+        seed: seed of everything random.
+        runtime: providers and threads.
+    """
+
+    target: Mapping[str, float] = field(default_factory=lambda: {"channels": 0.5})
+    criterion: str = "l2"
+    compensate: str = "none"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+    runtime: Runtime = field(default_factory=Runtime)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Options as they are written into a plan."""
+        return {
+            "target": dict(self.target),
+            "criterion": self.criterion,
+            "compensate": self.compensate,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "seed": self.seed,
+        }
+
+
+def check_targets(target: Mapping[str, float]) -> dict[str, float]:
+    """Return targets as floats.
+
+    Raises:
+        InputError: for an unknown kind, or a fraction that is not above 0 and at most 1.
+    """
+    if not target:
+        raise InputError(f"no target; give one of {', '.join(TARGETS)}, such as macs=0.5")
+    checked = {}
+    for kind, fraction in target.items():
+        if kind not in TARGETS:
+            raise InputError(f"unknown target {kind!r}; there are {', '.join(TARGETS)}")
+        try:
+            value = float(fraction)
+        except (TypeError, ValueError):
+            raise InputError(f"target {kind}={fraction!r} is not a number") from None
+        if not 0 < value <= 1:
+            raise InputError(
+                f"target {kind}={fraction} is out of range: it is the fraction that is to remain, "
+                "above 0 and at most 1"
+            )
+        checked[kind] = value
+    return checked

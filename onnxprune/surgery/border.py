@@ -1,0 +1,114 @@
+"""Adding back exactly what constant channels gave a reader, zero-padded borders included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.coupling.labels import Layer
+from onnxprune.surgery.integers import add_initializer, unique_name
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from onnxprune.coupling.step import Consumer
+    from onnxprune.surgery.bias import FullSize
+
+__all__ = ["add_border_exact_constant"]
+
+
+def add_border_exact_constant(
+    target: FullSize,
+    node: ir.Node,
+    consumer: Consumer,
+    constants: NDArray[np.float64],
+    uniform: bool,
+    contribution: NDArray[np.float64],
+    weight: NDArray[Any],
+    own_axes: list[int],
+) -> None:
+    """Add a contribution that differs from position to position.
+
+    Args:
+        target: the model at full size.
+        node: the reader.
+        consumer: its coupling record.
+        constants: the reader's input with the constant values at removed channels, zero elsewhere.
+        uniform: every channel of `constants` holds one value.
+        contribution: what the reader makes of `constants`, batch axis 1.
+        weight: the reader's weight.
+        own_axes: output axes the weight makes.
+    """
+    name = node.outputs[0].name or ""
+    facts = target.coupling.facts
+    if uniform and node.op_type in ("Conv", "ConvTranspose"):
+        levels = constants[0].reshape(constants.shape[1], -1)[:, 0]
+        target.add_value(name, _convolved_ones(target, node, levels, weight, consumer.group))
+    elif facts.first.shapes[name][1:] == facts.second.shapes[name][1:]:
+        target.add_constant(name, contribution)
+    else:
+        others = tuple(axis for axis in range(contribution.ndim) if axis not in own_axes)
+        target.add_to_output(node, contribution.mean(axis=others, keepdims=True))
+
+
+def _convolved_ones(
+    target: FullSize, node: ir.Node, levels: NDArray[np.float64], weight: NDArray[Any], group: int
+) -> ir.Value:
+    """The node's own convolution over a single channel of ones, with the constants in its taps."""
+    graph, output = target.model.graph, node.outputs[0].name or ""
+    transposed = node.op_type == "ConvTranspose"
+    taps = _summed_taps(levels, weight.astype(np.float64), group, transposed)
+    value = add_initializer(graph, f"{output}/constant_taps", taps.astype(weight.dtype))
+    made = [one for one in target.coupling.tensors[output].layers if one.axes == (1,)]
+    axis = 1 if transposed else 0
+    target.register_constant(value, tuple(Layer((axis,), one.atoms) for one in made))
+    attributes = [a for key, a in node.attributes.items() if key != "group"]
+    ones = _ones(target, node, weight.dtype)
+    conv = ir.Node("", node.op_type, [ones, value], attributes, num_outputs=1)
+    conv.outputs[0].name = unique_name(graph, f"{output}/constant_part")
+    graph.insert_before(node, conv)
+    return conv.outputs[0]
+
+
+def _summed_taps(
+    levels: NDArray[np.float64], weight: NDArray[np.float64], group: int, transposed: bool
+) -> NDArray[np.float64]:
+    """Sum over input channels of level times taps: [O, 1, *k], or [1, O, *k] transposed."""
+    by_group = levels.reshape(group, -1)
+    kernel = weight.shape[2:]
+    if transposed:
+        split = weight.reshape(group, -1, *weight.shape[1:])
+        summed = np.einsum("gi,gio...->go...", by_group, split)
+        return np.asarray(summed).reshape(1, -1, *kernel)
+    split = weight.reshape(group, -1, *weight.shape[1:])
+    summed = np.einsum("gi,goi...->go...", by_group, split)
+    return np.asarray(summed).reshape(-1, 1, *kernel)
+
+
+def _ones(target: FullSize, node: ir.Node, dtype: np.dtype[Any]) -> ir.Value:
+    """Ones [1, 1, *spatial] of the size of the node's input, whatever it is at run time."""
+    graph, data = target.model.graph, node.inputs[0]
+    assert data is not None
+    assert data.name
+    facts, output = target.coupling.facts, node.outputs[0].name or ""
+    first, second = facts.first.shapes[data.name], facts.second.shapes[data.name]
+    one = ir.tensor(np.ones(1, dtype))
+    if first[2:] == second[2:]:
+        shape = add_initializer(graph, f"{output}/ones_shape", np.array([1, 1, *first[2:]]))
+        nodes: list[ir.Node] = []
+    else:
+        whole = ir.Node("", "Shape", [data], num_outputs=1)
+        axes = add_initializer(graph, f"{output}/spatial_axes", np.arange(2, len(first)))
+        spatial = ir.Node("", "Gather", [whole.outputs[0], axes], num_outputs=1)
+        leading = add_initializer(graph, f"{output}/ones_leading", np.array([1, 1]))
+        joined = ir.Node(
+            "", "Concat", [leading, spatial.outputs[0]], [ir.AttrInt64("axis", 0)], num_outputs=1
+        )
+        nodes, shape = [whole, spatial, joined], joined.outputs[0]
+    filled = ir.Node("", "ConstantOfShape", [shape], [ir.AttrTensor("value", one)], num_outputs=1)
+    for number, made in enumerate([*nodes, filled]):
+        made.outputs[0].name = unique_name(graph, f"{output}/ones_{number}")
+    graph.insert_before(node, [*nodes, filled])
+    return filled.outputs[0]

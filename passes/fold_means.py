@@ -1,0 +1,226 @@
+"""Mean folding: what the removed channels contributed on average goes into their readers' biases.
+
+Formula, for a linear node y = W x + b that reads kept channels S and removed channels P::
+
+    b' = b + average over positions of (W_P mean(x_P))
+
+Before::
+
+    x [N,64,H,W] -> Conv(W [32,64,3,3], b [32], pads 1) -> y
+
+After (channels 3 and 17 are to go)::
+
+    x with 3, 17 ignored -> Conv(W, b + contribution of mean(x_3), mean(x_17)) -> y
+
+The contribution is computed by running the node itself on the means, so pads, strides, dilation,
+groups, transposition and flattening need no formula of their own.
+
+**Constant channels and zero padding.** A zero-padded convolution sees fewer taps at the border, so
+there a constant channel contributes less than in the middle, and no bias can say that. A channel
+that is the same in every calibration sample is therefore removed exactly:
+
+* its contribution is computed from its real values at every position; when it is the same
+  everywhere, it goes into the bias;
+* otherwise, for a channel of one constant value, a convolution of a single channel of ones with the
+  summed taps sum_j W[:, j] x_j, with the same pads and strides, is added to the output: it gives
+  exactly what the constant channels gave, border included, for any image size (onnxruntime folds
+  it into a constant where the size is fixed);
+* otherwise (the constant differs from position to position, as behind a padded depthwise
+  convolution) the contribution itself is added as a constant, where its shape is fixed.
+
+For channels that vary, the border-weighted average above is the best single bias in the least
+squares sense.
+
+Conditions: readers are Conv, ConvTranspose, Gemm, MatMul or Einsum with a constant weight. Products
+of two activations have no bias and are left alone.
+
+Source: METHODS.md 2.1 (B = 0) and 2.4; An et al. 2024 (FLAP).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.calibration.statistics import Tap
+from onnxprune.model.constants import ConstantValues
+from onnxprune.model.runtime import open_session, run
+from onnxprune.surgery.border import add_border_exact_constant
+from onnxprune.surgery.linear import LINEAR_OPS, apply_linear, axes_of_weight
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from onnxprune.calibration.statistics import Moments
+    from onnxprune.coupling.cut import Cut
+    from onnxprune.coupling.labels import Layer
+    from onnxprune.coupling.step import Consumer
+    from onnxprune.model.runtime import Runtime
+    from onnxprune.surgery.bias import FullSize
+
+__all__ = ["FoldMeans"]
+
+_SAME = 1e-6
+
+
+@dataclass(frozen=True)
+class _Removed:
+    """The removed part of one reader's input.
+
+    Attributes:
+        means: activation with the mean at removed positions that vary, else zero.
+        constants: activation with its real values at removed positions that never change.
+        uniform: every constant position of a channel holds one value.
+    """
+
+    means: NDArray[np.float64]
+    constants: NDArray[np.float64]
+    uniform: bool
+
+
+class FoldMeans(ir.passes.InPlacePass):
+    """Fold the mean contribution of removed channels into their readers.
+
+    Args:
+        target: the model at full size and its coupling; both are updated.
+        cut: what is going to be removed.
+        moments: activation statistics by tap, for every reader.
+        sample: one calibration feed, to read the values of constant channels from.
+        runtime: how to run the model.
+    """
+
+    def __init__(
+        self,
+        target: FullSize,
+        cut: Cut,
+        moments: Mapping[Tap, Moments],
+        sample: Mapping[str, NDArray[Any]],
+        runtime: Runtime,
+    ) -> None:
+        super().__init__()
+        self.target = target
+        self.cut = cut
+        self.moments = moments
+        self.sample = sample
+        self.runtime = runtime
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Fold into the model that `target` holds.
+
+        Raises:
+            ValueError: when called with another model.
+        """
+        if model is not self.target.model:
+            raise ValueError("FoldMeans changes the model its target was made with")
+        weights = ConstantValues(model, self.cut.coupling.facts.constants)
+        work = [
+            (consumer, layer)
+            for consumer in self.cut.coupling.consumers
+            for layer in self.cut.coupling.tensors[consumer.tensor].layers
+            if consumer.axis in layer.axes and not self.cut.alive(layer).all()
+        ]
+        originals = {
+            consumer.weight: weights[consumer.weight]
+            for consumer, _ in work
+            if consumer.weight is not None
+        }
+        values = self._constant_values(model, work)
+        modified = False
+        for consumer, layer in work:
+            node = self.target.nodes.get(consumer.node)
+            if consumer.weight is None or node is None or node.op_type not in LINEAR_OPS:
+                continue
+            removed = self._removed(consumer, layer, values.get(consumer.tensor))
+            modified |= self._fold(model, node, consumer, removed, originals[consumer.weight])
+        return ir.passes.PassResult(model, modified)
+
+    def _constant_values(
+        self, model: ir.Model, work: list[tuple[Consumer, Layer]]
+    ) -> dict[str, NDArray[Any]]:
+        """Values, in one sample, of activations with removed channels that never change."""
+        names = []
+        for consumer, layer in work:
+            tap = self._tap(consumer, layer)
+            steady = self.moments[tap].steady & ~self.cut.alive(layer)
+            if 0 not in layer.axes and (steady & (self.moments[tap].mean_square > 0)).any():
+                names.append(consumer.tensor)
+        if not names:
+            return {}
+        probe = model.clone()
+        known = {value.name for value in probe.graph.outputs}
+        produced = (value for node in probe.graph for value in node.outputs)
+        inputs = {name: self.sample[name] for name in names if name in self.sample}
+        probe.graph.outputs.extend(
+            value for value in produced if value.name in names and value.name not in known
+        )
+        fetched = [name for name in dict.fromkeys(names) if name not in inputs]
+        return inputs | run(open_session(probe, self.runtime), self.sample, fetched)
+
+    def _tap(self, consumer: Consumer, layer: Layer) -> Tap:
+        rank = len(self.cut.coupling.tensors[consumer.tensor].shape)
+        return Tap(consumer.tensor, layer.axes, rank)
+
+    def _removed(self, consumer: Consumer, layer: Layer, values: NDArray[Any] | None) -> _Removed:
+        moments = self.moments[self._tap(consumer, layer)]
+        shape = list(self.cut.coupling.tensors[consumer.tensor].shape)
+        if values is not None:
+            shape = list(values.shape)
+        if 0 not in layer.axes:
+            shape[0] = 1
+        dead = ~self.cut.alive(layer)
+        steady = dead & moments.steady & (values is not None)
+        means = np.zeros(shape)
+        _along(means, layer.axes)[...] = np.where(dead & ~steady, moments.mean, 0.0)
+        constants = np.zeros(shape)
+        uniform = True
+        if values is not None and steady.any():
+            mask = np.zeros(shape, bool)
+            _along(mask, layer.axes)[...] = steady
+            constants = np.where(mask, values[:1].astype(np.float64), 0.0)
+            level = np.zeros(shape)
+            _along(level, layer.axes)[...] = np.where(steady, moments.mean, 0.0)
+            uniform = bool(np.abs(level - constants).max() <= _SAME * np.abs(constants).max())
+        return _Removed(means, constants, uniform)
+
+    def _fold(
+        self,
+        model: ir.Model,
+        node: ir.Node,
+        consumer: Consumer,
+        removed: _Removed,
+        weight: NDArray[Any],
+    ) -> bool:
+        assert consumer.weight is not None
+        slot = next(
+            i for i, value in enumerate(node.inputs) if value and value.name == consumer.weight
+        )
+        opset = model.opset_imports.get("", 1)
+        varying = apply_linear(node, opset, removed.means, weight, slot)
+        own = axes_of_weight(node, slot, weight.shape, varying.ndim)
+        others = tuple(axis for axis in range(varying.ndim) if axis not in own)
+        delta = varying.mean(axis=others, keepdims=True)
+        rest = None
+        if removed.constants.any():
+            steady = apply_linear(node, opset, removed.constants, weight, slot)
+            average = steady.mean(axis=others, keepdims=True)
+            if np.abs(steady - average).max() <= _SAME * np.abs(steady).max():
+                delta = delta + average
+            else:
+                rest = steady
+        if np.any(delta):
+            self.target.add_to_output(node, delta)
+        if rest is not None:
+            add_border_exact_constant(
+                self.target, node, consumer, removed.constants, removed.uniform, rest, weight, own
+            )
+        return bool(np.any(delta)) or rest is not None
+
+
+def _along(array: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
+    """A view with `axes` last, in this order, so that labelled values broadcast into it."""
+    return np.moveaxis(array, axes, range(-len(axes), 0))
