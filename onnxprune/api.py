@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxprune.allocate.uniform import Removal, SizeCost
+from onnxprune.allocate.choose import Removal
 from onnxprune.calibration.samples import read_samples
 from onnxprune.cost.latency import measure_pair
 from onnxprune.cost.macs import node_costs
+from onnxprune.cost.shapes import CutCost
 from onnxprune.coupling.closure import close
 from onnxprune.coupling.cut import Cut, CutError
 from onnxprune.errors import InputError, VerificationError
@@ -432,7 +433,7 @@ def _plan(loaded: LoadedModel, analysis: Analysis, built: Built, options: Option
 
 
 def _sizes(analysis: Analysis, dead: Sequence[int], model: ir.Model) -> Sizes:
-    cost = SizeCost(analysis.model.graph, analysis.coupling).after(dead)
+    cost = CutCost(analysis.model.graph, analysis.coupling).after(dead)
     return Sizes(cost["params"], cost["macs"], model_bytes(model))
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxprune.allocate.choose import Removal, choose
 from onnxprune.allocate.order import removal_order
-from onnxprune.allocate.uniform import Removal, SizeCost, choose_uniform
 from onnxprune.calibration.statistics import Moments, Tap, collect
+from onnxprune.cost.shapes import CutCost
 from onnxprune.coupling.cut import Cut, CutError
 from onnxprune.coupling.groups import find_groups, find_refusals
 from onnxprune.coupling.trace import trace
@@ -147,12 +148,16 @@ def prune_model(
     if samples is not None and (criterion.needs_calibration or options.compensate == "mean"):
         moments = statistics_of(analysis, samples, options, progress)
     orders = ordered(analysis, groups, options, moments)
-    cost = SizeCost(analysis.model.graph, analysis.coupling)
+    cost = CutCost(analysis.model.graph, analysis.coupling)
     dropped: dict[str, str] = {}
     while True:
         left = [i for i, group in enumerate(groups) if group.name not in dropped]
-        removal = choose_uniform(
-            [groups[i] for i in left], [orders[i] for i in left], options.target, cost
+        removal = choose(
+            [groups[i] for i in left],
+            [orders[i] for i in left],
+            options.target,
+            cost,
+            comparable=criterion.comparable,
         )
         if not removal.classes and any(share < 1 for share in options.target.values()):
             raise NothingPrunable(_why_nothing(analysis, options, dropped))

@@ -44,7 +44,8 @@ def find_criterion(name: str) -> Criterion:
         found = entry.load()()
         if not isinstance(found, Criterion):
             raise InputError(
-                f"criterion {name!r} ({entry.value}) has no name, needs_calibration and score"
+                f"criterion {name!r} ({entry.value}) is no Criterion: it needs the "
+                "attributes name, needs_calibration, comparable and the method score"
             )
         return found
     raise InputError(f"unknown criterion {name!r}; there are {', '.join(criterion_names())}")

@@ -1,10 +1,11 @@
 """How much a unit's activation does, seen at the input of each consumer, after all non-linearities.
 
     std:      score_j = sqrt(sum_c var(x_cj))
-    variance: score_j = sum_c var(x_cj) * ||W_c[:, j]||^2      what the consumers lose when x_cj is
-                                                               replaced by its mean (bias folding)
-    activity: score_j = sum_c E|x_cj|                          how often times how strongly the unit
-                                                               is non-zero
+    variance: score_j = sum_c v_cj / sum_i v_ci,   v_cj = var(x_cj) * ||W_c[:, j]||^2
+    activity: score_j = sum_c E|x_cj|
+
+v_cj is what consumer c loses when x_cj is replaced by its mean (bias folding); as a share of all it
+reads, it can be compared between groups. E|x| is how often a unit is non-zero times how strongly.
 
 c runs over the consumers, and over the positions a flattened unit has there. Source: the
 variance form is that of An et al. 2024 (FLAP) and of VBP (METHODS.md 2.1); activity is the average
@@ -30,6 +31,7 @@ class Std:
 
     name: ClassVar[str] = "std"
     needs_calibration: ClassVar[bool] = True
+    comparable: ClassVar[bool] = False
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
@@ -41,18 +43,19 @@ class Std:
 
 
 class Variance:
-    """Variance of the activation times the squared weights that read it."""
+    """Share of the consumers' output variance that goes when the unit becomes its mean."""
 
     name: ClassVar[str] = "variance"
     needs_calibration: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
         del rng
         total = np.zeros(group.group.size)
         for reading, moments in group.moments.items():
-            weighted = moments.variance * group.reader_power(reading)
-            total += group.per_unit(reading.units, weighted)
+            lost = moments.variance * group.reader_power(reading)
+            total += group.per_unit(reading.units, lost / max(lost.sum(), np.finfo(float).tiny))
         return total
 
 
@@ -61,6 +64,7 @@ class Activity:
 
     name: ClassVar[str] = "activity"
     needs_calibration: ClassVar[bool] = True
+    comparable: ClassVar[bool] = False
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""

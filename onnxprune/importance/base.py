@@ -26,10 +26,13 @@ class Criterion(Protocol):
     Attributes:
         name: what `--criterion` calls it.
         needs_calibration: whether it looks at activations.
+        comparable: whether scores of different groups mean the same, so that importance may decide
+            which groups give up more.
     """
 
     name: ClassVar[str]
     needs_calibration: ClassVar[bool]
+    comparable: ClassVar[bool]
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return the importance of each unit, float [size]; the lowest are removed first."""

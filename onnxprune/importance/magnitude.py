@@ -26,6 +26,7 @@ class L1:
 
     name: ClassVar[str] = "l1"
     needs_calibration: ClassVar[bool] = False
+    comparable: ClassVar[bool] = False
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
@@ -38,6 +39,7 @@ class L2:
 
     name: ClassVar[str] = "l2"
     needs_calibration: ClassVar[bool] = False
+    comparable: ClassVar[bool] = False
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""

@@ -18,6 +18,7 @@ class Random:
 
     name: ClassVar[str] = "random"
     needs_calibration: ClassVar[bool] = False
+    comparable: ClassVar[bool] = False
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""

@@ -12,14 +12,15 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import InputError
+from onnxprune.model.protobuf import from_proto, to_proto
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-__all__ = ["from_ir", "to_ir", "to_proto"]
+__all__ = ["from_ir", "graph_to_proto", "to_ir"]
 
 
-def to_proto(graph: gs.Graph) -> onnx.ModelProto:
+def graph_to_proto(graph: gs.Graph) -> onnx.ModelProto:
     """Export a graphsurgeon graph, all weights in memory.
 
     Raises:
@@ -45,7 +46,7 @@ def to_ir(graph: gs.Graph) -> ir.Model:
     Raises:
         InputError: when graphsurgeon cannot export it.
     """
-    return ir.from_proto(to_proto(graph))
+    return from_proto(graph_to_proto(graph))
 
 
 def from_ir(model: ir.Model) -> gs.Graph:
@@ -53,4 +54,4 @@ def from_ir(model: ir.Model) -> gs.Graph:
     import onnx_graphsurgeon as gs
 
     in_memory = ir.external_data.load_to_model(model.clone())
-    return gs.import_onnx(ir.to_proto(in_memory))
+    return gs.import_onnx(to_proto(in_memory))

@@ -12,8 +12,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import InputError
-from onnxprune.interop.graphsurgeon import from_ir, to_proto
-from onnxprune.model.protobuf import LARGEST_MESSAGE, parse, serialise
+from onnxprune.interop.graphsurgeon import from_ir, graph_to_proto
+from onnxprune.model.protobuf import LARGEST_MESSAGE, from_proto, parse, serialise, to_proto
 from onnxprune.model.tensors import (
     adopt_external_data,
     external_initializers,
@@ -76,7 +76,7 @@ def load(source: ModelSource) -> LoadedModel:
     if isinstance(source, ir.Model):
         return _load_ir(source)
     if type(source).__module__.partition(".")[0] == "onnx_graphsurgeon":
-        return _load_proto(to_proto(source), "graphsurgeon", "the graphsurgeon graph")
+        return _load_proto(graph_to_proto(source), "graphsurgeon", "the graphsurgeon graph")
     raise InputError(
         "a model is a path, an onnx.ModelProto, an onnx_ir.Model or an onnx_graphsurgeon.Graph, "
         f"not {type(source).__name__}"
@@ -101,7 +101,7 @@ def convert(model: ir.Model, kind: ModelKind) -> onnx.ModelProto | ir.Model | gs
         if isinstance(value.const_value, ir.ExternalTensor)
     }
     with swapped(in_memory):
-        return ir.to_proto(model)
+        return to_proto(model)
 
 
 def fingerprint(model: ir.Model) -> str:
@@ -199,7 +199,7 @@ def _not_onnx(data: bytes) -> str:
 
 def _deserialise(proto: onnx.ModelProto, name: str) -> ir.Model:
     try:
-        model = ir.from_proto(proto)
+        model = from_proto(proto)
         if not is_sorted(proto.graph):
             model.graph.sort()
         # a damaged string shows only when it is written
@@ -232,7 +232,7 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
         if (tensor := value.const_value) is not None and _is_large(tensor)
     }
     with swapped(hollow):
-        return ir.to_proto(model)
+        return to_proto(model)
 
 
 def _is_large(tensor: ir.TensorProtocol) -> bool:

@@ -1,11 +1,18 @@
-"""Protobuf messages to bytes and back, with one kind of error."""
+"""Between protobuf messages, their bytes and onnx-ir models.
+
+onnx-ir knows no map types, which scikit-learn models return; such a type passes through as bytes.
+"""
 
 from __future__ import annotations
 
 import onnx
+import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
-__all__ = ["LARGEST_MESSAGE", "parse", "serialise"]
+__all__ = ["LARGEST_MESSAGE", "from_proto", "parse", "serialise", "to_proto"]
+
+# Marks a graph input or output whose type onnx-ir cannot hold. Copied by clone(), never serialised.
+_TYPE = "onnxprune.type"
 
 LARGEST_MESSAGE = 2**31 - 1
 """Bytes a protobuf message can have."""
@@ -36,3 +43,42 @@ def serialise(proto: onnx.ModelProto) -> bytes:
     except EncodeError as error:
         raise ValueError(str(error)) from error
     return data
+
+
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """Deserialise a model; the message is not changed."""
+    interface = (*proto.graph.input, *proto.graph.output)
+    foreign = {info.name: info.type for info in interface if _has_map(info.type)}
+    if not foreign:
+        return ir.from_proto(proto)
+    stripped = onnx.ModelProto()
+    stripped.CopyFrom(proto)
+    for info in (*stripped.graph.input, *stripped.graph.output):
+        if info.name in foreign:
+            info.ClearField("type")
+    kept = [info for info in proto.graph.value_info if not _has_map(info.type)]
+    del stripped.graph.value_info[:]
+    stripped.graph.value_info.extend(kept)
+    model = ir.from_proto(stripped)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.name in foreign:
+            value.meta[_TYPE] = foreign[value.name].SerializeToString()
+    return model
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Serialise a model."""
+    proto = ir.to_proto(model)
+    values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
+    for info in (*proto.graph.input, *proto.graph.output):
+        value = values.get(info.name)
+        if value is not None and _TYPE in value.meta:
+            info.type.ParseFromString(value.meta[_TYPE])
+    return proto
+
+
+def _has_map(type_proto: onnx.TypeProto) -> bool:
+    kind = type_proto.WhichOneof("value")
+    if kind in ("sequence_type", "optional_type"):
+        return _has_map(getattr(type_proto, kind).elem_type)
+    return bool(kind == "map_type")

@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import InputError, RuntimeFailure
-from onnxprune.model.protobuf import serialise
+from onnxprune.model.protobuf import serialise, to_proto
 from onnxprune.model.save import save
 from onnxprune.model.tensors import INLINE_LIMIT, external_initializers, inline_bytes
 
@@ -99,7 +99,7 @@ def open_session(
             return _open_through_file(model, options, runtime)
         for folder in folders:
             options.add_session_config_entry(_EXTERNAL_FOLDER, folder)
-        proto = ir.to_proto(model)
+        proto = to_proto(model)
     else:
         proto = model
     try:

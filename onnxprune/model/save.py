@@ -15,7 +15,7 @@ from typing import BinaryIO
 import onnx_ir as ir
 
 from onnxprune.errors import InputError
-from onnxprune.model.protobuf import serialise
+from onnxprune.model.protobuf import serialise, to_proto
 from onnxprune.model.tensors import INLINE_LIMIT, data_file_of, initializers, swapped
 
 __all__ = ["check_writable", "save", "write_text_atomic"]
@@ -161,7 +161,7 @@ def _write_tensors(
 
 def _serialised(model: ir.Model, path: Path) -> bytes:
     try:
-        return serialise(ir.to_proto(model))
+        return serialise(to_proto(model))
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path}: the model cannot be written: {reason}") from error

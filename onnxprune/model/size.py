@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxprune.model.protobuf import to_proto
 from onnxprune.model.tensors import INLINE_LIMIT, external_initializers, inline_bytes
 
 __all__ = ["model_bytes"]
@@ -14,4 +15,4 @@ def model_bytes(model: ir.Model) -> int:
     outside = sum(tensor.nbytes for tensor in external_initializers(model))
     if inline_bytes(model) > INLINE_LIMIT:
         return outside + inline_bytes(model)
-    return outside + int(ir.to_proto(model).ByteSize())
+    return outside + int(to_proto(model).ByteSize())

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.coupling.labels import Layer, TensorLabels, rename
-from onnxprune.surgery.integers import add_initializer, unique_name
+from onnxprune.surgery.integers import add_initializer, drop_if_unused, unique_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,16 +57,14 @@ class FullSize:
         self.add_value(name, value)
 
     def add_value(self, name: str, value: ir.Value) -> None:
-        """Put an Add of another tensor behind a tensor; the sum takes over its name."""
+        """Put an Add of another tensor, made before it, behind a tensor; the sum takes its name."""
         graph = self.model.graph
         node = self.nodes[name]
         output = next(one for one in node.outputs if one.name == name)
         add = ir.Node("", "Add", [output, value], num_outputs=1)
         total = add.outputs[0]
         total.type, total.shape = output.type, output.shape
-        after = graph.insert_after
-        last = value.producer()
-        after(last if last is not None and last.graph is graph else node, add)
+        graph.insert_after(node, add)
         output.replace_all_uses_with(total, replace_graph_outputs=True)
         add.replace_input_with(0, output)
         inner = unique_name(graph, f"{name}/before_bias")
@@ -141,9 +139,7 @@ class FullSize:
         value = add_initializer(graph, f"{old.name}/{node.outputs[0].name}", total)
         node.replace_input_with(slot, value)
         self.register_constant(value, labels.layers)
-        producer = old.producer()
-        if producer is not None and not old.uses() and not old.is_graph_output():
-            graph.remove(producer, safe=True)
+        drop_if_unused(graph, old)
         return True
 
     def _new_constant(

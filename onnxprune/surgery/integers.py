@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["add_initializer", "replace_computed", "set_attribute", "set_literal", "unique_name"]
+__all__ = [
+    "add_initializer",
+    "drop_if_unused",
+    "replace_computed",
+    "set_attribute",
+    "set_literal",
+    "unique_name",
+]
 
 
 def unique_name(graph: ir.Graph, wanted: str) -> str:
@@ -55,6 +62,19 @@ def set_literal(
     if slot >= len(node.inputs):
         node.resize_inputs(slot + 1)
     node.replace_input_with(slot, value)
+    if old is not None:
+        drop_if_unused(graph, old)
+
+
+def drop_if_unused(graph: ir.Graph, value: ir.Value) -> None:
+    """Remove a constant that nothing reads any more."""
+    if value.uses() or value.is_graph_output() or value.is_graph_input():
+        return
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Constant":
+        graph.remove(producer, safe=True)
+    elif value.name and value.name in graph.initializers:
+        del graph.initializers[value.name]
 
 
 def set_attribute(node: ir.Node, name: str, value: int | Sequence[int]) -> None:

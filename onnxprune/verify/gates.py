@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import RuntimeFailure, VerificationError
+from onnxprune.model.protobuf import to_proto
 from onnxprune.model.runtime import open_session, run
 from onnxprune.model.tensors import INLINE_LIMIT, external_initializers, inline_bytes
 from onnxprune.verify.difference import largest_difference
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from onnxprune.model.runtime import Runtime
+    from onnxprune.model.protobuf import to_proto
+from onnxprune.model.runtime import Runtime
 
 __all__ = ["check_interface", "check_result"]
 
@@ -80,7 +82,7 @@ def _checker_complaint(model: ir.Model) -> str:
     if external_initializers(model) or inline_bytes(model) > INLINE_LIMIT:
         return ""
     try:
-        onnx.checker.check_model(ir.to_proto(model))
+        onnx.checker.check_model(to_proto(model))
     except Exception as error:  # the checker raises several unrelated types
         return str(error).splitlines()[0]
     return ""

@@ -1,24 +1,30 @@
-"""The same fraction from every group, as little as the targets need."""
+"""How far to go along every group's removal order: as little as the targets need.
+
+Two ways to spread the removal:
+
+* uniform: every group gives up the same fraction. Right when scores of different groups mean
+  different things (weight norms);
+* global: the steps that cost least importance for what they save go first, wherever they are:
+  key = score / (share of the model that the step's units save). Needs comparable scores.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxprune.cost.macs import count_parameters, node_macs
-from onnxprune.coupling.cut import Cut
+import numpy as np
+
 from onnxprune.errors import TargetUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import onnx_ir as ir
-
     from onnxprune.allocate.order import RemovalStep
+    from onnxprune.cost.shapes import CutCost
     from onnxprune.coupling.groups import Group
-    from onnxprune.coupling.trace import Coupling
 
-__all__ = ["Removal", "SizeCost", "choose_uniform"]
+__all__ = ["Removal", "choose"]
 
 
 @dataclass(frozen=True)
@@ -36,42 +42,15 @@ class Removal:
         return [one for classes in self.classes.values() for one in classes]
 
 
-class SizeCost:
-    """Parameters and multiply-accumulates of a model under a cut, from shapes alone."""
-
-    def __init__(self, graph: ir.Graph, coupling: Coupling) -> None:
-        self._coupling = coupling
-        self._parameters = [
-            name
-            for name, tensor in coupling.facts.constants.items()
-            if tensor.dtype.is_floating_point()
-        ]
-        shapes = coupling.facts.first.shapes
-        self._nodes = [node for node in graph if node_macs(node, shapes.__getitem__)]
-
-    def after(self, dead: Sequence[int]) -> dict[str, int]:
-        """Return {"params": elements, "macs": operations} with the classes removed."""
-        cut = Cut(self._coupling, dead)
-        shapes: dict[str, tuple[int, ...]] = {}
-
-        def shape_of(name: str) -> tuple[int, ...]:
-            if name not in shapes:
-                shapes[name] = cut.shape(name)
-            return shapes[name]
-
-        return {
-            "params": count_parameters(shape_of, self._parameters),
-            "macs": sum(node_macs(node, shape_of) for node in self._nodes),
-        }
-
-
-def choose_uniform(
+def choose(
     groups: Sequence[Group],
     orders: Sequence[Sequence[RemovalStep]],
     target: Mapping[str, float],
-    cost: SizeCost,
+    cost: CutCost,
+    *,
+    comparable: bool,
 ) -> Removal:
-    """Go as far along every group's removal order as the targets demand.
+    """Choose a prefix of every group's removal order.
 
     Args:
         groups: the groups.
@@ -79,19 +58,25 @@ def choose_uniform(
         target: kind -> fraction to remain. `channels` is met by every group for itself, `params`
             and `macs` by the model as a whole.
         cost: the cost model.
+        comparable: scores of different groups mean the same, so importance may decide where the
+            removal goes; a `channels` target asks for the same fraction everywhere and overrules.
 
     Raises:
         TargetUnreachable: when removing everything that may go is not enough.
     """
-    steps = sorted(
-        (
-            (step.fraction, number, position)
-            for number, order in enumerate(orders)
-            for position, step in enumerate(order)
-        ),
-    )
-    least = sum(fraction <= 1 - target.get("channels", 1.0) + 1e-9 for fraction, _, _ in steps)
     wanted = {kind: share for kind, share in target.items() if kind != "channels"}
+    if comparable and wanted.keys() == target.keys():
+        keys = _by_saving(groups, orders, cost, tuple(wanted))
+    else:
+        keys = [[step.fraction for step in order] for order in orders]
+    steps = sorted(
+        (key, number, position)
+        for number, order_keys in enumerate(keys)
+        for position, key in enumerate(order_keys)
+    )
+    least = 0
+    if "channels" in target:
+        least = sum(key <= 1 - target["channels"] + 1e-9 for key, _, _ in steps)
     if wanted:
         least = max(least, _shortest(steps, orders, wanted, cost))
     removed: dict[str, list[int]] = {}
@@ -100,11 +85,35 @@ def choose_uniform(
     return Removal({name: tuple(sorted(classes)) for name, classes in removed.items()})
 
 
+def _by_saving(
+    groups: Sequence[Group],
+    orders: Sequence[Sequence[RemovalStep]],
+    cost: CutCost,
+    kinds: Sequence[str],
+) -> list[list[float]]:
+    """Importance per saved share for each step, never falling along a group's order."""
+    full = cost.after(())
+    keys = []
+    for group, order in zip(groups, orders, strict=True):
+        half = order[: max(len(order) // 2, 1)]
+        dead = [one for step in half for one in step.classes]
+        saved = cost.saved_by(group, dead)
+        share = sum(saved[kind] / max(full[kind], 1) for kind in kinds)
+        per_unit = max(share / max(_units(group, half), 1), 1e-15)
+        prices = [step.score / (per_unit * max(_units(group, [step]), 1)) for step in order]
+        keys.append(np.maximum.accumulate(prices).tolist() if prices else [])
+    return keys
+
+
+def _units(group: Group, steps: Sequence[RemovalStep]) -> int:
+    return sum(int(np.isin(step.classes, group.units).sum()) for step in steps)
+
+
 def _shortest(
     steps: Sequence[tuple[float, int, int]],
     orders: Sequence[Sequence[RemovalStep]],
     wanted: Mapping[str, float],
-    cost: SizeCost,
+    cost: CutCost,
 ) -> int:
     """Length of the shortest prefix of the steps that meets every target."""
     full = cost.after(())

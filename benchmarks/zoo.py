@@ -1,0 +1,175 @@
+"""Prune every graph of a folder and check each result from outside.
+
+    python benchmarks/zoo.py FOLDER [--json FILE] [--only TEXT]
+
+FOLDER holds `index.json` (`{"models": [{"path": ..., "feed": ...}, ...]}`) and `feed.py` with
+`feed_from(feed, seed)`. Every graph is pruned with target channels=0.5, criterion l2 and no
+compensation. The check does not trust onnxprune: it sets the slices that the plan does not keep to
+zero in the original file, with onnx and numpy alone, and compares both files in onnxruntime on
+inputs onnxprune has not seen (constants that divide are left as they are).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import numpy_helper
+
+import onnxprune
+
+QUIET = ort.SessionOptions()
+QUIET.log_severity_level = 4
+QUIET.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+DIVIDING = {"Div", "Mod", "Pow"}
+
+
+def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Initializers and Constant outputs of the main graph, by name."""
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                found[node.output[0]] = attribute.t
+    return found
+
+
+def zeroed(path: Path, plan: onnxprune.Plan) -> onnx.ModelProto:
+    """The original with everything the plan does not keep set to zero."""
+    model = onnx.load(path)
+    divisors = {n.input[1] for n in model.graph.node if n.op_type in DIVIDING}
+    known = constants(model)
+    for name, axes in plan.initializers.items():
+        if name in divisors:
+            continue
+        value = np.array(numpy_helper.to_array(known[name]))
+        for axis, kept in axes.items():
+            gone = np.setdiff1d(np.arange(value.shape[axis]), kept)
+            value[(slice(None),) * axis + (gone,)] = 0
+        known[name].CopyFrom(numpy_helper.from_array(value, known[name].name))
+    return model
+
+
+def run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[Any]:
+    """Outputs of a model, optimisations off."""
+    return ort.InferenceSession(model.SerializeToString(), QUIET).run(None, feed)
+
+
+def difference(wanted: list[Any], got: list[Any]) -> float:
+    """Largest difference relative to the largest value of each output."""
+    worst = 0.0
+    for a, b in zip(wanted, got, strict=True):
+        if not isinstance(a, np.ndarray) or a.dtype.kind in "OSU" or not a.size:
+            worst = max(worst, 0.0 if str(a) == str(b) else np.inf)
+            continue
+        first, second = a.astype(np.float64), b.astype(np.float64)
+        if first.shape != second.shape:
+            return np.inf
+        error = np.nanmax(np.abs(first - second)) if np.isfinite(first).any() else 0.0
+        worst = max(worst, float(error / max(np.nanmax(np.abs(first)), 1e-30)))
+    return worst
+
+
+def other_batch(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry's feed with one more row where the batch is dynamic."""
+    feed = json.loads(json.dumps(entry["feed"]))
+    for name, spec in feed.items():
+        declared = entry["inputs"][name]["shape"]
+        symbols = [one["shape"][0] for one in entry["inputs"].values() if one["shape"]]
+        for axis, extent in enumerate(declared):
+            if extent in symbols and not isinstance(extent, int):
+                spec["shape"][axis] += 1
+    return feed
+
+
+def examine(folder: Path, entry: dict[str, Any], feed_from: Any) -> dict[str, Any]:
+    """Prune one graph and check the result; never raises."""
+    row: dict[str, Any] = {"path": entry["path"]}
+    path, started = folder / entry["path"], time.perf_counter()
+    try:
+        result = onnxprune.prune(
+            path,
+            target={"channels": 0.5},
+            criterion="l2",
+            compensate="none",
+            measure_latency=False,
+        )
+    except onnxprune.OnnxPruneError as error:
+        row |= {"outcome": "refused", "code": error.exit_code, "reason": str(error)}
+        return row | {"seconds": time.perf_counter() - started}
+    except Exception as error:
+        row |= {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"}
+        return row | {"seconds": time.perf_counter() - started}
+    row["seconds"] = time.perf_counter() - started
+    report = result.report
+    row["removed"] = 1 - report.result.params / max(report.original.params, 1)
+    row["certificate"] = report.certificate.error
+    row["tolerance"] = report.certificate.tolerance
+    row["dropped"] = report.dropped
+    try:
+        pruned, masked = convert(result), zeroed(path, result.plan)
+        feeds = [feed_from(entry["feed"], 11)]
+        if entry.get("ok_other_batch"):
+            feeds.append(feed_from(other_batch(entry), 12))
+        row["outside"] = max(difference(run(masked, f), run(pruned, f)) for f in feeds)
+        row["batches"] = len(feeds)
+        good = row["outside"] <= report.certificate.tolerance
+        row["outcome"] = "pruned" if good else "invalid"
+    except Exception as error:
+        row |= {"outcome": "invalid", "reason": f"{type(error).__name__}: {error}"}
+    return row
+
+
+def convert(result: onnxprune.PruneResult) -> onnx.ModelProto:
+    """The result as a ModelProto with all weights inside."""
+    from onnxprune.model.load import convert as to_kind
+
+    proto = to_kind(result.model, "proto")
+    assert isinstance(proto, onnx.ModelProto)
+    return proto
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    spec = importlib.util.spec_from_file_location("feed", arguments.folder / "feed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    feed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(feed)
+    entries = json.loads((arguments.folder / "index.json").read_text())["models"]
+    rows = []
+    for entry in entries:
+        if arguments.only in entry["path"]:
+            row = examine(arguments.folder, entry, feed.feed_from)
+            rows.append(row)
+            note = row.get("reason", "") or ", ".join(row.get("dropped", {}))
+            print(
+                f"{row['path']:58} {row['outcome']:8} {row.get('removed', 0):6.1%} "
+                f"{row.get('outside', 0):8.1e} {row['seconds']:6.2f} s  {note[:120]}",
+                flush=True,
+            )
+    outcomes = [row["outcome"] for row in rows]
+    removed = [row.get("removed", 0) for row in rows if row["outcome"] == "pruned"]
+    summary = {kind: outcomes.count(kind) for kind in ("pruned", "refused", "invalid", "failed")}
+    summary |= {f">={bar}%": sum(r >= bar / 100 for r in removed) for bar in (25, 40)}
+    print(json.dumps(summary))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"summary": summary, "models": rows}, indent=1))
+    return 1 if summary["invalid"] or summary["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
