@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,118 +20,26 @@ from onnxprune.importance import find_criterion
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import convert, load
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.save import save
-from onnxprune.model.size import model_bytes
+from onnxprune.model.size import loaded_bytes, model_bytes
 from onnxprune.options import COMPENSATIONS, Options, check_targets
 from onnxprune.pipeline import Analysis, Built, analyse, build, prune_model, statistics_of
 from onnxprune.plan import Plan, PlannedGroup, PlannedRefusal
 from onnxprune.progress import silent
 from onnxprune.report.summary import Report, Sizes
-from onnxprune.verify.comparison import OutputComparison, compare_outputs
-from onnxprune.verify.gates import check_interface
+from onnxprune.results import Comparison, Inspection, PruneResult
+from onnxprune.verification.comparison import OutputComparison, compare_outputs
+from onnxprune.verification.gates import check_interface
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import onnx
-    import onnx_graphsurgeon as gs
-    import onnx_ir as ir
-
     from onnxprune.calibration.samples import CalibrationSource, Samples
-    from onnxprune.cost.macs import NodeCost
-    from onnxprune.coupling.groups import Group, Refused
     from onnxprune.model.load import LoadedModel, ModelSource
     from onnxprune.progress import Progress
 
 __all__ = ["Comparison", "Inspection", "PruneResult", "apply", "inspect", "prune", "verify"]
 
 _COMPARED_BATCHES = 16
-
-
-@dataclass(frozen=True)
-class PruneResult:
-    """What `prune` and `apply` return.
-
-    Attributes:
-        model: the smaller model, of the kind that was given (an ir.Model for a path).
-        plan: what was removed.
-        report: numbers before and after, certificate, refusals.
-    """
-
-    model: onnx.ModelProto | ir.Model | gs.Graph
-    plan: Plan
-    report: Report
-    _ir: ir.Model
-    _source: Path | None = None
-
-    def save(self, path: str | Path) -> None:
-        """Write the smaller model atomically.
-
-        Raises:
-            InputError: when the path is that of the input, or cannot be written.
-        """
-        save(self._ir, path, protect=self._source)
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What `inspect` returns.
-
-    Attributes:
-        sizes: what the model costs.
-        batch: rows of the feed that `sizes.macs` refers to.
-        nodes: cost of every node that multiplies or reads parameters.
-        groups: groups of removable units.
-        refused: axes that cannot be cut, and why.
-    """
-
-    sizes: Sizes
-    batch: int
-    nodes: tuple[NodeCost, ...]
-    groups: tuple[Group, ...]
-    refused: tuple[Refused, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return {
-            "sizes": vars(self.sizes),
-            "batch": self.batch,
-            "nodes": [vars(node) for node in self.nodes],
-            "groups": [
-                {
-                    "id": group.name,
-                    "kind": group.kind,
-                    "size": group.size,
-                    "tensors": sorted({owned.tensor for owned in group.owned}),
-                    "consumers": list(dict.fromkeys(r.consumer.node for r in group.readings)),
-                }
-                for group in self.groups
-            ],
-            "refused": [vars(one) for one in self.refused],
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `verify` returns.
-
-    Attributes:
-        outputs: every output of the two models compared.
-        original: costs of the first model.
-        pruned: costs of the second.
-    """
-
-    outputs: tuple[OutputComparison, ...]
-    original: Sizes
-    pruned: Sizes
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return {
-            "outputs": [one.to_dict() for one in self.outputs],
-            "original": vars(self.original),
-            "pruned": vars(self.pruned),
-        }
 
 
 def prune(
@@ -144,6 +51,7 @@ def prune(
     compensate: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    round_to: int = 1,
     seed: int = 0,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
@@ -164,6 +72,8 @@ def prune(
             `mean` with calibration, else `none`.
         include: name patterns; only groups with a matching tensor or node are pruned.
         exclude: name patterns; matching tensors, and those of matching nodes, stay whole.
+        round_to: every axis that is cut keeps a multiple of this many units: 8 or 16 suit the
+            convolution kernels of CPUs; 1 leaves widths as they come.
         seed: seed of everything random; same input, options and seed give the same bytes.
         providers: onnxruntime execution providers.
         threads: threads within an operator; 0 lets onnxruntime decide.
@@ -178,12 +88,17 @@ def prune(
     started = time.perf_counter()
     runtime = Runtime(tuple(providers), threads)
     runtime.validate()
+    if seed < 0:
+        raise InputError(f"the seed must be 0 or more, not {seed}")
+    if round_to < 1:
+        raise InputError(f"round_to must be 1 or more, not {round_to}")
     options = Options(
         target=check_targets({"channels": 0.5} if target is None else target),
         criterion=criterion or ("l2" if calibration is None else "variance"),
         compensate=compensate or ("none" if calibration is None else "mean"),
         include=tuple(include),
         exclude=tuple(exclude),
+        round_to=round_to,
         seed=seed,
         runtime=runtime,
     )
@@ -226,7 +141,7 @@ def apply(
     started = time.perf_counter()
     runtime = Runtime(tuple(providers), threads)
     runtime.validate()
-    plan = plan if isinstance(plan, Plan) else _read_plan(Path(plan))
+    plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     loaded = load(model)
     if plan.model.get("sha256") != loaded.sha256:
         raise InputError("the plan was made for another model: the sha256 of the file differs")
@@ -236,15 +151,7 @@ def apply(
     if compensate != "none" and calibration is None:
         raise InputError(f"compensation {compensate} looks at activations; give --calibration")
     samples = _samples(loaded, calibration)
-    options = Options(
-        target=check_targets(plan.options.get("target") or {"channels": 1.0}),
-        criterion=str(plan.options.get("criterion", "l2")),
-        compensate=compensate,
-        include=tuple(plan.options.get("include", ())),
-        exclude=tuple(plan.options.get("exclude", ())),
-        seed=int(plan.options.get("seed", 0)),
-        runtime=runtime,
-    )
+    options = _planned_options(plan, compensate, runtime)
     analysis = analyse(loaded.model, options, samples)
     removal = _planned_removal(analysis, plan)
     moments = {}
@@ -284,7 +191,7 @@ def inspect(
     parameters = [n for n, t in facts.constants.items() if t.dtype.is_floating_point()]
     nodes = node_costs(analysis.model.graph, facts.first.shapes.__getitem__, parameters)
     return Inspection(
-        sizes=_sizes(analysis, (), loaded.model),
+        sizes=_sizes(analysis, (), loaded_bytes(loaded)),
         batch=_batch(analysis),
         nodes=tuple(nodes),
         groups=analysis.groups,
@@ -314,7 +221,9 @@ def verify(
     samples = read_samples(calibration, input_specs(first.model))
     outputs = compare_outputs(first.model, second.model, samples, runtime, progress=progress)
     options = Options(runtime=runtime)
-    sizes = [_sizes(analyse(m.model, options, samples), (), m.model) for m in (first, second)]
+    sizes = [
+        _sizes(analyse(m.model, options, samples), (), loaded_bytes(m)) for m in (first, second)
+    ]
     return Comparison(tuple(outputs), sizes[0], sizes[1])
 
 
@@ -327,14 +236,19 @@ def _samples(loaded: LoadedModel, calibration: CalibrationSource | None) -> Samp
     return None if calibration is None else read_samples(calibration, input_specs(loaded.model))
 
 
-def _read_plan(path: Path) -> Plan:
+def _planned_options(plan: Plan, compensate: str, runtime: Runtime) -> Options:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: the plan cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is no plan file (not text)") from None
-    return Plan.from_json(text, str(path))
+        return Options(
+            target=check_targets(plan.options.get("target") or {"channels": 1.0}),
+            criterion=str(plan.options.get("criterion", "l2")),
+            compensate=compensate,
+            include=tuple(map(str, plan.options.get("include", ()))),
+            exclude=tuple(map(str, plan.options.get("exclude", ()))),
+            seed=int(plan.options.get("seed", 0)),
+            runtime=runtime,
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"the plan's options are damaged ({error!r})") from None
 
 
 def _planned_removal(analysis: Analysis, plan: Plan) -> Removal:
@@ -349,6 +263,12 @@ def _planned_removal(analysis: Analysis, plan: Plan) -> Removal:
             or max(planned.removed, default=0) >= group.size
         ):
             raise InputError(f"the plan does not fit this model at group {planned.id}")
+        gone = set(planned.removed)
+        if any(
+            whole and gone.issuperset(units)
+            for units, whole in zip(group.axes, group.closed, strict=True)
+        ):
+            raise InputError(f"the plan leaves nothing of an axis of group {planned.id}")
         seeds = [int(group.units[unit]) for unit in planned.removed]
         dead = np.zeros(int(group.classes.max()) + 1, bool)
         killed = close(
@@ -387,8 +307,8 @@ def _result(
         latency = measure_pair(analysis.model, built.model, feed, options.runtime)
 
     report = Report(
-        original=_sizes(analysis, (), analysis.model),
-        result=_sizes(analysis, built.removal.dead(), built.model),
+        original=_sizes(analysis, (), loaded_bytes(loaded)),
+        result=_sizes(analysis, built.removal.dead(), model_bytes(built.model)),
         batch=_batch(analysis),
         certificate=built.certificate,
         outputs=tuple(outputs),
@@ -432,9 +352,9 @@ def _plan(loaded: LoadedModel, analysis: Analysis, built: Built, options: Option
     )
 
 
-def _sizes(analysis: Analysis, dead: Sequence[int], model: ir.Model) -> Sizes:
+def _sizes(analysis: Analysis, dead: Sequence[int], size: int) -> Sizes:
     cost = CutCost(analysis.model.graph, analysis.coupling).after(dead)
-    return Sizes(cost["params"], cost["macs"], model_bytes(model))
+    return Sizes(cost["params"], cost["macs"], size)
 
 
 def _batch(analysis: Analysis) -> int:

@@ -26,6 +26,7 @@ class Options:
         include: name patterns; when there are any, only groups that own a matching tensor, or a
             tensor read by a matching node, are pruned.
         exclude: name patterns; tensors that match, and tensors of nodes that match, stay whole.
+        round_to: every cut axis keeps a multiple of this many units; 1 leaves widths as they come.
         seed: seed of everything random.
         runtime: providers and threads.
     """
@@ -35,6 +36,7 @@ class Options:
     compensate: str = "none"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    round_to: int = 1
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -46,6 +48,7 @@ class Options:
             "compensate": self.compensate,
             "include": list(self.include),
             "exclude": list(self.exclude),
+            "round_to": self.round_to,
             "seed": self.seed,
         }
 

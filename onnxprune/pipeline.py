@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.allocate.choose import Removal, choose
-from onnxprune.allocate.order import removal_order
+from onnxprune.allocate.order import aligned, removal_order
 from onnxprune.calibration.statistics import Moments, Tap, collect
 from onnxprune.cost.shapes import CutCost
 from onnxprune.coupling.cut import Cut, CutError
@@ -30,8 +30,8 @@ from onnxprune.passes.fold_means import FoldMeans
 from onnxprune.progress import silent
 from onnxprune.surgery.bias import FullSize
 from onnxprune.surgery.slicing import slice_removed, zero_removed
-from onnxprune.verify.certificate import Certificate, certify
-from onnxprune.verify.gates import check_result
+from onnxprune.verification.certificate import Certificate, certify
+from onnxprune.verification.gates import check_result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -233,7 +233,7 @@ def ordered(
             raise InputError(
                 f"criterion {options.criterion} gave no {group.size} finite scores for {group.name}"
             )
-        orders.append(removal_order(group, scores))
+        orders.append(aligned(group, removal_order(group, scores), options.round_to))
     return orders
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import InputError
@@ -92,11 +94,26 @@ class Plan:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str = "the plan") -> Plan:
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read a plan file.
 
+        Raises:
+            InputError: when it cannot be read, or is no plan of this version.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path}: the plan cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: is no plan file (not text)") from None
+        return cls.from_json(text, os.fspath(path))
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the plan") -> Plan:
+        """Read the text of a plan file.
+
         Args:
-            text: its content.
+            text: the content.
             where: what to call it in errors.
 
         Raises:

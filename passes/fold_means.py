@@ -20,16 +20,18 @@ there a constant channel contributes less than in the middle, and no bias can sa
 that is the same in every calibration sample is therefore removed exactly:
 
 * its contribution is computed from its real values at every position; when it is the same
-  everywhere, it goes into the bias;
-* otherwise, for a channel of one constant value, a convolution of a single channel of ones with the
+  everywhere, at all traced sizes, it goes into the bias;
+* otherwise, for channels of one constant value, a convolution of a single channel of ones with the
   summed taps sum_j W[:, j] x_j, with the same pads and strides, is added to the output: it gives
   exactly what the constant channels gave, border included, for any image size (onnxruntime folds
   it into a constant where the size is fixed);
 * otherwise (the constant differs from position to position, as behind a padded depthwise
   convolution) the contribution itself is added as a constant, where its shape is fixed.
 
-For channels that vary, the border-weighted average above is the best single bias in the least
-squares sense.
+For channels that vary, mean(x_P) is taken as the same at every place (a flattened channel has a mean
+for each place). The reader's average output is then kept exactly where it weighs all places alike,
+or where their means are alike; a strided or padded convolution over a map that is brighter in the
+middle gets a bias that is off by the difference.
 
 Conditions: readers are Conv, ConvTranspose, Gemm, MatMul or Einsum with a constant weight. Products
 of two activations have no bias and are left alone.
@@ -52,7 +54,7 @@ from onnxprune.surgery.border import add_border_exact_constant
 from onnxprune.surgery.linear import LINEAR_OPS, apply_linear, axes_of_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -74,13 +76,13 @@ class _Removed:
 
     Attributes:
         means: activation with the mean at removed positions that vary, else zero.
-        constants: activation with its real values at removed positions that never change.
-        uniform: every constant position of a channel holds one value.
+        even: activation with the values at removed positions of one constant value, else zero.
+        uneven: the same for removed positions whose constant differs from place to place.
     """
 
     means: NDArray[np.float64]
-    constants: NDArray[np.float64]
-    uniform: bool
+    even: NDArray[np.float64]
+    uneven: NDArray[np.float64]
 
 
 class FoldMeans(ir.passes.InPlacePass):
@@ -133,7 +135,9 @@ class FoldMeans(ir.passes.InPlacePass):
         modified = False
         for consumer, layer in work:
             node = self.target.nodes.get(consumer.node)
-            if consumer.weight is None or node is None or node.op_type not in LINEAR_OPS:
+            if consumer.weight is None or node is None or node.domain:
+                continue
+            if node.op_type not in LINEAR_OPS:
                 continue
             removed = self._removed(consumer, layer, values.get(consumer.tensor))
             modified |= self._fold(model, node, consumer, removed, originals[consumer.weight])
@@ -174,18 +178,16 @@ class FoldMeans(ir.passes.InPlacePass):
             shape[0] = 1
         dead = ~self.cut.alive(layer)
         steady = dead & moments.steady & (values is not None)
-        means = np.zeros(shape)
+        means, even, uneven = (np.zeros(shape) for _ in range(3))
         _along(means, layer.axes)[...] = np.where(dead & ~steady, moments.mean, 0.0)
-        constants = np.zeros(shape)
-        uniform = True
         if values is not None and steady.any():
-            mask = np.zeros(shape, bool)
-            _along(mask, layer.axes)[...] = steady
-            constants = np.where(mask, values[:1].astype(np.float64), 0.0)
-            level = np.zeros(shape)
-            _along(level, layer.axes)[...] = np.where(steady, moments.mean, 0.0)
-            uniform = bool(np.abs(level - constants).max() <= _SAME * np.abs(constants).max())
-        return _Removed(means, constants, uniform)
+            constants = _along(values[:1].astype(np.float64), layer.axes)
+            others = tuple(range(constants.ndim - steady.ndim))
+            spread = np.ptp(constants, axis=others)
+            same = spread <= _SAME * np.abs(constants).max(axis=others)
+            _along(even, layer.axes)[...] = np.where(steady & same, constants, 0.0)
+            _along(uneven, layer.axes)[...] = np.where(steady & ~same, constants, 0.0)
+        return _Removed(means, even, uneven)
 
     def _fold(
         self,
@@ -204,21 +206,43 @@ class FoldMeans(ir.passes.InPlacePass):
         own = axes_of_weight(node, slot, weight.shape, varying.ndim)
         others = tuple(axis for axis in range(varying.ndim) if axis not in own)
         delta = varying.mean(axis=others, keepdims=True)
-        rest = None
-        if removed.constants.any():
-            steady = apply_linear(node, opset, removed.constants, weight, slot)
-            average = steady.mean(axis=others, keepdims=True)
-            if np.abs(steady - average).max() <= _SAME * np.abs(steady).max():
+        rests = []
+        for constants in (removed.even, removed.uneven):
+            if not constants.any():
+                continue
+            given = [
+                apply_linear(node, opset, one, weight, slot)
+                for one in self._at_all_sizes(node, constants, constants is removed.even)
+            ]
+            average = given[0].mean(axis=others, keepdims=True)
+            if all(np.abs(one - average).max() <= _SAME * np.abs(one).max() for one in given):
                 delta = delta + average
             else:
-                rest = steady
+                rests.append((constants, given[0]))
         if np.any(delta):
-            self.target.add_to_output(node, delta)
-        if rest is not None:
+            self.target.add_to_output(node, delta, weight.dtype)
+        for constants, given_here in rests:
+            even = constants is removed.even
             add_border_exact_constant(
-                self.target, node, consumer, removed.constants, removed.uniform, rest, weight, own
+                self.target, node, consumer, constants, even, given_here, weight, own
             )
-        return bool(np.any(delta)) or rest is not None
+        return bool(np.any(delta)) or bool(rests)
+
+    def _at_all_sizes(
+        self, node: ir.Node, constants: NDArray[np.float64], even: bool
+    ) -> Iterator[NDArray[np.float64]]:
+        """The same constants on maps of every traced size: a small map may be border all over."""
+        yield constants
+        if not even or node.op_type not in ("Conv", "ConvTranspose"):
+            return
+        facts, data = self.target.coupling.facts, node.inputs[0]
+        assert data is not None
+        assert data.name
+        levels = constants[(slice(None), slice(None)) + (slice(1),) * (constants.ndim - 2)]
+        for observed in (facts.first, facts.second):
+            size = observed.shapes[data.name][2:]
+            if size != constants.shape[2:]:
+                yield np.broadcast_to(levels, (*constants.shape[:2], *size))
 
 
 def _along(array: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:

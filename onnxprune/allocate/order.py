@@ -15,13 +15,16 @@ import numpy as np
 from onnxprune.coupling.closure import close
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from onnxprune.coupling.groups import Group
 
-__all__ = ["RemovalStep", "removal_order"]
+__all__ = ["RemovalStep", "aligned", "removal_order"]
 
 _STAGES = 64
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,35 @@ def removal_order(group: Group, scores: NDArray[np.float64]) -> list[RemovalStep
     return _Greedy(group, scores).run()
 
 
+def aligned(group: Group, order: Sequence[RemovalStep], multiple: int) -> list[RemovalStep]:
+    """Bundle steps so that every axis of the group keeps a multiple of some number of units.
+
+    Args:
+        group: the group the order belongs to.
+        order: its removal order.
+        multiple: 1 changes nothing; 8 or 16 are the widths in which kernels compute.
+
+    Returns:
+        a removal order with fewer, larger steps; steps behind the last such width are left out.
+    """
+    if multiple == 1:
+        return list(order)
+    left = [len(axis) for axis in group.axes]
+    number_of = {int(one): unit for unit, one in enumerate(group.units)}
+    result: list[RemovalStep] = []
+    waiting: list[RemovalStep] = []
+    for step in order:
+        waiting.append(step)
+        gone = {number_of[one] for one in step.classes if one in number_of}
+        left = [n - len(gone.intersection(axis)) for n, axis in zip(left, group.axes, strict=True)]
+        if all(n % multiple == 0 for n in left):
+            classes = tuple(one for each in waiting for one in each.classes)
+            score = sum(each.score for each in waiting)
+            result.append(RemovalStep(classes, step.fraction, score))
+            waiting = []
+    return result
+
+
 def _by_score(group: Group, scores: NDArray[np.float64]) -> list[RemovalStep]:
     """Independent units on one axis: sort them."""
     order = np.argsort(scores, kind="stable")
@@ -67,7 +99,6 @@ class _Greedy:
     def __init__(self, group: Group, scores: NDArray[np.float64]) -> None:
         self.group = group
         self.by_class = group.constraints.by_class()
-        # Local numbering keeps the arrays small: 0 is frozen, 1.. are the group's classes.
         count = int(group.classes.max()) + 1
         self.cost = np.zeros(count)
         self.cost[group.units] = scores
@@ -87,19 +118,18 @@ class _Greedy:
     def run(self) -> list[RemovalStep]:
         """Return the steps."""
         steps: list[RemovalStep] = []
-        waiting = dict.fromkeys(self.seeds, 0.0)
-        longest = max(len(axis) for axis in self.axes)
-        stages = min(_STAGES, longest)
+        needed = dict.fromkeys(self.seeds, 0.0)
+        stages = min(_STAGES, max(len(axis) for axis in self.axes))
         for stage in range(1, stages + 1):
             budget = stage / stages
-            for seed, needed in list(waiting.items()):
+            for seed in [seed for seed, least in needed.items() if least <= budget + _ROUNDING]:
                 if self.dead[seed]:
-                    del waiting[seed]
-                elif needed <= budget and max(needed, self._floor(seed)) <= budget:
-                    step, waiting[seed] = self._try(seed, budget)
+                    del needed[seed]
+                elif self._floor(seed) <= budget + _ROUNDING:
+                    step, needed[seed] = self._try(seed, budget, first=needed[seed] == 0.0)
                     if step is not None:
                         steps.append(step)
-                        del waiting[seed]
+                        del needed[seed]
         return steps
 
     def _seeds(self) -> list[int]:
@@ -115,22 +145,37 @@ class _Greedy:
         numbers = self.axes_of.get(seed, ())
         return max(((self.gone[n] + 1) / len(self.axes[n]) for n in numbers), default=0.0)
 
-    def _try(self, seed: int, budget: float) -> tuple[RemovalStep | None, float]:
-        """Close a seed; returns the step, or the budget it would need."""
+    def _try(self, seed: int, budget: float, first: bool) -> tuple[RemovalStep | None, float]:
+        """Close a seed.
+
+        Returns:
+            the step, or None and a lower bound of the budget the seed needs. The first attempt
+            finds the true need, later ones stop as soon as the budget is exceeded.
+        """
+        after = list(self.gone)
+        impossible = False
+
+        def give_up(killed: Sequence[int]) -> bool:
+            nonlocal impossible
+            for one in killed:
+                for number in self.axes_of.get(one, ()):
+                    after[number] += 1
+            impossible = any(a > limit for a, limit in zip(after, self.limits, strict=True))
+            return impossible or (not first and self._fraction(after) > budget + _ROUNDING)
+
         trial = self.dead.copy()
-        killed = close(self.group.constraints, self.by_class, trial, [seed], self.cost)
+        killed = close(
+            self.group.constraints, self.by_class, trial, [seed], self.cost, give_up=give_up
+        )
+        fraction = self._fraction(after)
         if killed is None:
-            return None, np.inf
-        lost = [0] * len(self.axes)
-        for one in killed:
-            for number in self.axes_of.get(one, ()):
-                lost[number] += 1
-        after = [gone + more for gone, more in zip(self.gone, lost, strict=True)]
-        if any(a > limit for a, limit in zip(after, self.limits, strict=True)):
-            return None, np.inf
-        fraction = max(a / len(axis) for a, axis in zip(after, self.axes, strict=True))
-        if fraction > budget + 1e-9:
+            stopped = not impossible and fraction > budget + _ROUNDING
+            return None, fraction if stopped else np.inf
+        if fraction > budget + _ROUNDING:
             return None, fraction
         self.dead, self.gone = trial, after
         score = float(sum(self.cost[one] for one in killed))
         return RemovalStep(tuple(killed), fraction, score), 0.0
+
+    def _fraction(self, gone: Sequence[int]) -> float:
+        return max(n / len(axis) for n, axis in zip(gone, self.axes, strict=True))

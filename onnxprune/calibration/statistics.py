@@ -7,18 +7,19 @@ memory does not grow with the number of samples; sums over samples are kept in f
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.calibration.feeds import batch_rows
 from onnxprune.errors import CalibrationError
 from onnxprune.model.runtime import open_session, run
 from onnxprune.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -62,10 +63,11 @@ class Moments:
 
     Attributes:
         count: number of samples seen.
-        mean: average value.
+        mean: average value; every sample counts the same.
         mean_square: average of the squared value.
         mean_magnitude: average of the absolute value.
-        steady: bool, True where the values were the same in every sample.
+        steady: bool, True where the values were the same in every sample, be it one value
+            everywhere or another at each place.
     """
 
     count: int
@@ -111,8 +113,15 @@ def collect(
     for feed in progress(samples.batches(BATCH), "calibrating", total):
         results = run(session, feed, fetched)
         for tap in watched:
-            sums[tap].add({key: results[name] for key, name in names[tap].items()}, tap)
-    return {tap: one.moments() for tap, one in sums.items()}
+            batch = {key: results[name] for key, name in names[tap].items()}
+            sums[tap].add(batch, tap, batch_rows(feed, samples.specs) or 1)
+    found = {tap: one.moments() for tap, one in sums.items()}
+    uneven = {tap: one.steady_if_same() for tap, one in sums.items() if 0 not in tap.axes}
+    confirmed = _same_in_every_sample(model, uneven, samples, runtime)
+    return {
+        tap: replace(one, steady=one.steady | confirmed[tap]) if tap in confirmed else one
+        for tap, one in found.items()
+    }
 
 
 class _Sums:
@@ -124,8 +133,12 @@ class _Sums:
         self.lowest: dict[str, Any] = {}
         self.highest: dict[str, Any] = {}
 
-    def add(self, batch: dict[str, NDArray[Any]], tap: Tap) -> None:
-        """Take in a batch: arrays [samples, *positions], or [*positions] when axis 0 is kept."""
+    def add(self, batch: dict[str, NDArray[Any]], tap: Tap, samples: int) -> None:
+        """Take in a batch: arrays [rows, *positions], or [*positions] when axis 0 is kept.
+
+        Rows need not be samples (a recurrent network may have its time on axis 0), so it is the
+        number of samples that a batch counts with.
+        """
         for key, value in batch.items():
             rows = value.astype(np.float64)
             rows = rows[np.newaxis] if 0 in tap.axes else rows
@@ -133,26 +146,75 @@ class _Sums:
                 raise CalibrationError(
                     f"{tap.tensor} is NaN or infinite on the calibration samples; check their range"
                 )
-            self.total[key] = self.total[key] + rows.sum(axis=0)
+            self.total[key] = self.total[key] + samples * rows.mean(axis=0)
             low, high = rows.min(axis=0), rows.max(axis=0)
             self.lowest[key] = np.minimum(self.lowest.get(key, low), low)
             self.highest[key] = np.maximum(self.highest.get(key, high), high)
-        self.count += len(rows)
+        self.count += samples
 
     def moments(self) -> Moments:
-        """Finish: averages, and which positions never changed from sample to sample."""
-        size = np.maximum(np.abs(self.lowest["minimum"]), np.abs(self.highest["maximum"]))
-        spread = np.max(
-            [self.highest[key] - self.lowest[key] for key in ("mean", "minimum", "maximum")], axis=0
-        )
-        steady = (spread <= _STEADY * size) & (self.count > 1)
+        """Finish: averages, and which positions held one value everywhere."""
+        spread = self.highest["maximum"] - self.lowest["minimum"]
         return Moments(
             count=self.count,
             mean=self.total["mean"] / self.count,
             mean_square=self.total["mean_square"] / self.count,
             mean_magnitude=self.total["mean_magnitude"] / self.count,
-            steady=steady,
+            steady=(spread <= _STEADY * self._size()) & (self.count > 1),
         )
+
+    def steady_if_same(self) -> NDArray[np.bool_]:
+        """Positions that do not hold one value, but whose summary is that of every sample."""
+        keys = ("mean", "minimum", "maximum")
+        spread = np.max([self.highest[key] - self.lowest[key] for key in keys], axis=0)
+        same: NDArray[np.bool_] = (spread <= _STEADY * self._size()) & (self.count > 1)
+        return same & ~self.moments().steady
+
+    def _size(self) -> NDArray[np.float64]:
+        size: NDArray[np.float64] = np.maximum(
+            np.abs(self.lowest["minimum"]), np.abs(self.highest["maximum"])
+        )
+        return size
+
+
+def _same_in_every_sample(
+    model: ir.Model,
+    candidates: Mapping[Tap, NDArray[np.bool_]],
+    samples: Samples,
+    runtime: Runtime,
+) -> dict[Tap, NDArray[np.bool_]]:
+    """Compare whole activations sample by sample; their summaries agree already.
+
+    A bright spot that moves has the same mean, minimum and maximum everywhere, hence this second
+    look, at the few tensors that need it.
+    """
+    left = {tap: mask.copy() for tap, mask in candidates.items() if mask.any()}
+    if not left:
+        return {}
+    probe = model.clone()
+    known = {value.name for value in (*probe.graph.outputs, *probe.graph.inputs)}
+    for name in dict.fromkeys(tap.tensor for tap in left):
+        if name not in known:
+            probe.graph.outputs.append(_value(probe.graph, name))
+    session = open_session(probe, runtime, arena=False)
+    inputs = {value.name for value in probe.graph.inputs}
+    fetched = list(dict.fromkeys(tap.tensor for tap in left if tap.tensor not in inputs))
+    reference: dict[str, NDArray[np.float64]] = {}
+    for feed in samples.batches(1):
+        values = {**feed, **(run(session, feed, fetched) if fetched else {})}
+        for tap, mask in left.items():
+            value = values[tap.tensor].astype(np.float64)
+            first = reference.setdefault(tap.tensor, value[:1])
+            if value.shape[1:] != first.shape[1:]:
+                mask[...] = False
+                continue
+            others = tuple(axis for axis in range(tap.rank) if axis not in tap.axes)
+            apart = np.abs(value - first).max(axis=others)
+            same = apart <= _STEADY * np.abs(first).max(axis=others)
+            mask &= same.transpose(np.argsort(np.argsort(tap.axes)))
+        if not any(mask.any() for mask in left.values()):
+            break
+    return left
 
 
 def _add_reductions(probe: ir.Model, tap: Tap, number: int) -> dict[str, str]:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
 __all__ = ["ConstraintSet", "alive_shape", "close"]
+
+_NOTHING = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ class ConstraintSet:
             return _equalise(self.rectangles[number], dead, cost, same_positions)
         return _level(self.alignments[number - len(self.rectangles)], dead)
 
+    def urgency(self, number: int) -> int:
+        """Definitions first, then alignments; rectangles, which may choose, last."""
+        if number < len(self.definitions):
+            return 0
+        return 2 if number < len(self.definitions) + len(self.rectangles) else 1
+
     def _classes(self, number: int) -> NDArray[np.int32]:
         if number < len(self.definitions):
             composite, members = self.definitions[number]
@@ -74,6 +82,7 @@ def close(
     cost: NDArray[np.float64],
     *,
     same_positions: bool = True,
+    give_up: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[int] | None:
     """Remove seeds and everything that has to go with them.
 
@@ -84,42 +93,48 @@ def close(
         seeds: classes to remove.
         cost: float [classes]; the cheapest go first when a row may choose its positions.
         same_positions: prefer the positions other rows have lost (False: only cost counts).
+        give_up: told the classes that die, as they die; returns True to stop.
 
     Returns:
-        The classes newly dead, or None when a frozen class would have to go.
+        The classes newly dead, or None when a frozen class would have to go or `give_up` stopped.
     """
     killed = [one for one in dict.fromkeys(seeds) if not dead[one]]
     if 0 in killed:
         return None
     dead[killed] = True
-    waiting = dict.fromkeys(number for one in killed for number in by_class.get(one, ()))
-    while waiting:
-        number = min(waiting, key=lambda n: _urgency(constraints, n))
-        del waiting[number]
-        wanted = np.unique(constraints.demanded(number, dead, cost, same_positions))
-        fresh = wanted[~dead[wanted]].tolist()
+    waiting: tuple[dict[int, None], ...] = ({}, {}, {})
+    fresh = killed
+    while True:
+        if give_up is not None and give_up(fresh):
+            return None
+        for one in fresh:
+            for number in by_class.get(one, ()):
+                waiting[constraints.urgency(number)][number] = None
+        fresh = []
+        while not fresh:
+            queue = waiting[0] or waiting[1] or waiting[2]
+            if not queue:
+                return killed
+            number, _ = queue.popitem()
+            wanted = constraints.demanded(number, dead, cost, same_positions)
+            if len(wanted):
+                fresh = np.unique(wanted[~dead[wanted]]).tolist()
         if 0 in fresh:
             return None
-        if fresh:
-            dead[fresh] = True
-            killed += fresh
-            touched = (n for one in fresh for n in by_class.get(one, ()))
-            waiting.update(dict.fromkeys(touched))
-    return killed
-
-
-def _urgency(constraints: ConstraintSet, number: int) -> tuple[int, int]:
-    """Definitions first, then alignments; rectangles, which may choose, last."""
-    definitions, rectangles = len(constraints.definitions), len(constraints.rectangles)
-    if number < definitions:
-        return 0, number
-    return (2 if number < definitions + rectangles else 1), number
+        dead[fresh] = True
+        killed = killed + fresh
 
 
 def alive_shape(alive: NDArray[np.bool_]) -> tuple[int, ...] | None:
     """Shape of what survives of a nested array, rows without survivors left out; None if ragged."""
     if alive.ndim == 1:
-        return (int(alive.sum()),)
+        return (int(np.count_nonzero(alive)),)
+    if alive.ndim == 2:
+        lengths = np.count_nonzero(alive, axis=1)
+        lengths = lengths[lengths > 0]
+        if len(lengths) and (lengths != lengths[0]).any():
+            return None
+        return len(lengths), int(lengths[0]) if len(lengths) else 0
     shapes = {alive_shape(row) for row in alive if row.any()}
     if len(shapes) > 1 or None in shapes:
         return None
@@ -132,7 +147,7 @@ def _complete(
 ) -> NDArray[np.int32]:
     if composite and dead[composite]:
         return members
-    return np.array([composite] if dead[members].all() else [], np.int32)
+    return np.array([composite], np.int32) if dead[members].all() else _NOTHING
 
 
 def _level(rows: NDArray[np.int32], dead: NDArray[np.bool_]) -> NDArray[np.int32]:
@@ -147,9 +162,11 @@ def _equalise(
 ) -> NDArray[np.int32]:
     """Make the surviving rows of a nested array equally long."""
     if alive_shape(~dead[array]) is not None:
-        return np.zeros(0, np.int32)
+        return _NOTHING
     rows = [row for row in array if not dead[row].all()]
-    inner = [_equalise(row, dead, cost, same) for row in rows] if array.ndim > 2 else []
+    if array.ndim == 2:
+        return _equalise_rows(rows, dead, cost, same)
+    inner = [_equalise(row, dead, cost, same) for row in rows]
     if any(len(part) for part in inner):
         return np.concatenate(inner)
     shapes = [alive_shape(~dead[row]) or () for row in rows]
@@ -157,7 +174,20 @@ def _equalise(
     shortest = rows[min(range(len(rows)), key=lambda i: int((~dead[rows[i]]).sum()))]
     hint: NDArray[np.bool_] = dead[shortest] if same else np.zeros(shortest.shape, bool)
     wanted = [_shrink(row, target, hint, dead, cost) for row in rows]
-    return np.concatenate(wanted) if wanted else np.zeros(0, np.int32)
+    return np.concatenate(wanted) if wanted else _NOTHING
+
+
+def _equalise_rows(
+    rows: list[NDArray[np.int32]], dead: NDArray[np.bool_], cost: NDArray[np.float64], same: bool
+) -> NDArray[np.int32]:
+    """The common case of plain rows: cut each to the length of the shortest."""
+    alive = ~dead[np.stack(rows)]
+    lengths = alive.sum(axis=1)
+    shortest = int(lengths.argmin())
+    hint = ~alive[shortest] if same else np.zeros(alive.shape[1], bool)
+    target = (int(lengths[shortest]),)
+    longer = np.flatnonzero(lengths > target[0]).tolist()
+    return np.concatenate([_shrink(rows[i], target, hint, dead, cost) for i in longer])
 
 
 def _shrink(
@@ -183,4 +213,4 @@ def _shrink(
         inner = [np.asarray(hint[i]) for i in rest]
         pairs = zip(array[rest], inner, strict=True)
         parts += [_shrink(row, target[1:], part, dead, cost) for row, part in pairs]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    return np.concatenate(parts) if parts else _NOTHING

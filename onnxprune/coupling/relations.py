@@ -120,8 +120,9 @@ class Relations:
 
     def rectangle(self, atoms: NDArray[np.int32]) -> None:
         """Demand that removal leaves a nested-rectangular array."""
-        if atoms.ndim > 1:
-            self.rectangles.append(atoms)
+        array = atoms.squeeze()
+        if array.ndim > 1:
+            self.rectangles.append(array)
 
     def align(self, rows_by_columns: NDArray[np.int32]) -> None:
         """Demand that all surviving rows keep the same columns."""

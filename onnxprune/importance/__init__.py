@@ -41,7 +41,12 @@ def find_criterion(name: str) -> Criterion:
         if criterion.name == name:
             return criterion
     for entry in entry_points(group=_ENTRY_POINTS, name=name):
-        found = entry.load()()
+        try:
+            found = entry.load()()
+        except Exception as error:  # somebody else's code
+            raise InputError(
+                f"criterion {name!r} ({entry.value}) cannot be loaded: {error}"
+            ) from error
         if not isinstance(found, Criterion):
             raise InputError(
                 f"criterion {name!r} ({entry.value}) is no Criterion: it needs the "

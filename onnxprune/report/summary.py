@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxprune.cost.latency import Latency
     from onnxprune.coupling.groups import Refused
-    from onnxprune.verify.certificate import Certificate
-    from onnxprune.verify.comparison import OutputComparison
+    from onnxprune.verification.certificate import Certificate
+    from onnxprune.verification.comparison import OutputComparison
 
 __all__ = ["Report", "Sizes"]
 

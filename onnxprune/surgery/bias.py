@@ -12,6 +12,8 @@ from onnxprune.coupling.labels import Layer, TensorLabels, rename
 from onnxprune.surgery.integers import add_initializer, drop_if_unused, unique_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from onnxprune.coupling.trace import Coupling
@@ -34,26 +36,33 @@ class FullSize:
             value.name: node for node in model.graph for value in node.outputs if value.name
         }
 
-    def add_to_output(self, node: ir.Node, delta: NDArray[np.float64]) -> None:
-        """Add `delta` (broadcast against the output) to what a linear node computes."""
+    def add_to_output(
+        self, node: ir.Node, delta: NDArray[np.float64], dtype: np.dtype[Any]
+    ) -> None:
+        """Add to what a linear node computes.
+
+        Args:
+            node: Conv, ConvTranspose, Gemm, MatMul or Einsum.
+            delta: of the output's rank, broadcast against it.
+            dtype: the node's element type.
+        """
         vector = delta.reshape(-1)
         name = node.outputs[0].name or ""
         channel = 1 if node.op_type in ("Conv", "ConvTranspose", "Gemm") else delta.ndim - 1
         one_axis = len(vector) == delta.shape[channel]
-        if one_axis and node.op_type in ("Conv", "ConvTranspose") and self._into_slot(node, vector):
-            return
-        if one_axis and node.op_type == "Gemm" and self._into_gemm(node, vector):
+        into = {"Conv": self._into_slot, "ConvTranspose": self._into_slot, "Gemm": self._into_gemm}
+        if one_axis and node.op_type in into and into[node.op_type](node, vector, dtype):
             return
         if one_axis and channel == delta.ndim - 1 and self._into_following_add(node, vector):
             return
-        self.add_constant(name, delta)
+        self.add_constant(name, delta, dtype)
 
-    def add_constant(self, name: str, delta: NDArray[np.float64]) -> None:
+    def add_constant(self, name: str, delta: NDArray[np.float64], dtype: np.dtype[Any]) -> None:
         """Put an Add of a constant behind a tensor; the sum takes over its name."""
         trimmed = delta.reshape(
             delta.shape[next((i for i, e in enumerate(delta.shape) if e > 1), -1) :]
         )
-        value = self._new_constant(name, trimmed, len(delta.shape))
+        value = self._new_constant(name, trimmed.astype(dtype), len(delta.shape))
         self.add_value(name, value)
 
     def add_value(self, name: str, value: ir.Value) -> None:
@@ -70,9 +79,13 @@ class FullSize:
         inner = unique_name(graph, f"{name}/before_bias")
         output.name = inner
         total.name = name
-        self.nodes[name] = add
-        labels = self.coupling.tensors[name]
-        self._register(inner, TensorLabels(inner, labels.shape, labels.layers), None, like=name)
+        self.nodes[name], self.nodes[inner] = add, node
+        facts = self.coupling.facts
+        self.register_tensor(
+            inner,
+            (facts.first.shapes[name], facts.second.shapes[name]),
+            self.coupling.tensors[name].layers,
+        )
 
     def register_constant(self, value: ir.Value, layers: tuple[Layer, ...]) -> None:
         """Tell the coupling of a constant added to the graph."""
@@ -80,25 +93,54 @@ class FullSize:
         assert tensor is not None
         assert value.name
         shape = tuple(tensor.shape.numpy())
-        self._register(value.name, TensorLabels(value.name, shape, layers, True), tensor)
+        self.register_tensor(value.name, (shape, shape), layers, tensor)
 
-    def _into_slot(self, node: ir.Node, vector: NDArray[np.float64]) -> bool:
+    def register_tensor(
+        self,
+        name: str,
+        shapes: tuple[tuple[int, ...], tuple[int, ...]],
+        layers: Iterable[Layer] = (),
+        tensor: ir.TensorProtocol | None = None,
+    ) -> None:
+        """Tell the coupling of a tensor added to the graph, or of a constant's new value.
+
+        Args:
+            name: its name.
+            shapes: its shape at the first and at the second traced size.
+            layers: its labels.
+            tensor: the value of a constant.
+        """
+        facts = self.coupling.facts
+        first, second = (
+            replace(run, shapes={**run.shapes, name: shape})
+            for run, shape in zip((facts.first, facts.second), shapes, strict=True)
+        )
+        constants = facts.constants if tensor is None else {**facts.constants, name: tensor}
+        labels = TensorLabels(name, shapes[0], tuple(layers), tensor is not None)
+        self.coupling = replace(
+            self.coupling,
+            tensors={**self.coupling.tensors, name: labels},
+            facts=replace(facts, first=first, second=second, constants=constants),
+        )
+
+    def _into_slot(self, node: ir.Node, vector: NDArray[np.float64], dtype: np.dtype[Any]) -> bool:
         """Conv, ConvTranspose: input 2 is the bias, [O]."""
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None:
             return self._add_in_place(node, 2, vector)
-        value = self._new_constant(node.outputs[0].name or "", vector, 2, channel=1)
+        value = self._new_constant(node.outputs[0].name or "", vector.astype(dtype), 2, 1)
         node.resize_inputs(3)
         node.replace_input_with(2, value)
         return True
 
-    def _into_gemm(self, node: ir.Node, vector: NDArray[np.float64]) -> bool:
+    def _into_gemm(self, node: ir.Node, vector: NDArray[np.float64], dtype: np.dtype[Any]) -> bool:
         """Gemm: input 2 times beta is added."""
         beta = node.attributes.get("beta")
         scale = beta.as_float() if beta is not None else 1.0
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is None:
-            value = self._new_constant(node.outputs[0].name or "", vector / (scale or 1.0), 2)
+            wanted = (vector / (scale or 1.0)).astype(dtype)
+            value = self._new_constant(node.outputs[0].name or "", wanted, 2)
             node.resize_inputs(3)
             node.replace_input_with(2, value)
             if not scale:
@@ -134,7 +176,7 @@ class FullSize:
         if len(old.uses()) == 1 and old.is_initializer() and not old.is_graph_output():
             changed = ir.tensor(total, dtype=tensor.dtype, name=old.name)
             old.const_value = changed
-            self._register(old.name, labels, changed)
+            self.register_tensor(old.name, (shape, shape), labels.layers, changed)
             return True
         value = add_initializer(graph, f"{old.name}/{node.outputs[0].name}", total)
         node.replace_input_with(slot, value)
@@ -143,11 +185,10 @@ class FullSize:
         return True
 
     def _new_constant(
-        self, output: str, array: NDArray[np.float64], rank: int, channel: int | None = None
+        self, output: str, array: NDArray[Any], rank: int, channel: int | None = None
     ) -> ir.Value:
         """A constant that is added to an output: labelled like the output's axes it covers."""
-        dtype = self._dtype_of(output)
-        value = add_initializer(self.model.graph, f"{output}/bias", array.astype(dtype))
+        value = add_initializer(self.model.graph, f"{output}/bias", array)
         shift = rank - array.ndim if channel is None else channel
         covered = {axis + shift: axis for axis, extent in enumerate(array.shape) if extent > 1}
         layers = [
@@ -157,25 +198,3 @@ class FullSize:
         ]
         self.register_constant(value, rename(layers, covered))
         return value
-
-    def _dtype_of(self, output: str) -> np.dtype[Any]:
-        """Element type of a linear node's output: that of its constant inputs."""
-        for value in self.nodes[output].inputs:
-            if value is not None and value.name and value.name in self.coupling.facts.constants:
-                return self.coupling.facts.constants[value.name].dtype.numpy()
-        return np.dtype(np.float32)
-
-    def _register(
-        self, name: str, labels: TensorLabels, tensor: ir.TensorProtocol | None, like: str = ""
-    ) -> None:
-        facts = self.coupling.facts
-        runs = []
-        for run in (facts.first, facts.second):
-            shape = tuple(tensor.shape.numpy()) if tensor is not None else run.shapes[like]
-            runs.append(replace(run, shapes={**run.shapes, name: shape}))
-        constants = dict(facts.constants)
-        if tensor is not None:
-            constants[name] = tensor
-        facts = replace(facts, first=runs[0], second=runs[1], constants=constants)
-        tensors = {**self.coupling.tensors, name: labels}
-        self.coupling = replace(self.coupling, tensors=tensors, facts=facts)

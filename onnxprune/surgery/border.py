@@ -47,10 +47,10 @@ def add_border_exact_constant(
         levels = constants[0].reshape(constants.shape[1], -1)[:, 0]
         target.add_value(name, _convolved_ones(target, node, levels, weight, consumer.group))
     elif facts.first.shapes[name][1:] == facts.second.shapes[name][1:]:
-        target.add_constant(name, contribution)
+        target.add_constant(name, contribution, weight.dtype)
     else:
         others = tuple(axis for axis in range(contribution.ndim) if axis not in own_axes)
-        target.add_to_output(node, contribution.mean(axis=others, keepdims=True))
+        target.add_to_output(node, contribution.mean(axis=others, keepdims=True), weight.dtype)
 
 
 def _convolved_ones(
@@ -108,7 +108,10 @@ def _ones(target: FullSize, node: ir.Node, dtype: np.dtype[Any]) -> ir.Value:
         )
         nodes, shape = [whole, spatial, joined], joined.outputs[0]
     filled = ir.Node("", "ConstantOfShape", [shape], [ir.AttrTensor("value", one)], num_outputs=1)
-    for number, made in enumerate([*nodes, filled]):
-        made.outputs[0].name = unique_name(graph, f"{output}/ones_{number}")
     graph.insert_before(node, [*nodes, filled])
+    vectors = [((n,), (n,)) for n in (len(first), len(first) - 2, len(first))][: len(nodes)]
+    shapes = [*vectors, ((1, 1, *first[2:]), (1, 1, *second[2:]))]
+    for made, pair in zip([*nodes, filled], shapes, strict=True):
+        made.outputs[0].name = unique_name(graph, f"{output}/ones")
+        target.register_tensor(made.outputs[0].name, pair)
     return filled.outputs[0]

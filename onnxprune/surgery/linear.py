@@ -39,6 +39,9 @@ def apply_linear(
     proto.input.extend(["weight", "data"] if slot == 0 else ["data", "weight"])
     proto.output.append("result")
     feed = {"data": data.astype(np.float32), "weight": weight.astype(np.float32)}
+    if node.op_type == "Gemm":  # required before opset 11
+        proto.input.append("bias")
+        feed["bias"] = np.zeros(1, np.float32)
     graph = onnx.helper.make_graph(
         [proto],
         "linear",
@@ -63,7 +66,11 @@ def axes_of_weight(node: ir.Node, slot: int, weight_shape: tuple[int, ...], rank
     if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
         return [1]
     if node.op_type == "Einsum":
-        inputs, _, output = node.attributes["equation"].as_string().replace(" ", "").partition("->")
+        inputs, arrow, output = (
+            node.attributes["equation"].as_string().replace(" ", "").partition("->")
+        )
+        if not arrow:
+            output = "".join(sorted(c for c in set(inputs) - {","} if inputs.count(c) == 1))
         letters = inputs.split(",")[slot]
         return [axis for axis, letter in enumerate(output) if letter in letters]
     if len(weight_shape) == 1:

@@ -77,7 +77,9 @@ def _replace_constant(
         value.const_value = tensor
         value.shape = ir.Shape(tensor.shape.numpy())
         return
-    node = next(n for n in graph if n.outputs and n.outputs[0].name == name)
+    node = next((n for n in graph if n.outputs and n.outputs[0].name == name), None)
+    if node is None:  # nothing read it any more once its reader got a constant of its own
+        return
     constant = ir.convenience.get_const_tensor(node.outputs[0])
     assert constant is not None
     node.attributes.clear()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from onnxprune.model.runtime import open_session, run
-from onnxprune.verify.difference import largest_difference
+from onnxprune.verification.difference import largest_difference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ from onnxprune.errors import RuntimeFailure, VerificationError
 from onnxprune.model.protobuf import to_proto
 from onnxprune.model.runtime import open_session, run
 from onnxprune.model.tensors import INLINE_LIMIT, external_initializers, inline_bytes
-from onnxprune.verify.difference import largest_difference
+from onnxprune.verification.difference import largest_difference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,0 +1,196 @@
+"""The arguments of every command. Imports nothing heavy, so that --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from onnxprune import __version__
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
+
+__all__ = ["UsageError", "build_parser"]
+
+_CALIBRATION = (
+    "unlabelled samples: .npz or .npy (keys = input names, first axis = samples), a folder of .npz "
+    "files or of ONNX test_data_set_*/input_*.pb, or module.py:function yielding {input: array}"
+)
+_EXIT_CODES = (
+    "exit codes: 0 done and verified; 1 internal error; 2 bad input or usage; 3 nothing prunable "
+    "or target unreachable; 4 verification failed (nothing is written)"
+)
+
+
+class UsageError(Exception):
+    """Arguments that cannot be understood."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports mistakes in one line instead of printing the usage as well."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # an abbreviation that works today would be ambiguous with tomorrow's options
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; parsed arguments carry the function to call as `command`."""
+    parser = _Parser(
+        prog="onnxprune",
+        description="Structured pruning that works on the ONNX file itself.",
+        epilog=_EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"onnxprune {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_inspect(commands)
+    _add_prune(commands)
+    _add_verify(commands)
+    _add_apply(commands)
+    return parser
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(
+        commands, "inspect", "what can be pruned, what cannot and why, cost per layer"
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--calibration", metavar="DATA", help=_CALIBRATION)
+    _add_common(parser)
+
+
+def _add_prune(commands: Any) -> None:
+    parser = _command(commands, "prune", "prune, compensate, verify, save")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("out", metavar="OUT", help="file to write, after everything is verified")
+    parser.add_argument("--calibration", metavar="DATA", help=_CALIBRATION)
+    parser.add_argument(
+        "--target",
+        metavar="KIND=FRACTION",
+        action=_Targets,
+        default={},
+        help="what is to remain of the original: channels=0.5, params=0.5 or macs=0.5; repeatable; "
+        "default channels=0.5",
+    )
+    parser.add_argument(
+        "--criterion",
+        metavar="NAME",
+        help="how units are ranked: l1, l2, random, or with samples std, variance, activity; "
+        "default variance with samples, l2 without",
+    )
+    _add_compensate(parser, "default mean with samples, none without")
+    for option, what in (("include", "prune only"), ("exclude", "leave whole")):
+        parser.add_argument(
+            f"--{option}",
+            metavar="PATTERN",
+            action="append",
+            default=[],
+            help=f"{what} what matches this node or tensor name (with * and ?); repeatable",
+        )
+    parser.add_argument(
+        "--round-to",
+        metavar="N",
+        type=_whole,
+        default=1,
+        help="keep a multiple of N channels on every cut axis; 8 or 16 suit CPUs; default 1",
+    )
+    parser.add_argument("--plan", metavar="FILE", help="write what was removed, as JSON")
+    parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="default 0")
+    _add_common(parser)
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _command(commands, "verify", "compare two models in onnxruntime")
+    parser.add_argument("model", metavar="ORIGINAL")
+    parser.add_argument("pruned", metavar="PRUNED")
+    parser.add_argument("--calibration", metavar="DATA", required=True, help=_CALIBRATION)
+    _add_common(parser)
+
+
+def _add_apply(commands: Any) -> None:
+    parser = _command(commands, "apply", "replay a plan on the same network")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("plan", metavar="PLAN.json")
+    parser.add_argument("out", metavar="OUT", help="file to write, after everything is verified")
+    parser.add_argument("--calibration", metavar="DATA", help=_CALIBRATION)
+    _add_compensate(parser, "default: what the plan says with samples, none without")
+    _add_common(parser)
+
+
+def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    from onnxprune.cli import commands as functions
+
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=_EXIT_CODES
+    )
+    function: Callable[[Namespace], None] = getattr(functions, name)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_compensate(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--compensate",
+        metavar="NAME",
+        help=f"mean folds what was removed into the biases of its readers, none does not; "
+        f"{default}",
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", help="write the figures; - for standard output")
+    parser.add_argument(
+        "--providers",
+        metavar="NAME[,NAME]",
+        action=_Names,
+        default=[],
+        help="onnxruntime execution providers; default CPUExecutionProvider",
+    )
+    parser.add_argument(
+        "--threads", metavar="N", type=_whole, default=0, help="default 0: onnxruntime decides"
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and warnings")
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="show lists in full")
+
+
+def _whole(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return number
+
+
+class _Targets(argparse.Action):
+    """Collects KIND=FRACTION; what the kinds and fractions may be is the API's to say."""
+
+    def __call__(
+        self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        kind, equals, fraction = str(values).partition("=")
+        if not (kind and equals and fraction):
+            raise argparse.ArgumentError(
+                self, f"{values!r} is not of the form KIND=FRACTION, such as macs=0.5"
+            )
+        targets = dict(getattr(namespace, self.dest))
+        if kind in targets:
+            raise argparse.ArgumentError(self, f"{kind} is given twice")
+        setattr(namespace, self.dest, targets | {kind: fraction})
+
+
+class _Names(argparse.Action):
+    """Collects names separated by commas."""
+
+    def __call__(
+        self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        names = [name.strip() for name in str(values).split(",") if name.strip()]
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *names])

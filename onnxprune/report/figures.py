@@ -1,0 +1,71 @@
+"""Numbers, names and bars as people read them."""
+
+from __future__ import annotations
+
+__all__ = ["bar", "count", "durations", "milliseconds", "percent", "printable", "share", "size"]
+
+_BAR = 10
+_FACTORS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def count(number: float) -> str:
+    """Return three significant digits with k, M, G or T; below a thousand the number itself."""
+    for factor, letter in _FACTORS:
+        # 999 950 is 1 M, not 1000 k
+        if number >= factor * 0.9995:
+            return f"{_three(number / factor)} {letter}"
+    return f"{number:.0f}"
+
+
+def size(number: int) -> str:
+    """Return a number of bytes, in decimal units."""
+    text = count(number)
+    return f"{text}B" if text[-1].isalpha() else f"{text} B"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a duration with three significant digits."""
+    return f"{_three(seconds * 1e3)} ms"
+
+
+def durations(seconds: float) -> str:
+    """Return how long a run took."""
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction as a percentage, "-" for none."""
+    if fraction is None:
+        return "-"
+    return f"{fraction * 100:.{0 if abs(fraction) >= 9.995 else 1}f} %"
+
+
+def share(part: float, whole: float) -> float:
+    """Return part / whole, 0 of nothing."""
+    return part / whole if whole else 0.0
+
+
+def bar(fraction: float, letter: str = "#") -> str:
+    """Return a bar of the given part of the full length; anything above zero shows."""
+    return letter * (max(1, round(min(fraction, 1.0) * _BAR)) if fraction > 0 else 0)
+
+
+def printable(name: str, width: int | None = None) -> str:
+    """Return a name without control characters, its middle left out when it is too long."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in name)
+    if width is None or len(text) <= width:
+        return text
+    head = (width - 2) // 2
+    return f"{text[:head]}..{text[len(text) - (width - 2 - head) :]}"
+
+
+def _three(number: float) -> str:
+    """Three significant digits, without an exponent."""
+    if number == 0:
+        return "0"
+    if number >= 100:
+        return f"{number:.0f}"
+    digits = 2
+    while digits < 9 and number * 10**digits < 99.5:
+        digits += 1
+    return f"{number:.{digits if number < 10 else 1}f}"

@@ -1,0 +1,111 @@
+"""Every prefix of a removal order is a legal removal, and what matters least goes first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+from networks import BLOCKS, HEADS, Map, Net
+from numpy.typing import NDArray
+from oracle import Traced, parse, traced
+
+from onnxprune.allocate.order import RemovalStep, removal_order
+from onnxprune.coupling.closure import close
+from onnxprune.coupling.groups import Group
+
+
+def check_legal(group: Group, steps: list[RemovalStep]) -> None:
+    """Prefix by prefix: nothing more has to go, each axis keeps one unit, fractions are true."""
+    by_class = group.constraints.by_class()
+    dead = np.zeros(int(group.classes.max()) + 1, bool)
+    cost = np.ones(len(dead))
+    fraction = 0.0
+    for step in steps:
+        fresh = list(step.classes)
+        assert fresh
+        assert not dead[fresh].any()
+        assert set(fresh) <= set(group.classes.tolist())
+        dead[fresh] = True
+        gone = np.flatnonzero(dead).tolist()
+        again = np.zeros_like(dead)
+        close(group.constraints, by_class, again, gone, cost, same_positions=False)
+        assert np.flatnonzero(again).tolist() == gone
+        shares = []
+        for units, closed in zip(group.axes, group.closed, strict=True):
+            lost = int(dead[group.units[list(units)]].sum())
+            assert lost < len(units) or not closed
+            shares.append(lost / len(units))
+        assert step.fraction == pytest.approx(max(shares))
+        assert step.fraction >= fraction
+        fraction = step.fraction
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_every_prefix_is_legal(data: st.DataObject) -> None:
+    blocks = data.draw(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4), "blocks")
+    head = data.draw(st.sampled_from(HEADS), "head")
+    seed = data.draw(st.integers(0, 2**16), "seed")
+    net = Net(lambda options: data.draw(st.sampled_from(options)), seed)
+    source = Map("input", (3, 6, 6))
+    x = BLOCKS["conv"](net, source)
+    for name in blocks:
+        x = BLOCKS[name](net, x)
+    subject = traced(net.model(source, head(net, x)))
+    rng = np.random.default_rng(seed)
+    assert subject.groups
+    for group in subject.groups:
+        note(group.name)
+        scores = rng.random(group.size)
+        steps = removal_order(group, scores)
+        assert steps
+        check_legal(group, steps)
+        assert steps == removal_order(group, scores)
+
+
+def subject_of(text: str, **shapes: tuple[int, ...]) -> Traced:
+    rng = np.random.default_rng(0)
+    values: dict[str, NDArray[Any]] = {
+        name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    return traced(parse(text, values))
+
+
+PLAIN = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 3] input) => (float[N, 2] y)
+    { a = Gemm<transB = 1>(input, w1) h = Relu(a) y = Gemm<transB = 1>(h, w2) }"""
+
+
+def test_free_units_go_by_their_scores_and_the_last_one_stays() -> None:
+    group = subject_of(PLAIN, w1=(5, 3), w2=(2, 5)).groups[0]
+    steps = removal_order(group, np.array([3.0, 1.0, 5.0, 2.0, 4.0]))
+    order = [group.units.tolist().index(step.classes[0]) for step in steps]
+    assert order == [1, 3, 0, 4]
+    assert [step.fraction for step in steps] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert [step.score for step in steps] == [1, 2, 3, 4]
+
+
+def test_equal_scores_go_in_the_order_of_the_axis() -> None:
+    group = subject_of(PLAIN, w1=(5, 3), w2=(2, 5)).groups[0]
+    steps = removal_order(group, np.zeros(5))
+    assert [step.classes for step in steps] == [(int(one),) for one in group.units[:4]]
+
+
+def test_constrained_units_go_together_at_the_price_of_all() -> None:
+    """Two groups of three channels: one of each goes at a time."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 3, 4] input) => (float[N, 2, 4] y)
+        { a = Conv(input, w1) c = Conv<group = 2>(a, w2) y = Conv(c, w3) }"""
+    subject = subject_of(text, w1=(6, 3, 1), w2=(4, 3, 1), w3=(2, 4, 1))
+    group = next(one for one in subject.groups if one.name == "w1[0]")
+    classes = subject.classes("w1", 0).tolist()
+    place = {one: i for i, one in enumerate(classes)}
+    scores = np.array([place.get(int(one), 10.0) for one in group.units], float)
+    steps = removal_order(group, scores)
+    check_legal(group, steps)
+    removed = {place[one] for one in steps[0].classes if one in place}
+    assert removed == {0, 3}
+    assert steps[0].score == pytest.approx(3.0)

@@ -1,0 +1,85 @@
+"""No rule without a specification, and what has no rule is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import test_rules_contraction
+import test_rules_elementwise
+import test_rules_movement
+import test_rules_normalisation
+import test_rules_reduction
+from oracle import parse, traced
+from rules import Case, check
+
+from onnxprune.coupling.rules import RULES
+
+TABLES = (
+    test_rules_contraction,
+    test_rules_elementwise,
+    test_rules_movement,
+    test_rules_normalisation,
+    test_rules_reduction,
+)
+
+# Known to onnxruntime in the default domain, but to no version of the ONNX standard.
+OWN_TESTS = {"SimplifiedLayerNormalization"}
+
+
+def test_every_rule_has_a_graph_that_exercises_it() -> None:
+    specified = {case.op for table in TABLES for case in table.CASES}
+    assert {op for domain, op in RULES if not domain} - specified == OWN_TESTS
+    assert {domain for domain, _ in RULES} == {""}
+
+
+def test_every_graph_contains_the_op_it_is_about() -> None:
+    for table in TABLES:
+        for case in table.CASES:
+            assert case.op in {node.op_type for node in case.traced().proto.graph.node}
+
+
+REFUSED = [
+    Case(
+        "Det",
+        "h = MatMul(x, a) r = Reshape(h, s) d = Det(r) u = Unsqueeze(d, i) t = Mul(h, u) "
+        "y = MatMul(t, b)",
+        {"a": (4, 4), "b": (4, 3)},
+        refused="there is no coupling rule for Det",
+        values={"s": np.array([0, 2, 2]), "i": np.array([1])},
+    ),
+    Case(
+        "If",
+        "h = MatMul(x, a) q = Constant<value=bool{1}>() "
+        "t = If(q)<then_branch = one () => (float[N, 8] u) { u = Relu(h) }, "
+        "else_branch = two () => (float[N, 8] w) { w = Neg(h) }> y = MatMul(t, b)",
+        {"a": (4, 8), "b": (8, 3)},
+        refused="If runs a subgraph",
+    ),
+    Case(
+        "LSTM",
+        "h = MatMul(x, a) u = Unsqueeze(h, i) p, q, r = LSTM<hidden_size=2>(u, w, v) "
+        "t = Squeeze(q, i) y = MatMul(t, b)",
+        {"a": (4, 8), "w": (1, 8, 8), "v": (1, 8, 2), "b": (2, 3)},
+        refused="there is no coupling rule for LSTM",
+        values={"i": np.array([0])},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=str)
+def test_what_is_not_understood_is_refused(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize(("last", "groups"), [(8, 0), (2, 1)])
+def test_simplified_layer_normalization_is_a_layer_normalization(last: int, groups: int) -> None:
+    subject = traced(
+        parse(
+            '<ir_version: 8, opset_import: ["": 17]> net (float[N, 4] x) => (float[N, 3] y) '
+            "{ h = MatMul(x, a) r = Reshape(h, s) u = SimplifiedLayerNormalization(r, g) "
+            "t = Reshape(u, z) y = MatMul(t, b) }",
+            {name: np.ones(shape, np.float32) for name, shape in (("a", (4, 8)), ("b", (8, 3)))}
+            | {"g": np.ones(last, np.float32), "z": np.array([0, 8]), "s": np.array([0, -1, last])},
+        )
+    )
+    assert len(subject.groups) == groups

@@ -1,0 +1,135 @@
+"""Figures as people read them, refusals by reason, and names that are not to be trusted."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from onnxprune.cost.latency import Latency
+from onnxprune.coupling.groups import Refused
+from onnxprune.plan import Plan, PlannedGroup
+from onnxprune.report.figures import bar, count, milliseconds, percent, printable, size
+from onnxprune.report.reasons import group_refusals
+from onnxprune.report.summary import Report, Sizes
+from onnxprune.report.text import TextReport, make_console
+from onnxprune.verification.certificate import Certificate
+from onnxprune.verification.comparison import OutputComparison
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (7, "7"),
+        (999, "999"),
+        (1000, "1.00 k"),
+        (12_345, "12.3 k"),
+        (999_960, "1.00 M"),
+        (2_247_296, "2.25 M"),
+        (17_300_000_000, "17.3 G"),
+        (4_000_000_000_000, "4.00 T"),
+    ],
+)
+def test_count(number, text):
+    assert count(number) == text
+
+
+def test_other_figures():
+    assert (size(0), size(512), size(175_639)) == ("0 B", "512 B", "176 kB")
+    assert (milliseconds(5.273e-6), milliseconds(0.0437)) == ("0.00527 ms", "43.7 ms")
+    assert (milliseconds(1.5), milliseconds(0)) == ("1500 ms", "0 ms")
+    assert (percent(0.7434), percent(12.3456), percent(None)) == ("74.3 %", "1235 %", "-")
+    assert (bar(0), bar(1e-9), bar(1.0)) == ("", "#", "#" * 10)
+    assert printable("a\x1b[31m\nb") == "a?[31m?b"
+    assert printable("abcdefghij", 6) == "ab..ij"
+
+
+def test_refusals_add_up_by_reason():
+    refused = [
+        Refused("a[0]", "Add one", "it meets an axis of b that cannot be cut", 10),
+        Refused("a[1]", "Add two", "it meets an axis of c that cannot be cut", 30),
+        Refused("d[0]", "Softmax s", "Softmax takes statistics over it", 20),
+    ]
+    first, second = group_refusals(refused)
+    assert (first.reason, first.axes) == ("it meets an axis that stays whole", 2)
+    assert (first.parameters, first.example) == (30, "a[1]")
+    assert (second.parameters, second.axes) == (20, 1)
+
+
+def shown(groups=1, verbose=False, ratio=(0.4, 0.5, 0.6), name="w[batch]"):
+    plan = Plan(
+        {},
+        {},
+        tuple(
+            PlannedGroup(f"{name}{i}", 64, tuple(range(1 + i)), "channel", ())
+            for i in range(groups)
+        ),
+    )
+    low, middle, high = ratio
+    report = Report(
+        original=Sizes(1000, 2000, 5000),
+        result=Sizes(500, 1000, 2500),
+        batch=2,
+        certificate=Certificate(1e-7, 1e-4, 2, 0.1),
+        outputs=(OutputComparison("y", 0.99, 0.1, 0.95),),
+        latency=Latency(1e-3, middle * 1e-3, middle, low, high, 9),
+        widths={},
+        refused=(),
+        dropped={"odd[0]": "the graph cannot follow"},
+        seconds=1.0,
+    )
+    stream = io.StringIO()
+    TextReport(make_console(stream), verbose).pruned("in -> out", report, plan)
+    return stream.getvalue()
+
+
+def test_pruned_says_everything():
+    text = shown()
+    for words in (
+        "50.0 %",
+        "holds",
+        "1e-07",
+        "odd[0]: the graph cannot follow",
+        "95.0 %",
+        "batch 2",
+    ):
+        assert words in text
+    assert "w[batch]0" in text
+    assert "latency" in text
+    assert "but the measured latency" not in text
+    assert not any(line.endswith(" ") for line in text.splitlines())
+
+
+def test_latency_without_gain_is_said():
+    assert "latency shows no clear gain" in shown(ratio=(0.9, 0.98, 1.1))
+    assert "latency did not fall" in shown(ratio=(1.1, 1.2, 1.3))
+
+
+def test_long_lists_fold_to_the_largest():
+    text = shown(groups=12)
+    assert "and 4 more groups" in text
+    assert "w[batch]11" in text
+    assert "w[batch]0 " not in text
+    assert "more groups" not in shown(groups=12, verbose=True)
+
+
+def test_names_cannot_steer_the_terminal():
+    assert "\x1b" not in shown(name="\x1b[2J[bold]w")
+    assert "?[2J[bold]w" in shown(name="\x1b[2J[bold]w")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_colour_only_where_it_is_wanted(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for forbidden in (False, True):
+        if forbidden:
+            monkeypatch.setenv("NO_COLOR", "1")
+        stream = Terminal()
+        make_console(stream).print("x", style="red")
+        assert ("\x1b[31m" in stream.getvalue()) is not forbidden

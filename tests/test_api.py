@@ -1,0 +1,171 @@
+"""The Python API: every kind of model in, the same kind out, the caller's object untouched."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import onnx_ir as ir
+import pytest
+
+import onnxprune
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+RESNET = MODELS / "digits_resnet_bn.onnx"
+TARGET = {"macs": 0.6}
+
+
+@pytest.fixture(scope="module")
+def samples():
+    with np.load(MODELS / "digits_resnet_calibration.npz") as file:
+        return {name: file[name][:64] for name in file.files}
+
+
+def prune(model, **options):
+    return onnxprune.prune(model, target=TARGET, measure_latency=False, **options)
+
+
+def weights(model):
+    """Initializers by name, of any kind of model."""
+    if isinstance(model, gs.Graph):
+        model = gs.export_onnx(model)
+    if isinstance(model, ir.Model):
+        model = ir.to_proto(model)
+    return {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        np.array_equal(first[name], second[name]) for name in first
+    )
+
+
+KINDS = {
+    "proto": onnx.load,
+    "ir": ir.load,
+    "graphsurgeon": lambda path: gs.import_onnx(onnx.load(path)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_kind_out(samples, kind, tmp_path):
+    reference = prune(RESNET, calibration=samples)
+    model = KINDS[kind](RESNET)
+    before = weights(model)
+    result = prune(model, calibration=samples)
+    assert type(result.model) is type(model)
+    assert same(weights(model), before)
+    assert same(weights(result.model), weights(reference.model))
+    assert result.plan.groups == reference.plan.groups
+    result.save(tmp_path / "o.onnx")
+    onnx.checker.check_model(tmp_path / "o.onnx", full_check=True)
+
+
+def test_path_gives_an_ir_model_and_leaves_the_file_alone(samples):
+    before = RESNET.read_bytes()
+    result = prune(str(RESNET), calibration=samples)
+    assert isinstance(result.model, ir.Model)
+    assert RESNET.read_bytes() == before
+
+
+def test_proto_is_unchanged_to_the_byte(samples):
+    proto = onnx.load(RESNET)
+    before = proto.SerializeToString(deterministic=True)
+    prune(proto, calibration=samples)
+    assert proto.SerializeToString(deterministic=True) == before
+
+
+class Reader:
+    """Like onnxruntime's CalibrationDataReader."""
+
+    def __init__(self, samples):
+        self.feeds = iter(
+            [{name: one[i : i + 16] for name, one in samples.items()} for i in range(0, 64, 16)]
+        )
+
+    def get_next(self):
+        return next(self.feeds, None)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda samples: [
+            {name: one[i : i + 16] for name, one in samples.items()} for i in range(0, 64, 16)
+        ],
+        lambda samples: (
+            {name: one[i : i + 16] for name, one in samples.items()} for i in range(0, 64, 16)
+        ),
+        lambda samples: samples["images"],
+        Reader,
+    ],
+    ids=["list", "generator", "array", "reader"],
+)
+def test_calibration_from_python(samples, form):
+    reference = prune(RESNET, calibration=samples)
+    assert prune(RESNET, calibration=form(samples)).plan.groups == reference.plan.groups
+
+
+def test_apply_takes_plans_and_files(samples, tmp_path):
+    first = prune(RESNET, calibration=samples)
+    path = tmp_path / "plan.json"
+    path.write_text(first.plan.to_json())
+    for plan in (first.plan, path, str(path)):
+        again = onnxprune.apply(RESNET, plan, calibration=samples, measure_latency=False)
+        assert same(weights(again.model), weights(first.model))
+    assert onnxprune.Plan.from_json(first.plan.to_json()) == first.plan
+
+
+def test_result_is_not_saved_over_the_input(samples, tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(RESNET.read_bytes())
+    result = prune(path, calibration=samples)
+    with pytest.raises(onnxprune.InputError, match="overwrite"):
+        result.save(path)
+
+
+def test_verify_and_inspect_stay_functions(samples):
+    for _ in range(2):
+        compared = onnxprune.verify(RESNET, RESNET, calibration=samples)
+        assert compared.outputs[0].agreement == 1.0
+        assert onnxprune.inspect(RESNET).groups
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"target": {"speed": 0.5}}, onnxprune.InputError),
+        ({"target": {}}, onnxprune.InputError),
+        ({"target": {"params": 1e-6}}, onnxprune.TargetUnreachable),
+        ({"criterion": "none"}, onnxprune.InputError),
+        ({"seed": -1}, onnxprune.InputError),
+        ({"calibration": {"wrong": np.zeros((2, 2))}}, onnxprune.CalibrationError),
+        ({"calibration": 3}, onnxprune.CalibrationError),
+        ({"exclude": ["*"]}, onnxprune.NothingPrunable),
+    ],
+)
+def test_errors(options, error):
+    with pytest.raises(error):
+        onnxprune.prune(RESNET, measure_latency=False, **options)
+    with pytest.raises(onnxprune.InputError):
+        onnxprune.prune(3)
+
+
+def test_importing_costs_next_to_nothing():
+    code = (
+        "import sys, onnxprune; print([m for m in ('numpy', 'onnx', 'onnx_ir', 'onnxruntime', "
+        "'onnx_graphsurgeon', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_public_names():
+    assert set(dir(onnxprune)) == set(onnxprune.__all__)
+    assert all(getattr(onnxprune, name) is not None for name in onnxprune.__all__)
+    with pytest.raises(AttributeError):
+        _ = onnxprune.nonsense

@@ -1,0 +1,125 @@
+"""The certificate and the gates behind it: what they let pass, and what they stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+from oracle import ONE_THREAD, parse
+
+from onnxprune.errors import RuntimeFailure, VerificationError
+from onnxprune.model.load import load
+from onnxprune.verification.certificate import certify, tolerance_for
+from onnxprune.verification.gates import check_interface, check_result
+
+NETWORK = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 2] x) => (float[N, 2] y) { y = Mul(x, w) }"""
+
+
+def model(*values: float, text: str = NETWORK, dtype: Any = np.float32) -> ir.Model:
+    return load(parse(text, {"w": np.array(values, dtype)})).model
+
+
+def ones(rows: int) -> Mapping[str, NDArray[Any]]:
+    return {"x": np.ones((rows, 2), np.float32)}
+
+
+def test_it_measures_the_surgery_and_the_effect_apart() -> None:
+    original, masked, sliced = model(1, 4), model(1, 0), model(1.5, 0)
+    found = certify(original, masked, sliced, [ones(2), ones(3)], ONE_THREAD)
+    assert found.runs == 2
+    assert found.error == pytest.approx(0.5)
+    assert found.effect == pytest.approx(1.0)
+    assert not found.holds
+
+
+def test_rounding_passes() -> None:
+    found = certify(model(1, 4), model(1, 2), model(1, 2 + 1e-5), [ones(2)], ONE_THREAD)
+    assert 0 < found.error < found.tolerance == 1e-4
+    assert found.holds
+
+
+def test_the_worst_run_counts() -> None:
+    feeds = [ones(2), {"x": np.array([[1, -1]], np.float32)}]
+    relu = NETWORK.replace("y = Mul(x, w)", "p = Mul(x, w) y = Relu(p)")
+    pair = model(1, 2, text=relu), model(1, -2, text=relu)
+    found = certify(pair[0], pair[0], pair[1], feeds[::-1], ONE_THREAD)
+    assert found.error == pytest.approx(2.0)
+
+
+def test_one_sided_nan_never_passes() -> None:
+    root = NETWORK.replace("y = Mul(x, w)", "p = Mul(x, w) y = Sqrt(p)")
+    good, bad = model(1, 1, text=root), model(1, -1, text=root)
+    assert not certify(good, good, bad, [ones(1)], ONE_THREAD).holds
+    assert certify(bad, bad, bad, [ones(1)], ONE_THREAD).holds
+
+
+def test_what_does_not_run_is_no_certificate() -> None:
+    broken = model(1, 1)
+    broken.graph.initializers["w"].const_value = ir.tensor(np.ones(5, np.float32), name="w")
+    with pytest.raises(RuntimeFailure):
+        certify(model(1, 1), model(1, 1), broken, [ones(2)], ONE_THREAD)
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype", "wanted"),
+    [
+        (NETWORK, np.float32, 1e-4),
+        (NETWORK.replace("float[", "float16["), np.float16, 2e-2),
+        (NETWORK.replace("float[", "double["), np.float64, 1e-4),
+    ],
+)
+def test_half_precision_is_judged_as_such(text: str, dtype: Any, wanted: float) -> None:
+    assert tolerance_for(model(1, 2, text=text, dtype=dtype)) == wanted
+
+
+def test_quantised_graphs_are_judged_as_such() -> None:
+    text = NETWORK.replace(
+        "y = Mul(x, w)", "p = Mul(x, w) q = QuantizeLinear(p, s) y = DequantizeLinear(q, s)"
+    )
+    weights = {"w": np.ones(2, np.float32), "s": np.array(0.1, np.float32)}
+    assert tolerance_for(load(parse(text, weights)).model) == 2e-2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind"),
+    [
+        ("float[N, 2] x)", "float[M, 2] x)", "input"),
+        ("float[N, 2] x)", "float[N, K] x)", "input"),
+        ("(float[N, 2] y)", "(float[3, 2] y)", "output"),
+        ("(float[N, 2] y)", "(float[N, 2] y, float[N, 2] x)", "output"),
+    ],
+)
+def test_the_interface_stays_as_it_is(old: str, new: str, kind: str) -> None:
+    assert old in NETWORK
+    check_interface(model(1, 1), model(2, 2))
+    with pytest.raises(VerificationError, match=f"the result's {kind}s differ"):
+        check_interface(model(1, 1), model(1, 1, text=NETWORK.replace(old, new)))
+
+
+def test_a_sound_result_passes_the_gates() -> None:
+    check_result(model(1, 2), model(1, 0), [ones(2), ones(3)], ONE_THREAD, 1e-4)
+
+
+def test_the_checker_has_to_agree_where_it_did_before() -> None:
+    """Nodes in the wrong order: onnxruntime does not mind, the checker does."""
+    text = NETWORK.replace("y = Mul(x, w)", "p = Mul(x, w) y = Neg(p)")
+    proto = parse(text, {"w": np.ones(2, np.float32)})
+    twisted = onnx.ModelProto()
+    twisted.CopyFrom(proto)
+    twisted.graph.node.reverse()
+    good, bad = ir.from_proto(proto), ir.from_proto(twisted)
+    with pytest.raises(VerificationError, match=r"onnx\.checker refuses the result"):
+        check_result(good, bad, [ones(2)], ONE_THREAD, 1e-4)
+
+
+def test_a_result_has_to_run_with_the_usual_optimisations() -> None:
+    broken = model(1, 1)
+    broken.graph.initializers["w"].const_value = ir.tensor(np.ones(5, np.float32), name="w")
+    with pytest.raises(VerificationError, match=r"onnx\.checker refuses|does not run"):
+        check_result(model(1, 1), broken, [ones(2)], ONE_THREAD, 1e-4)
