@@ -19,7 +19,7 @@ class Case:
     """One graph and its specification.
 
     Attributes:
-        op: the op it is about.
+        op: the op it is about, with its domain in front unless it is the default one.
         body: nodes in ONNX text, from `x` to `y`.
         weights: shapes of the float initializers.
         groups: "size: owned axes" of every group, as `size: tensor[axis] ...`.
@@ -47,8 +47,10 @@ class Case:
             for name, shape in self.weights.items()
         }
         given = {name: np.asarray(value) for name, value in self.values.items()}
+        domain = self.op.rpartition(".")[0]
+        imports = f'"": {self.opset}' + (f', "{domain}": 1' if domain else "")
         text = (
-            f'<ir_version: 8, opset_import: ["": {self.opset}]> '
+            f"<ir_version: 8, opset_import: [{imports}]> "
             f"net (float[{self.x}] x) => (float[{self.y}] y) {{ {self.body} }}"
         )
         return traced(parse(text, weights | given))
