@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.allocate.choose import Removal
 from onnxprune.calibration.samples import read_samples
 from onnxprune.cost.latency import measure_pair
-from onnxprune.cost.macs import node_costs
+from onnxprune.cost.macs import is_parameter, node_costs
 from onnxprune.cost.shapes import CutCost
 from onnxprune.coupling.closure import close
 from onnxprune.coupling.cut import Cut, CutError
@@ -188,7 +188,7 @@ def inspect(
     options = Options(runtime=runtime)
     analysis = analyse(loaded.model, options, _samples(loaded, calibration))
     facts = analysis.coupling.facts
-    parameters = [n for n, t in facts.constants.items() if t.dtype.is_floating_point()]
+    parameters = [n for n, t in facts.constants.items() if is_parameter(t)]
     nodes = node_costs(analysis.model.graph, facts.first.shapes.__getitem__, parameters)
     return Inspection(
         sizes=_sizes(analysis, (), loaded_bytes(loaded)),

@@ -14,15 +14,23 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    import onnx_ir as ir
 
-__all__ = ["NodeCost", "count_parameters", "node_costs", "node_macs"]
+__all__ = ["NodeCost", "count_parameters", "is_parameter", "node_costs", "node_macs"]
 
 if TYPE_CHECKING:
     ShapeOf = Callable[[str], tuple[int, ...]]
+
+
+def is_parameter(tensor: ir.TensorProtocol) -> bool:
+    """Whether a constant counts as parameters: floats, and the integers of quantised weights."""
+    return bool(
+        tensor.dtype.is_floating_point() or tensor.dtype.bitwidth <= 8
+    ) and tensor.dtype not in (ir.DataType.BOOL, ir.DataType.STRING)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from onnxprune.cost.macs import count_parameters, node_macs
+from onnxprune.cost.macs import count_parameters, is_parameter, node_macs
 from onnxprune.coupling.cut import Cut
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ class CutCost:
     def __init__(self, graph: ir.Graph, coupling: Coupling) -> None:
         self._coupling = coupling
         self._parameters = [
-            name
-            for name, tensor in coupling.facts.constants.items()
-            if tensor.dtype.is_floating_point()
+            name for name, tensor in coupling.facts.constants.items() if is_parameter(tensor)
         ]
         shapes = coupling.facts.first.shapes
         self._nodes = [node for node in graph if node_macs(node, shapes.__getitem__)]

@@ -115,6 +115,14 @@ class Cut:
         rows = rows[rows.any(axis=1)]
         return None if rows.all() else rows
 
+    def alive_along(self, name: str, axis: int) -> NDArray[np.bool_]:
+        """Survivors along an axis with a label of its own: bool [extent]."""
+        labels = self.coupling.tensors[name]
+        for layer in labels.layers:
+            if layer.axes == (axis,):
+                return self.alive(layer)
+        return np.ones(labels.shape[axis], bool)
+
     def _together(self, layers: list[Layer]) -> tuple[tuple[int, ...], NDArray[np.bool_]]:
         """Survivors over the union of the axes of overlapping layers."""
         if len(layers) == 1:

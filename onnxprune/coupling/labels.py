@@ -57,6 +57,7 @@ class TensorLabels:
         constant: made from constants by movement alone.
         pristine: a constant no op has looked at yet; its first partner labels it.
         zero: the value is zero where it is removed, once all dead constant slices are zero.
+        integer: an integer constant nobody has looked at yet; only quantised ops take it for data.
     """
 
     name: str
@@ -65,6 +66,7 @@ class TensorLabels:
     constant: bool = False
     pristine: bool = False
     zero: bool = False
+    integer: bool = False
 
     def materialise(self, relations: Relations) -> None:
         """Give a pristine constant atoms of its own, one label for each axis longer than 1."""
@@ -115,7 +117,7 @@ def simplify(relations: Relations, layers: Iterable[Layer]) -> Layers:
 def drop_tied(layers: Layers) -> Layers:
     """Drop layers whose axes another layer covers: joining has already tied their classes."""
     kept: list[Layer] = []
-    for layer in sorted(layers, key=lambda one: -len(one.axes)):
+    for layer in sorted(layers, key=lambda one: (-len(one.axes), one.flexible)):
         if not any(set(layer.axes) <= set(other.axes) for other in kept):
             kept.append(layer)
     return tuple(kept)

@@ -74,6 +74,7 @@ class Step:
         self.relations = relations
         self.consumers: list[Consumer] = []
         self.understood: set[int] = set()
+        self.zero_points: dict[str, tuple[str, int]] = {}
         self.tensors = tensors
         self.shapes = shapes
         self._values = values
@@ -94,7 +95,16 @@ class Step:
     def read(self, slot: int = 0) -> TensorLabels:
         """Labels of an input; declares that the rule understands this slot."""
         self.understood.add(slot)
-        return self.tensors[self.name(slot)]
+        labels = self.tensors[self.name(slot)]
+        labels.integer = False
+        return labels
+
+    def read_weight(self, slot: int) -> TensorLabels:
+        """Like `read`, where an integer constant is data: the weights of quantised ops."""
+        self.understood.add(slot)
+        labels = self.tensors[self.name(slot)]
+        labels.pristine, labels.integer = labels.pristine or labels.integer, False
+        return labels
 
     def peek(self, slot: int) -> TensorLabels:
         """Labels of an input that the rule does not take over."""
@@ -156,6 +166,15 @@ class Step:
         self.tensors[name] = labels
         return labels
 
+    def emitted(self, slot: int = 0) -> TensorLabels:
+        """Labels of an output already emitted; they may still be changed."""
+        return self.tensors[self.node.outputs[slot].name or ""]
+
+    def note_zero_point(self, slot: int, zero_point: int, axis: int = 0) -> None:
+        """Say what stands for zero in a quantised constant: a scalar, or a vector along `axis`."""
+        if self.has(zero_point) and self.peek(slot).constant:
+            self.zero_points[self.name(slot)] = (self.name(zero_point), axis)
+
     def fix(self, labels: TensorLabels, axes: Iterable[int], text: str) -> Layers:
         """Freeze the labels of some axes (tie joint ones along them) and return what is left."""
         for axis in axes:
@@ -166,7 +185,7 @@ class Step:
         """Join an additive input with an output already emitted."""
         if not self.has(slot):
             return
-        bias = self.read(slot)
+        bias = self.read_weight(slot)
         operands = [Operand(output, tuple(range(len(output.shape)))), Operand(bias, tuple(axes))]
         output.layers = join(self.relations, operands)
         output.zero = output.zero and Operand(bias, tuple(axes)).blanks(output.layers)

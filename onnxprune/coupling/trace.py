@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Coupling", "trace"]
 
+_QUANTISED_TYPES = frozenset(
+    ir.DataType[name] for name in ("INT8", "UINT8", "INT32", "INT4", "UINT4", "INT16", "UINT16")
+)
+
 
 @dataclass(frozen=True)
 class Coupling:
@@ -32,6 +36,7 @@ class Coupling:
         tensors: labels of every tensor of the graph, by name.
         consumers: contractions that read labelled axes.
         divisors: constants that must keep their value where removed, because they divide.
+        zero_points: quantised constant -> the tensor with its zero point, and the axis it lies on.
         facts: the observed shapes and integers.
     """
 
@@ -39,6 +44,7 @@ class Coupling:
     tensors: Mapping[str, TensorLabels]
     consumers: tuple[Consumer, ...]
     divisors: frozenset[str]
+    zero_points: Mapping[str, tuple[str, int]]
     facts: Facts
 
 
@@ -54,6 +60,7 @@ def trace(model: ir.Model, facts: Facts) -> Coupling:
     tensors = _sources(model.graph, facts, divisors)
     settled = _settled(model.graph, facts)
     consumers: list[Consumer] = []
+    zero_points: dict[str, tuple[str, int]] = {}
 
     def values(name: str) -> NDArray[Any] | None:
         return facts.value(name) if name in settled else None
@@ -70,6 +77,7 @@ def trace(model: ir.Model, facts: Facts) -> Coupling:
             _refuse(step, str(refusal))
         else:
             consumers += step.consumers
+            zero_points |= step.zero_points
         _freeze_rest(step)
     relations.node = "graph output"
     for value in model.graph.outputs:
@@ -77,7 +85,7 @@ def trace(model: ir.Model, facts: Facts) -> Coupling:
             _freeze(relations, tensors[value.name], "the model's interface stays as it is")
     _demand_product_cuts(relations, tensors, facts)
     _close_definitions(relations)
-    return Coupling(relations, tensors, tuple(consumers), divisors, facts)
+    return Coupling(relations, tensors, tuple(consumers), divisors, zero_points, facts)
 
 
 def display_name(node: ir.Node) -> str:
@@ -129,9 +137,15 @@ def _sources(graph: ir.Graph, facts: Facts, divisors: frozenset[str]) -> dict[st
     }
     for name, tensor in facts.constants.items():
         shape = tuple(tensor.shape.numpy())
-        cuttable = tensor.dtype.is_floating_point() and 0 not in shape
-        zero = name not in divisors
-        tensors[name] = TensorLabels(name, shape, constant=True, pristine=cuttable, zero=zero)
+        number = tensor.dtype.is_floating_point() and 0 not in shape
+        tensors[name] = TensorLabels(
+            name,
+            shape,
+            constant=True,
+            pristine=number,
+            zero=name not in divisors,
+            integer=not number and tensor.dtype in _QUANTISED_TYPES and 0 not in shape,
+        )
     return tensors
 
 
@@ -181,6 +195,7 @@ def _freeze_rest(step: Step) -> None:
 
 
 def _freeze(relations: Relations, labels: TensorLabels, text: str) -> None:
+    labels.integer = False
     labels.materialise(relations)
     for layer in labels.layers:
         relations.freeze(layer.atoms, text)

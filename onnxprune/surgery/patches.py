@@ -1,4 +1,4 @@
-"""Attributes and integer inputs that must follow the cut, one small function for each op.
+"""Integer inputs that must follow the cut, one small function for each op.
 
 Each function computes what a node has to say for its output to have the pruned shape, and changes
 the node only where it says something else.
@@ -6,101 +6,23 @@ the node only where it says something else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxprune.coupling.cut import CutError
-from onnxprune.surgery.integers import replace_computed, set_attribute, set_literal
+from onnxprune.surgery.integers import set_attribute, set_literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from onnxprune.coupling.cut import Cut
-    from onnxprune.surgery.arithmetic import IntegerValues
+    from onnxprune.surgery.site import Site
 
-__all__ = ["PATCHES", "Site"]
+__all__ = ["PATCHES"]
 
 _BEFORE_THE_AXIS = -(2**31) + 1
-
-
-@dataclass(frozen=True)
-class Site:
-    """A node to be patched, with the cut and the integers it sees."""
-
-    graph: ir.Graph
-    node: ir.Node
-    opset: int
-    cut: Cut
-    integers: IntegerValues
-
-    def input(self, slot: int) -> str:
-        """Name of an input, empty when there is none."""
-        value = self.node.inputs[slot] if slot < len(self.node.inputs) else None
-        return (value.name or "") if value is not None else ""
-
-    def output(self, slot: int = 0) -> str:
-        """Name of an output."""
-        return self.node.outputs[slot].name or ""
-
-    def attribute(self, name: str, default: Any = None) -> Any:
-        """Value of an attribute, or the default."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else attribute.value
-
-    def constant(self, slot: int) -> bool:
-        """Whether an input is a constant of the original graph."""
-        return self.input(slot) in self.cut.coupling.facts.constants
-
-    def old_shape(self, name: str) -> tuple[int, ...]:
-        """Shape before the cut, at the first size."""
-        return self.cut.coupling.facts.first.shapes[name]
-
-    def vector(self, slot: int, attribute: str) -> NDArray[np.int64] | None:
-        """Integers of an input in the cut model, or of the attribute older opsets use."""
-        if self.input(slot):
-            value = self.integers.get(self.input(slot))
-            if value is None:
-                raise CutError(self.output(), f"{self.input(slot)} is only known at run time")
-            return np.atleast_1d(value).astype(np.int64)
-        value = self.attribute(attribute)
-        return None if value is None else np.atleast_1d(np.asarray(value, np.int64))
-
-    def put(self, slot: int, attribute: str, wanted: NDArray[np.int64]) -> None:
-        """Write integers to where they come from: attribute, literal, or computed input."""
-        if not self.input(slot):
-            set_attribute(self.node, attribute, wanted.tolist())
-        elif self.constant(slot):
-            set_literal(self.graph, self.node, slot, wanted)
-        else:
-            self.overrule(slot, wanted, wanted)
-
-    def overrule(self, slot: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
-        """Correct the wrong entries of a computed input that do not depend on the input's size."""
-        name = self.input(slot)
-        computed = [self.integers.get(name, second=which) for which in (False, True)]
-        if computed[0] is None or computed[1] is None:
-            raise CutError(self.output(), f"{name} is only known at run time")
-        wrong = (computed[0] != first) | (computed[1] != second)
-        if (first != second)[wrong].any():
-            raise CutError(self.output(), f"{name} depends on the batch and on what is removed")
-        dtype = computed[0].dtype
-        replace_computed(self.graph, self.node, slot, first.astype(dtype), np.asarray(wrong))
-
-
-def _group(site: Site) -> None:
-    """Conv, ConvTranspose: groups = channels on the flat side / channels of one group."""
-    if int(site.attribute("group", 1)) == 1:
-        return
-    weight = site.cut.shape(site.input(1))
-    flat = site.output() if site.node.op_type == "ConvTranspose" else site.input(0)
-    group = site.cut.shape(flat)[1] // weight[1]
-    if group != int(site.attribute("group", 1)):
-        set_attribute(site.node, "group", group)
 
 
 def _target(site: Site) -> None:
@@ -305,8 +227,7 @@ def _pad(site: Site) -> None:
         site.put(1, "pads", wanted)
 
 
-PATCHES: dict[str, Callable[[Site], None]] = {
-    **dict.fromkeys(("Conv", "ConvTranspose"), _group),
+_BY_OP: dict[str, Callable[[Site], None]] = {
     **dict.fromkeys(("Reshape", "Expand", "ConstantOfShape", "Resize"), _target),
     "Tile": _repeats,
     "Split": _split,
@@ -314,4 +235,8 @@ PATCHES: dict[str, Callable[[Site], None]] = {
     **dict.fromkeys(("Gather", "GatherND"), _gather),
     "Pad": _pad,
 }
-"""Op type of the default domain -> what has to follow the cut."""
+
+PATCHES: dict[tuple[str, str], Callable[[Site], None]] = {
+    ("", op): patch for op, patch in _BY_OP.items()
+}
+"""(domain, op type) -> what has to follow the cut."""

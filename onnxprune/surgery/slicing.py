@@ -9,7 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.surgery.arithmetic import IntegerValues
-from onnxprune.surgery.patches import PATCHES, Site
+from onnxprune.surgery.attributes import ATTRIBUTES
+from onnxprune.surgery.patches import PATCHES
+from onnxprune.surgery.site import Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +31,8 @@ def zero_removed(model: ir.Model, cut: Cut) -> None:
     """
     for name in _cut_constants(cut):
         if name not in cut.coupling.divisors:
-            _replace_constant(model.graph, name, partial(_blanked, kept=cut.kept(name)))
+            blank = partial(_blanked, kept=cut.kept(name), zero=_zero_point(cut, name))
+            _replace_constant(model.graph, name, blank)
 
 
 def slice_removed(model: ir.Model, cut: Cut) -> None:
@@ -41,9 +44,12 @@ def slice_removed(model: ir.Model, cut: Cut) -> None:
     integers = IntegerValues(cut, dict(model.opset_imports))
     for node in list(model.graph):
         integers.follow(node)
-        patch = PATCHES.get(node.op_type) if node.domain == "" else None
-        if patch is not None and node.graph is not None:
-            patch(Site(model.graph, node, model.opset_imports.get("", 1), cut, integers))
+        if node.graph is None:
+            continue
+        site = Site(model.graph, node, model.opset_imports.get("", 1), cut, integers)
+        for table in (ATTRIBUTES, PATCHES):
+            if patch := table.get((node.domain, node.op_type)):
+                patch(site)
     for name in _cut_constants(cut):
         _replace_constant(model.graph, name, partial(_taken, kept=cut.kept(name)))
     _forget_shapes(model.graph)
@@ -53,8 +59,23 @@ def _cut_constants(cut: Cut) -> list[str]:
     return [name for name in cut.coupling.facts.constants if cut.touches(name)]
 
 
-def _blanked(value: NDArray[Any], kept: dict[int, NDArray[np.int64]]) -> NDArray[Any]:
+def _zero_point(cut: Cut, name: str) -> NDArray[Any] | None:
+    """What zero is in a quantised constant, broadcast against it; None for plain zero."""
+    point, axis = cut.coupling.zero_points.get(name, ("", 0))
+    tensor = cut.coupling.facts.constants.get(point)
+    if tensor is None:
+        return None
+    value = tensor.numpy()
+    rank = len(cut.coupling.facts.constants[name].shape)
+    return value.reshape([-1 if i == axis else 1 for i in range(rank)]) if value.size > 1 else value
+
+
+def _blanked(
+    value: NDArray[Any], kept: dict[int, NDArray[np.int64]], zero: NDArray[Any] | None
+) -> NDArray[Any]:
     result = np.zeros_like(value)
+    if zero is not None:
+        result[...] = zero
     index = np.ix_(*(kept.get(axis, np.arange(n)) for axis, n in enumerate(value.shape)))
     result[index] = value[index]
     return result

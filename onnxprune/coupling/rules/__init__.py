@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxprune.coupling.rules import (
+    attention,
     contraction,
     convolution,
     elementwise,
+    fused,
     movement,
     normalisation,
+    quantised,
+    recurrent,
     reduction,
 )
 
@@ -27,5 +31,9 @@ RULES: dict[tuple[str, str], Callable[[Step], None]] = {
     **movement.RULES,
     **normalisation.RULES,
     **reduction.RULES,
+    **recurrent.RULES,
+    **attention.RULES,
+    **quantised.RULES,
+    **fused.RULES,
 }
 """(domain, op type) -> rule; the default domain is the empty string."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnxprune.coupling.labels import TensorLabels
     from onnxprune.coupling.step import Step
 
-__all__ = ["RULES", "contract_operands"]
+__all__ = ["RULES", "contract_operands", "matmul_axes"]
 
 _NOT_ZERO = "a product of two activations, neither of them zero where it is removed"
 
@@ -67,9 +67,17 @@ def _gemm(step: Step) -> None:
 
 
 def _matmul(step: Step) -> None:
-    """Batch axes come first in the space, then row, then the summed axis, then column."""
     first, second = step.read(0), step.read(1)
-    ranks = len(first.shape), len(second.shape)
+    left, right, kept = matmul_axes(len(first.shape), len(second.shape))
+    contract_operands(step, [Operand(first, left), Operand(second, right)], kept)
+
+
+def matmul_axes(first: int, second: int) -> tuple[tuple[int, ...], tuple[int, ...], list[int]]:
+    """Space axes of both operands of a matrix product, by their ranks, and those of its result.
+
+    Batch axes come first in the space, then row, then the summed axis, then column.
+    """
+    ranks = first, second
     batch = max(*ranks, 2) - 2
     row, summed, column = batch, batch + 1, batch + 2
     left = (summed,) if ranks[0] == 1 else (*range(batch + 2 - ranks[0], batch), row, summed)
@@ -77,7 +85,7 @@ def _matmul(step: Step) -> None:
     kept = list(range(batch))
     kept += [row] if ranks[0] > 1 else []
     kept += [column] if ranks[1] > 1 else []
-    contract_operands(step, [Operand(first, left), Operand(second, right)], kept)
+    return left, right, kept
 
 
 def _einsum(step: Step) -> None:

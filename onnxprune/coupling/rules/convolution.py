@@ -27,35 +27,51 @@ if TYPE_CHECKING:
     from onnxprune.coupling.labels import TensorLabels
     from onnxprune.coupling.step import Step
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "convolve"]
 
 _KERNEL = "kernel axes of a convolution"
 _SPATIAL = "a convolution runs over this axis"
 
 
 def _conv(step: Step) -> None:
-    _convolve(step, transposed=False)
+    convolve(step)
 
 
 def _conv_transpose(step: Step) -> None:
-    _convolve(step, transposed=True)
+    convolve(step, transposed=True)
 
 
-def _convolve(step: Step, transposed: bool) -> None:
-    data = step.read(0)
+def convolve(
+    step: Step,
+    data_slot: int = 0,
+    weight_slot: int = 1,
+    bias_slot: int = 2,
+    transposed: bool = False,
+) -> TensorLabels:
+    """Relate input, weight, bias and output of any kind of convolution; returns the output.
+
+    Args:
+        step: the node.
+        data_slot: input slot of the activation.
+        weight_slot: input slot of the weight.
+        bias_slot: input slot of the bias; may be absent.
+        transposed: the weight is [I, O/group, ...].
+    """
+    data, weight = step.read(data_slot), step.read_weight(weight_slot)
     rank = len(data.shape)
     step.fix(data, range(2, rank), _SPATIAL)
     group = int(step.attribute("group", 1))
-    output = (
-        _grouped(step, data, group, transposed) if group > 1 else _plain(step, data, transposed)
-    )
-    step.add_bias(output, 2, (1,))
-
-
-def _plain(step: Step, data: TensorLabels, transposed: bool) -> TensorLabels:
-    weight = step.read(1)
-    rank = len(weight.shape)
     step.fix(weight, range(2, rank), _KERNEL)
+    if group > 1:
+        output = _grouped(step, data, weight, group, transposed)
+    else:
+        output = _plain(step, data, weight, transposed)
+    step.add_bias(output, bias_slot, (1,))
+    return output
+
+
+def _plain(step: Step, data: TensorLabels, weight: TensorLabels, transposed: bool) -> TensorLabels:
+    rank = len(weight.shape)
     batch, channel, made = 0, 1, rank
     axes = (channel, made) if transposed else (made, channel)
     operands = [
@@ -65,8 +81,9 @@ def _plain(step: Step, data: TensorLabels, transposed: bool) -> TensorLabels:
     return contract_operands(step, operands, (batch, made))
 
 
-def _grouped(step: Step, data: TensorLabels, group: int, transposed: bool) -> TensorLabels:
-    weight = step.read(1)
+def _grouped(
+    step: Step, data: TensorLabels, weight: TensorLabels, group: int, transposed: bool
+) -> TensorLabels:
     inside = _input_atoms(data).reshape(group, -1)
     made = weight.shape[1] * group if transposed else weight.shape[0]
     if weight.pristine:

@@ -1,0 +1,179 @@
+"""Fused attention ops, spelled out on the labels: split heads, scores, softmax, values, merge.
+
+Removable are whole heads (with grouped queries: a key/value head and all its query heads), query
+and key dims together, and value dims. The softmax scale stays that of the original head size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxprune.coupling.join import Operand, contract, join
+from onnxprune.coupling.labels import (
+    TensorLabels,
+    collapse,
+    movable,
+    rename,
+    reshape,
+    simplify,
+    take,
+)
+from onnxprune.coupling.step import Consumer, Refusal, node_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onnxprune.coupling.labels import Layers
+    from onnxprune.coupling.step import Step
+
+__all__ = ["RULES"]
+
+_SOFTMAX = "Softmax takes statistics over it"
+_NOT_ZERO = "a product of two activations, neither of them zero where it is removed"
+
+# Axes of the common space: batch, head, query position, key position, query dim, value dim.
+_BATCH, _HEAD, _QUERY, _KEY, _DIM, _VALUE = range(6)
+
+
+def _attention(step: Step) -> None:
+    """Attention of opset 23: 3-D inputs carry their head counts as attributes, 4-D ones do not."""
+    if any(step.has(slot) for slot in (4, 5)) or len(step.outputs()) > 1:
+        raise Refusal("Attention with a key/value cache")
+    heads = [step.attribute(f"{kind}_num_heads") for kind in ("q", "kv", "kv")]
+    query, key, value = (_split_heads(step, slot, heads[slot]) for slot in range(3))
+    _note_readers(step, (0, 1), len(step.shape(0)) - 1)
+    result = _attend(step, query, key, value, mask=3)
+    if len(step.out_shape()) == 4:
+        step.emit(result.layers, zero=result.zero)
+    else:
+        _emit_merged(step, result)
+
+
+def _multi_head(step: Step) -> None:
+    """com.microsoft MultiHeadAttention on separate query, key and value [b, s, H*D]."""
+    if any(step.has(slot) for slot in range(6, len(step.node.inputs))) or len(step.outputs()) > 1:
+        raise Refusal("MultiHeadAttention with a key/value cache")
+    if not (step.has(1) and step.has(2)) or any(len(step.shape(s)) != 3 for s in range(3)):
+        raise Refusal("MultiHeadAttention with packed inputs")
+    if step.has(3) or step.has(4):
+        raise Refusal("MultiHeadAttention with a bias or a padding mask")
+    count = int(step.attribute("num_heads"))
+    query, key, value = (_split_heads(step, slot, count) for slot in range(3))
+    _note_readers(step, (0, 1), 2)
+    _emit_merged(step, _attend(step, query, key, value, mask=5))
+
+
+def _packed(step: Step) -> None:
+    """com.microsoft Attention: one weight [I, 3E] makes query, key and value of equal width."""
+    if step.attribute("qkv_hidden_sizes") or step.has(4) or len(step.outputs()) > 1:
+        raise Refusal("fused Attention with a cache or unequal widths")
+    data, weight = step.read(0), step.read(1)
+    batch, length, _ = data.shape
+    width = weight.shape[1] // 3
+    heads = int(step.attribute("num_heads"))
+    operands = [Operand(data, (0, 1, 2)), Operand(weight, (2, 3))]
+    packed = TensorLabels("", (batch, length, 3 * width), zero=True)
+    packed.layers = rename(
+        contract(step.relations, operands, (0, 1, 3), _NOT_ZERO), {0: 0, 1: 1, 3: 2}
+    )
+    if any(2 in layer.axes for layer in data.layers) and weight.constant:
+        step.consumers.append(Consumer(node_id(step.node), data.name, 2, weight.name, 0))
+    if step.has(2):
+        step.add_bias(packed, 2, (2,))
+    parts = []
+    for number in range(3):
+        index = np.arange(number * width, (number + 1) * width)
+        layers = take(step.relations, packed.layers, 2, index)
+        layers = reshape(
+            step.relations, layers, (batch, length, width), (batch, length, heads, width // heads)
+        )
+        shape = (batch, heads, length, width // heads)
+        moved = rename(layers, {0: 0, 1: 2, 2: 1, 3: 3})
+        parts.append(TensorLabels("", shape, moved, zero=packed.zero))
+    # One width in the attributes: query, key and value lose the same dims of a head.
+    join(step.relations, [Operand(parts[0], (0, 1, 4, 3)), Operand(parts[2], (0, 1, 5, 3))])
+    query, key, value = parts
+    result = _attend(step, query, key, value, mask=5)
+    _emit_merged(step, result)
+
+
+def _emit_merged(step: Step, result: TensorLabels) -> None:
+    """Emit [batch, heads, length, dim] as [batch, length, heads * dim]."""
+    batch, heads, length, dim = result.shape
+    moved = rename(result.layers, {0: 0, 1: 2, 2: 1, 3: 3})
+    before = (batch, length, heads, dim)
+    merged = reshape(step.relations, moved, before, (batch, length, heads * dim))
+    step.emit(merged, zero=result.zero)
+
+
+def _split_heads(step: Step, slot: int, heads: int | None) -> TensorLabels:
+    """Labels of an input as [batch, heads, length, dim]."""
+    labels = step.read(slot)
+    layers = movable(step.relations, labels)
+    if len(labels.shape) == 4:
+        return TensorLabels(labels.name, labels.shape, layers, labels.constant, False, labels.zero)
+    if not heads:
+        raise Refusal("Attention on 3-D inputs without head counts")
+    batch, length, width = labels.shape
+    split = (batch, length, heads, width // heads)
+    layers = reshape(step.relations, layers, labels.shape, split)
+    shape = (batch, heads, length, width // heads)
+    moved = rename(layers, {0: 0, 1: 2, 2: 1, 3: 3})
+    return TensorLabels(labels.name, shape, moved, labels.constant, False, labels.zero)
+
+
+def _note_readers(step: Step, slots: tuple[int, ...], axis: int) -> None:
+    """Query and key dims are summed in the scores: that is where their removal is felt."""
+    for slot in slots:
+        labels = step.peek(slot)
+        if any(axis in layer.axes for layer in labels.layers):
+            step.consumers.append(Consumer(node_id(step.node), labels.name, axis))
+
+
+def _attend(
+    step: Step, query: TensorLabels, key: TensorLabels, value: TensorLabels, mask: int
+) -> TensorLabels:
+    """Labels [batch, heads, length, dim] of softmax(query key^T + mask) value."""
+    relations = step.relations
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (_repeat_heads(step, one, repeats) for one in (key, value))
+    operands = [
+        Operand(query, (_BATCH, _HEAD, _QUERY, _DIM)),
+        Operand(key, (_BATCH, _HEAD, _KEY, _DIM)),
+    ]
+    kept = (_BATCH, _HEAD, _QUERY, _KEY)
+    layers = contract(relations, operands, kept, _NOT_ZERO)
+    shape = (*query.shape[:3], key.shape[2])
+    scores = TensorLabels("", shape, rename(layers, {axis: i for i, axis in enumerate(kept)}))
+    if step.has(mask):
+        given = step.read(mask)
+        axes = tuple(range(4 - len(given.shape), 4))
+        scores.layers = join(relations, [Operand(scores, (0, 1, 2, 3)), Operand(given, axes)])
+    scores.layers = collapse(relations, scores.layers, 3, _SOFTMAX)
+    operands = [
+        Operand(scores, (_BATCH, _HEAD, _QUERY, _KEY)),
+        Operand(value, (_BATCH, _HEAD, _KEY, _VALUE)),
+    ]
+    kept = (_BATCH, _HEAD, _QUERY, _VALUE)
+    layers = contract(relations, operands, kept, _NOT_ZERO)
+    result = simplify(relations, rename(layers, {axis: i for i, axis in enumerate(kept)}))
+    return TensorLabels("", (*query.shape[:3], value.shape[3]), result, zero=value.zero)
+
+
+def _repeat_heads(step: Step, labels: TensorLabels, repeats: int) -> TensorLabels:
+    """Each key/value head serves `repeats` query heads in a row."""
+    if repeats == 1:
+        return labels
+    index = np.repeat(np.arange(labels.shape[1]), repeats)
+    layers: Layers = take(step.relations, labels.layers, 1, index)
+    shape = (labels.shape[0], len(index), *labels.shape[2:])
+    return TensorLabels(labels.name, shape, layers, labels.constant, False, labels.zero)
+
+
+RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+    ("", "Attention"): _attention,
+    ("com.microsoft", "MultiHeadAttention"): _multi_head,
+    ("com.microsoft", "Attention"): _packed,
+}

@@ -1,0 +1,76 @@
+"""Ops that onnxruntime's optimiser writes (domain com.microsoft): known ops in one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxprune.coupling.join import Operand, join
+from onnxprune.coupling.rules.contraction import contract_operands, matmul_axes
+from onnxprune.coupling.rules.convolution import convolve
+from onnxprune.coupling.step import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onnxprune.coupling.step import Step
+
+__all__ = ["RULES"]
+
+_STATISTICS = "LayerNormalization takes statistics over it"
+_ZERO_TO_ZERO = frozenset({"Relu", "LeakyRelu", "Tanh", "HardSwish", "Elu", "Gelu", ""})
+
+
+def _bias_gelu(step: Step) -> None:
+    """BiasGelu, FastGelu: gelu(x + bias)."""
+    slots = [slot for slot in (0, 1) if step.has(slot)]
+    operands, layers = step.join_inputs(slots)
+    step.emit(layers, zero=all(operand.blanks(layers) for operand in operands))
+
+
+def _skip_norm(step: Step) -> None:
+    """SkipLayerNormalization: x, skip, gamma, [beta], [bias]; output 3 is x + skip + bias."""
+    simplified = step.node.op_type == "SkipSimplifiedLayerNormalization"
+    bias = 3 if simplified else 4
+    rank = len(step.shape())
+    summed = [slot for slot in (0, 1, bias) if step.has(slot)]
+    operands, layers = step.join_inputs(summed)
+    zero = all(operand.blanks(layers) for operand in operands)
+    for slot in step.outputs():
+        output = step.emit(layers, slot, zero=zero and slot == 3)
+        if slot == 0:
+            step.fix(output, [rank - 1], _STATISTICS)
+    whole = step.emitted(0)
+    for slot in (2,) if simplified else (2, 3):
+        if step.has(slot):
+            parts = [Operand(whole, tuple(range(rank))), Operand(step.read(slot), (rank - 1,))]
+            whole.layers = join(step.relations, parts)
+
+
+def _fused_matmul(step: Step) -> None:
+    if step.attribute("transBatchA", 0) or step.attribute("transBatchB", 0):
+        raise Refusal("FusedMatMul with transposed batch axes")
+    first, second = step.read(0), step.read(1)
+    left, right, kept = matmul_axes(len(first.shape), len(second.shape))
+    if step.attribute("transA", 0) and len(left) > 1:
+        left = (*left[:-2], left[-1], left[-2])
+    if step.attribute("transB", 0) and len(right) > 1:
+        right = (*right[:-2], right[-1], right[-2])
+    contract_operands(step, [Operand(first, left), Operand(second, right)], kept)
+
+
+def _fused_conv(step: Step) -> None:
+    """FusedConv: activation(conv(x, w, b) + z)."""
+    output = convolve(step)
+    if step.has(3):
+        step.add_bias(output, 3, tuple(range(len(output.shape))))
+    output.zero = output.zero and str(step.attribute("activation", "")) in _ZERO_TO_ZERO
+
+
+RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+    ("com.microsoft", "BiasGelu"): _bias_gelu,
+    ("com.microsoft", "FastGelu"): _bias_gelu,
+    ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,
+    ("com.microsoft", "FusedMatMul"): _fused_matmul,
+    ("com.microsoft", "FusedConv"): _fused_conv,
+}
