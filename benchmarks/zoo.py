@@ -25,6 +25,8 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 import onnxprune
+from onnxprune.model.load import convert as convert_to_proto
+from onnxprune.model.load import load
 
 QUIET = ort.SessionOptions()
 QUIET.log_severity_level = 4
@@ -44,7 +46,7 @@ def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 def zeroed(path: Path, plan: onnxprune.Plan) -> onnx.ModelProto:
     """The original with everything the plan does not keep set to zero."""
-    model = onnx.load(path)
+    model = inlined(onnx.load(path))
     divisors = {n.input[1] for n in model.graph.node if n.op_type in DIVIDING}
     known = constants(model)
     for name, axes in plan.initializers.items():
@@ -56,6 +58,13 @@ def zeroed(path: Path, plan: onnxprune.Plan) -> onnx.ModelProto:
             value[(slice(None),) * axis + (gone,)] = 0
         known[name].CopyFrom(numpy_helper.from_array(value, known[name].name))
     return model
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without local functions, as onnxprune sees it (constants get the same names)."""
+    if not model.functions:
+        return model
+    return convert_to_proto(load(model).model, "proto")
 
 
 def run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[Any]:
@@ -115,7 +124,7 @@ def examine(folder: Path, entry: dict[str, Any], feed_from: Any) -> dict[str, An
     row["tolerance"] = report.certificate.tolerance
     row["dropped"] = report.dropped
     try:
-        pruned, masked = convert(result), zeroed(path, result.plan)
+        pruned, masked = convert_to_proto(result.model, "proto"), zeroed(path, result.plan)
         feeds = [feed_from(entry["feed"], 11)]
         if entry.get("ok_other_batch"):
             feeds.append(feed_from(other_batch(entry), 12))
@@ -126,15 +135,6 @@ def examine(folder: Path, entry: dict[str, Any], feed_from: Any) -> dict[str, An
     except Exception as error:
         row |= {"outcome": "invalid", "reason": f"{type(error).__name__}: {error}"}
     return row
-
-
-def convert(result: onnxprune.PruneResult) -> onnx.ModelProto:
-    """The result as a ModelProto with all weights inside."""
-    from onnxprune.model.load import convert as to_kind
-
-    proto = to_kind(result.model, "proto")
-    assert isinstance(proto, onnx.ModelProto)
-    return proto
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import InputError
 from onnxprune.interop.graphsurgeon import from_ir, graph_to_proto
+from onnxprune.model.functions import inline_functions
 from onnxprune.model.protobuf import LARGEST_MESSAGE, from_proto, parse, serialise, to_proto
 from onnxprune.model.tensors import (
     adopt_external_data,
@@ -61,7 +62,7 @@ class LoadedModel:
 
 
 def load(source: ModelSource) -> LoadedModel:
-    """Read a model; weights in external data files stay there until they are needed.
+    """Read a model; external data stays where it is, calls of local functions are inlined.
 
     Args:
         source: a path, onnx.ModelProto, ir.Model or onnx_graphsurgeon Graph. It is never changed.
@@ -69,6 +70,12 @@ def load(source: ModelSource) -> LoadedModel:
     Raises:
         InputError: when it cannot be read or is not an ONNX model onnxprune can handle.
     """
+    loaded = _load(source)
+    inline_functions(loaded.model)
+    return loaded
+
+
+def _load(source: ModelSource) -> LoadedModel:
     if isinstance(source, (str, os.PathLike)):
         return _load_file(Path(source))
     if isinstance(source, onnx.ModelProto):

@@ -163,20 +163,26 @@ def _known(step: Step, slot: int) -> bool:
 
 
 def _gather_nd(step: Step) -> None:
-    """GatherND with constant indices of depth 1 is a Gather along axis 0."""
+    """GatherND: the first axes of the table are looked up, the others keep their meaning."""
     table, index = step.read(), step.value(1)
-    depth = step.shape(1)[-1]
-    if depth != 1 or step.attribute("batch_dims", 0) or index is None or not _known(step, 1):
-        raise Refusal("GatherND with run-time or nested indices")
-    flat = np.asarray(index, np.int64).reshape(-1) % table.shape[0]
-    layers = take(step.relations, movable(step.relations, table), 0, flat)
-    shift = len(step.shape(1)) - 2
-    if shift > 0 and any(0 in layer.axes for layer in layers):
-        raise Refusal("GatherND with an index of several axes")
-    if shift < 0:
-        layers = tuple(layer for layer in layers if 0 not in layer.axes)
-    moved = [Layer(tuple(a + shift for a in one.axes), one.atoms, one.flexible) for one in layers]
-    _pass_on(step, table, moved)
+    *outer, depth = step.shape(1)
+    if step.attribute("batch_dims", 0):
+        raise Refusal("GatherND with batch axes")
+    movable(step.relations, table)
+    if depth == 1 and len(outer) <= 1 and index is not None and step.peek(1).constant:
+        flat = np.asarray(index, np.int64).reshape(-1) % table.shape[0]
+        layers = take(step.relations, table.layers, 0, flat)
+        known = bool(outer)
+    else:
+        layers = step.fix(table, range(depth), "its entries are looked up at run time")
+        known = False
+    shift = len(outer) - depth
+    moved = [
+        Layer(tuple(a + shift for a in one.axes), one.atoms, one.flexible)
+        for one in layers
+        if known or not set(range(depth)) & set(one.axes)
+    ]
+    step.emit(moved, zero=table.zero, constant=table.constant and known)
 
 
 def _pad(step: Step) -> None:

@@ -39,7 +39,7 @@ def _normalise(
 
 def _batch(step: Step) -> None:
     """BatchNormalization: per channel, so nothing collapses unless it recomputes statistics."""
-    if len(step.outputs()) > 1:
+    if any(value.uses() or value.is_graph_output() for value in step.node.outputs[1:]):
         raise Refusal("BatchNormalization with training outputs")
     rank = len(step.shape())
     training = bool(step.attribute("training_mode", 0))
