@@ -52,6 +52,7 @@ def prune(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     round_to: int = 1,
+    normalised_axes: bool = False,
     seed: int = 0,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
@@ -74,6 +75,8 @@ def prune(
         exclude: name patterns; matching tensors, and those of matching nodes, stay whole.
         round_to: every axis that is cut keeps a multiple of this many units: 8 or 16 suit the
             convolution kernels of CPUs; 1 leaves widths as they come.
+        normalised_axes: allow axes to be cut that normalisation statistics run over, such as the
+            residual width of a transformer; the removed entries count as zeros from then on.
         seed: seed of everything random; same input, options and seed give the same bytes.
         providers: onnxruntime execution providers.
         threads: threads within an operator; 0 lets onnxruntime decide.
@@ -99,6 +102,7 @@ def prune(
         include=tuple(include),
         exclude=tuple(exclude),
         round_to=round_to,
+        normalised_axes=normalised_axes,
         seed=seed,
         runtime=runtime,
     )
@@ -244,6 +248,7 @@ def _planned_options(plan: Plan, compensate: str, runtime: Runtime) -> Options:
             compensate=compensate,
             include=tuple(map(str, plan.options.get("include", ()))),
             exclude=tuple(map(str, plan.options.get("exclude", ()))),
+            normalised_axes=bool(plan.options.get("normalised_axes", False)),
             seed=int(plan.options.get("seed", 0)),
             runtime=runtime,
         )
@@ -314,6 +319,7 @@ def _result(
         outputs=tuple(outputs),
         latency=latency,
         widths={one.id: (one.size, one.size - len(one.removed)) for one in plan.groups},
+        inexact=tuple(one.id for one in plan.groups if one.inexact),
         refused=analysis.refused,
         dropped=dict(built.dropped),
         seconds=time.perf_counter() - started,
@@ -326,13 +332,21 @@ def _result(
 def _plan(loaded: LoadedModel, analysis: Analysis, built: Built, options: Options) -> Plan:
     cut = Cut(analysis.coupling, built.removal.dead())
     groups = []
+    inexact = analysis.coupling.inexact_classes()
     for group in analysis.groups:
         gone = set(built.removal.classes.get(group.name, ()))
         removed = tuple(i for i, one in enumerate(group.units.tolist()) if one in gone)
         consumers = dict.fromkeys(reading.consumer.node for reading in group.readings)
         if removed:
             groups.append(
-                PlannedGroup(group.name, group.size, removed, group.kind, tuple(consumers))
+                PlannedGroup(
+                    group.name,
+                    group.size,
+                    removed,
+                    group.kind,
+                    tuple(consumers),
+                    not inexact.isdisjoint(gone),
+                )
             )
     kept = {
         name: {axis: tuple(indices.tolist()) for axis, indices in cut.kept(name).items()}

@@ -27,6 +27,8 @@ class Options:
             tensor read by a matching node, are pruned.
         exclude: name patterns; tensors that match, and tensors of nodes that match, stay whole.
         round_to: every cut axis keeps a multiple of this many units; 1 leaves widths as they come.
+        normalised_axes: axes that LayerNormalization, RMSNormalization or a mean runs over may be
+            cut; the removed entries then count as zeros.
         seed: seed of everything random.
         runtime: providers and threads.
     """
@@ -37,6 +39,7 @@ class Options:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     round_to: int = 1
+    normalised_axes: bool = False
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -49,6 +52,7 @@ class Options:
             "include": list(self.include),
             "exclude": list(self.exclude),
             "round_to": self.round_to,
+            "normalised_axes": self.normalised_axes,
             "seed": self.seed,
         }
 

@@ -30,6 +30,7 @@ from onnxprune.passes.fold_means import FoldMeans
 from onnxprune.progress import silent
 from onnxprune.surgery.bias import FullSize
 from onnxprune.surgery.slicing import slice_removed, zero_removed
+from onnxprune.surgery.statistics import keep_statistics, restrict_statistics
 from onnxprune.verification.certificate import Certificate, certify
 from onnxprune.verification.gates import check_result
 
@@ -113,7 +114,7 @@ def analyse(model: ir.Model, options: Options, samples: Samples | None = None) -
         if sample is None:
             raise InputError(f"the model does not run: {error}") from error
         raise CalibrationError(f"the model does not run on the samples: {error}") from error
-    coupling = trace(model, facts)
+    coupling = trace(model, facts, normalised=options.normalised_axes)
     groups, refused = tuple(find_groups(coupling)), tuple(find_refusals(coupling))
     return Analysis(model, coupling, groups, refused)
 
@@ -287,7 +288,9 @@ def build(
     cut = Cut(full.coupling, dead)
     masked, sliced = full.model.clone(), full.model
     zero_removed(masked, cut)
+    restrict_statistics(masked, cut)
     slice_removed(sliced, cut)
+    keep_statistics(sliced, cut)
     feeds = analysis.feeds()
     certificate = certify(analysis.model, masked, sliced, feeds, options.runtime)
     if not certificate.holds:

@@ -26,6 +26,8 @@ class PlannedGroup:
         removed: indices of the removed units, ascending.
         kind: channel, head or channel group.
         consumers: nodes that read it.
+        inexact: statistics run over what is kept, so that the pruned model differs from the
+            original with the removed slices at zero. Written only where it is true.
     """
 
     id: str
@@ -33,6 +35,7 @@ class PlannedGroup:
     removed: tuple[int, ...]
     kind: str
     consumers: tuple[str, ...]
+    inexact: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Plan:
                     "removed": list(group.removed),
                     "kind": group.kind,
                     "consumers": list(group.consumers),
+                    **({"inexact": True} if group.inexact else {}),
                 }
                 for group in self.groups
             ],
@@ -154,6 +158,7 @@ def _group(data: dict[str, Any]) -> PlannedGroup:
         removed=_indices(data["removed"]),
         kind=str(data["kind"]),
         consumers=tuple(str(one) for one in data["consumers"]),
+        inexact=bool(data.get("inexact", False)),
     )
 
 

@@ -98,6 +98,11 @@ def _add_prune(commands: Any) -> None:
         default=1,
         help="keep a multiple of N channels on every cut axis; 8 or 16 suit CPUs; default 1",
     )
+    parser.add_argument(
+        "--normalised-axes",
+        action="store_true",
+        help="also cut axes that normalisation statistics run over (residual width)",
+    )
     parser.add_argument("--plan", metavar="FILE", help="write what was removed, as JSON")
     parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="default 0")
     _add_common(parser)

@@ -51,6 +51,7 @@ def prune(arguments: Namespace) -> None:
         include=arguments.include,
         exclude=arguments.exclude,
         round_to=arguments.round_to,
+        normalised_axes=arguments.normalised_axes,
         seed=arguments.seed,
         progress=_progress(arguments),
         **_runtime(arguments),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnxprune.coupling.labels import Layers
     from onnxprune.coupling.relations import Relations
 
-__all__ = ["Consumer", "Refusal", "Rule", "Step", "node_id"]
+__all__ = ["Consumer", "Refusal", "Rule", "Statistic", "Step", "node_id"]
 
 Rule = "Callable[[Step], None]"
 
@@ -49,6 +49,27 @@ class Consumer:
     group: int = 1
 
 
+@dataclass(frozen=True)
+class Statistic:
+    """Statistics that run over a labelled axis, which the user has allowed to be cut.
+
+    Attributes:
+        node: id of the node.
+        tensor: the activation they are taken of.
+        axis: the axis.
+        widened: the node runs on its input padded back to full width with zeros; otherwise it is
+            a mean that is rescaled to the original count.
+        exact: what is removed is zero there, so the cut model has the statistics of the masked
+            one; otherwise they run over what is kept.
+    """
+
+    node: str
+    tensor: str
+    axis: int
+    widened: bool
+    exact: bool
+
+
 def node_id(node: ir.Node) -> str:
     """Name a node by its first output: unique, and stable when nodes are added around it."""
     return next((value.name for value in node.outputs if value.name), node.name or "") or ""
@@ -68,11 +89,15 @@ class Step:
         tensors: dict[str, TensorLabels],
         shapes: Mapping[str, tuple[int, ...]],
         values: Callable[[str], NDArray[Any] | None],
+        *,
+        normalised: bool = False,
     ) -> None:
         self.node = node
         self.opset = opset
         self.relations = relations
+        self.normalised = normalised
         self.consumers: list[Consumer] = []
+        self.statistics: list[Statistic] = []
         self.understood: set[int] = set()
         self.zero_points: dict[str, tuple[str, int]] = {}
         self.tensors = tensors
@@ -174,6 +199,19 @@ class Step:
         """Say what stands for zero in a quantised constant: a scalar, or a vector along `axis`."""
         if self.has(zero_point) and self.peek(slot).constant:
             self.zero_points[self.name(slot)] = (self.name(zero_point), axis)
+
+    def cut_statistics(self, labels: TensorLabels, axis: int, *, widened: bool) -> bool:
+        """Let an axis be cut although statistics run over it, where that is allowed and sound.
+
+        Returns:
+            False when the axis has to be fixed: not asked for, a joint label, or nothing there.
+        """
+        plain = any(layer.axes == (axis,) for layer in labels.layers)
+        if not (self.normalised and plain) or (widened and not labels.zero):
+            return False
+        node = node_id(self.node)
+        self.statistics.append(Statistic(node, labels.name, axis, widened, labels.zero))
+        return True
 
     def fix(self, labels: TensorLabels, axes: Iterable[int], text: str) -> Layers:
         """Freeze the labels of some axes (tie joint ones along them) and return what is left."""

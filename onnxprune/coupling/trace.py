@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxprune.coupling.labels import TensorLabels, align_nesting
 from onnxprune.coupling.relations import Relations
 from onnxprune.coupling.rules import RULES
-from onnxprune.coupling.step import Consumer, Refusal, Step, node_id
+from onnxprune.coupling.step import Consumer, Refusal, Statistic, Step, node_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -37,6 +37,7 @@ class Coupling:
         consumers: contractions that read labelled axes.
         divisors: constants that must keep their value where removed, because they divide.
         zero_points: quantised constant -> the tensor with its zero point, and the axis it lies on.
+        statistics: statistics over labelled axes, where the user allows such axes to be cut.
         facts: the observed shapes and integers.
     """
 
@@ -45,15 +46,28 @@ class Coupling:
     consumers: tuple[Consumer, ...]
     divisors: frozenset[str]
     zero_points: Mapping[str, tuple[str, int]]
+    statistics: tuple[Statistic, ...]
     facts: Facts
 
+    def inexact_classes(self) -> set[int]:
+        """Classes on axes whose statistics, once cut, run over what is kept."""
+        return {
+            int(one)
+            for statistic in self.statistics
+            if not statistic.exact
+            for layer in self.tensors[statistic.tensor].layers
+            if layer.axes == (statistic.axis,)
+            for one in np.unique(self.relations.find(layer.atoms))
+        } - {0}
 
-def trace(model: ir.Model, facts: Facts) -> Coupling:
+
+def trace(model: ir.Model, facts: Facts, *, normalised: bool = False) -> Coupling:
     """Label every tensor of a model.
 
     Args:
         model: unchanged.
         facts: its shapes and integers at a concrete size (`onnxprune.model.observe`).
+        normalised: axes that normalisation statistics run over may be cut.
     """
     relations = Relations()
     divisors = frozenset(_divisors(model.graph, facts))
@@ -61,6 +75,7 @@ def trace(model: ir.Model, facts: Facts) -> Coupling:
     settled = _settled(model.graph, facts)
     consumers: list[Consumer] = []
     zero_points: dict[str, tuple[str, int]] = {}
+    statistics: list[Statistic] = []
 
     def values(name: str) -> NDArray[Any] | None:
         return facts.value(name) if name in settled else None
@@ -70,7 +85,9 @@ def trace(model: ir.Model, facts: Facts) -> Coupling:
             continue
         relations.node = display_name(node)
         opset = model.opset_imports.get(node.domain, 1)
-        step = Step(node, opset, relations, tensors, facts.first.shapes, values)
+        step = Step(
+            node, opset, relations, tensors, facts.first.shapes, values, normalised=normalised
+        )
         try:
             _apply_rule(step)
         except Refusal as refusal:
@@ -78,6 +95,7 @@ def trace(model: ir.Model, facts: Facts) -> Coupling:
         else:
             consumers += step.consumers
             zero_points |= step.zero_points
+            statistics += step.statistics
         _freeze_rest(step)
     relations.node = "graph output"
     for value in model.graph.outputs:
@@ -85,7 +103,9 @@ def trace(model: ir.Model, facts: Facts) -> Coupling:
             _freeze(relations, tensors[value.name], "the model's interface stays as it is")
     _demand_product_cuts(relations, tensors, facts)
     _close_definitions(relations)
-    return Coupling(relations, tensors, tuple(consumers), divisors, zero_points, facts)
+    return Coupling(
+        relations, tensors, tuple(consumers), divisors, zero_points, tuple(statistics), facts
+    )
 
 
 def display_name(node: ir.Node) -> str:

@@ -14,7 +14,15 @@ import onnx_ir as ir
 from onnxprune.errors import InputError
 from onnxprune.interop.graphsurgeon import from_ir, graph_to_proto
 from onnxprune.model.functions import inline_functions
-from onnxprune.model.protobuf import LARGEST_MESSAGE, from_proto, parse, serialise, to_proto
+from onnxprune.model.protobuf import (
+    LARGEST_MESSAGE,
+    from_proto,
+    is_large,
+    parse,
+    serialise,
+    skeleton,
+    to_proto,
+)
 from onnxprune.model.tensors import (
     adopt_external_data,
     external_initializers,
@@ -33,7 +41,6 @@ ModelSource: TypeAlias = Union[
     str, "os.PathLike[str]", onnx.ModelProto, ir.Model, "gs.Graph"
 ]  # a string of gs.Graph keeps onnx_graphsurgeon unimported
 
-_SMALL_TENSOR = 1024
 _OTHER_FORMATS = (
     (0, b"PK\x03\x04", "a zip archive (a PyTorch or Keras checkpoint?); export it to ONNX first"),
     (0, b"\x89HDF", "an HDF5 file; export it to ONNX first"),
@@ -116,10 +123,10 @@ def fingerprint(model: ir.Model) -> str:
 
     Weights are read one at a time. External data enters by its location only.
     """
-    digest = hashlib.sha256(serialise(_skeleton(model)))
+    digest = hashlib.sha256(serialise(skeleton(model)))
     for value in initializers(model):
         tensor = value.const_value
-        if tensor is not None and _is_large(tensor):
+        if tensor is not None and is_large(tensor):
             digest.update(tensor.tobytes())
     return digest.hexdigest()
 
@@ -161,10 +168,10 @@ def _load_proto(proto: onnx.ModelProto, kind: ModelKind, name: str) -> LoadedMod
 def _load_ir(source: ir.Model) -> LoadedModel:
     name = "the ir.Model"
     try:
-        skeleton = _skeleton(source)
+        hollow = skeleton(source)
     except Exception as error:
         raise InputError(f"{name} cannot be serialised: {_root_cause(error)}") from error
-    check_wellformed(skeleton, name)
+    check_wellformed(hollow, name)
     try:
         model = source.clone()
     except Exception as error:
@@ -210,7 +217,7 @@ def _deserialise(proto: onnx.ModelProto, name: str) -> ir.Model:
         if not is_sorted(proto.graph):
             model.graph.sort()
         # a damaged string shows only when it is written
-        _skeleton(model)
+        skeleton(model)
     except Exception as error:
         raise InputError(f"{name}: cannot be read: {_root_cause(error)}") from error
     return model
@@ -222,30 +229,3 @@ def _root_cause(error: BaseException) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
-
-
-def _skeleton(model: ir.Model) -> onnx.ModelProto:
-    """Serialise a model without the data of its larger tensors."""
-    hollow = {
-        value: ir.ExternalTensor(
-            "",
-            0,
-            tensor.nbytes,
-            ir.DataType(tensor.dtype),
-            shape=ir.Shape(tensor.shape.numpy()),
-            name=value.name or "",
-        )
-        for value in initializers(model)
-        if (tensor := value.const_value) is not None and _is_large(tensor)
-    }
-    with swapped(hollow):
-        return to_proto(model)
-
-
-def _is_large(tensor: ir.TensorProtocol) -> bool:
-    """Say whether a tensor is inline and too large to be handled together with the graph."""
-    return (
-        not isinstance(tensor, ir.ExternalTensor)
-        and tensor.dtype != ir.DataType.STRING
-        and tensor.nbytes > _SMALL_TENSOR
-    )

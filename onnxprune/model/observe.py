@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxprune.errors import InputError, RuntimeFailure
 from onnxprune.model.feeds import larger_sizes, made_up_feed, size_choices
 from onnxprune.model.inputs import input_specs
+from onnxprune.model.protobuf import has_map, skeleton
 from onnxprune.model.runtime import open_session, run
 
 if TYPE_CHECKING:
@@ -193,14 +194,19 @@ def _is_float(value: ir.Value) -> bool:
 
 
 def _infer_types(model: ir.Model) -> None:
-    """Fill in element types; shapes are dropped, declared ones may be wrong."""
+    """Fill in types; shapes are dropped, declared ones may be wrong."""
     for node in model.graph:
         for value in node.outputs:
             value.shape = None
     try:
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+        inferred = onnx.shape_inference.infer_shapes(skeleton(model)).graph.value_info
+        types = {
+            info.name: ir.serde.deserialize_type_proto_for_type(info.type)
+            for info in inferred
+            if not has_map(info.type)
+        }
     except Exception:  # tensors of unknown type are fetched whole
         return
     for node in model.graph:
         for value in node.outputs:
-            value.shape = None
+            value.type = types.get(value.name or "", value.type)

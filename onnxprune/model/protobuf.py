@@ -9,13 +9,26 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
-__all__ = ["LARGEST_MESSAGE", "from_proto", "parse", "serialise", "to_proto"]
+from onnxprune.model.tensors import initializers, swapped
+
+__all__ = [
+    "LARGEST_MESSAGE",
+    "from_proto",
+    "has_map",
+    "is_large",
+    "parse",
+    "serialise",
+    "skeleton",
+    "to_proto",
+]
 
 # Marks a graph input or output whose type onnx-ir cannot hold. Copied by clone(), never serialised.
 _TYPE = "onnxprune.type"
 
 LARGEST_MESSAGE = 2**31 - 1
 """Bytes a protobuf message can have."""
+
+_SMALL_TENSOR = 1024
 
 
 def parse(data: bytes) -> onnx.ModelProto:
@@ -48,7 +61,7 @@ def serialise(proto: onnx.ModelProto) -> bytes:
 def from_proto(proto: onnx.ModelProto) -> ir.Model:
     """Deserialise a model; the message is not changed."""
     interface = (*proto.graph.input, *proto.graph.output)
-    foreign = {info.name: info.type for info in interface if _has_map(info.type)}
+    foreign = {info.name: info.type for info in interface if has_map(info.type)}
     if not foreign:
         return ir.from_proto(proto)
     stripped = onnx.ModelProto()
@@ -56,7 +69,7 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     for info in (*stripped.graph.input, *stripped.graph.output):
         if info.name in foreign:
             info.ClearField("type")
-    kept = [info for info in proto.graph.value_info if not _has_map(info.type)]
+    kept = [info for info in proto.graph.value_info if not has_map(info.type)]
     del stripped.graph.value_info[:]
     stripped.graph.value_info.extend(kept)
     model = ir.from_proto(stripped)
@@ -77,8 +90,36 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def _has_map(type_proto: onnx.TypeProto) -> bool:
+def skeleton(model: ir.Model) -> onnx.ModelProto:
+    """Serialise a model without the data of its larger tensors."""
+    hollow = {
+        value: ir.ExternalTensor(
+            "",
+            0,
+            tensor.nbytes,
+            ir.DataType(tensor.dtype),
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=value.name or "",
+        )
+        for value in initializers(model)
+        if (tensor := value.const_value) is not None and is_large(tensor)
+    }
+    with swapped(hollow):
+        return to_proto(model)
+
+
+def is_large(tensor: ir.TensorProtocol) -> bool:
+    """Say whether a tensor is inline and too large to be handled together with the graph."""
+    return (
+        not isinstance(tensor, ir.ExternalTensor)
+        and tensor.dtype != ir.DataType.STRING
+        and tensor.nbytes > _SMALL_TENSOR
+    )
+
+
+def has_map(type_proto: onnx.TypeProto) -> bool:
+    """Say whether a type is a map, or holds one."""
     kind = type_proto.WhichOneof("value")
     if kind in ("sequence_type", "optional_type"):
-        return _has_map(getattr(type_proto, kind).elem_type)
+        return has_map(getattr(type_proto, kind).elem_type)
     return bool(kind == "map_type")

@@ -41,6 +41,7 @@ class Report:
         outputs: outputs of result and original compared on the calibration samples; empty without.
         latency: measured in alternation; None when it was not asked for.
         widths: per group name its size before and after.
+        inexact: names of cut groups whose normalisation statistics run over fewer entries now.
         refused: axes that cannot be cut.
         dropped: groups left whole because the graph could not follow, with the reason.
         seconds: duration of the run.
@@ -53,6 +54,7 @@ class Report:
     outputs: tuple[OutputComparison, ...]
     latency: Latency | None
     widths: dict[str, tuple[int, int]]
+    inexact: tuple[str, ...]
     refused: tuple[Refused, ...]
     dropped: dict[str, str]
     seconds: float

@@ -133,13 +133,15 @@ class TextReport:
             left = one.size - len(one.removed)
             table.add_row(
                 printable(one.id, _NAME),
-                one.kind,
+                f"{one.kind}, inexact" if one.inexact else one.kind,
                 str(one.size),
                 str(left),
                 percent(share(left, one.size)),
             )
         self._print(table)
         self._rest(len(plan.groups) - len(shown), "groups")
+        if any(one.inexact for one in plan.groups):
+            self._print("inexact: normalisation statistics of these run over fewer entries now.")
 
     def _layers(self, nodes: Sequence[NodeCost], sizes: Sizes) -> None:
         table = _table("layer", "op", ">MACs", ">share", "", ">parameters", "")

@@ -75,6 +75,7 @@ def shown(groups=1, verbose=False, ratio=(0.4, 0.5, 0.6), name="w[batch]"):
         outputs=(OutputComparison("y", 0.99, 0.1, 0.95),),
         latency=Latency(1e-3, middle * 1e-3, middle, low, high, 9),
         widths={},
+        inexact=(),
         refused=(),
         dropped={"odd[0]": "the graph cannot follow"},
         seconds=1.0,

@@ -36,9 +36,10 @@ def _skip_norm(step: Step) -> None:
     operands, layers = step.join_inputs(summed)
     zero = all(operand.blanks(layers) for operand in operands)
     for slot in step.outputs():
-        output = step.emit(layers, slot, zero=zero and slot == 3)
-        if slot == 0:
+        output = step.emit(layers, slot, zero=zero)
+        if slot == 0 and not step.cut_statistics(output, rank - 1, widened=True):
             step.fix(output, [rank - 1], _STATISTICS)
+        output.zero = output.zero and slot == 3
     whole = step.emitted(0)
     for slot in (2,) if simplified else (2, 3):
         if step.has(slot):

@@ -1,7 +1,9 @@
 """Ops whose statistics run over some axes: those axes are collapsed, parameters are joined.
 
 Collapsing freezes a plain label (its statistics would change) and ties a joint one along the axis,
-so that a whole head or a whole group, which has statistics of its own, can still be removed.
+so that a whole head or a whole group, which has statistics of its own, can still be removed. When
+the user allows normalised axes to be cut, a plain label stays and the op later runs on its input
+padded with zeros to the original width.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from onnxprune.coupling.join import Operand, join
 from onnxprune.coupling.step import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from onnxprune.coupling.step import Step
 
@@ -22,11 +24,13 @@ _SMALLEST_EPSILON = 1e-12
 
 
 def _normalise(
-    step: Step, over: Iterable[int], parameters: Sequence[int], axes: Sequence[int]
+    step: Step, over: Sequence[int], parameters: Sequence[int], axes: Sequence[int]
 ) -> None:
     """Collapse the axes `over`, then join per-channel parameters that lie along `axes`."""
     labels = step.read()
-    step.fix(labels, over, f"{step.node.op_type} takes statistics over it")
+    widened = [axis for axis in over if step.cut_statistics(labels, axis, widened=True)]
+    fixed = [axis for axis in over if axis not in widened]
+    step.fix(labels, fixed, f"{step.node.op_type} takes statistics over it")
     operands = [Operand(labels, tuple(range(len(labels.shape))))]
     for slot in parameters:
         if step.has(slot):

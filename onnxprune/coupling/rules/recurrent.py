@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["RULES"]
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-_PEEPHOLES = 7
+_ACTIVATIONS = {"LSTM": 3, "GRU": 2, "RNN": 1}
+_PARAMETERS = (1, 2, 3)
 _STATES = (5, 6)
+_PEEPHOLES = 7
+# f(0) = 0; a unit whose inputs, state and bias are zero then stays zero.
+_ZERO_TO_ZERO = frozenset(
+    {"Tanh", "Relu", "LeakyRelu", "ScaledTanh", "Elu", "Softsign", "ThresholdedRelu"}
+)
 
 
 def _recurrent(step: Step) -> None:
@@ -40,12 +46,12 @@ def _recurrent(step: Step) -> None:
     origin = Origin(step.name(2), 2)
     units = step.relations.fresh((directions, hidden), origin)
     step.relations.rectangle(units)
-    step.relations.freeze(step.relations.conjunction(units), "a direction has to keep some units")
+    if directions > 1:
+        whole = step.relations.conjunction(units)
+        step.relations.freeze(whole, "a direction has to keep some units")
     data = step.read(0)
-    inputs = tuple(layer for layer in data.layers if 2 in layer.axes)
-    if any(layer.axes != (2,) for layer in inputs):
-        raise Refusal("the input of a recurrent layer is part of a joint label")
-    step.fix(data, (0, 1), "a recurrent layer runs along it")
+    layers = step.fix(data, (0, 1), "a recurrent layer runs along it")
+    inputs = tuple(layer for layer in layers if 2 in layer.axes)
     rows = np.tile(units, gates)
     _require(step, 1, (Layer((0, 1), rows), *inputs))
     _require(step, 2, (Layer((0, 1), rows), Layer((0, 2), units)))
@@ -69,12 +75,18 @@ def _require(step: Step, slot: int, layers: tuple[Layer, ...]) -> None:
 
 
 def _emit(step: Step, units: NDArray[np.int32]) -> None:
-    zero = step.attribute("activations") is None and all(
-        step.peek(slot).zero for slot in _STATES if step.has(slot)
-    )
+    given = (*_PARAMETERS, *_STATES)
+    zero = _stays_zero(step) and all(step.peek(slot).zero for slot in given if step.has(slot))
     for slot in step.outputs():
         axes = (1, 3) if slot == 0 else (0, 2)
         step.emit([Layer(axes, units)], slot, zero=zero)
+
+
+def _stays_zero(step: Step) -> bool:
+    """Whether the activations other than those of the gates map zero to zero."""
+    count = _ACTIVATIONS[step.node.op_type]
+    names = step.attribute("activations") or ()
+    return all(name in _ZERO_TO_ZERO for i, name in enumerate(names) if count == 1 or i % count > 0)
 
 
 RULES: dict[tuple[str, str], Callable[[Step], None]] = {("", op): _recurrent for op in _GATES}

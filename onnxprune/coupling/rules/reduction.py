@@ -40,10 +40,11 @@ def _reduce(step: Step) -> None:
         axes = [] if step.attribute("noop_with_empty_axes", 0) else list(range(rank))
     reduced = {axis % rank for axis in axes}
     exact = step.node.op_type in _EXACT and labels.zero
+    mean = step.node.op_type == "ReduceMean"
     for axis in sorted(reduced):
         if exact and any(axis in layer.axes for layer in layers):
             step.consumers.append(Consumer(node_id(step.node), labels.name, axis))
-        elif not exact:
+        elif not exact and not (mean and step.cut_statistics(labels, axis, widened=False)):
             layers = step.fix(labels, [axis], f"{step.node.op_type} takes statistics over it")
     kept = [axis for axis in range(rank) if axis not in reduced]
     left = [project(step.relations, one, kept) for one in layers if set(one.axes) & set(kept)]
