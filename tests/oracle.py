@@ -135,7 +135,7 @@ def feed(proto: onnx.ModelProto, batch: int, seed: int = 0) -> dict[str, NDArray
             shape = [dim.dim_value or batch for dim in tensor.shape.dim]
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
             numbers = rng.standard_normal(shape)
-            arrays[value.name] = numbers > 0 if dtype == bool else numbers.astype(dtype)
+            arrays[value.name] = numbers > 0 if dtype.kind == "b" else numbers.astype(dtype)
     return arrays
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
@@ -52,10 +54,10 @@ def weighted_models() -> Iterator[Named]:
             yield f"{case.name} weighted", runnable(with_weights(case.model, given, names))
 
 
-def linked_models(seed: int) -> Iterator[Named]:
-    """Every operator between linear layers, along axes drawn at random."""
+def linked_models(*, same_axis: bool) -> Iterator[Named]:
+    """Every operator between linear layers: along one axis, or along any drawn at random."""
     for case in collect_testcases(None):
-        rng = np.random.default_rng([seed, *case.name.encode()])
+        rng = np.random.default_rng([*case.name.encode()])
         given, (_, wanted) = inputs_of(case), case.data_sets[0]
         names = [name for name, value in given.items() if is_linkable(value)]
         results = [value.name for value in case.model.graph.output]
@@ -65,22 +67,25 @@ def linked_models(seed: int) -> Iterator[Named]:
         linked = {names[0], *(name for name in names if rng.random() < 0.5)}
         rest = {n for n, v in given.items() if n not in linked and isinstance(v, np.ndarray)}
         model = runnable(with_weights(case.model, given, sorted(rest)))
+        common = int(rng.integers(given[names[0]].ndim))
         for name in sorted(linked):
-            axis = int(rng.integers(given[name].ndim))
+            rank = given[name].ndim
+            axis = common % rank if same_axis else int(rng.integers(rank))
             prepend_linear(model, name, given[name].shape, axis, rng)
         for name, value in returned.items():
             if is_linkable(value):
-                append_linear(model, name, value.shape, int(rng.integers(value.ndim)), rng)
-        yield f"{case.name} linked {seed}", model
+                axis = common % value.ndim if same_axis else int(rng.integers(value.ndim))
+                append_linear(model, name, value.shape, axis, rng)
+        yield f"{case.name} linked", model
 
 
-def inputs_of(case: object) -> dict[str, object]:
-    values, _ = case.data_sets[0]  # type: ignore[attr-defined]
-    names = [value.name for value in case.model.graph.input]  # type: ignore[attr-defined]
+def inputs_of(case: Any) -> dict[str, Any]:
+    values, _ = case.data_sets[0]
+    names = [value.name for value in case.model.graph.input]
     return dict(zip(names, values, strict=False))
 
 
-def is_linkable(value: object) -> bool:
+def is_linkable(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype == np.float32 and 0 < value.ndim < 7
 
 
@@ -94,7 +99,7 @@ def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_weights(
-    model: onnx.ModelProto, given: dict[str, object], names: list[str]
+    model: onnx.ModelProto, given: dict[str, Any], names: list[str]
 ) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -236,6 +241,7 @@ def test_operators_with_weights() -> None:
     assert counts.total() > 1000, counts
 
 
-def test_operators_between_linear_layers() -> None:
-    counts = check(linked_models(0))
+@pytest.mark.parametrize("same_axis", [True, False])
+def test_operators_between_linear_layers(same_axis: bool) -> None:
+    counts = check(linked_models(same_axis=same_axis))
     assert counts["pruned"] > 200, counts

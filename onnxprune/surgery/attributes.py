@@ -83,6 +83,17 @@ def _keep_scale(site: Site, before: int, after: int) -> None:
         site.node.attributes["scale"] = ir.AttrFloat32("scale", before**-0.5)
 
 
+def _rotary(site: Site) -> None:
+    """RotaryEmbedding: head count, and how many dims of a head turn."""
+    width = 2 * site.cut.shape(site.input(2))[-1]
+    if site.attribute("num_heads", 0):
+        old, new = _head_layout(site, site.input(0), site.attribute("num_heads"))
+        if new[0] != old[0]:
+            set_attribute(site.node, "num_heads", new[0])
+    if site.attribute("rotary_embedding_dim", 0) not in (0, width):
+        set_attribute(site.node, "rotary_embedding_dim", width)
+
+
 def _rows(site: Site) -> None:
     """MatMulNBits: N is the number of packed rows."""
     made = site.cut.shape(site.input(1))[0]
@@ -97,6 +108,8 @@ ATTRIBUTES: dict[tuple[str, str], Callable[[Site], None]] = {
     ("", "Attention"): _heads,
     ("com.microsoft", "MultiHeadAttention"): _fused_heads,
     ("com.microsoft", "Attention"): _packed_heads,
+    ("", "RotaryEmbedding"): _rotary,
+    ("com.microsoft", "RotaryEmbedding"): _rotary,
     ("com.microsoft", "MatMulNBits"): _rows,
 }
 """(domain, op type) -> what has to follow the cut."""

@@ -168,10 +168,17 @@ CASES = [
     ),
     Case(
         "GatherND",
+        "k = ArgMax<axis=1, keepdims=1>(x) h = GatherND(table, k) y = MatMul(h, b)",
+        {"table": (4, 8), "b": (8, 3)},
+        ("8: b[0] table[1]",),
+        refused="looked up at run time",
+    ),
+    Case(
+        "GatherND",
         "h = MatMul(x, a) q = Transpose(h) r = GatherND<batch_dims=1>(q, i) "
         "u = Constant<value=int64[1]{0}>() v = Unsqueeze(r, u) w = Add(h, v) y = MatMul(w, b)",
         {"a": (4, 8), "b": (8, 3)},
-        refused="GatherND with run-time or nested indices",
+        refused="GatherND with batch axes",
         values={"i": np.zeros((8, 1), np.int64)},
     ),
     flat("Pad", "t = Pad(h, p)", ("1: b[0]", "2: b[0]", ALL), 11, values={"p": [0, 1, 0, 2]}),

@@ -39,7 +39,7 @@ CASES = [
         "h = Conv(x, a) t, n, o = BatchNormalization<training_mode=1>(h, g, c, m, v) "
         "y = Conv(t, b)",
         {"a": (8, 4, 1, 1), "b": (3, 8, 1, 1), "g": (8,), "c": (8,), "m": (8,)},
-        refused="training outputs",
+        ("8: a[0] b[1] c[0] g[0] m[0] v[0]",),
         values=VARIANCE,
         **PLANE,
     ),

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from rules import Case, Shape, check, runnable
 
-
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 ONE_WAY = "b[0] c[1] r[1] r[2] w[1]"
 BOTH_WAYS = "b[0] c[0,1] r[0,1] r[0,2] w[0,1]"

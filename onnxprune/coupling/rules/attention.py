@@ -2,6 +2,8 @@
 
 Removable are whole heads (with grouped queries: a key/value head and all its query heads), query
 and key dims together, and value dims. The softmax scale stays that of the original head size.
+A rotary embedding turns dims in pairs, the same pairs in every head: pairs can go, with their
+columns of the tables.
 """
 
 from __future__ import annotations
@@ -57,18 +59,37 @@ def _multi_head(step: Step) -> None:
         raise Refusal("MultiHeadAttention with a key/value cache")
     if not (step.has(1) and step.has(2)) or any(len(step.shape(s)) != 3 for s in range(3)):
         raise Refusal("MultiHeadAttention with packed inputs")
-    if step.has(3) or step.has(4):
-        raise Refusal("MultiHeadAttention with a bias or a padding mask")
     count = int(step.attribute("num_heads"))
-    query, key, value = (_split_heads(step, slot, count) for slot in range(3))
+    biases = _packed_bias(step, 3) if step.has(3) else (None, None, None)
+    query, key, value = (
+        _split_heads(step, slot, count, bias) for slot, bias in enumerate(biases)
+    )
     _note_readers(step, (0, 1), 2)
     _emit_merged(step, _attend(step, query, key, value, mask=5))
+
+
+def _packed_bias(step: Step, slot: int) -> list[TensorLabels]:
+    """The parts of a bias [query | key | value]."""
+    bias = step.read(slot)
+    layers = movable(step.relations, bias)
+    ends = np.cumsum([step.shape(part)[-1] for part in range(3)]).tolist()
+    return [
+        TensorLabels(
+            bias.name,
+            (end - start,),
+            take(step.relations, layers, 0, np.arange(start, end)),
+            zero=bias.zero,
+        )
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
 
 
 def _packed(step: Step) -> None:
     """com.microsoft Attention: one weight [I, 3E] makes query, key and value of equal width."""
     if step.attribute("qkv_hidden_sizes") or step.has(4) or len(step.outputs()) > 1:
         raise Refusal("fused Attention with a cache or unequal widths")
+    if step.attribute("do_rotary", 0):
+        raise Refusal("fused Attention with a rotary embedding")
     data, weight = step.read(0), step.read(1)
     batch, length, _ = data.shape
     width = weight.shape[1] // 3
@@ -108,10 +129,17 @@ def _emit_merged(step: Step, result: TensorLabels) -> None:
     step.emit(merged, zero=result.zero)
 
 
-def _split_heads(step: Step, slot: int, heads: int | None) -> TensorLabels:
-    """Labels of an input as [batch, heads, length, dim]."""
+def _split_heads(
+    step: Step, slot: int, heads: int | None, bias: TensorLabels | None = None
+) -> TensorLabels:
+    """Labels of an input, plus bias, as [batch, heads, length, dim]."""
     labels = step.read(slot)
     layers = movable(step.relations, labels)
+    if bias is not None:
+        parts = [Operand(labels, (0, 1, 2)), Operand(bias, (2,))]
+        layers = join(step.relations, parts)
+        zero = all(part.blanks(layers) for part in parts)
+        labels = TensorLabels(labels.name, labels.shape, layers, zero=zero)
     if len(labels.shape) == 4:
         return TensorLabels(labels.name, labels.shape, layers, labels.constant, False, labels.zero)
     if not heads:
@@ -172,8 +200,36 @@ def _repeat_heads(step: Step, labels: TensorLabels, repeats: int) -> TensorLabel
     return TensorLabels(labels.name, shape, layers, labels.constant, False, labels.zero)
 
 
+def _rotary(step: Step) -> None:
+    """RotaryEmbedding: x cos - y sin and x sin + y cos for dims x and y of a pair."""
+    tables = (2, 3) if step.node.domain else (1, 2)
+    width = 2 * step.shape(tables[0])[-1]
+    heads = int(step.attribute("num_heads", 0)) or step.shape(0)[-1] // width
+    labels = _split_heads(step, 0, heads)
+    if step.attribute("interleaved", 0):
+        halves = np.arange(width).reshape(-1, 2).T
+    else:
+        halves = np.arange(width).reshape(2, -1)
+    operands = []
+    for half in halves:
+        layers = take(step.relations, labels.layers, 3, half)
+        part = TensorLabels("", (*labels.shape[:3], width // 2), layers)
+        operands.append(Operand(part, (0, 1, 2, 3)))
+    for slot in tables:
+        table = step.read(slot)
+        if len(table.shape) == 2:
+            step.fix(table, [0], "rows are looked up by position")
+        axes = (None, 3) if len(table.shape) == 2 else (0, 2, 3)
+        operands.append(Operand(table, axes))
+    join(step.relations, operands)
+    data = step.peek(0)
+    step.emit(data.layers, zero=data.zero)
+
+
 RULES: dict[tuple[str, str], Callable[[Step], None]] = {
     ("", "Attention"): _attention,
     ("com.microsoft", "MultiHeadAttention"): _multi_head,
     ("com.microsoft", "Attention"): _packed,
+    ("", "RotaryEmbedding"): _rotary,
+    ("com.microsoft", "RotaryEmbedding"): _rotary,
 }
