@@ -222,6 +222,7 @@ def ordered(
     criterion = find_criterion(options.criterion)
     rng = np.random.default_rng(options.seed)
     constants = ConstantValues(analysis.model, analysis.coupling.facts.constants)
+    goal = 1 - options.target["channels"] if options.target.keys() == {"channels"} else None
     orders = []
     for group in groups:
         seen = {
@@ -234,7 +235,7 @@ def ordered(
             raise InputError(
                 f"criterion {options.criterion} gave no {group.size} finite scores for {group.name}"
             )
-        orders.append(aligned(group, removal_order(group, scores), options.round_to))
+        orders.append(aligned(group, removal_order(group, scores, goal), options.round_to))
     return orders
 
 
@@ -307,8 +308,8 @@ def _groups_at(analysis: Analysis, removal: Removal, tensor: str) -> list[str]:
     labels = analysis.coupling.tensors.get(tensor)
     if labels is None:
         return []
-    relations = analysis.coupling.relations
-    found = {int(one) for layer in labels.layers for one in np.unique(relations.find(layer.atoms))}
+    classes = analysis.coupling.classes
+    found = {int(one) for layer in labels.layers for one in np.unique(classes[layer.atoms])}
     return [name for name, classes in removal.classes.items() if found & set(classes)]
 
 

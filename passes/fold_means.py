@@ -28,10 +28,10 @@ that is the same in every calibration sample is therefore removed exactly:
 * otherwise (the constant differs from position to position, as behind a padded depthwise
   convolution) the contribution itself is added as a constant, where its shape is fixed.
 
-For channels that vary, mean(x_P) is taken as the same at every place (a flattened channel has a mean
-for each place). The reader's average output is then kept exactly where it weighs all places alike,
-or where their means are alike; a strided or padded convolution over a map that is brighter in the
-middle gets a bias that is off by the difference.
+For channels that vary, mean(x_P) is taken as the same at every place (a flattened channel has a
+mean for each place). The reader's average output is then kept exactly where it weighs all places
+alike, or where their means are alike; a strided or padded convolution over a map that is brighter
+in the middle gets a bias that is off by the difference.
 
 Conditions: readers are Conv, ConvTranspose, Gemm, MatMul or Einsum with a constant weight. Products
 of two activations have no bias and are left alone.

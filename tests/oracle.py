@@ -79,11 +79,15 @@ class Traced:
         return ir.to_proto(model)
 
 
-def parse(text: str, weights: Mapping[str, NDArray[np.generic]] | None = None) -> onnx.ModelProto:
+def parse(
+    text: str, weights: Mapping[str, NDArray[np.generic] | onnx.TensorProto] | None = None
+) -> onnx.ModelProto:
     """A model from its textual form; `weights` become initializers."""
     proto = onnx.parser.parse_model(text)
-    for name, array in (weights or {}).items():
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    for name, given in (weights or {}).items():
+        tensor = onnx.numpy_helper.from_array(given) if isinstance(given, np.ndarray) else given
+        proto.graph.initializer.add().CopyFrom(tensor)
+        proto.graph.initializer[-1].name = name
     return proto
 
 

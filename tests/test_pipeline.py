@@ -16,7 +16,7 @@ from oracle import difference, feed, outputs, parse
 import onnxprune
 from onnxprune import InputError, NothingPrunable, TargetUnreachable, VerificationError
 from onnxprune.coupling.cut import Cut
-from onnxprune.surgery.patches import PATCHES
+from onnxprune.surgery.attributes import ATTRIBUTES
 from onnxprune.surgery.slicing import slice_removed
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -119,7 +119,7 @@ def test_a_wrong_surgery_is_caught_and_only_its_group_rolled_back(
 
 def test_a_result_that_does_not_run_costs_only_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody adapts the number of groups: onnxruntime refuses the cut grouped convolution."""
-    monkeypatch.setitem(PATCHES, "Conv", lambda site: None)
+    monkeypatch.delitem(ATTRIBUTES, ("", "Conv"))
     proto = branches("r = Conv<group = 6>(h, deep)")
     deep = np.ones((6, 1, 1, 1), np.float32)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(deep, "deep"))

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.coupling.closure import close
+from onnxprune.coupling.disjoint import DisjointSets
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,6 +26,7 @@ __all__ = ["RemovalStep", "aligned", "removal_order"]
 
 _STAGES = 64
 _ROUNDING = 1e-9
+_WORTHWHILE = 1.02
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,27 @@ class RemovalStep:
     score: float
 
 
-def removal_order(group: Group, scores: NDArray[np.float64]) -> list[RemovalStep]:
-    """Order the removals of a group until nothing more can go.
+def removal_order(
+    group: Group, scores: NDArray[np.float64], goal: float | None = None
+) -> list[RemovalStep]:
+    """Order the removals of a group.
 
     Args:
         group: the units and what constrains them.
         scores: importance of each unit, float [size].
+        goal: fraction at which the order ends, used up as far as possible; None for the order
+            until nothing more can go.
     """
     if not len(group.constraints) and len(group.axes) == 1:
         return _by_score(group, scores)
-    return _Greedy(group, scores).run()
+    greedy = _Greedy(group, scores, goal)
+    steps = greedy.run()
+    if goal is not None and (promoted := greedy.left_out()):
+        other = _Greedy(group, scores, goal, promoted)
+        alternative = other.run()
+        if other.units_gone() > _WORTHWHILE * greedy.units_gone():
+            return alternative
+    return steps
 
 
 def aligned(group: Group, order: Sequence[RemovalStep], multiple: int) -> list[RemovalStep]:
@@ -94,10 +107,25 @@ def _by_score(group: Group, scores: NDArray[np.float64]) -> list[RemovalStep]:
 
 
 class _Greedy:
-    """Constrained groups: raise the budget of every axis in stages, close seeds within it."""
+    """Constrained groups: raise the budget of every axis in stages, close seeds within it.
 
-    def __init__(self, group: Group, scores: NDArray[np.float64]) -> None:
+    Args:
+        group: the units and what constrains them.
+        scores: importance of each unit.
+        goal: fraction to stop at; None goes on until nothing more can go.
+        promoted: families that are taken first, whatever they cost.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        scores: NDArray[np.float64],
+        goal: float | None,
+        promoted: Sequence[int] = (),
+    ) -> None:
         self.group = group
+        self.goal = goal
+        self.promoted = promoted
         self.by_class = group.constraints.by_class()
         count = int(group.classes.max()) + 1
         self.cost = np.zeros(count)
@@ -113,67 +141,124 @@ class _Greedy:
             for one in axis.tolist():
                 self.axes_of.setdefault(one, []).append(number)
         self.gone = [0] * len(self.axes)
-        self.seeds = self._seeds()
+        self.families = self._families()
+        self.needed = [0.0] * len(self.families)
+        self.growth: dict[int, list[int]] = {}
 
     def run(self) -> list[RemovalStep]:
         """Return the steps."""
         steps: list[RemovalStep] = []
-        needed = dict.fromkeys(self.seeds, 0.0)
-        stages = min(_STAGES, max(len(axis) for axis in self.axes))
-        for stage in range(1, stages + 1):
-            budget = stage / stages
-            for seed in [seed for seed, least in needed.items() if least <= budget + _ROUNDING]:
-                if self.dead[seed]:
-                    del needed[seed]
-                elif self._floor(seed) <= budget + _ROUNDING:
-                    step, needed[seed] = self._try(seed, budget, first=needed[seed] == 0.0)
-                    if step is not None:
-                        steps.append(step)
-                        del needed[seed]
+        if self.goal is not None:
+            for number in self.promoted:
+                steps += self._advance(number, self.goal)
+        for budget in self._budgets():
+            for number, least in enumerate(self.needed):
+                if least <= budget + _ROUNDING:
+                    steps += self._advance(number, budget)
         return steps
 
-    def _seeds(self) -> list[int]:
-        """Units and composites, cheapest per unit first."""
-        members = {c: m for c, m in self.group.constraints.definitions if c}
+    def left_out(self) -> list[int]:
+        """Families that found no room although they lie on an axis that has some left.
+
+        Small closures that were taken early can fill an axis so that a larger one, the only way
+        to cut another axis, comes too late.
+        """
+        assert self.goal is not None
+        room = [
+            int(self.goal * len(axis) + _ROUNDING) - gone
+            for axis, gone in zip(self.axes, self.gone, strict=True)
+        ]
+        return [
+            number
+            for number, growth in self.growth.items()
+            if np.isfinite(self.needed[number])
+            and any(0 < more <= left for more, left in zip(growth, room, strict=True))
+        ]
+
+    def units_gone(self) -> int:
+        """Number of units removed."""
+        return int(self.dead[self.group.units].sum())
+
+    def _budgets(self) -> list[float]:
+        stages = min(_STAGES, max(len(axis) for axis in self.axes))
+        budgets = [stage / stages for stage in range(1, stages + 1)]
+        if self.goal is None:
+            return budgets
+        return [*(budget for budget in budgets if budget < self.goal), self.goal]
+
+    def _families(self) -> list[list[int]]:
+        """Units and composites, cheapest first; those an alignment lets go only together as one."""
+        sets = DisjointSets(len(self.cost))
+        for rows in self.group.constraints.alignments:
+            free = rows[:, (rows > 0).all(axis=0)]
+            sets.link_all(free[:-1], free[1:])
         price = {int(one): float(self.cost[one]) for one in self.group.units}
-        for composite, parts in members.items():
-            price.setdefault(int(composite), float(self.cost[parts].mean()))
-        return sorted(price, key=lambda seed: (price[seed], seed))
+        for composite, parts in self.group.constraints.definitions:
+            if composite:
+                price.setdefault(int(composite), float(self.cost[parts].mean()))
+        families: dict[int, list[int]] = {}
+        roots = sets.roots(np.array(list(price), np.int32)).tolist()
+        for seed, root in zip(price, roots, strict=True):
+            families.setdefault(root, []).append(seed)
+        means = {root: float(np.mean([price[m] for m in f])) for root, f in families.items()}
+        ranked = sorted(families, key=lambda root: (means[root], root))
+        return [sorted(families[root], key=lambda seed: (price[seed], seed)) for root in ranked]
+
+    def _advance(self, number: int, budget: float) -> Iterator[RemovalStep]:
+        """Close seeds of a family as long as the budget allows it."""
+        family = self.families[number]
+        while family:
+            if self.dead[family[0]]:
+                family.pop(0)
+            elif self._floor(family[0]) > budget + _ROUNDING:
+                return
+            else:
+                step, self.needed[number] = self._try(number, budget)
+                if step is not None:
+                    yield step
+                elif np.isfinite(self.needed[number]):
+                    return
+                else:
+                    family.pop(0)
+        self.needed[number] = np.inf
 
     def _floor(self, seed: int) -> float:
         """Fraction of its axes that removing a unit reaches at least."""
         numbers = self.axes_of.get(seed, ())
         return max(((self.gone[n] + 1) / len(self.axes[n]) for n in numbers), default=0.0)
 
-    def _try(self, seed: int, budget: float, first: bool) -> tuple[RemovalStep | None, float]:
-        """Close a seed.
+    def _try(self, number: int, budget: float) -> tuple[RemovalStep | None, float]:
+        """Close the first seed of a family.
 
         Returns:
             the step, or None and a lower bound of the budget the seed needs. The first attempt
             finds the true need, later ones stop as soon as the budget is exceeded.
         """
+        seed, first = self.families[number][0], number not in self.growth
         after = list(self.gone)
+        dying: list[int] = []
         impossible = False
 
         def give_up(killed: Sequence[int]) -> bool:
             nonlocal impossible
+            dying.extend(killed)
             for one in killed:
                 for number in self.axes_of.get(one, ()):
                     after[number] += 1
             impossible = any(a > limit for a, limit in zip(after, self.limits, strict=True))
             return impossible or (not first and self._fraction(after) > budget + _ROUNDING)
 
-        trial = self.dead.copy()
         killed = close(
-            self.group.constraints, self.by_class, trial, [seed], self.cost, give_up=give_up
+            self.group.constraints, self.by_class, self.dead, [seed], self.cost, give_up=give_up
         )
         fraction = self._fraction(after)
-        if killed is None:
+        if first:
+            self.growth[number] = [n - gone for n, gone in zip(after, self.gone, strict=True)]
+        if killed is None or fraction > budget + _ROUNDING:
+            self.dead[dying] = False
             stopped = not impossible and fraction > budget + _ROUNDING
             return None, fraction if stopped else np.inf
-        if fraction > budget + _ROUNDING:
-            return None, fraction
-        self.dead, self.gone = trial, after
+        self.gone = after
         score = float(sum(self.cost[one] for one in killed))
         return RemovalStep(tuple(killed), fraction, score), 0.0
 

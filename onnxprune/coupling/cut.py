@@ -47,7 +47,7 @@ class Cut:
 
     def alive(self, layer: Layer) -> NDArray[np.bool_]:
         """Which positions of a layer survive, same shape as its atoms."""
-        return ~self._gone[self.coupling.relations.find(layer.atoms)]
+        return ~self._gone[self.coupling.classes[layer.atoms]]
 
     def touches(self, name: str) -> bool:
         """Whether anything of a tensor is removed."""

@@ -12,7 +12,7 @@ from onnxprune.coupling.closure import ConstraintSet
 from onnxprune.coupling.disjoint import DisjointSets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -113,7 +113,7 @@ def find_groups(coupling: Coupling) -> list[Group]:
 def find_refusals(coupling: Coupling) -> list[Refused]:
     """List every axis of a weight that makes something and cannot be cut, or only in part."""
     relations = coupling.relations
-    blocks, classes = relations.blocks(), relations.find(np.arange(relations.count, dtype=np.int32))
+    blocks, classes = relations.blocks(), coupling.classes
     start = np.searchsorted(np.sort(blocks), np.arange(len(relations.origins) + 1))
     by_block = np.argsort(blocks, kind="stable")
     refused = []
@@ -141,12 +141,15 @@ class _ClassView:
     def __init__(self, coupling: Coupling) -> None:
         relations = coupling.relations
         self.coupling = coupling
-        self.classes = relations.find(np.arange(relations.count, dtype=np.int32))
+        self.classes = coupling.classes
         self.component = _components(coupling, self.classes)
         blocks = relations.blocks()
         atoms = np.flatnonzero(blocks >= 0)
         found, first = np.unique(self.classes[atoms], return_index=True)
         self.first_atom = dict(zip(found.tolist(), atoms[first].tolist(), strict=True))
+        self.members = self._members()
+        # A class is a unit of one component only, so one array numbers the units of all of them.
+        self.unit = np.full(len(self.classes), -1, np.int64)
         self.definitions = self._by_component(
             [np.append(self.classes[m], self.classes[c]) for c, m in relations.definitions]
         )
@@ -161,32 +164,41 @@ class _ClassView:
                 ids = self.classes[layer.atoms]
                 for key in self._keys(ids):
                     self.layers[key].append((name, layer.axes, ids))
+        self.readings: dict[int, list[tuple[Consumer, tuple[int, ...], NDArray[np.int32]]]]
+        self.readings = defaultdict(list)
+        for consumer in coupling.consumers:
+            for layer in coupling.tensors[consumer.tensor].layers:
+                ids = self.classes[layer.atoms]
+                if consumer.axis in layer.axes:
+                    for key in self._keys(ids):
+                        self.readings[key].append((consumer, layer.axes, ids))
 
     def components(self) -> list[int]:
         """Components with something removable, in the order of their first atom."""
-        return self._keys(self.classes)
+        return list(self.members)
 
     def group(self, key: int) -> Group | None:
         """Build the group of a component; None when no weight would become smaller."""
         units = self._units(key)
-        index = np.full(len(self.classes), -1, np.int64)
-        index[units] = np.arange(len(units))
+        self.unit[units] = np.arange(len(units))
         owned = tuple(
-            OwnedAxes(name, axes, index[ids])
+            OwnedAxes(name, axes, self._unit_of(key, ids))
             for name, axes, ids in self.layers[key]
             if name in self.coupling.facts.constants
         )
         if not owned or not len(units):
             return None
-        readings = tuple(self._readings(key, index))
-        axes = self._axes(key, index)
-        classes = np.flatnonzero((self.component == key) & (self.classes > 0))
+        readings = tuple(
+            Reading(consumer, axes, self._unit_of(key, ids))
+            for consumer, axes, ids in self.readings[key]
+        )
+        axes = self._axes(key)
         constraints = self._constraints(key)
         return Group(
             name=self._name(units, owned),
             kind=_kind(constraints, readings),
             units=units,
-            classes=np.unique(self.classes[classes]),
+            classes=self.members[key],
             constraints=constraints,
             owned=owned,
             readings=readings,
@@ -194,10 +206,21 @@ class _ClassView:
             closed=tuple(axes.values()),
         )
 
+    def _members(self) -> dict[int, NDArray[np.int32]]:
+        """Classes of every component with something removable, both ascending."""
+        classes = np.unique(self.classes[self.classes > 0])
+        order = np.argsort(self.component[classes], kind="stable")
+        keys, starts = np.unique(self.component[classes][order], return_index=True)
+        parts = np.split(classes[order], starts[1:])
+        return dict(zip(keys.tolist(), parts, strict=True)) if len(classes) else {}
+
     def _units(self, key: int) -> NDArray[np.int32]:
-        members = np.unique(self.classes[(self.component == key) & (self.classes > 0)])
-        made = [one for one in members.tolist() if one in self.first_atom]
+        made = [one for one in self.members[key].tolist() if one in self.first_atom]
         return np.array(sorted(made, key=self.first_atom.__getitem__), np.int32)
+
+    def _unit_of(self, key: int, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Unit of the component at each position, -1 where there is none."""
+        return np.where(self.component[ids] == key, self.unit[ids], -1)
 
     def _name(self, units: NDArray[np.int32], owned: tuple[OwnedAxes, ...]) -> str:
         relations = self.coupling.relations
@@ -206,18 +229,11 @@ class _ClassView:
             return f"{origin.tensor}[{origin.axis}]"
         return f"{owned[0].tensor}[{owned[0].axes[0]}]"
 
-    def _readings(self, key: int, index: NDArray[np.int64]) -> Iterator[Reading]:
-        for consumer in self.coupling.consumers:
-            for layer in self.coupling.tensors[consumer.tensor].layers:
-                ids = self.classes[layer.atoms]
-                if consumer.axis in layer.axes and key in self._keys(ids):
-                    yield Reading(consumer, layer.axes, index[ids])
-
-    def _axes(self, key: int, index: NDArray[np.int64]) -> dict[tuple[int, ...], bool]:
+    def _axes(self, key: int) -> dict[tuple[int, ...], bool]:
         """Distinct sets of units on one axis, and whether nothing else is on it."""
         found: dict[tuple[int, ...], bool] = {}
         for _, _, ids in self.layers[key]:
-            units = np.unique(index[ids])
+            units = np.unique(self._unit_of(key, ids))
             mine = tuple(units[units >= 0].tolist())
             if mine:
                 found[mine] = found.get(mine, False) or bool((ids > 0).all() and units[0] >= 0)

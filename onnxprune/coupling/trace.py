@@ -39,6 +39,7 @@ class Coupling:
         zero_points: quantised constant -> the tensor with its zero point, and the axis it lies on.
         statistics: statistics over labelled axes, where the user allows such axes to be cut.
         facts: the observed shapes and integers.
+        classes: class of every atom once all is known, 0 for the frozen ones: int32 [atoms].
     """
 
     relations: Relations
@@ -48,6 +49,7 @@ class Coupling:
     zero_points: Mapping[str, tuple[str, int]]
     statistics: tuple[Statistic, ...]
     facts: Facts
+    classes: NDArray[np.int32]
 
     def inexact_classes(self) -> set[int]:
         """Classes on axes whose statistics, once cut, run over what is kept."""
@@ -57,7 +59,7 @@ class Coupling:
             if not statistic.exact
             for layer in self.tensors[statistic.tensor].layers
             if layer.axes == (statistic.axis,)
-            for one in np.unique(self.relations.find(layer.atoms))
+            for one in np.unique(self.classes[layer.atoms])
         } - {0}
 
 
@@ -104,7 +106,14 @@ def trace(model: ir.Model, facts: Facts, *, normalised: bool = False) -> Couplin
     _demand_product_cuts(relations, tensors, facts)
     _close_definitions(relations)
     return Coupling(
-        relations, tensors, tuple(consumers), divisors, zero_points, tuple(statistics), facts
+        relations=relations,
+        tensors=tensors,
+        consumers=tuple(consumers),
+        divisors=divisors,
+        zero_points=zero_points,
+        statistics=tuple(statistics),
+        facts=facts,
+        classes=relations.find(np.arange(relations.count, dtype=np.int32)),
     )
 
 
@@ -126,27 +135,14 @@ def _settled(graph: ir.Graph, facts: Facts) -> set[str]:
 
 def _divisors(graph: ir.Graph, facts: Facts) -> Iterator[str]:
     """Constants that divide (or are an exponent), directly or worked out from constants alone."""
+    made_from = {name: {name} for name in facts.constants}
     for node in graph:
+        given = [value.name or "" for value in node.inputs if value is not None]
+        if given and all(name in made_from for name in given):
+            parts = set().union(*(made_from[name] for name in given))
+            made_from.update((value.name, parts) for value in node.outputs if value.name)
         if node.op_type in ("Div", "Mod", "Pow") and node.domain == "":
-            yield from _made_from(node.inputs[1], facts) or ()
-
-
-def _made_from(value: ir.Value | None, facts: Facts) -> set[str] | None:
-    """Names of the constants a value is worked out from; None when anything else takes part."""
-    if value is None:
-        return set()
-    if value.name in facts.constants:
-        return {value.name or ""}
-    producer = value.producer()
-    if producer is None:
-        return None
-    names: set[str] = set()
-    for one in producer.inputs:
-        part = _made_from(one, facts)
-        if part is None:
-            return None
-        names |= part
-    return names
+            yield from made_from.get(given[-1], ())
 
 
 def _sources(graph: ir.Graph, facts: Facts, divisors: frozenset[str]) -> dict[str, TensorLabels]:
@@ -184,6 +180,9 @@ def _apply_rule(step: Step) -> None:
     if missing:
         raise Refusal(f"the shape of {missing[0]} is unknown")
     rule(step)
+    for value in node.outputs:
+        if (value.uses() or value.is_graph_output()) and value.name not in step.tensors:
+            raise Refusal(f"the output {value.name} of {node.op_type} is in use")
 
 
 def _slots(step: Step) -> list[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -71,10 +71,8 @@ class GroupView:
         """Sum of |w|^power over all entries of all tensors that go with each unit: float [size]."""
         total = np.zeros(self.group.size)
         for owned in self.group.owned:
-            values = np.abs(self.constants[owned.tensor].astype(np.float64)) ** power
-            others = tuple(axis for axis in range(values.ndim) if axis not in owned.axes)
-            summed = values.sum(axis=others)
             order = np.argsort(np.argsort(owned.axes))
+            summed = self._summed(owned.tensor, owned.axes, power)
             total += self.per_unit(owned.units, summed.transpose(order))
         return total
 
@@ -87,14 +85,22 @@ class GroupView:
         consumer = reading.consumer
         if consumer.weight is None:
             return np.ones(reading.units.shape)
-        values = self.constants[consumer.weight].astype(np.float64) ** 2
-        weight = np.moveaxis(values, consumer.weight_axis, 0)
         extent = reading.units.shape[reading.axes.index(consumer.axis)]
-        if consumer.group > 1 and len(weight) < extent:
+        norms = self._summed(consumer.weight, (consumer.weight_axis,), 2)
+        if consumer.group > 1 and len(norms) < extent:
             # A grouped Conv: axis 1 counts within a group, the rows of axis 0 say which group.
-            split = weight.reshape(len(weight), consumer.group, -1)
-            norms = split.sum(axis=2).T.reshape(-1)
-        else:
-            norms = weight.reshape(len(weight), -1).sum(axis=1)
+            by_row = self._summed(consumer.weight, (0, 1), 2)
+            norms = by_row.reshape(consumer.group, -1, len(norms)).sum(axis=1).reshape(-1)
         shape = [extent if axis == consumer.axis else 1 for axis in reading.axes]
         return np.broadcast_to(norms.reshape(shape), reading.units.shape)
+
+    def _summed(self, name: str, axes: Sequence[int], power: int) -> NDArray[np.float64]:
+        """Sum of |w|^power of a constant over all but some axes, which come in ascending order."""
+        total: NDArray[np.float64] = np.zeros(())
+        parts = []
+        for _, block in self.constants.blocks(name):
+            others = tuple(axis for axis in range(block.ndim) if axis not in axes)
+            parts.append((np.abs(block.astype(np.float64)) ** power).sum(axis=others))
+            if 0 not in axes:
+                total = total + parts.pop()
+        return np.concatenate(parts) if 0 in axes else total

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_ir as ir
 
+from onnxprune.model.blocks import blocks
 from onnxprune.model.runtime import Runtime, open_session, run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -45,6 +46,17 @@ class ConstantValues:
         if name in self._constants:
             return self._constants[name].numpy()
         return self._derive(name)
+
+    def blocks(self, name: str) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Value of a constant of rank 1 or more, block by block along its first axis.
+
+        Raises:
+            KeyError: when the tensor depends on the model's input.
+        """
+        if name in self._constants:
+            yield from blocks(self._constants[name])
+        else:
+            yield 0, self._derive(name)
 
     def _derive(self, name: str) -> NDArray[Any]:
         nodes: dict[int, ir.Node] = {}

@@ -27,5 +27,5 @@ def inline_functions(model: ir.Model) -> bool:
                 return False
     try:
         return bool(InlinePass()(model).modified)
-    except ValueError:  # recursive functions, reference attributes without a value
+    except (ValueError, ir.passes.InvariantError):  # recursion, references to no attribute
         return False

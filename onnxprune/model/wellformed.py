@@ -23,7 +23,19 @@ _TYPED_FIELDS = {
     ir.DataType.FLOAT: "float_data",
     ir.DataType.DOUBLE: "double_data",
     ir.DataType.INT64: "int64_data",
+    ir.DataType.UINT32: "uint64_data",
+    ir.DataType.UINT64: "uint64_data",
     ir.DataType.STRING: "string_data",
+}
+_CONSTANT_ATTRIBUTES = {
+    "value": onnx.AttributeProto.TENSOR,
+    "value_float": onnx.AttributeProto.FLOAT,
+    "value_floats": onnx.AttributeProto.FLOATS,
+    "value_int": onnx.AttributeProto.INT,
+    "value_ints": onnx.AttributeProto.INTS,
+    "value_string": onnx.AttributeProto.STRING,
+    "value_strings": onnx.AttributeProto.STRINGS,
+    "sparse_value": onnx.AttributeProto.SPARSE_TENSOR,
 }
 
 
@@ -132,6 +144,7 @@ def _check_nodes(
                 )
         for subgraph in _subgraphs(node):
             _check_graph(subgraph, scopes, name)
+        _check_constant(node, name)
         for attribute in node.attribute:
             if attribute.type in (
                 onnx.AttributeProto.SPARSE_TENSOR,
@@ -148,6 +161,17 @@ def _check_nodes(
             raise InputError(f"{name}: nothing produces the output {output!r}; export it again")
 
 
+def _check_constant(node: onnx.NodeProto, name: str) -> None:
+    """Refuse a Constant node without exactly one value and one output."""
+    if node.op_type != "Constant" or node.domain not in _DEFAULT_DOMAINS:
+        return
+    kinds = [_CONSTANT_ATTRIBUTES.get(attribute.name) for attribute in node.attribute]
+    if len(node.output) != 1 or kinds != [attribute.type for attribute in node.attribute][:1]:
+        raise InputError(
+            f"{name}: {_describe(node)} has to have one value and one output; export it again"
+        )
+
+
 def _check_tensor(tensor: onnx.TensorProto, name: str) -> None:
     """Refuse an inline tensor whose data does not fill its shape."""
     try:
@@ -162,14 +186,23 @@ def _check_tensor(tensor: onnx.TensorProto, name: str) -> None:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return
     count = math.prod(tensor.dims)
+    if dtype == ir.DataType.UNDEFINED or (dtype == ir.DataType.STRING and tensor.raw_data):
+        raise InputError(
+            f"{name}: the tensor {tensor.name!r} has no data type its data could be of; "
+            "the file is damaged, export it again"
+        )
     if tensor.HasField("raw_data"):
         expected = math.ceil(count * dtype.bitwidth / 8)
         got = len(tensor.raw_data)
     elif dtype in _TYPED_FIELDS:
         expected = count
         got = len(getattr(tensor, _TYPED_FIELDS[dtype]))
+    elif dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        expected = 2 * count
+        got = len(tensor.float_data) + len(tensor.double_data)
     else:
-        return
+        expected = math.ceil(count * min(dtype.bitwidth, 8) / 8)
+        got = len(tensor.int32_data)
     if got != expected:
         raise InputError(
             f"{name}: the tensor {tensor.name!r} of shape {list(tensor.dims)} holds {got} "

@@ -30,6 +30,14 @@ def _group(site: Site) -> None:
         set_attribute(site.node, "group", group)
 
 
+def _norm_groups(site: Site) -> None:
+    """GroupNormalization: channels left / channels of one group, which stay as many."""
+    before, after = site.old_shape(site.input(0))[1], site.cut.shape(site.input(0))[1]
+    if after != before:
+        groups = int(site.attribute("num_groups")) * after // before
+        set_attribute(site.node, "num_groups", groups)
+
+
 def _hidden_size(site: Site) -> None:
     """LSTM, GRU, RNN: the hidden size is the last axis of R."""
     hidden = site.cut.shape(site.input(2))[2]
@@ -104,6 +112,7 @@ def _rows(site: Site) -> None:
 ATTRIBUTES: dict[tuple[str, str], Callable[[Site], None]] = {
     **{("", op): _group for op in ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv")},
     ("com.microsoft", "FusedConv"): _group,
+    ("", "GroupNormalization"): _norm_groups,
     **{("", op): _hidden_size for op in ("LSTM", "GRU", "RNN")},
     ("", "Attention"): _heads,
     ("com.microsoft", "MultiHeadAttention"): _fused_heads,

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.coupling.labels import Layer, TensorLabels, rename
-from onnxprune.surgery.integers import add_initializer, drop_if_unused, unique_name
+from onnxprune.surgery.integers import Editor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +31,16 @@ class FullSize:
 
     def __init__(self, model: ir.Model, coupling: Coupling) -> None:
         self.model = model
-        self.coupling = coupling
+        facts = coupling.facts
+        self._tensors, self._constants = dict(coupling.tensors), dict(facts.constants)
+        self._shapes = (dict(facts.first.shapes), dict(facts.second.shapes))
+        runs = (facts.first, facts.second)
+        first, second = (
+            replace(one, shapes=own) for one, own in zip(runs, self._shapes, strict=True)
+        )
+        grown = replace(facts, first=first, second=second, constants=self._constants)
+        self.coupling = replace(coupling, tensors=self._tensors, facts=grown)
+        self.editor = Editor(model.graph)
         self.nodes = {
             value.name: node for node in model.graph for value in node.outputs if value.name
         }
@@ -76,7 +85,7 @@ class FullSize:
         graph.insert_after(node, add)
         output.replace_all_uses_with(total, replace_graph_outputs=True)
         add.replace_input_with(0, output)
-        inner = unique_name(graph, f"{name}/before_bias")
+        inner = self.editor.unique_name(f"{name}/before_bias")
         output.name = inner
         total.name = name
         self.nodes[name], self.nodes[inner] = add, node
@@ -110,18 +119,11 @@ class FullSize:
             layers: its labels.
             tensor: the value of a constant.
         """
-        facts = self.coupling.facts
-        first, second = (
-            replace(run, shapes={**run.shapes, name: shape})
-            for run, shape in zip((facts.first, facts.second), shapes, strict=True)
-        )
-        constants = facts.constants if tensor is None else {**facts.constants, name: tensor}
-        labels = TensorLabels(name, shapes[0], tuple(layers), tensor is not None)
-        self.coupling = replace(
-            self.coupling,
-            tensors={**self.coupling.tensors, name: labels},
-            facts=replace(facts, first=first, second=second, constants=constants),
-        )
+        for known, shape in zip(self._shapes, shapes, strict=True):
+            known[name] = shape
+        if tensor is not None:
+            self._constants[name] = tensor
+        self._tensors[name] = TensorLabels(name, shapes[0], tuple(layers), tensor is not None)
 
     def _into_slot(self, node: ir.Node, vector: NDArray[np.float64], dtype: np.dtype[Any]) -> bool:
         """Conv, ConvTranspose: input 2 is the bias, [O]."""
@@ -171,24 +173,23 @@ class FullSize:
         total = (tensor.numpy().astype(np.float64) + vector.reshape(shape)).astype(
             tensor.dtype.numpy()
         )
-        graph = self.model.graph
         labels = self.coupling.tensors[old.name]
         if len(old.uses()) == 1 and old.is_initializer() and not old.is_graph_output():
             changed = ir.tensor(total, dtype=tensor.dtype, name=old.name)
             old.const_value = changed
             self.register_tensor(old.name, (shape, shape), labels.layers, changed)
             return True
-        value = add_initializer(graph, f"{old.name}/{node.outputs[0].name}", total)
+        value = self.editor.add_initializer(f"{old.name}/{node.outputs[0].name}", total)
         node.replace_input_with(slot, value)
         self.register_constant(value, labels.layers)
-        drop_if_unused(graph, old)
+        self.editor.drop_if_unused(old)
         return True
 
     def _new_constant(
         self, output: str, array: NDArray[Any], rank: int, channel: int | None = None
     ) -> ir.Value:
         """A constant that is added to an output: labelled like the output's axes it covers."""
-        value = add_initializer(self.model.graph, f"{output}/bias", array)
+        value = self.editor.add_initializer(f"{output}/bias", array)
         shift = rank - array.ndim if channel is None else channel
         covered = {axis + shift: axis for axis, extent in enumerate(array.shape) if extent > 1}
         layers = [

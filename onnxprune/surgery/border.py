@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.coupling.labels import Layer
-from onnxprune.surgery.integers import add_initializer, unique_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,18 +56,18 @@ def _convolved_ones(
     target: FullSize, node: ir.Node, levels: NDArray[np.float64], weight: NDArray[Any], group: int
 ) -> ir.Value:
     """The node's own convolution over a single channel of ones, with the constants in its taps."""
-    graph, output = target.model.graph, node.outputs[0].name or ""
+    editor, output = target.editor, node.outputs[0].name or ""
     transposed = node.op_type == "ConvTranspose"
     taps = _summed_taps(levels, weight.astype(np.float64), group, transposed)
-    value = add_initializer(graph, f"{output}/constant_taps", taps.astype(weight.dtype))
+    value = editor.add_initializer(f"{output}/constant_taps", taps.astype(weight.dtype))
     made = [one for one in target.coupling.tensors[output].layers if one.axes == (1,)]
     axis = 1 if transposed else 0
     target.register_constant(value, tuple(Layer((axis,), one.atoms) for one in made))
     attributes = [a for key, a in node.attributes.items() if key != "group"]
     ones = _ones(target, node, weight.dtype)
     conv = ir.Node("", node.op_type, [ones, value], attributes, num_outputs=1)
-    conv.outputs[0].name = unique_name(graph, f"{output}/constant_part")
-    graph.insert_before(node, conv)
+    conv.outputs[0].name = editor.unique_name(f"{output}/constant_part")
+    editor.graph.insert_before(node, conv)
     return conv.outputs[0]
 
 
@@ -89,29 +88,29 @@ def _summed_taps(
 
 def _ones(target: FullSize, node: ir.Node, dtype: np.dtype[Any]) -> ir.Value:
     """Ones [1, 1, *spatial] of the size of the node's input, whatever it is at run time."""
-    graph, data = target.model.graph, node.inputs[0]
+    editor, data = target.editor, node.inputs[0]
     assert data is not None
     assert data.name
     facts, output = target.coupling.facts, node.outputs[0].name or ""
     first, second = facts.first.shapes[data.name], facts.second.shapes[data.name]
     one = ir.tensor(np.ones(1, dtype))
     if first[2:] == second[2:]:
-        shape = add_initializer(graph, f"{output}/ones_shape", np.array([1, 1, *first[2:]]))
+        shape = editor.add_initializer(f"{output}/ones_shape", np.array([1, 1, *first[2:]]))
         nodes: list[ir.Node] = []
     else:
         whole = ir.Node("", "Shape", [data], num_outputs=1)
-        axes = add_initializer(graph, f"{output}/spatial_axes", np.arange(2, len(first)))
+        axes = editor.add_initializer(f"{output}/spatial_axes", np.arange(2, len(first)))
         spatial = ir.Node("", "Gather", [whole.outputs[0], axes], num_outputs=1)
-        leading = add_initializer(graph, f"{output}/ones_leading", np.array([1, 1]))
+        leading = editor.add_initializer(f"{output}/ones_leading", np.array([1, 1]))
         joined = ir.Node(
             "", "Concat", [leading, spatial.outputs[0]], [ir.AttrInt64("axis", 0)], num_outputs=1
         )
         nodes, shape = [whole, spatial, joined], joined.outputs[0]
     filled = ir.Node("", "ConstantOfShape", [shape], [ir.AttrTensor("value", one)], num_outputs=1)
-    graph.insert_before(node, [*nodes, filled])
+    editor.graph.insert_before(node, [*nodes, filled])
     vectors = [((n,), (n,)) for n in (len(first), len(first) - 2, len(first))][: len(nodes)]
     shapes = [*vectors, ((1, 1, *first[2:]), (1, 1, *second[2:]))]
     for made, pair in zip([*nodes, filled], shapes, strict=True):
-        made.outputs[0].name = unique_name(graph, f"{output}/ones")
+        made.outputs[0].name = editor.unique_name(f"{output}/ones")
         target.register_tensor(made.outputs[0].name, pair)
     return filled.outputs[0]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.coupling.cut import CutError
-from onnxprune.surgery.integers import set_attribute, set_literal
+from onnxprune.surgery.integers import set_attribute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ def _target(site: Site) -> None:
     if site.constant(slot):
         if not np.array_equal(corrected[0], corrected[1]):
             raise CutError(site.output(), f"{site.input(slot)} cannot express the pruned shape")
-        set_literal(site.graph, site.node, slot, corrected[0])
+        site.editor.set_literal(site.node, slot, corrected[0])
     else:
         site.overrule(slot, corrected[0], corrected[1])
 
@@ -57,7 +57,7 @@ def _repeats(site: Site) -> None:
     if all(np.array_equal(w, g) for w, g in zip(wanted, given, strict=True) if g is not None):
         return
     if site.constant(1):
-        set_literal(site.graph, site.node, 1, wanted[0])
+        site.editor.set_literal(site.node, 1, wanted[0])
     else:
         site.overrule(1, wanted[0], wanted[1])
 
@@ -119,7 +119,7 @@ def _split(site: Site) -> None:
         if site.opset < 13:
             set_attribute(site.node, "split", wanted.tolist())
         else:
-            set_literal(site.graph, site.node, 1, wanted)
+            site.editor.set_literal(site.node, 1, wanted)
     elif not np.array_equal(given, wanted):
         site.put(1, "split", wanted)
 
@@ -200,7 +200,7 @@ def _gather(site: Site) -> None:
     flat = np.asarray(index, np.int64).reshape(-1) % rows.shape[1]
     wanted = _ranks(site, rows, flat)
     shape = np.shape(index) if len(wanted) == len(flat) else (len(wanted), *np.shape(index)[1:])
-    set_literal(site.graph, site.node, 1, wanted.reshape(shape))
+    site.editor.set_literal(site.node, 1, wanted.reshape(shape))
 
 
 def _pad(site: Site) -> None:

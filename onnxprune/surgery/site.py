@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.coupling.cut import CutError
-from onnxprune.surgery.integers import replace_computed, set_attribute, set_literal
+from onnxprune.surgery.integers import set_attribute
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from onnxprune.coupling.cut import Cut
     from onnxprune.surgery.arithmetic import IntegerValues
+    from onnxprune.surgery.integers import Editor
 
 __all__ = ["Site"]
 
@@ -24,7 +25,7 @@ __all__ = ["Site"]
 class Site:
     """A node to be patched, with the cut and the integers it sees."""
 
-    graph: ir.Graph
+    editor: Editor
     node: ir.Node
     opset: int
     cut: Cut
@@ -67,7 +68,7 @@ class Site:
         if not self.input(slot):
             set_attribute(self.node, attribute, wanted.tolist())
         elif self.constant(slot):
-            set_literal(self.graph, self.node, slot, wanted)
+            self.editor.set_literal(self.node, slot, wanted)
         else:
             self.overrule(slot, wanted, wanted)
 
@@ -81,4 +82,4 @@ class Site:
         if (first != second)[wrong].any():
             raise CutError(self.output(), f"{name} depends on the batch and on what is removed")
         dtype = computed[0].dtype
-        replace_computed(self.graph, self.node, slot, first.astype(dtype), np.asarray(wrong))
+        self.editor.replace_computed(self.node, slot, first.astype(dtype), np.asarray(wrong))

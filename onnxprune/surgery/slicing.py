@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.blocks import blocks
 from onnxprune.surgery.arithmetic import IntegerValues
 from onnxprune.surgery.attributes import ATTRIBUTES
+from onnxprune.surgery.integers import Editor
 from onnxprune.surgery.patches import PATCHES
 from onnxprune.surgery.site import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -22,41 +24,62 @@ if TYPE_CHECKING:
 
 __all__ = ["slice_removed", "zero_removed"]
 
+_LARGE = 65536
+
 
 def zero_removed(model: ir.Model, cut: Cut) -> None:
     """Set the removed slices of every cut constant to zero, in place.
 
     Constants that divide keep their values: 0/0 would poison the rest, and what they divide is
-    zero already.
+    zero already. Large tensors are computed when they are read, each time anew.
     """
-    for name in _cut_constants(cut):
+    makers = _constant_nodes(model.graph)
+    for name, tensor in _cut_constants(cut):
         if name not in cut.coupling.divisors:
-            blank = partial(_blanked, kept=cut.kept(name), zero=_zero_point(cut, name))
-            _replace_constant(model.graph, name, blank)
+            blank = partial(_blanked, tensor, cut.kept(name), _zero_point(cut, name))
+            shape = tuple(tensor.shape.numpy())
+            lazy = tensor.nbytes >= _LARGE
+            _replace_constant(model.graph, makers, name, _computed(tensor, shape, blank, lazy))
 
 
 def slice_removed(model: ir.Model, cut: Cut) -> None:
     """Cut every constant and patch everything that speaks of sizes, in place.
 
+    What is left of tensors that are not in memory is computed when it is read, each time anew.
+
     Raises:
         CutError: when the graph cannot express the smaller model.
     """
     integers = IntegerValues(cut, dict(model.opset_imports))
+    editor = Editor(model.graph)
     for node in list(model.graph):
         integers.follow(node)
         if node.graph is None:
             continue
-        site = Site(model.graph, node, model.opset_imports.get("", 1), cut, integers)
+        site = Site(editor, node, model.opset_imports.get("", 1), cut, integers)
         for table in (ATTRIBUTES, PATCHES):
             if patch := table.get((node.domain, node.op_type)):
                 patch(site)
-    for name in _cut_constants(cut):
-        _replace_constant(model.graph, name, partial(_taken, kept=cut.kept(name)))
+    makers = _constant_nodes(model.graph)
+    for name, tensor in _cut_constants(cut):
+        kept = cut.kept(name)
+        pairs = enumerate(tensor.shape.numpy())
+        shape = tuple(len(kept[axis]) if axis in kept else extent for axis, extent in pairs)
+        lazy = isinstance(tensor, (ir.ExternalTensor, ir.LazyTensor)) and tensor.nbytes >= _LARGE
+        taken = partial(_taken, tensor, kept, shape)
+        _replace_constant(model.graph, makers, name, _computed(tensor, shape, taken, lazy))
     _forget_shapes(model.graph)
 
 
-def _cut_constants(cut: Cut) -> list[str]:
-    return [name for name in cut.coupling.facts.constants if cut.touches(name)]
+def _cut_constants(cut: Cut) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    """Constants that lose something, with their values at full size."""
+    for name, tensor in cut.coupling.facts.constants.items():
+        if cut.touches(name):
+            yield name, tensor
+
+
+def _constant_nodes(graph: ir.Graph) -> dict[str | None, ir.Node]:
+    return {node.outputs[0].name: node for node in graph if node.op_type == "Constant"}
 
 
 def _zero_point(cut: Cut, name: str) -> NDArray[Any] | None:
@@ -66,52 +89,86 @@ def _zero_point(cut: Cut, name: str) -> NDArray[Any] | None:
     if tensor is None:
         return None
     value = tensor.numpy()
-    rank = len(cut.coupling.facts.constants[name].shape)
-    return value.reshape([-1 if i == axis else 1 for i in range(rank)]) if value.size > 1 else value
+    shape = cut.coupling.facts.constants[name].shape.numpy()
+    if value.size > 1:
+        value = value.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return np.broadcast_to(value, shape)
 
 
 def _blanked(
-    value: NDArray[Any], kept: dict[int, NDArray[np.int64]], zero: NDArray[Any] | None
+    tensor: ir.TensorProtocol, kept: Mapping[int, NDArray[np.int64]], zero: NDArray[Any] | None
 ) -> NDArray[Any]:
-    result = np.zeros_like(value)
+    result = np.zeros(tensor.shape.numpy(), tensor.dtype.numpy())
     if zero is not None:
         result[...] = zero
-    index = np.ix_(*(kept.get(axis, np.arange(n)) for axis, n in enumerate(value.shape)))
-    result[index] = value[index]
+    for start, block in blocks(tensor):
+        rows = _within(kept, start, len(block))
+        others = [kept.get(axis, np.arange(n)) for axis, n in enumerate(block.shape) if axis]
+        result[start : start + len(block)][np.ix_(rows, *others)] = block[np.ix_(rows, *others)]
     return result
 
 
-def _taken(value: NDArray[Any], kept: dict[int, NDArray[np.int64]]) -> NDArray[Any]:
-    for axis, indices in kept.items():
-        value = value.take(indices, axis=axis)
-    return value
+def _taken(
+    tensor: ir.TensorProtocol, kept: Mapping[int, NDArray[np.int64]], shape: tuple[int, ...]
+) -> NDArray[Any]:
+    result = np.empty(shape, tensor.dtype.numpy())
+    done = 0
+    for start, block in blocks(tensor):
+        part = block.take(_within(kept, start, len(block)), axis=0) if 0 in kept else block
+        for axis, indices in kept.items():
+            part = part.take(indices, axis=axis) if axis else part
+        result[done : done + len(part)] = part
+        done += len(part)
+    return result
+
+
+def _within(kept: Mapping[int, NDArray[np.int64]], start: int, length: int) -> NDArray[np.int64]:
+    """Kept entries of a block of the first axis, counted from its start."""
+    if 0 not in kept:
+        return np.arange(length)
+    low, high = np.searchsorted(kept[0], (start, start + length)).tolist()
+    return kept[0][low:high] - start
+
+
+def _computed(
+    source: ir.TensorProtocol,
+    shape: tuple[int, ...],
+    compute: Callable[[], NDArray[Any]],
+    lazy: bool,
+) -> ir.TensorProtocol:
+    """What is computed from a tensor, with its name, type and metadata."""
+    kept: dict[str, Any] = {
+        "name": source.name,
+        "doc_string": source.doc_string,
+        "metadata_props": dict(source.metadata_props),
+    }
+    dtype = ir.DataType(source.dtype)
+    if not lazy:
+        return ir.Tensor(compute(), dtype=dtype, **kept)
+    return ir.LazyTensor(
+        lambda: ir.Tensor(compute(), dtype=dtype), dtype=dtype, shape=ir.Shape(shape), **kept
+    )
 
 
 def _replace_constant(
-    graph: ir.Graph, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]
+    graph: ir.Graph,
+    makers: Mapping[str | None, ir.Node],
+    name: str,
+    tensor: ir.TensorProtocol,
 ) -> None:
-    """Put a changed tensor in place of an initializer or of the output of a Constant node."""
+    """Put a changed tensor in place of an initializer or of the output of a Constant node.
+
+    A constant that is gone already was left without readers by a patch.
+    """
     if name in graph.initializers:
         value = graph.initializers[name]
-        assert value.const_value is not None
-        tensor = _changed(value.const_value, change)
         value.const_value = tensor
         value.shape = ir.Shape(tensor.shape.numpy())
-        return
-    node = next((n for n in graph if n.outputs and n.outputs[0].name == name), None)
-    if node is None:  # nothing read it any more once its reader got a constant of its own
-        return
-    constant = ir.convenience.get_const_tensor(node.outputs[0])
-    assert constant is not None
-    node.attributes.clear()
-    node.attributes["value"] = ir.AttrTensor("value", _changed(constant, change))
-    node.outputs[0].const_value = None
-
-
-def _changed(
-    tensor: ir.TensorProtocol, change: Callable[[NDArray[Any]], NDArray[Any]]
-) -> ir.TensorProtocol:
-    return ir.tensor(change(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
+    elif name in makers:
+        node = makers[name]
+        node.attributes.clear()
+        node.attributes["value"] = ir.AttrTensor("value", tensor)
+        node.outputs[0].const_value = None
 
 
 def _forget_shapes(graph: ir.Graph) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.coupling.cut import CutError
-from onnxprune.surgery.integers import add_initializer, unique_name
+from onnxprune.surgery.integers import Editor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ _FIRST_OPSET = 13
 
 def keep_statistics(model: ir.Model, cut: Cut) -> None:
     """Rescale means and widen normalisations in the sliced model, in place."""
-    nodes = _nodes(model)
+    nodes, editor = _nodes(model), Editor(model.graph)
     for statistic in cut.coupling.statistics:
         kept, count = _counts(cut, statistic)
         if kept == count:
@@ -43,25 +43,25 @@ def keep_statistics(model: ir.Model, cut: Cut) -> None:
             raise CutError(statistic.tensor, "cutting normalised axes needs opset 13 or newer")
         node = nodes[statistic.node]
         if statistic.widened:
-            _widen(model.graph, node, cut, statistic, count, kept)
+            _widen(editor, node, cut, statistic, count, kept)
         else:
-            _rescale(model.graph, node, cut, kept / count)
+            _rescale(editor, node, cut, kept / count)
 
 
 def restrict_statistics(model: ir.Model, cut: Cut) -> None:
     """In the masked model, take inexact means over the kept entries only, in place."""
-    nodes = _nodes(model)
+    nodes, editor = _nodes(model), Editor(model.graph)
     for statistic in cut.coupling.statistics:
         kept, count = _counts(cut, statistic)
         if kept == count or statistic.exact:
             continue
         node = nodes[statistic.node]
         alive = np.flatnonzero(cut.alive_along(statistic.tensor, statistic.axis))
-        index = add_initializer(model.graph, f"{statistic.node}/kept", alive)
+        index = editor.add_initializer(f"{statistic.node}/kept", alive)
         axis = ir.AttrInt64("axis", statistic.axis)
         gather = ir.Node("", "Gather", [node.inputs[0], index], [axis], num_outputs=1)
-        _insert_before(model.graph, node, 0, gather)
-        _rescale(model.graph, node, cut, kept / count)
+        _insert_before(editor, node, 0, gather)
+        _rescale(editor, node, cut, kept / count)
 
 
 def _nodes(model: ir.Model) -> dict[str, ir.Node]:
@@ -73,16 +73,16 @@ def _counts(cut: Cut, statistic: Statistic) -> tuple[int, int]:
     return int(alive.sum()), len(alive)
 
 
-def _rescale(graph: ir.Graph, node: ir.Node, cut: Cut, factor: float) -> None:
+def _rescale(editor: Editor, node: ir.Node, cut: Cut, factor: float) -> None:
     """Multiply the output of a node; the product takes over its name."""
     output = node.outputs[0]
     dtype = output.dtype.numpy() if output.dtype is not None else np.dtype(np.float32)
-    value = add_initializer(graph, f"{output.name}/kept_share", np.array(factor, dtype))
-    _follow(graph, node, output, ir.Node("", "Mul", [output, value], num_outputs=1))
+    value = editor.add_initializer(f"{output.name}/kept_share", np.array(factor, dtype))
+    _follow(editor, node, output, ir.Node("", "Mul", [output, value], num_outputs=1))
 
 
 def _widen(
-    graph: ir.Graph, node: ir.Node, cut: Cut, statistic: Statistic, count: int, kept: int
+    editor: Editor, node: ir.Node, cut: Cut, statistic: Statistic, count: int, kept: int
 ) -> None:
     """Run a node at the original width: pad what is narrower, cut the outputs back."""
     shapes = cut.coupling.facts.first.shapes
@@ -94,31 +94,31 @@ def _widen(
         if own >= 0 and shapes[value.name][own] == count and cut.touches(value.name):
             pads = [0] * (2 * len(shapes[value.name]))
             pads[len(shapes[value.name]) + own] = count - kept
-            amounts = add_initializer(graph, f"{statistic.node}/pads_{slot}", np.array(pads))
+            amounts = editor.add_initializer(f"{statistic.node}/pads_{slot}", np.array(pads))
             pad = ir.Node("", "Pad", [value, amounts], num_outputs=1)
-            _insert_before(graph, node, slot, pad)
+            _insert_before(editor, node, slot, pad)
     for output in list(node.outputs):
         if output.name and cut.touches(output.name):
-            bounds = _bounds(graph, f"{output.name}/kept", (0, kept, statistic.axis))
-            _follow(graph, node, output, ir.Node("", "Slice", [output, *bounds], num_outputs=1))
+            bounds = _bounds(editor, f"{output.name}/kept", (0, kept, statistic.axis))
+            _follow(editor, node, output, ir.Node("", "Slice", [output, *bounds], num_outputs=1))
 
 
-def _bounds(graph: ir.Graph, name: str, values: Sequence[int]) -> list[ir.Value]:
-    return [add_initializer(graph, f"{name}_{i}", np.array([v])) for i, v in enumerate(values)]
+def _bounds(editor: Editor, name: str, values: Sequence[int]) -> list[ir.Value]:
+    return [editor.add_initializer(f"{name}_{i}", np.array([v])) for i, v in enumerate(values)]
 
 
-def _insert_before(graph: ir.Graph, node: ir.Node, slot: int, made: ir.Node) -> None:
-    made.outputs[0].name = unique_name(graph, f"{node.outputs[0].name}/input_{slot}")
-    graph.insert_before(node, made)
+def _insert_before(editor: Editor, node: ir.Node, slot: int, made: ir.Node) -> None:
+    made.outputs[0].name = editor.unique_name(f"{node.outputs[0].name}/input_{slot}")
+    editor.graph.insert_before(node, made)
     node.replace_input_with(slot, made.outputs[0])
 
 
-def _follow(graph: ir.Graph, node: ir.Node, output: ir.Value, made: ir.Node) -> None:
+def _follow(editor: Editor, node: ir.Node, output: ir.Value, made: ir.Node) -> None:
     """Put a node behind an output; its result takes over the name."""
     name = output.name or ""
     result = made.outputs[0]
-    graph.insert_after(node, made)
+    editor.graph.insert_after(node, made)
     output.replace_all_uses_with(result, replace_graph_outputs=True)
     made.replace_input_with(0, output)
-    output.name = unique_name(graph, f"{name}/full")
+    output.name = editor.unique_name(f"{name}/full")
     result.name = name

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rules import Case, check
+from rules import Case, check, runnable
 
 
 def flat(op: str, body: str, groups: str | tuple[str, ...], width: int = 8, **more: Any) -> Case:
@@ -263,9 +263,24 @@ CASES = [
         ALL,
         values={"i": [0]},
     ),
+    *(
+        Case(
+            op,
+            f"h = Conv(x, a) f = Cast<to=1>(places) n = Shape<start=0, end=1>(x) "
+            "rest = Constant<value=int64[3]{4, 4, 2}>() shape = Concat<axis=0>(n, rest) "
+            f"grid = Expand(f, shape) t = {op}(h, grid) y = Conv(t, b)",
+            {"a": (8, 4, 1, 1), "b": (3, 8, 1, 1)},
+            ("8: a[0] b[1]",),
+            x="N, 4, 5, 5",
+            y="N, 3, 4, 4",
+            values={"places": np.linspace(-1.1, 1.1, 32).reshape(1, 4, 4, 2)},
+            refused="input 1 of GridSample is not cut",
+        )
+        for op in ("GridSample", "com.microsoft.GridSample")
+    ),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", runnable(CASES), ids=str)
 def test_rule(case: Case) -> None:
     check(case)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rules import Case, check
+from rules import Case, check, runnable
 
 FLAT = {"a": (4, 8), "b": (8, 3)}
 PLANE = {"x": "N, 4, 5, 5", "y": "N, 3, 5, 5"}
@@ -97,9 +97,41 @@ CASES = [
         refused=OVER,
         **PLANE,
     ),
+    Case(
+        "GroupNormalization",  # two channels in each group
+        "h = Conv(x, a) t = GroupNormalization<num_groups=4>(h, g, c) y = Conv(t, b)",
+        {"a": (8, 4, 1, 1), "b": (3, 8, 1, 1), "g": (8,), "c": (8,)},
+        ("4: a[0] b[1] c[0] g[0]",),
+        opset=21,
+        **PLANE,
+    ),
+    Case(
+        "GroupNormalization",  # with parameters for each group
+        "h = Conv(x, a) t = GroupNormalization<num_groups=4>(h, g, c) y = Conv(t, b)",
+        {"a": (8, 4, 1, 1), "b": (3, 8, 1, 1), "g": (4,), "c": (4,)},
+        refused="before opset 21",
+        opset=18,
+        **PLANE,
+    ),
+    Case(
+        "GroupNormalization",  # one group: statistics over everything
+        "h = Conv(x, a) t = GroupNormalization<num_groups=1>(h, g, c) y = Conv(t, b)",
+        {"a": (8, 4, 1, 1), "b": (3, 8, 1, 1), "g": (8,), "c": (8,)},
+        refused=OVER,
+        opset=21,
+        **PLANE,
+    ),
+    Case(
+        "GroupNormalization",
+        "h = Conv(x, a) t = GroupNormalization<num_groups=4, epsilon=0.0>(h, g, c) y = Conv(t, b)",
+        {"a": (8, 4, 1, 1), "b": (3, 8, 1, 1), "g": (8,), "c": (8,)},
+        refused="divides 0 by 0",
+        opset=21,
+        **PLANE,
+    ),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", runnable(CASES), ids=str)
 def test_rule(case: Case) -> None:
     check(case)

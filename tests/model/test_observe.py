@@ -75,10 +75,11 @@ def test_symbols_that_are_the_same_get_the_same_size() -> None:
         assert (run.shapes["x"], run.shapes["z"]) == ((batch, time), (1, time, batch))
 
 
-def test_what_the_file_declares_is_not_believed() -> None:
+@pytest.mark.parametrize("declared", [[1, 99, 1, 1], [2, 4], ["other", 3, "h", "w"]], ids=str)
+def test_what_the_file_declares_is_not_believed(declared: list[int | str]) -> None:
     proto = conv("N, 3, 9, 9")
-    declared = onnx.helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, [1, 99, 1, 1])
-    proto.graph.value_info.append(declared)
+    wrong = onnx.helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, declared)
+    proto.graph.value_info.append(wrong)
     assert observed(proto).first.shapes["h"] == (2, 4, 7, 7)
 
 

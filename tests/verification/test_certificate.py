@@ -102,6 +102,12 @@ def test_the_interface_stays_as_it_is(old: str, new: str, kind: str) -> None:
         check_interface(model(1, 1), model(1, 1, text=NETWORK.replace(old, new)))
 
 
+def test_a_changed_interface_does_not_pass_the_gates() -> None:
+    renamed = model(1, 2, text=NETWORK.replace("(float[N, 2] y)", "(float[N, two] y)"))
+    with pytest.raises(VerificationError, match="the result's outputs differ"):
+        check_result(model(1, 2), renamed, [ones(2)], ONE_THREAD, 1e-4)
+
+
 def test_a_sound_result_passes_the_gates() -> None:
     check_result(model(1, 2), model(1, 0), [ones(2), ones(3)], ONE_THREAD, 1e-4)
 

@@ -61,9 +61,7 @@ def _multi_head(step: Step) -> None:
         raise Refusal("MultiHeadAttention with packed inputs")
     count = int(step.attribute("num_heads"))
     biases = _packed_bias(step, 3) if step.has(3) else (None, None, None)
-    query, key, value = (
-        _split_heads(step, slot, count, bias) for slot, bias in enumerate(biases)
-    )
+    query, key, value = (_split_heads(step, slot, count, bias) for slot, bias in enumerate(biases))
     _note_readers(step, (0, 1), 2)
     _emit_merged(step, _attend(step, query, key, value, mask=5))
 
@@ -186,13 +184,14 @@ def _attend(
     ]
     kept = (_BATCH, _HEAD, _QUERY, _VALUE)
     layers = contract(relations, operands, kept, _NOT_ZERO)
+    zero = operands[1].blanks(layers)
     result = simplify(relations, rename(layers, {axis: i for i, axis in enumerate(kept)}))
-    return TensorLabels("", (*query.shape[:3], value.shape[3]), result, zero=value.zero)
+    return TensorLabels("", (*query.shape[:3], value.shape[3]), result, zero=zero)
 
 
 def _repeat_heads(step: Step, labels: TensorLabels, repeats: int) -> TensorLabels:
-    """Each key/value head serves `repeats` query heads in a row."""
-    if repeats == 1:
+    """Each key/value head serves `repeats` query heads in a row; a single one just broadcasts."""
+    if repeats == 1 or labels.shape[1] == 1:
         return labels
     index = np.repeat(np.arange(labels.shape[1]), repeats)
     layers: Layers = take(step.relations, labels.layers, 1, index)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnxprune.coupling.labels import TensorLabels
     from onnxprune.coupling.step import Step
 
-__all__ = ["RULES", "contract_operands", "matmul_axes"]
+__all__ = ["RULES", "contract_operands", "gemm", "matmul_axes"]
 
 _NOT_ZERO = "a product of two activations, neither of them zero where it is removed"
 
@@ -56,7 +56,8 @@ def _note_consumers(
             step.consumers.append(Consumer(node_id(step.node), operand.labels.name, own))
 
 
-def _gemm(step: Step) -> None:
+def gemm(step: Step) -> None:
+    """Gemm: alpha a b + beta c, either factor transposed."""
     left = (1, 0) if step.attribute("transA", 0) else (0, 1)
     right = (2, 1) if step.attribute("transB", 0) else (1, 2)
     operands = [Operand(step.read(0), left), Operand(step.read(1), right)]
@@ -106,7 +107,7 @@ def _einsum(step: Step) -> None:
 
 
 RULES: dict[tuple[str, str], Callable[[Step], None]] = {
-    ("", "Gemm"): _gemm,
+    ("", "Gemm"): gemm,
     ("", "MatMul"): _matmul,
     ("", "Einsum"): _einsum,
 }

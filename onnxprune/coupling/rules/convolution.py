@@ -127,8 +127,10 @@ def _shared_weight(
     step: Step, weight: TensorLabels, inside: NDArray[np.int32], group: int, transposed: bool
 ) -> NDArray[np.int32]:
     """Tie a grouped weight that another node has labelled already; returns its out-atoms."""
-    flat = next((layer.atoms for layer in weight.layers if layer.axes == (0,)), None)
-    nested = next((layer.atoms for layer in weight.layers if layer.axes == (0, 1)), None)
+    by_axes = {layer.axes: layer.atoms for layer in weight.layers}
+    flat, nested = by_axes.get((0,)), by_axes.get((0, 1))
+    if nested is None and (1,) in by_axes:  # a label of its own: all groups share their positions
+        nested = np.broadcast_to(by_axes[1,], weight.shape[:2])
     if not weight.constant or flat is None or (nested is None and weight.shape[1] > 1):
         raise Refusal("the weight of a grouped convolution is computed or used by another op")
     rows = flat.reshape(group, -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxprune.coupling.join import Operand, join
-from onnxprune.coupling.rules.contraction import contract_operands, matmul_axes
+from onnxprune.coupling.rules.contraction import contract_operands, gemm, matmul_axes
 from onnxprune.coupling.rules.convolution import convolve
 from onnxprune.coupling.step import Refusal
 
@@ -20,8 +20,8 @@ _STATISTICS = "LayerNormalization takes statistics over it"
 _ZERO_TO_ZERO = frozenset({"Relu", "LeakyRelu", "Tanh", "HardSwish", "Elu", "Gelu", ""})
 
 
-def _bias_gelu(step: Step) -> None:
-    """BiasGelu, FastGelu: gelu(x + bias)."""
+def _gelu(step: Step) -> None:
+    """Gelu, QuickGelu, and BiasGelu, FastGelu with their bias: gelu(x + bias)."""
     slots = [slot for slot in (0, 1) if step.has(slot)]
     operands, layers = step.join_inputs(slots)
     step.emit(layers, zero=all(operand.blanks(layers) for operand in operands))
@@ -35,12 +35,15 @@ def _skip_norm(step: Step) -> None:
     summed = [slot for slot in (0, 1, bias) if step.has(slot)]
     operands, layers = step.join_inputs(summed)
     zero = all(operand.blanks(layers) for operand in operands)
-    for slot in step.outputs():
-        output = step.emit(layers, slot, zero=zero)
-        if slot == 0 and not step.cut_statistics(output, rank - 1, widened=True):
-            step.fix(output, [rank - 1], _STATISTICS)
-        output.zero = output.zero and slot == 3
-    whole = step.emitted(0)
+    whole = step.emit(layers, zero=zero)
+    if not step.cut_statistics(whole, rank - 1, widened=True):
+        step.fix(whole, [rank - 1], _STATISTICS)
+    whole.zero = False
+    for slot in step.outputs()[1:]:
+        if slot == 3:
+            step.emit(layers, slot, zero=zero)
+        else:  # mean and deviation, of extent 1 along the normalised axis
+            step.emit([one for one in whole.layers if rank - 1 not in one.axes], slot)
     for slot in (2,) if simplified else (2, 3):
         if step.has(slot):
             parts = [Operand(whole, tuple(range(rank))), Operand(step.read(slot), (rank - 1,))]
@@ -59,19 +62,30 @@ def _fused_matmul(step: Step) -> None:
     contract_operands(step, [Operand(first, left), Operand(second, right)], kept)
 
 
+def _fused_gemm(step: Step) -> None:
+    """FusedGemm: activation(alpha a b + beta c)."""
+    gemm(step)
+    _activate(step)
+
+
 def _fused_conv(step: Step) -> None:
     """FusedConv: activation(conv(x, w, b) + z)."""
     output = convolve(step)
     if step.has(3):
         step.add_bias(output, 3, tuple(range(len(output.shape))))
+    _activate(step)
+
+
+def _activate(step: Step) -> None:
+    output = step.emitted()
     output.zero = output.zero and str(step.attribute("activation", "")) in _ZERO_TO_ZERO
 
 
 RULES: dict[tuple[str, str], Callable[[Step], None]] = {
-    ("com.microsoft", "BiasGelu"): _bias_gelu,
-    ("com.microsoft", "FastGelu"): _bias_gelu,
+    **{("com.microsoft", op): _gelu for op in ("Gelu", "QuickGelu", "BiasGelu", "FastGelu")},
     ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
+    ("com.microsoft", "FusedGemm"): _fused_gemm,
     ("com.microsoft", "FusedConv"): _fused_conv,
 }

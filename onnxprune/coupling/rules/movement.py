@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnxprune.coupling.labels import Layers, TensorLabels
     from onnxprune.coupling.step import Step
 
-__all__ = ["RULES", "reshaped"]
+__all__ = ["RULES", "concatenated", "reshaped"]
 
 
 def _pass_on(step: Step, labels: TensorLabels, layers: Sequence[Layer], slot: int = 0) -> None:
@@ -66,9 +66,14 @@ def _repeated(step: Step) -> None:
 
 
 def _concat(step: Step) -> None:
+    concatenated(step, range(len(step.node.inputs)))
+
+
+def concatenated(step: Step, slots: Sequence[int]) -> None:
+    """Concat of the inputs at some slots."""
     rank = len(step.out_shape())
     axis = step.axis(rank, 1)
-    parts = [step.read(slot) for slot in range(len(step.node.inputs))]
+    parts = [step.read(slot) for slot in slots]
     parts = [part for part in parts if part.shape[axis] > 0]
     for part in parts:
         movable(step.relations, part)
@@ -231,6 +236,13 @@ def _resize(step: Step) -> None:
     step.emit(layers, zero=labels.zero)
 
 
+def _grid_sample(step: Step) -> None:
+    """GridSample: every channel is read at the same places; outside of the map lies zero."""
+    labels = step.read()
+    places = [axis for axis in range(len(labels.shape)) if axis != 1]
+    step.emit(step.fix(labels, places, "GridSample reads along it"), zero=labels.zero)
+
+
 def _pixel_blocks(step: Step, depth_first: bool, size: int) -> tuple[list[int], list[int]]:
     """Shape [b, ., ., C, h, w] that DepthToSpace reshapes to, and the transposition it does."""
     batch, channels, height, width = step.shape()
@@ -310,6 +322,7 @@ RULES: dict[tuple[str, str], Callable[[Step], None]] = {
     ("", "GatherND"): _gather_nd,
     ("", "Pad"): _pad,
     **{("", op): _resize for op in ("Resize", "Upsample")},
+    **{(domain, "GridSample"): _grid_sample for domain in ("", "com.microsoft")},
     ("", "DepthToSpace"): _depth_to_space,
     ("", "SpaceToDepth"): _space_to_depth,
     **{("", op): _unlabelled for op in ("Shape", "Size")},

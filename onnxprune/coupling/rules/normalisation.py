@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxprune.coupling.join import Operand, join
+from onnxprune.coupling.labels import TensorLabels, movable, reshape
 from onnxprune.coupling.step import Refusal
 
 if TYPE_CHECKING:
@@ -62,6 +63,27 @@ def _layer(step: Step) -> None:
     rank = len(step.shape())
     over = range(step.axis(rank, -1), rank)
     _normalise(step, over, (1, 2), range(rank))
+    for slot in step.outputs()[1:]:  # mean and deviation, of extent 1 along the normalised axes
+        layers = step.emitted().layers
+        step.emit([layer for layer in layers if not set(layer.axes) & set(over)], slot)
+
+
+def _group(step: Step) -> None:
+    """GroupNormalization: whole groups; its parameters lie per channel."""
+    if step.opset < 21:
+        raise Refusal("GroupNormalization before opset 21 (deprecated)")
+    if float(step.attribute("epsilon", 1e-5)) < _SMALLEST_EPSILON:
+        raise Refusal("GroupNormalization without epsilon divides 0 by 0")
+    labels, groups = step.read(), int(step.attribute("num_groups"))
+    batch, channels, *space = labels.shape
+    split = (batch, groups, channels // groups, *space)
+    layers = reshape(step.relations, movable(step.relations, labels), labels.shape, split)
+    apart = TensorLabels(labels.name, split, layers)
+    step.fix(apart, range(2, len(split)), "GroupNormalization takes statistics over it")
+    parameters = [Operand(step.read(slot), (1,)) for slot in (1, 2)]
+    operands = [Operand(labels, tuple(range(len(labels.shape)))), *parameters]
+    joined = join(step.relations, operands)
+    step.emit(joined, zero=all(one.blanks(joined) for one in parameters))
 
 
 def _along_axis(step: Step) -> None:
@@ -85,6 +107,7 @@ def _local_response(step: Step) -> None:
 RULES: dict[tuple[str, str], Callable[[Step], None]] = {
     ("", "BatchNormalization"): _batch,
     ("", "InstanceNormalization"): _instance,
+    ("", "GroupNormalization"): _group,
     **{
         ("", op): _layer
         for op in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")

@@ -2,7 +2,8 @@
 
 Between QuantizeLinear and DequantizeLinear the integers carry the same labels as the floats. The
 integer forms of convolution and matrix product contract like their float twins; a removed slice of
-a quantised weight is held at its zero point, which is what zero means there.
+a quantised weight is held at its zero point, which is what zero means there. (Where the zero point
+is 0, and for anything added rather than multiplied, plain zeros give the same result.)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from onnxprune.coupling.labels import Layer, TensorLabels, simplify
 from onnxprune.coupling.relations import Origin
 from onnxprune.coupling.rules.contraction import contract_operands, matmul_axes
 from onnxprune.coupling.rules.convolution import convolve
+from onnxprune.coupling.rules.movement import concatenated
 from onnxprune.coupling.step import Refusal
 
 if TYPE_CHECKING:
@@ -24,6 +26,38 @@ if TYPE_CHECKING:
     from onnxprune.coupling.step import Step
 
 __all__ = ["RULES"]
+
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
+
+
+def _hold(step: Step, slot: int, point: int, axis: int = 0, *, summed: bool = True) -> None:
+    """Have removed slices of a quantised constant held at its zero point.
+
+    Args:
+        step: the node.
+        slot: input slot of the constant.
+        point: input slot of its zero point.
+        axis: where the zero point lies when it is a vector.
+        summed: the constant is only multiplied and summed away. Anywhere else the plan's stored
+            zeros, which are not 0 here, would show: it then does not count as zero where removed.
+    """
+    if not step.has(point) or not step.peek(slot).constant:
+        return
+    value = step.value(point)
+    if value is not None and not np.any(value):
+        return
+    if any(_producer(step, one) not in ("", "Constant") for one in (slot, point)):
+        raise Refusal("a quantised weight or its zero point is worked out from other constants")
+    step.note_zero_point(slot, point, axis)
+    labels = step.peek(slot)
+    labels.zero = labels.zero and summed
+
+
+def _producer(step: Step, slot: int) -> str:
+    """Type of the op that makes an input; empty for an initializer or a graph input."""
+    value = step.node.inputs[slot]
+    producer = value.producer() if value is not None else None
+    return "" if producer is None else producer.op_type
 
 
 def _scaled(step: Step, data: TensorLabels, slots: Sequence[int], axis: int) -> TensorLabels:
@@ -49,7 +83,9 @@ def _linear(step: Step) -> None:
     axis = step.axis(rank, 1) if rank else 0
     view = TensorLabels(data.name, data.shape, data.layers, data.constant, False, data.zero)
     view = _scaled(step, view, (1, 2), axis)
-    step.note_zero_point(0, 2, axis)
+    if step.node.op_type == "DequantizeLinear" and _producer(step, 0) != "QuantizeLinear":
+        readers = [use.node.op_type for use in step.node.outputs[0].uses()]
+        _hold(step, 0, 2, axis, summed=all(reader in _PRODUCTS for reader in readers))
     step.emit(view.layers, zero=data.zero, constant=data.constant)
 
 
@@ -69,21 +105,20 @@ def _matmul_integer(step: Step) -> None:
     output = contract_operands(step, [Operand(first, left), Operand(second, right)], kept)
     for slot, axis in ((2, len(output.shape) - 2), (3, len(output.shape) - 1)):
         _scaled(step, output, (slot,), axis)
-    step.note_zero_point(0, 2)
-    step.note_zero_point(1, 3, axis=len(second.shape) - 1)
-    output.zero = True
+    _hold(step, 0, 2, max(len(first.shape) - 2, 0))
+    _hold(step, 1, 3, len(second.shape) - 1)
 
 
 def _conv_integer(step: Step) -> None:
     output = convolve(step, bias_slot=len(step.node.inputs))
-    step.note_zero_point(1, 3)
+    _hold(step, 1, 3)
     _scaled(step, output, (2, 3), 1)
 
 
 def _qlinear_conv(step: Step) -> None:
     """x, scale, zero, w, scale, zero, scale, zero, bias."""
     output = convolve(step, weight_slot=3, bias_slot=8)
-    step.note_zero_point(3, 5)
+    _hold(step, 3, 5)
     _scaled(step, output, (1, 2, 4, 5, 6, 7), 1)
 
 
@@ -92,10 +127,10 @@ def _qlinear_matmul(step: Step) -> None:
     first, second = step.read_weight(0), step.read_weight(3)
     left, right, kept = matmul_axes(len(first.shape), len(second.shape))
     output = contract_operands(step, [Operand(first, left), Operand(second, right)], kept)
-    step.note_zero_point(3, 5, axis=len(second.shape) - 1)
+    _hold(step, 0, 2, max(len(first.shape) - 2, 0))
+    _hold(step, 3, 5, len(second.shape) - 1)
     _scaled(step, output, (4, 5), len(output.shape) - 1)
     _scaled(step, output, (1, 2, 6, 7), max(len(output.shape) - 2, 0))
-    output.zero = True
 
 
 def _qgemm(step: Step) -> None:
@@ -104,31 +139,54 @@ def _qgemm(step: Step) -> None:
     right = (2, 1) if step.attribute("transB", 0) else (1, 2)
     operands = [Operand(step.read_weight(0), left), Operand(step.read_weight(3), right)]
     output = contract_operands(step, operands, (0, 2))
-    step.note_zero_point(3, 5, axis=right.index(2))
+    _hold(step, 0, 2)
+    _hold(step, 3, 5, right.index(2))
     _scaled(step, output, (4, 5), 1)
     _scaled(step, output, (1, 2, 7, 8), 0)
     if step.has(6):
-        bias = step.read_weight(6)
-        rank = len(bias.shape)
-        operands = [Operand(output, (0, 1)), Operand(bias, tuple(range(2 - rank, 2)))]
-        output.layers = join(step.relations, operands)
-    output.zero = True
+        step.add_bias(output, 6, range(2 - len(step.shape(6)), 2))
+
+
+def _read_all(step: Step) -> None:
+    """Scales and zero points of a whole tensor are scalars: nothing of them is cut."""
+    for slot in range(len(step.node.inputs)):
+        if step.has(slot):
+            step.read_weight(slot)
 
 
 def _qlinear_pairwise(step: Step) -> None:
     """com.microsoft QLinearAdd, QLinearMul: a, scale, zero, b, scale, zero, scale, zero."""
-    for slot in (1, 2, 4, 5, 6, 7):
-        step.read_weight(slot)
+    _read_all(step)
     operands, layers = step.join_inputs([0, 3])
-    step.emit(layers, zero=all(operand.blanks(layers) for operand in operands))
+    for slot in (0, 3):
+        _hold(step, slot, slot + 2, summed=False)
+    blank = any if step.node.op_type == "QLinearMul" else all
+    step.emit(layers, zero=blank(operand.blanks(layers) for operand in operands))
 
 
 def _qlinear_unary(step: Step) -> None:
     """com.microsoft QLinearLeakyRelu, QLinearSigmoid: element-wise with scalar scales."""
-    for slot in range(1, len(step.node.inputs)):
-        step.read_weight(slot)
+    _read_all(step)
     data = step.read(0)
     step.emit(data.layers, zero=data.zero and step.node.op_type == "QLinearLeakyRelu")
+
+
+def _qlinear_pool(step: Step) -> None:
+    """com.microsoft QLinearAveragePool, QLinearGlobalAveragePool: x, scale, zero, scale, zero."""
+    _read_all(step)
+    data, rank = step.read(0), len(step.shape(0))
+    over = range(1, rank - 1) if step.attribute("channels_last", 0) else range(2, rank)
+    layers = step.fix(data, over, f"{step.node.op_type} runs over it")
+    step.emit(layers, zero=data.zero)
+
+
+def _qlinear_concat(step: Step) -> None:
+    """com.microsoft QLinearConcat: scale, zero, then x, scale, zero of each part."""
+    _read_all(step)
+    parts = range(2, len(step.node.inputs), 3)
+    for slot in parts:
+        _hold(step, slot, slot + 2, summed=False)
+    concatenated(step, parts)
 
 
 def _matmul_nbits(step: Step) -> None:
@@ -155,6 +213,8 @@ def _matmul_nbits(step: Step) -> None:
 RULES: dict[tuple[str, str], Callable[[Step], None]] = {
     ("", "QuantizeLinear"): _linear,
     ("", "DequantizeLinear"): _linear,
+    ("com.microsoft", "QuantizeLinear"): _linear,
+    ("com.microsoft", "DequantizeLinear"): _linear,
     ("", "DynamicQuantizeLinear"): _dynamic,
     ("", "MatMulInteger"): _matmul_integer,
     ("", "ConvInteger"): _conv_integer,
@@ -165,5 +225,10 @@ RULES: dict[tuple[str, str], Callable[[Step], None]] = {
     ("com.microsoft", "QLinearMul"): _qlinear_pairwise,
     ("com.microsoft", "QLinearLeakyRelu"): _qlinear_unary,
     ("com.microsoft", "QLinearSigmoid"): _qlinear_unary,
+    **{
+        ("com.microsoft", op): _qlinear_pool
+        for op in ("QLinearAveragePool", "QLinearGlobalAveragePool")
+    },
+    ("com.microsoft", "QLinearConcat"): _qlinear_concat,
     ("com.microsoft", "MatMulNBits"): _matmul_nbits,
 }
