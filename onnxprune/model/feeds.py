@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = ["FIRST_BATCH", "larger_sizes", "made_up_feed", "size_choices"]
 FIRST_BATCH = 2
 """Rows of the first traced batch; the second has one more. Extent 1 would hide broadcasting."""
 
+_MOST_ELEMENTS = 2**29
 _TYPICAL_SIZES = (7, 8, 16, 32, 64, 224, 2, 1)
 
 
@@ -61,7 +63,7 @@ def made_up_feed(
         highest_integer: integers lie below it (safe as indices into a table of that size).
 
     Raises:
-        InputError: for inputs that cannot be made up (sequences, strings, unknown rank).
+        InputError: for inputs that cannot be made up (sequences, strings, unknown rank, size).
     """
     feed: dict[str, NDArray[Any]] = {}
     for spec in specs:
@@ -73,6 +75,11 @@ def made_up_feed(
             sizes.get((spec.name, axis), extent if isinstance(extent, int) else FIRST_BATCH)
             for axis, extent in enumerate(spec.shape)
         )
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise InputError(
+                f"input {spec.name!r} of shape {list(shape)} is too large to be made up; "
+                "give --calibration"
+            )
         if spec.dtype.kind in "iu":
             feed[spec.name] = rng.integers(0, highest_integer, shape).astype(spec.dtype)
         elif spec.dtype.kind == "b":

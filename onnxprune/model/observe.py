@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "Observation", "constants_of", "observe"]
 
-_SHAPE_OF = "onnxprune/shape/"
 _SMALL = 4096
 _HIGHEST_INTEGERS = (2, 1)
 
@@ -105,88 +104,90 @@ def observe(
         RuntimeFailure: when the model does not run on the sample.
     """
     constants = constants_of(model.graph)
-    session = open_session(
-        _with_shape_outputs(model, constants), runtime, optimise=False, arena=False
-    )
+    instrumented, shape_of = _with_shape_outputs(model, constants)
+    session = open_session(instrumented, runtime, optimise=False, arena=False)
+    probe = _Probe(session, shape_of, constants)
     specs = input_specs(model)
-    if sample is not None:
-        first = _observe_once(session, sample, constants)
-    else:
-        first = _first_that_runs(session, specs, rng, constants)
-    second = _at_larger_size(session, specs, first, rng, constants)
+    first = _first_that_runs(probe, specs, rng) if sample is None else probe.run(sample)
+    second = _at_larger_size(probe, specs, first, rng)
     return Facts(first, second, constants)
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """An instrumented model; `shape_of` says which of its outputs is the shape of which tensor."""
+
+    session: ort.InferenceSession
+    shape_of: Mapping[str, str]
+    constants: Mapping[str, ir.TensorProtocol]
+
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> Observation:
+        shapes: dict[str, tuple[int, ...]] = {name: tuple(a.shape) for name, a in feed.items()}
+        shapes |= {name: tuple(tensor.shape.numpy()) for name, tensor in self.constants.items()}
+        integers: dict[str, NDArray[Any]] = {}
+        for name, result in run(self.session, feed).items():
+            if name in self.shape_of:
+                shapes[self.shape_of[name]] = tuple(int(n) for n in result)
+            elif isinstance(result, np.ndarray):
+                shapes[name] = result.shape
+                if result.dtype.kind in "iub" and result.size <= _SMALL:
+                    integers[name] = result
+        return Observation(feed, shapes, integers)
+
+
 def _first_that_runs(
-    session: ort.InferenceSession,
-    specs: Sequence[InputSpec],
-    rng: np.random.Generator,
-    constants: Mapping[str, ir.TensorProtocol],
+    probe: _Probe, specs: Sequence[InputSpec], rng: np.random.Generator
 ) -> Observation:
     problem = ""
     for sizes in size_choices(specs):
         for highest in _HIGHEST_INTEGERS:
             try:
-                return _observe_once(session, made_up_feed(specs, sizes, rng, highest), constants)
+                return probe.run(made_up_feed(specs, sizes, rng, highest))
             except RuntimeFailure as error:
                 problem = problem or str(error)
     raise InputError(f"the model does not run on made-up inputs, give --calibration ({problem})")
 
 
 def _at_larger_size(
-    session: ort.InferenceSession,
-    specs: Sequence[InputSpec],
-    first: Observation,
-    rng: np.random.Generator,
-    constants: Mapping[str, ir.TensorProtocol],
+    probe: _Probe, specs: Sequence[InputSpec], first: Observation, rng: np.random.Generator
 ) -> Observation:
     """Run at another size: all dynamic axes if possible, else the batch alone, else not at all."""
     for sizes in larger_sizes(specs, first.feed):
         for highest in _HIGHEST_INTEGERS:
             try:
-                return _observe_once(session, made_up_feed(specs, sizes, rng, highest), constants)
+                return probe.run(made_up_feed(specs, sizes, rng, highest))
             except (RuntimeFailure, InputError):
                 continue
     return first
 
 
-def _observe_once(
-    session: Any, feed: Mapping[str, NDArray[Any]], constants: Mapping[str, ir.TensorProtocol]
-) -> Observation:
-    results = run(session, feed)
-    shapes: dict[str, tuple[int, ...]] = {name: tuple(a.shape) for name, a in feed.items()}
-    shapes |= {name: tuple(tensor.shape.numpy()) for name, tensor in constants.items()}
-    integers: dict[str, NDArray[Any]] = {}
-    for name, result in results.items():
-        if name.startswith(_SHAPE_OF):
-            shapes[name.removeprefix(_SHAPE_OF)] = tuple(int(n) for n in result)
-        elif isinstance(result, np.ndarray):
-            shapes[name] = result.shape
-            if result.dtype.kind in "iub" and result.size <= _SMALL:
-                integers[name] = result
-    return Observation(feed, shapes, integers)
-
-
-def _with_shape_outputs(model: ir.Model, constants: Mapping[str, ir.TensorProtocol]) -> ir.Model:
+def _with_shape_outputs(
+    model: ir.Model, constants: Mapping[str, ir.TensorProtocol]
+) -> tuple[ir.Model, dict[str, str]]:
     """A copy of the model that also returns the shape, or the small integers, of every tensor."""
     probe = model.clone()
     _infer_types(probe)
     graph = probe.graph
+    taken = {value.name for node in graph for value in (*node.inputs, *node.outputs) if value}
     known = {value.name for value in graph.outputs}
+    shape_of: dict[str, str] = {}
     for node in list(graph):
         for value in node.outputs:
             if not value.name or value.name in known or value.name in constants:
                 continue
             if _is_float(value):
-                name = _SHAPE_OF + value.name
+                name = f"onnxprune/shape/{value.name}"
+                while name in taken:
+                    name += "/"
                 shape = ir.Node("", "Shape", [value], num_outputs=1, name=name)
                 shape.outputs[0].name = name
                 shape.outputs[0].type = ir.TensorType(ir.DataType.INT64)
                 graph.insert_after(node, shape)
                 graph.outputs.append(shape.outputs[0])
+                shape_of[name] = value.name
             else:
                 graph.outputs.append(value)
-    return probe
+    return probe, shape_of
 
 
 def _is_float(value: ir.Value) -> bool:

@@ -166,7 +166,7 @@ def _check_constant(node: onnx.NodeProto, name: str) -> None:
     if node.op_type != "Constant" or node.domain not in _DEFAULT_DOMAINS:
         return
     kinds = [_CONSTANT_ATTRIBUTES.get(attribute.name) for attribute in node.attribute]
-    if len(node.output) != 1 or kinds != [attribute.type for attribute in node.attribute][:1]:
+    if len(kinds) != 1 or len(node.output) != 1 or kinds[0] != node.attribute[0].type:
         raise InputError(
             f"{name}: {_describe(node)} has to have one value and one output; export it again"
         )

@@ -85,10 +85,13 @@ class IntegerValues:
             self._set(name, second, shape[bounds])
 
     def _evaluate(self, node: ir.Node) -> None:
-        names = [value.name or "" for value in node.outputs]
-        if not all(name in self._observation(False).integers for name in names if name):
+        known = self._observation(False).integers
+        names = [value.name for value in node.outputs if value.name]
+        if not all(name in known for name in names):
             self._freeze_scale(node)
             return
+        if any(known[name].ndim > 1 for name in names):
+            return  # a mask or an index table: it follows its own shape at run time
         for second in (False, True):
             inputs = {
                 value.name or "": self.get(value.name or "", second=second)
