@@ -108,6 +108,6 @@ def made_up(model: onnx.ModelProto) -> Arrays:
         if value.name not in given:
             tensor = value.type.tensor_type
             dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-            shape = [dim.dim_value or 2 for dim in tensor.shape.dim]
+            shape = [max(dim.dim_value, 0) or 2 for dim in tensor.shape.dim]
             feed[value.name] = np.asarray(rng.standard_normal(shape), dtype)
     return feed

@@ -19,6 +19,7 @@ MODELS = Path(__file__).parent.parent / "models"
 
 Random = np.random.Generator
 Mutation = Callable[[onnx.ModelProto, Random], None]
+Subject = Callable[[Random], onnx.ModelProto]
 
 ODD_INTEGERS = (0, 1, -1, 2, 3, -2, 7, 1000, 2**31 - 1, 2**31, -(2**31), 2**63 - 1, -(2**63))
 ODD_FLOATS = (0.0, -1.0, 1e-45, 1e38, float("inf"), float("nan"))
@@ -46,7 +47,7 @@ def attentive(rng: Random) -> onnx.ModelProto:
     return net.model(source, token_classifier(net, self_attention(net, embed(net, source))))
 
 
-SUBJECTS = (shipped, convolutional, attentive)
+SUBJECTS: tuple[Subject, ...] = (shipped, convolutional, attentive)
 
 
 def some_node(model: onnx.ModelProto, rng: Random) -> onnx.NodeProto:

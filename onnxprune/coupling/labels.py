@@ -227,7 +227,13 @@ def merge_overlapping(relations: Relations, layers: Iterable[Layer], axes: Itera
                 relations.freeze(layer.atoms, "the repeat count of an expanded axis stays")
         touching = [layer for layer in touching if not layer.flexible]
     while len(touching) > 1:
-        touching[:2] = [combine(relations, touching[0], touching[1])]
+        left, right = touching[:2]
+        if set(left.axes) & set(right.axes):
+            for layer in (left, right):
+                relations.freeze(layer.atoms, "labels that share an axis would have to be merged")
+            touching[:2] = []
+        else:
+            touching[:2] = [combine(relations, left, right)]
     return tuple(others + touching)
 
 
