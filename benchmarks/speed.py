@@ -1,6 +1,7 @@
 """How the time of every stage grows with the number of nodes.
 
-    python benchmarks/speed.py [--nodes 1000,4000,16000] [--kinds cnn,transformer,dense] [--json FILE]
+    python benchmarks/speed.py [--nodes 1000,4000,16000] [--kinds cnn,transformer,dense]
+                               [--json FILE]
 
 Three kinds of generated graphs of about so many nodes, with small widths so that the graph and not
 the arithmetic is measured: a chain of residual blocks (Conv, BatchNormalization, Relu), a chain of

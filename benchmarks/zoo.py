@@ -6,9 +6,9 @@ FOLDER holds `index.json` (`{"models": [{"path": ..., "feed": ...}, ...]}`) and 
 `feed_from(feed, seed)`. Every graph is pruned with target channels=0.5, criterion l2 and no
 compensation. The check does not trust onnxprune: it sets the slices that the plan does not keep to
 zero in the original file, with onnx and numpy alone, and compares both files in onnxruntime on
-inputs onnxprune has not seen (constants that divide are left as they are). Plans that say themselves
-that a group is inexact (statistics over a cut axis, only with --normalised-axes) rest on the
-certificate alone.
+inputs onnxprune has not seen (constants that divide are left as they are). Plans that say
+themselves that a group is inexact (statistics over a cut axis, only with --normalised-axes) rest on
+the certificate alone.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from onnxprune.coupling.closure import close
 from onnxprune.coupling.cut import Cut, CutError
 from onnxprune.errors import InputError, VerificationError
 from onnxprune.importance import find_criterion
+from onnxprune.model.execution import is_heavy
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import convert, load
 from onnxprune.model.runtime import Runtime
@@ -56,7 +57,7 @@ def prune(
     seed: int = 0,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
-    measure_latency: bool = True,
+    measure_latency: bool | None = None,
     progress: Progress[Any] = silent,
 ) -> PruneResult:
     """Make a model smaller, dense and verified.
@@ -80,7 +81,8 @@ def prune(
         seed: seed of everything random; same input, options and seed give the same bytes.
         providers: onnxruntime execution providers.
         threads: threads within an operator; 0 lets onnxruntime decide.
-        measure_latency: time original and result in alternation for the report.
+        measure_latency: time original and result in alternation for the report; default: unless
+            the weights exceed 512 MB, which are then never loaded as a whole.
         progress: told about long loops.
 
     Raises:
@@ -123,7 +125,7 @@ def apply(
     compensate: str | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
-    measure_latency: bool = True,
+    measure_latency: bool | None = None,
     progress: Progress[Any] = silent,
 ) -> PruneResult:
     """Replay a plan on the model it was made for.
@@ -135,7 +137,8 @@ def apply(
         compensate: default: what the plan says when there is calibration, else `none`.
         providers: onnxruntime execution providers.
         threads: threads within an operator; 0 lets onnxruntime decide.
-        measure_latency: time original and result in alternation for the report.
+        measure_latency: time original and result in alternation for the report; default: unless
+            the weights exceed 512 MB, which are then never loaded as a whole.
         progress: told about long loops.
 
     Raises:
@@ -291,7 +294,7 @@ def _result(
     built: Built,
     options: Options,
     samples: Samples | None,
-    measure_latency: bool,
+    measure_latency: bool | None,
     started: float,
     progress: Progress[Any],
 ) -> PruneResult:
@@ -308,7 +311,7 @@ def _result(
         )
     feed = analysis.coupling.facts.first.feed
     latency = None
-    if measure_latency:
+    if measure_latency or (measure_latency is None and not is_heavy(analysis.model)):
         latency = measure_pair(analysis.model, built.model, feed, options.runtime)
 
     report = Report(

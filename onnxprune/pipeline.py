@@ -24,6 +24,7 @@ from onnxprune.errors import (
 )
 from onnxprune.importance import GroupView, find_criterion
 from onnxprune.model.constants import ConstantValues
+from onnxprune.model.execution import Execution
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.observe import observe
 from onnxprune.passes.fold_means import FoldMeans
@@ -31,19 +32,19 @@ from onnxprune.progress import silent
 from onnxprune.surgery.bias import FullSize
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 from onnxprune.surgery.statistics import keep_statistics, restrict_statistics
-from onnxprune.verification.certificate import Certificate, certify
+from onnxprune.verification.certificate import Certificate, certify, tolerance_for
 from onnxprune.verification.gates import check_result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
-    from numpy.typing import NDArray
 
     from onnxprune.allocate.order import RemovalStep
     from onnxprune.calibration.samples import Samples
     from onnxprune.coupling.groups import Group, Refused
     from onnxprune.coupling.trace import Coupling
+    from onnxprune.model.observe import Observation
     from onnxprune.options import Options
     from onnxprune.progress import Progress
 
@@ -66,10 +67,10 @@ class Analysis:
     groups: tuple[Group, ...]
     refused: tuple[Refused, ...]
 
-    def feeds(self) -> list[Mapping[str, NDArray[Any]]]:
-        """The feeds the model was observed on, one for each distinct size."""
+    def runs(self) -> list[Observation]:
+        """The runs the model was observed in, one for each distinct size."""
         facts = self.coupling.facts
-        return [facts.first.feed] + ([facts.second.feed] if facts.second is not facts.first else [])
+        return [facts.first] + ([facts.second] if facts.second is not facts.first else [])
 
 
 @dataclass(frozen=True)
@@ -292,14 +293,18 @@ def build(
     restrict_statistics(masked, cut)
     slice_removed(sliced, cut)
     keep_statistics(sliced, cut)
-    feeds = analysis.feeds()
-    certificate = certify(analysis.model, masked, sliced, feeds, options.runtime)
+    runs = analysis.runs()
+    feeds = [run.feed for run in runs]
+    wanted = Execution(masked, options.runtime, optimise=False).run_all(feeds)
+    got = Execution(sliced, options.runtime, optimise=False).run_all(feeds)
+    tolerance = tolerance_for(analysis.model)
+    certificate = certify([run.outputs for run in runs], wanted, got, tolerance)
     if not certificate.holds:
         raise VerificationError(
             f"the sliced model differs from the masked one by {certificate.error:.1e} "
             f"(tolerance {certificate.tolerance:.0e})"
         )
-    check_result(analysis.model, sliced, feeds, options.runtime, certificate.tolerance)
+    check_result(analysis.model, sliced, feeds, got, options.runtime, tolerance)
     return Built(sliced, removal, certificate, {})
 
 

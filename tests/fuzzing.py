@@ -1,13 +1,20 @@
-"""Prune a possibly broken file and judge what happens: shared by test_fuzz and the benchmark."""
+"""Valid models to damage, and the judge of what pruning the damaged ones leads to.
+
+Shared by test_fuzz and benchmarks/fuzz.py.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from attention_networks import embed, self_attention, token_classifier
+from mutations import MUTATIONS, Random
+from networks import BLOCKS, HEADS, Map, Net
 from numpy.typing import NDArray
 from onnx import helper
 from oracle import Arrays, zeroed_by_contract
@@ -16,8 +23,69 @@ from oracle import outputs as run
 import onnxprune
 from onnxprune.verification.difference import largest_difference
 
+MODELS = Path(__file__).parent.parent / "models"
+
+Subject = Callable[[Random], onnx.ModelProto]
+
 REFUSED = "refused"
 PRUNED = "pruned"
+
+
+def shipped(rng: Random) -> onnx.ModelProto:
+    """One of the models in models/."""
+    paths = sorted(MODELS.glob("*.onnx"))
+    return onnx.load(paths[rng.integers(len(paths))])
+
+
+def convolutional(rng: Random) -> onnx.ModelProto:
+    net = Net(lambda options: options[rng.integers(len(options))], int(rng.integers(2**16)))
+    source = Map("input", (3, 6, 6))
+    x = BLOCKS["conv"](net, source)
+    for name in rng.choice(sorted(BLOCKS), int(rng.integers(1, 4))):
+        x = BLOCKS[name](net, x)
+    return net.model(source, HEADS[rng.integers(len(HEADS))](net, BLOCKS["conv"](net, x)))
+
+
+def attentive(rng: Random) -> onnx.ModelProto:
+    net = Net(lambda options: options[rng.integers(len(options))], int(rng.integers(2**16)))
+    source = Map("input", (5, 6))
+    return net.model(source, token_classifier(net, self_attention(net, embed(net, source))))
+
+
+SUBJECTS: tuple[Subject, ...] = (shipped, convolutional, attentive)
+
+
+def damage_bytes(data: bytes, rng: Random) -> bytes:
+    """Truncate, or flip, insert or remove some bytes."""
+    kind = rng.random()
+    if kind < 0.2:
+        return data[: int(rng.integers(len(data)))]
+    damaged = bytearray(data)
+    for _ in range(int(rng.choice([1, 1, 2, 5, 50]))):
+        # most bytes are weights, where a flip only changes a value
+        where = int(rng.integers(len(damaged))) if rng.random() < 0.5 else int(rng.integers(2000))
+        where = min(where, len(damaged) - 1)
+        if kind < 0.8:
+            damaged[where] ^= 1 << int(rng.integers(8))
+        elif kind < 0.9:
+            damaged.insert(where, int(rng.integers(256)))
+        else:
+            del damaged[where]
+    return bytes(damaged)
+
+
+def mutated(seed: int) -> tuple[str, bytes]:
+    """Damage a valid model: what was done, and the bytes of the file."""
+    rng = np.random.default_rng(seed)
+    subject = SUBJECTS[rng.integers(len(SUBJECTS))]
+    model, done = subject(rng), [subject.__name__]
+    if rng.random() < 0.15:
+        return f"{done[0]}, damage_bytes", damage_bytes(model.SerializeToString(), rng)
+    for _ in range(int(rng.choice([1, 1, 1, 2, 3]))):
+        mutation = MUTATIONS[rng.integers(len(MUTATIONS))]
+        done.append(mutation.__name__)
+        mutation(model, rng)
+    return ", ".join(done), model.SerializeToString()
 
 
 class WrongOutcomeError(AssertionError):

@@ -1,4 +1,4 @@
-"""Ways to damage an ONNX model, and valid models to damage: shared by test_fuzz and the benchmark.
+"""Ways to damage an ONNX model.
 
 A mutation changes a ModelProto in place; it may do nothing where there is nothing to change. What
 comes out may be broken, odd but valid, or no different.
@@ -7,47 +7,17 @@ comes out may be broken, odd but valid, or no different.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
-from attention_networks import embed, self_attention, token_classifier
-from networks import BLOCKS, HEADS, Map, Net
 from onnx import AttributeProto, TensorProto, TypeProto, helper, numpy_helper
-
-MODELS = Path(__file__).parent.parent / "models"
 
 Random = np.random.Generator
 Mutation = Callable[[onnx.ModelProto, Random], None]
-Subject = Callable[[Random], onnx.ModelProto]
 
 ODD_INTEGERS = (0, 1, -1, 2, 3, -2, 7, 1000, 2**31 - 1, 2**31, -(2**31), 2**63 - 1, -(2**63))
 ODD_FLOATS = (0.0, -1.0, 1e-45, 1e38, float("inf"), float("nan"))
 ODD_NAMES = ("", "x", "weight_1", "onnxprune/shape/x", "a b", "ä/名", "../up", "n" * 5000)
-
-
-def shipped(rng: Random) -> onnx.ModelProto:
-    """One of the models in models/."""
-    paths = sorted(MODELS.glob("*.onnx"))
-    return onnx.load(paths[rng.integers(len(paths))])
-
-
-def convolutional(rng: Random) -> onnx.ModelProto:
-    net = Net(lambda options: options[rng.integers(len(options))], int(rng.integers(2**16)))
-    source = Map("input", (3, 6, 6))
-    x = BLOCKS["conv"](net, source)
-    for name in rng.choice(sorted(BLOCKS), int(rng.integers(1, 4))):
-        x = BLOCKS[name](net, x)
-    return net.model(source, HEADS[rng.integers(len(HEADS))](net, BLOCKS["conv"](net, x)))
-
-
-def attentive(rng: Random) -> onnx.ModelProto:
-    net = Net(lambda options: options[rng.integers(len(options))], int(rng.integers(2**16)))
-    source = Map("input", (5, 6))
-    return net.model(source, token_classifier(net, self_attention(net, embed(net, source))))
-
-
-SUBJECTS: tuple[Subject, ...] = (shipped, convolutional, attentive)
 
 
 def some_node(model: onnx.ModelProto, rng: Random) -> onnx.NodeProto:
@@ -417,36 +387,3 @@ MUTATIONS: tuple[Mutation, ...] = (
     shuffle_nodes, change_interface, change_outputs, wrong_value_info, change_versions,
     wrap_in_function, wrap_in_if,
 )  # fmt: skip
-
-
-def damage_bytes(data: bytes, rng: Random) -> bytes:
-    """Truncate, or flip, insert or remove some bytes."""
-    kind = rng.random()
-    if kind < 0.2:
-        return data[: int(rng.integers(len(data)))]
-    damaged = bytearray(data)
-    for _ in range(int(rng.choice([1, 1, 2, 5, 50]))):
-        # most bytes are weights, where a flip only changes a value
-        where = int(rng.integers(len(damaged))) if rng.random() < 0.5 else int(rng.integers(2000))
-        where = min(where, len(damaged) - 1)
-        if kind < 0.8:
-            damaged[where] ^= 1 << int(rng.integers(8))
-        elif kind < 0.9:
-            damaged.insert(where, int(rng.integers(256)))
-        else:
-            del damaged[where]
-    return bytes(damaged)
-
-
-def mutated(seed: int) -> tuple[str, bytes]:
-    """Damage a valid model: what was done, and the bytes of the file."""
-    rng = np.random.default_rng(seed)
-    subject = SUBJECTS[rng.integers(len(SUBJECTS))]
-    model, done = subject(rng), [subject.__name__]
-    if rng.random() < 0.15:
-        return f"{done[0]}, damage_bytes", damage_bytes(model.SerializeToString(), rng)
-    for _ in range(int(rng.choice([1, 1, 1, 2, 3]))):
-        mutation = MUTATIONS[rng.integers(len(MUTATIONS))]
-        done.append(mutation.__name__)
-        mutation(model, rng)
-    return ", ".join(done), model.SerializeToString()

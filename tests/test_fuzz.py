@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzzing import judge
+from fuzzing import SUBJECTS, Subject, damage_bytes, judge
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from mutations import MUTATIONS, SUBJECTS, Mutation, Subject, damage_bytes
+from mutations import MUTATIONS, Mutation
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -25,7 +25,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@settings(max_examples=250, suppress_health_check=[*HealthCheck])
+@settings(max_examples=600, suppress_health_check=[*HealthCheck])
 @given(
     seed=SEEDS,
     subject=st.sampled_from(SUBJECTS),
@@ -41,7 +41,7 @@ def test_mutated_graphs(
     note(judge(model.SerializeToString(), tmp_path))
 
 
-@settings(max_examples=50, suppress_health_check=[*HealthCheck])
+@settings(max_examples=150, suppress_health_check=[*HealthCheck])
 @given(seed=SEEDS, subject=st.sampled_from(SUBJECTS))
 def test_damaged_files(seed: int, subject: Subject, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)

@@ -27,6 +27,9 @@ from onnxprune.verification.difference import largest_difference
 
 Named = tuple[str, onnx.ModelProto]
 
+# The operators' own test data overflow on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
 WIDTH = 8
 RUNNABLE_IR_VERSION, RUNNABLE_OPSET = 10, 23
 

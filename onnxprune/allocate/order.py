@@ -56,7 +56,8 @@ def removal_order(
             until nothing more can go.
     """
     if not len(group.constraints) and len(group.axes) == 1:
-        return _by_score(group, scores)
+        free = _by_score(group, scores)
+        return [step for step in free if goal is None or step.fraction <= goal + _ROUNDING]
     greedy = _Greedy(group, scores, goal)
     steps = greedy.run()
     if goal is not None and (promoted := greedy.left_out()):

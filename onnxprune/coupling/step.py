@@ -184,10 +184,18 @@ class Step:
     def emit(
         self, layers: Iterable[Layer], slot: int = 0, *, zero: bool = False, constant: bool = False
     ) -> TensorLabels:
-        """Set the labels of an output (brought to normal form)."""
+        """Set the labels of an output (brought to normal form).
+
+        Raises:
+            Refusal: the shape was not observed, or is not the one that the layers are made for.
+        """
         name = self.node.outputs[slot].name or ""
         shape = self.out_shape(slot)
-        labels = TensorLabels(name, shape, simplify(self.relations, layers), constant, False, zero)
+        layers = simplify(self.relations, layers)
+        extents = dict(enumerate(shape))
+        if any(tuple(map(extents.get, one.axes)) != one.atoms.shape for one in layers):
+            raise Refusal(f"{self.node.op_type} returned another shape than its rule expects")
+        labels = TensorLabels(name, shape, layers, constant, False, zero)
         self.tensors[name] = labels
         return labels
 

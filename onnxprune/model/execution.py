@@ -8,27 +8,22 @@ next is opened; what later pieces read is kept in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from onnxprune.model.runtime import (
-    from_values,
-    open_session,
-    run,
-    run_values,
-    to_values,
-    type_of,
-)
+from onnxprune.model.runtime import element_type, open_session, run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     import onnxruntime as ort
     from numpy.typing import NDArray
 
     from onnxprune.model.runtime import Runtime
 
-__all__ = ["Execution", "is_large", "weight_bytes"]
+__all__ = ["Execution", "is_heavy"]
 
 _WHOLE_BYTES = 512_000_000
 _WHOLE_NODES = 2000
@@ -36,15 +31,9 @@ _PIECE_BYTES = 128_000_000
 _PIECE_NODES = 1000
 
 
-def weight_bytes(graph: ir.Graph) -> int:
-    """Bytes of the initializers of a graph, subgraphs left out."""
-    tensors = (value.const_value for value in graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
-def is_large(model: ir.Model) -> bool:
+def is_heavy(model: ir.Model) -> bool:
     """Whether a model has too many weights to be loaded as a whole without need."""
-    return weight_bytes(model.graph) > _WHOLE_BYTES
+    return sum(map(_bytes, model.graph.initializers.values())) > _WHOLE_BYTES
 
 
 class Execution:
@@ -57,21 +46,20 @@ class Execution:
         arena: False gives memory back after each run.
 
     Raises:
-        RuntimeFailure: when onnxruntime refuses the model (one run in pieces is refused when it
-            is run).
+        RuntimeFailure: when onnxruntime refuses the model (a piece is opened when it is run).
     """
 
     def __init__(
         self, model: ir.Model, runtime: Runtime, *, optimise: bool = True, arena: bool = True
     ) -> None:
-        self.model = model
-        self.runtime = runtime
-        self.optimise = optimise
-        self.arena = arena
+        self._model = model
+        self._runtime = runtime
+        self._optimise = optimise
+        self._pieces: list[_Piece] = []
         self._session: ort.InferenceSession | None = None
-        self._pieces: list[list[ir.Node]] = []
-        if is_large(model) or len(model.graph) > _WHOLE_NODES:
-            self._pieces = list(_pieces(model.graph))
+        passed_on = any(value.is_initializer() for value in model.graph.outputs)
+        if not passed_on and (is_heavy(model) or len(model.graph) > _WHOLE_NODES):
+            self._pieces = _cut_up(model.graph)
         else:
             self._session = open_session(model, runtime, optimise=optimise, arena=arena)
 
@@ -80,44 +68,146 @@ class Execution:
         return self.run_all([feed])[0]
 
     def run_all(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, Any]]:
-        """Run on every feed and return all outputs by name.
+        """Run on every feed and return all outputs by name, as `runtime.run` gives them.
 
         Raises:
             RuntimeFailure: when onnxruntime refuses a piece or a feed.
         """
         if self._session is not None:
             return [run(self._session, feed) for feed in feeds]
-        wanted = [value.name or "" for value in self.model.graph.outputs]
-        last = _last_reads(self._pieces)
-        values = [to_values(feed, _declared(self.model.graph)) for feed in feeds]
-        results: list[dict[str, Any]] = [{} for _ in feeds]
-        for number, nodes in enumerate(self._pieces):
-            read, made = _border(nodes, values[0].keys())
-            needed = [name for name in made if last.get(name, -1) > number or name in wanted]
-            if not needed:
-                continue
-            known = {name: type_of(values[0][name]) for name in read}
-            session = self._open(known, needed)
-            for one, result in zip(values, results, strict=True):
-                got = run_values(session, {name: one[name] for name in read}, needed)
-                result |= from_values({k: v for k, v in got.items() if k in wanted})
-                one |= {k: v for k, v in got.items() if last.get(k, -1) > number}
-                for name in [name for name in one if last.get(name, -1) <= number]:
-                    del one[name]
-        return [self._in_order(result, feed) for result, feed in zip(results, feeds, strict=True)]
+        wanted = [value.name or "" for value in self._model.graph.outputs]
+        known: list[dict[str, Any]] = [dict(feed) for feed in feeds]
+        types: dict[str, ir.TypeProtocol | None] = {}
+        for piece in self._pieces:
+            read = [value.name or "" for value in piece.inputs]
+            if piece.outputs:
+                session = self._open(piece, types)
+                types |= {output.name: _parsed(output.type) for output in session.get_outputs()}
+                for values in known:
+                    values |= run(session, {name: values[name] for name in read})
+                del session
+            for values in known:
+                for name in piece.done:
+                    values.pop(name, None)
+        return [{name: values[name] for name in wanted} for values in known]
 
-    def _open(self, read: Mapping[str, ir.TypeProtocol], made: list[str]) -> ort.InferenceSession:
-        """A session that works out some tensors from others."""
-        graph = ir.convenience.extract(self.model.graph, list(read), made)
+    def _open(
+        self, piece: _Piece, types: Mapping[str, ir.TypeProtocol | None]
+    ) -> ort.InferenceSession:
+        view = ir.GraphView(
+            piece.inputs,
+            piece.outputs,
+            nodes=piece.nodes,
+            initializers=piece.weights,
+            opset_imports=self._model.graph.opset_imports,
+            name=self._model.graph.name,
+        )
+        graph = view.clone()
         for value in graph.inputs:
-            value.type, value.shape = read[value.name or ""], None
-        for value in graph.outputs:
-            value.shape = None
-        piece = ir.Model(
+            if value.name and value.name in types:
+                value.type, value.shape = types[value.name], None
+        model = ir.Model(
             graph,
-            ir_version=self.model.ir_version,
-            functions=list(self.model.functions.values()),
+            ir_version=self._model.ir_version,
+            functions=list(self._model.functions.values()),
         )
         return open_session(
-            piece, self.runtime, optimise=self.optimise, arena=False, prepack=False
+            model, self._runtime, optimise=self._optimise, arena=False, prepack=False
         )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Nodes that run together.
+
+    Attributes:
+        nodes: in graph order.
+        inputs: what they read from pieces before, and from the caller.
+        weights: the initializers they read.
+        outputs: what they make for pieces after, and for the caller.
+        done: names that nothing reads after this piece.
+    """
+
+    nodes: list[ir.Node]
+    inputs: list[ir.Value]
+    weights: list[ir.Value]
+    outputs: list[ir.Value]
+    done: list[str]
+
+
+def _cut_up(graph: ir.Graph) -> list[_Piece]:
+    runs = list(_runs(graph))
+    reads = [dict.fromkeys(value for node in nodes for value in _reads(node)) for nodes in runs]
+    last = {value: number for number, read in enumerate(reads) for value in read}
+    returned = set(graph.outputs)
+    pieces = []
+    for number, (nodes, read) in enumerate(zip(runs, reads, strict=True)):
+        made = dict.fromkeys(value for node in nodes for value in node.outputs)
+        pieces.append(
+            _Piece(
+                nodes=nodes,
+                inputs=[v for v in read if v not in made and not v.is_initializer()],
+                weights=[v for v in read if v.is_initializer()],
+                outputs=[v for v in made if last.get(v, number) > number or v in returned],
+                done=[v.name or "" for v in read if last[v] == number and v not in returned],
+            )
+        )
+    return pieces
+
+
+def _runs(graph: ir.Graph) -> Iterator[list[ir.Node]]:
+    """Split the nodes where one more would bring too many weights or nodes together."""
+    nodes: list[ir.Node] = []
+    weights: set[ir.Value] = set()
+    size = 0
+    for node in graph:
+        new = {value for value in _reads(node) if value.is_initializer()} - weights
+        more = sum(map(_bytes, new))
+        if nodes and (size + more > _PIECE_BYTES or len(nodes) >= _PIECE_NODES):
+            yield nodes
+            nodes, weights, size = [], set(), 0
+            new = {value for value in _reads(node) if value.is_initializer()}
+            more = sum(map(_bytes, new))
+        nodes.append(node)
+        weights |= new
+        size += more
+    yield nodes
+
+
+def _reads(node: ir.Node) -> Iterator[ir.Value]:
+    """Values of the node's own graph that it or its subgraphs read."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        for graph in _graphs(attribute):
+            inner = ir.traversal.RecursiveGraphIterator(graph)
+            captured = [value for one in inner for value in one.inputs if value is not None]
+            for value in (*captured, *_returned(graph)):
+                if value.graph is node.graph:
+                    yield value
+
+
+def _returned(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Outputs of a graph and of the graphs within."""
+    yield from graph.outputs
+    yield from (value for inner in graph.subgraphs() for value in inner.outputs)
+
+
+def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
+
+
+def _bytes(value: ir.Value) -> int:
+    return 0 if value.const_value is None else value.const_value.nbytes
+
+
+def _parsed(text: str) -> ir.TypeProtocol | None:
+    """Turn onnxruntime's "seq(tensor(float))" into a type; None for maps."""
+    kind, _, rest = text.partition("(")
+    inner = rest.removesuffix(")")
+    if kind == "tensor":
+        return ir.TensorType(element_type(text))
+    kinds = {"seq": ir.SequenceType, "optional": ir.OptionalType}
+    element = _parsed(inner)
+    return kinds[kind](element) if kind in kinds and element is not None else None

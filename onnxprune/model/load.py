@@ -79,6 +79,7 @@ def load(source: ModelSource) -> LoadedModel:
     """
     loaded = _load(source)
     inline_functions(loaded.model)
+    _drop_empty_biases(loaded.model)
     return loaded
 
 
@@ -221,6 +222,13 @@ def _deserialise(proto: onnx.ModelProto, name: str) -> ir.Model:
     except Exception as error:
         raise InputError(f"{name}: cannot be read: {_root_cause(error)}") from error
     return model
+
+
+def _drop_empty_biases(model: ir.Model) -> None:
+    """Omit a bias that is given as an empty name: the optimiser of onnxruntime crashes on it."""
+    for node in model.graph.all_nodes():
+        if node.op_type == "LayerNormalization" and len(node.inputs) == 3 and not node.inputs[2]:
+            node.resize_inputs(2)
 
 
 def _root_cause(error: BaseException) -> str:

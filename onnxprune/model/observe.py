@@ -15,15 +15,14 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import InputError, RuntimeFailure
+from onnxprune.model.execution import Execution
 from onnxprune.model.feeds import larger_sizes, made_up_feed, size_choices
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.protobuf import has_map, skeleton
-from onnxprune.model.runtime import open_session, run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, Sequence, Set
 
-    import onnxruntime as ort
     from numpy.typing import NDArray
 
     from onnxprune.model.inputs import InputSpec
@@ -43,11 +42,13 @@ class Observation:
         feed: what it was run on.
         shapes: shape of every tensor that ran.
         integers: values of integer and boolean tensors of at most 4096 entries.
+        outputs: what the model returned.
     """
 
     feed: Mapping[str, NDArray[Any]]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     integers: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    outputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def observe(
     """
     constants = constants_of(model.graph)
     instrumented, shape_of = _with_shape_outputs(model, constants)
-    session = open_session(instrumented, runtime, optimise=False, arena=False)
-    probe = _Probe(session, shape_of, constants)
+    execution = Execution(instrumented, runtime, optimise=False, arena=False)
+    probe = _Probe(execution, shape_of, constants, {value.name for value in model.graph.outputs})
     specs = input_specs(model)
     first = _first_that_runs(probe, specs, rng) if sample is None else probe.run(sample)
     second = _at_larger_size(probe, specs, first, rng)
@@ -117,22 +118,25 @@ def observe(
 class _Probe:
     """An instrumented model; `shape_of` says which of its outputs is the shape of which tensor."""
 
-    session: ort.InferenceSession
+    execution: Execution
     shape_of: Mapping[str, str]
     constants: Mapping[str, ir.TensorProtocol]
+    returned: Set[str | None]
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> Observation:
         shapes: dict[str, tuple[int, ...]] = {name: tuple(a.shape) for name, a in feed.items()}
         shapes |= {name: tuple(tensor.shape.numpy()) for name, tensor in self.constants.items()}
         integers: dict[str, NDArray[Any]] = {}
-        for name, result in run(self.session, feed).items():
+        results = self.execution.run(feed)
+        for name, result in results.items():
             if name in self.shape_of:
                 shapes[self.shape_of[name]] = tuple(int(n) for n in result)
             elif isinstance(result, np.ndarray):
                 shapes[name] = result.shape
                 if result.dtype.kind in "iub" and result.size <= _SMALL:
                     integers[name] = result
-        return Observation(feed, shapes, integers)
+        outputs = {name: value for name, value in results.items() if name in self.returned}
+        return Observation(feed, shapes, integers, outputs)
 
 
 def _first_that_runs(

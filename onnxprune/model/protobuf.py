@@ -15,6 +15,7 @@ __all__ = [
     "LARGEST_MESSAGE",
     "from_proto",
     "has_map",
+    "hollow",
     "is_large",
     "parse",
     "serialise",
@@ -92,20 +93,26 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:
     """Serialise a model without the data of its larger tensors."""
-    hollow = {
-        value: ir.ExternalTensor(
-            "",
-            0,
-            tensor.nbytes,
-            ir.DataType(tensor.dtype),
-            shape=ir.Shape(tensor.shape.numpy()),
-            name=value.name or "",
-        )
-        for value in initializers(model)
-        if (tensor := value.const_value) is not None and is_large(tensor)
-    }
-    with swapped(hollow):
+    values = list(initializers(model))
+    tensors = [value.const_value for value in values]
+    pairs = zip(values, tensors, strict=True)
+    large = [value for value, tensor in pairs if tensor is not None and is_large(tensor)]
+    with swapped({value: hollow(value) for value in large}):
         return to_proto(model)
+
+
+def hollow(value: ir.Value) -> ir.ExternalTensor:
+    """What stands for an initializer in a message without its data."""
+    tensor = value.const_value
+    assert tensor is not None
+    return ir.ExternalTensor(
+        "",
+        0,
+        tensor.nbytes,
+        ir.DataType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=value.name or "",
+    )
 
 
 def is_large(tensor: ir.TensorProtocol) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -20,14 +21,20 @@ import onnx_ir as ir
 from onnxprune.errors import InputError, RuntimeFailure
 from onnxprune.model.protobuf import serialise, to_proto
 from onnxprune.model.save import save
-from onnxprune.model.tensors import INLINE_LIMIT, external_initializers, inline_bytes
+from onnxprune.model.tensors import external_initializers, inline_bytes
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["Runtime", "open_session", "run"]
+__all__ = ["Runtime", "element_type", "open_session", "run"]
 
 _FATAL = 4
+# Error codes, and places in the source code of onnxruntime.
+_NOISE = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |\S*onnxruntime_src\S+ .*?\)>? (?=[A-Z])"
+)
+_INLINE_BYTES = 64_000_000
+_NO_PREPACKING = "session.disable_prepacking"
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -70,17 +77,20 @@ def open_session(
     *,
     optimise: bool = True,
     arena: bool = True,
+    prepack: bool = True,
 ) -> ort.InferenceSession:
     """Load a model into onnxruntime.
 
-    Weights in external data files are mapped from there. Only a model whose remaining weights
-    exceed 2 GB, or whose data files lie in several folders, goes through a temporary copy.
+    Weights in external data files are mapped from there. A model whose other weights are many, or
+    whose data files lie in several folders, goes through a temporary copy that is mapped too.
 
     Args:
         model: unchanged; a ModelProto has to carry its weights.
         runtime: providers and threads.
         optimise: False runs the nodes exactly as written (ORT_DISABLE_ALL).
         arena: False gives memory back after each run, for large activations.
+        prepack: False leaves weights where they are mapped instead of copying them into the layout
+            of the kernels.
 
     Raises:
         RuntimeFailure: when onnxruntime refuses the model.
@@ -93,9 +103,11 @@ def open_session(
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = arena
     options.intra_op_num_threads = runtime.threads
+    if not prepack:
+        options.add_session_config_entry(_NO_PREPACKING, "1")
     if isinstance(model, ir.Model):
         folders = {os.path.abspath(tensor.base_dir) for tensor in external_initializers(model)}
-        if len(folders) > 1 or inline_bytes(model) > INLINE_LIMIT:
+        if len(folders) > 1 or inline_bytes(model) > _INLINE_BYTES:
             return _open_through_file(model, options, runtime)
         for folder in folders:
             options.add_session_config_entry(_EXTERNAL_FOLDER, folder)
@@ -143,7 +155,10 @@ def _create(
     import onnxruntime as ort
 
     try:
-        return ort.InferenceSession(source, options, providers=list(runtime.providers))
+        # the fallback would print, and try the same providers once more
+        return ort.InferenceSession(
+            source, options, providers=list(runtime.providers), enable_fallback=0
+        )
     except Exception as error:
         raise RuntimeFailure(f"onnxruntime refuses the model: {_first_line(error)}") from error
 
@@ -154,7 +169,7 @@ def _open_through_file(
     folder = tempfile.mkdtemp(prefix="onnxprune-")
     try:
         path = Path(folder) / "model.onnx"
-        save(model, path)
+        save(model, path, scratch=True)
         session = _create(str(path), options, runtime)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -171,7 +186,7 @@ def _numpy_lacks(type_text: str) -> bool:
     return "bfloat16" in type_text or "float8" in type_text
 
 
-def _element_type(type_text: str) -> ir.DataType:
+def element_type(type_text: str) -> ir.DataType:
     """Turn onnxruntime's "tensor(bfloat16)" into the ONNX data type."""
     return ir.DataType[type_text.removeprefix("tensor(").removesuffix(")").upper()]
 
@@ -186,7 +201,7 @@ def _run_with_values(
     values = {}
     for name, array in feed.items():
         if _numpy_lacks(types.get(name, "")):
-            dtype = _element_type(types[name])
+            dtype = element_type(types[name])
             bits = np.asarray(array, dtype.numpy(), order="C")
             unsigned = np.uint16 if dtype.itemsize == 2 else np.uint8
             values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
@@ -202,11 +217,11 @@ def _to_numpy(value: ort.OrtValue) -> npt.NDArray[Any]:
     if not _numpy_lacks(value.data_type()):
         array: npt.NDArray[Any] = value.numpy()
         return array
-    dtype = _element_type(value.data_type())
+    dtype = element_type(value.data_type())
     bits = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
     return np.frombuffer(bits, dtype.numpy()).reshape(value.shape())
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    lines = _NOISE.sub("", str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__

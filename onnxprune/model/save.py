@@ -18,7 +18,7 @@ from onnxprune.errors import InputError
 from onnxprune.model.protobuf import serialise, to_proto
 from onnxprune.model.tensors import INLINE_LIMIT, data_file_of, initializers, swapped
 
-__all__ = ["check_writable", "save", "write_text_atomic"]
+__all__ = ["check_writable", "external_values", "save", "write_text_atomic"]
 
 # Below this many bytes a tensor is cheaper inside the model than in a data file.
 _EXTERNAL_FROM = 1024
@@ -53,7 +53,13 @@ def check_writable(path: str | os.PathLike[str], protect: Path | None = None) ->
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def save(model: ir.Model, path: str | os.PathLike[str], *, protect: Path | None = None) -> None:
+def save(
+    model: ir.Model,
+    path: str | os.PathLike[str],
+    *,
+    protect: Path | None = None,
+    scratch: bool = False,
+) -> None:
     """Write a model; equal models give equal bytes.
 
     Weights that came from an external data file (and, in such a model, lazily computed ones) go
@@ -64,21 +70,23 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, protect: Path | None 
         model: unchanged by the call.
         path: the file to write.
         protect: a file that must not be overwritten: the input.
+        scratch: the file is gone soon: all larger weights go to the data file, so that they can
+            be mapped, and nothing is flushed to the disk.
 
     Raises:
         InputError: when it cannot be written; nothing is left behind then.
     """
     check_writable(path, protect)
     target = Path(path)
-    moved = _external_values(model)
+    moved = external_values(model, scratch=scratch)
     data = _data_path(target)
     if moved:
         _check_no_source_overwritten(model, data)
     with contextlib.ExitStack() as files:
         # Leaving the stack renames in reverse order: the data first, then the model.
-        model_file = files.enter_context(_atomic_file(target))
+        model_file = files.enter_context(_atomic_file(target, flushed=not scratch))
         if moved:
-            data_file = files.enter_context(_atomic_file(data))
+            data_file = files.enter_context(_atomic_file(data, flushed=not scratch))
             references = _write_tensors(moved, data_file, data)
         else:
             references = {}
@@ -97,8 +105,8 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
-def _external_values(model: ir.Model) -> list[ir.Value]:
-    """Choose the initializers that go to the data file, in their order in the model."""
+def external_values(model: ir.Model, *, scratch: bool = False) -> list[ir.Value]:
+    """Choose the initializers that `save` writes to a data file, in their order in the model."""
     candidates = [
         value
         for value in initializers(model)
@@ -112,7 +120,7 @@ def _external_values(model: ir.Model) -> list[ir.Value]:
             if isinstance(value.const_value, ir.LazyTensor) and _size(value) >= _EXTERNAL_FROM
         )
     inline = sum(_size(value) for value in candidates if value not in chosen)
-    if inline > INLINE_LIMIT:
+    if scratch or inline > INLINE_LIMIT:
         chosen.update(value for value in candidates if _size(value) >= _EXTERNAL_FROM)
     return [value for value in candidates if value in chosen]
 
@@ -183,7 +191,7 @@ def _same_file(first: Path, second: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _atomic_file(path: Path) -> Iterator[BinaryIO]:
+def _atomic_file(path: Path, *, flushed: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes `path` when the block ends without an exception."""
     temporary = _temporary(path)
     try:
@@ -192,9 +200,11 @@ def _atomic_file(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if flushed:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _flush_folder(path.parent)
+        if flushed:
+            _flush_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:

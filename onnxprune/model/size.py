@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from onnxprune.model.protobuf import to_proto
-from onnxprune.model.tensors import INLINE_LIMIT, external_initializers, inline_bytes
+from onnxprune.model.protobuf import hollow, to_proto
+from onnxprune.model.save import external_values
+from onnxprune.model.tensors import external_initializers, swapped
 
 if TYPE_CHECKING:
     from onnxprune.model.load import LoadedModel
@@ -16,11 +17,12 @@ __all__ = ["loaded_bytes", "model_bytes"]
 
 
 def model_bytes(model: ir.Model) -> int:
-    """Bytes of the model when saved, external data included."""
-    outside = sum(tensor.nbytes for tensor in external_initializers(model))
-    if inline_bytes(model) > INLINE_LIMIT:
-        return outside + inline_bytes(model)
-    return outside + int(to_proto(model).ByteSize())
+    """Bytes of the model when saved, external data included; weights outside are not read."""
+    outside = external_values(model)
+    with swapped({value: hollow(value) for value in outside}):
+        inside = int(to_proto(model).ByteSize())
+    tensors = (value.const_value for value in outside)
+    return inside + sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def loaded_bytes(loaded: LoadedModel) -> int:

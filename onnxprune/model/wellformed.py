@@ -18,6 +18,7 @@ __all__ = ["OLDEST_OPSET", "check_wellformed", "is_sorted"]
 
 OLDEST_OPSET = 7
 _OLDEST_IR_VERSION = 3
+_LARGEST_DIVISOR = 2**31 - 1
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _TYPED_FIELDS = {
     ir.DataType.FLOAT: "float_data",
@@ -27,6 +28,8 @@ _TYPED_FIELDS = {
     ir.DataType.UINT64: "uint64_data",
     ir.DataType.STRING: "string_data",
 }
+# onnxruntime divides by them unseen, which ends the process.
+_DIVIDING_ATTRIBUTES = ("group", "blocksize", "q_num_heads", "kv_num_heads")
 _CONSTANT_ATTRIBUTES = {
     "value": onnx.AttributeProto.TENSOR,
     "value_float": onnx.AttributeProto.FLOAT,
@@ -145,6 +148,15 @@ def _check_nodes(
         for subgraph in _subgraphs(node):
             _check_graph(subgraph, scopes, name)
         _check_constant(node, name)
+        if node.op_type == "Split" and not all(node.output):
+            # onnxruntime writes every part, also to an output that is not there
+            raise InputError(f"{name}: {_describe(node)} leaves out a part; export it again")
+        for attribute in node.attribute:
+            if attribute.name in _DIVIDING_ATTRIBUTES and node.domain in _DEFAULT_DOMAINS:
+                _check_divisor(attribute, node, name)
+        duplicate = _first_duplicate(attribute.name for attribute in node.attribute)
+        if duplicate is not None:
+            raise InputError(f"{name}: {_describe(node)} has two attributes called {duplicate!r}")
         for attribute in node.attribute:
             if attribute.type in (
                 onnx.AttributeProto.SPARSE_TENSOR,
@@ -159,6 +171,15 @@ def _check_nodes(
     for output in outputs:
         if output not in known:
             raise InputError(f"{name}: nothing produces the output {output!r}; export it again")
+
+
+def _check_divisor(attribute: onnx.AttributeProto, node: onnx.NodeProto, name: str) -> None:
+    number = attribute.type == onnx.AttributeProto.INT and not attribute.ref_attr_name
+    if number and not 0 < attribute.i <= _LARGEST_DIVISOR:
+        raise InputError(
+            f"{name}: {_describe(node)} has {attribute.name}={attribute.i}, which has to be a "
+            "positive number; export it again"
+        )
 
 
 def _check_constant(node: onnx.NodeProto, name: str) -> None:

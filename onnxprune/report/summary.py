@@ -39,7 +39,7 @@ class Report:
         batch: rows of the feed that `macs` and `latency` refer to.
         certificate: the proof of the surgery.
         outputs: outputs of result and original compared on the calibration samples; empty without.
-        latency: measured in alternation; None when it was not asked for.
+        latency: measured in alternation; None when it was not.
         widths: per group name its size before and after.
         inexact: names of cut groups whose normalisation statistics run over fewer entries now.
         refused: axes that cannot be cut.

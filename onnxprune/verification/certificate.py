@@ -13,15 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from onnxprune.model.runtime import open_session, run
 from onnxprune.verification.difference import largest_difference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from onnxprune.model.runtime import Runtime
 
 __all__ = ["Certificate", "certify", "tolerance_for"]
 
@@ -57,31 +52,22 @@ class Certificate:
 
 
 def certify(
-    original: ir.Model,
-    masked: ir.Model,
-    sliced: ir.Model,
-    feeds: Sequence[Mapping[str, NDArray[Any]]],
-    runtime: Runtime,
+    original: Sequence[Mapping[str, Any]],
+    masked: Sequence[Mapping[str, Any]],
+    sliced: Sequence[Mapping[str, Any]],
+    tolerance: float,
 ) -> Certificate:
-    """Compare masked and sliced model.
+    """Compare what the models computed on the same inputs, run exactly as written.
 
     Args:
-        original: the model that was given.
-        masked: the original with the removed part zero.
-        sliced: the result.
-        feeds: inputs to compare on.
-        runtime: how to run; optimisations are off so that nothing is hidden by them.
-
-    Raises:
-        RuntimeFailure: when onnxruntime refuses one of the models.
+        original: outputs of the model that was given, one mapping for each input.
+        masked: outputs of the original with the removed part zero.
+        sliced: outputs of the result.
+        tolerance: what the error may be.
     """
-    sessions = [open_session(one, runtime, optimise=False) for one in (original, masked, sliced)]
-    error = effect = 0.0
-    for feed in feeds:
-        before, wanted, got = (run(session, feed) for session in sessions)
-        error = max(error, largest_difference(wanted, got))
-        effect = max(effect, largest_difference(before, wanted))
-    return Certificate(error, tolerance_for(original), len(feeds), effect)
+    error = max(map(largest_difference, masked, sliced), default=0.0)
+    effect = max(map(largest_difference, original, masked), default=0.0)
+    return Certificate(error, tolerance, len(masked), effect)
 
 
 def tolerance_for(model: ir.Model) -> float:

@@ -64,6 +64,10 @@ def test_every_prefix_is_legal(data: st.DataObject) -> None:
         assert steps
         check_legal(group, steps)
         assert steps == removal_order(group, scores)
+        goal = data.draw(st.sampled_from((0.25, 0.5, 0.75)), "goal")
+        until = removal_order(group, scores, goal)
+        check_legal(group, until)
+        assert all(step.fraction <= goal + 1e-9 for step in until)
 
 
 def subject_of(text: str, **shapes: tuple[int, ...]) -> Traced:
@@ -109,3 +113,22 @@ def test_constrained_units_go_together_at_the_price_of_all() -> None:
     removed = {place[one] for one in steps[0].classes if one in place}
     assert removed == {0, 3}
     assert steps[0].score == pytest.approx(3.0)
+
+
+def test_small_removals_leave_room_for_the_only_one_that_cuts_an_axis() -> None:
+    """Four channels of the sum go with each of the six repeated ones; ten are on their own.
+
+    The ten are cheaper and would fill half of the sum before any of the six fits.
+    """
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 3, 4] input) => (float[N, 2, 4] y)
+        { a = Conv(input, w1) b = Conv(input, w2) c = Concat<axis = 1>(a, a, a, a, b)
+          d = Conv(input, w3) e = Add(c, d) y = Conv(e, w4) }"""
+    subject = subject_of(text, w1=(6, 3, 1), w2=(10, 3, 1), w3=(34, 3, 1), w4=(2, 34, 1))
+    group = subject.groups[0]
+    repeated = set(subject.classes("w1", 0).tolist())
+    scores = np.array([2.0 if one in repeated else 1.0 for one in group.units.tolist()])
+    goal = removal_order(group, scores, 0.5)
+    check_legal(group, goal)
+    assert sum(set(step.classes) <= repeated for step in goal) == 3
+    assert goal[-1].fraction == 0.5

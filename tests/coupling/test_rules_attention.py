@@ -160,6 +160,28 @@ CASES = [
         kind="head",
         **SEQUENCE,
     ),
+    Case(
+        "Attention",  # a removed query head still averages the values it shares with the others
+        f"{QKV} t = Attention<q_num_heads=3, kv_num_heads=1>(q, k, v) s = ReduceSum(t, last) "
+        "u = Mul(t, s) y = MatMul(u, b)",
+        projections(12, 4, 4, 12),
+        ("16: wk[1] wq[1]",),
+        refused="ReduceSum takes statistics over it",
+        opset=23,
+        values={"last": np.array([2])},
+        **SEQUENCE,
+    ),
+    Case(
+        "Attention",  # learned keys and values: the softmax runs over all of them
+        "q = MatMul(x, wq) n = Shape<start=0, end=1>(x) rest = Constant<value=int64[2]{7, 12}>() "
+        "s = Concat<axis=0>(n, rest) k = Expand(wk, s) v = Expand(wv, s) "
+        "t = Attention<q_num_heads=3, kv_num_heads=3>(q, k, v) y = MatMul(t, b)",
+        {"wq": (4, 12), "wk": (1, 7, 12), "wv": (1, 7, 12), "b": (12, 3)},
+        ("24: b[0] wk[2] wq[1] wv[2]",),
+        refused="Softmax takes statistics over it",
+        opset=23,
+        **SEQUENCE,
+    ),
     *(
         Case(
             op,  # key and value from elsewhere, of another length
@@ -286,3 +308,9 @@ CASES = [
 @pytest.mark.parametrize("case", runnable(CASES), ids=str)
 def test_rule(case: Case) -> None:
     check(case)
+
+
+def test_query_and_key_are_read_by_each_other_and_the_result_by_a_weight() -> None:
+    group = merged().traced().groups[0]
+    readers = {(one.consumer.tensor, one.consumer.weight) for one in group.readings}
+    assert readers == {("q", None), ("k", None), ("t", "b")}

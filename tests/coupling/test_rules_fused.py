@@ -113,6 +113,12 @@ CASES = [
         ("8: a[1] b[1]",),
     ),
     Case(
+        CONTRIB + "FusedMatMul",
+        "h = MatMul(x, a) t = Transpose(h) y = com.microsoft.FusedMatMul<transA=1>(t, b)",
+        CHAIN,
+        ("8: a[1] b[0]",),
+    ),
+    Case(
         CONTRIB + "FusedMatMul",  # scores of 3 heads of 4 dims, and their values
         "q = MatMul(x, a) qr = Reshape(q, s) qh = Transpose<perm=[0, 2, 1, 3]>(qr) "
         "k = MatMul(x, d) kr = Reshape(k, s) kh = Transpose<perm=[0, 2, 1, 3]>(kr) "

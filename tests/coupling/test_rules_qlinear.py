@@ -108,8 +108,9 @@ CASES = [
         ("8: a[1] as[0] az[0] b[1] c[0]",),
         MATMUL_WEIGHTS
         | {"as": scales(8), "az": points(8), "b": whole(3, 8, dtype=np.uint8, seed=1)}
+        | {"bs": scales(3), "bz": points(3)}
         | {"c": np.linspace(-2000, 2000, 8).astype(np.int32)},
-        held={"a": points(8), "b": np.uint8(110)},
+        held={"a": points(8), "b": points(3)[:, np.newaxis]},
     ),
     *(
         chain(
@@ -132,6 +133,16 @@ CASES = [
         SHIFTED_CONV_WEIGHTS | {"b": whole(3, 12, 1, 1, dtype=np.uint8, seed=1)},
         held=HELD,
         **PLANE,
+    ),
+    chain(
+        "com.microsoft.QLinearGlobalAveragePool",  # over the two entries that each channel got
+        "mq = QLinearMatMul(xq, xs, xz, a, as, az, hs, hz) hq = Reshape(mq, s) "
+        "gq = com.microsoft.QLinearGlobalAveragePool(hq, hs, hz, hs, hz) "
+        "yq = QLinearConv(gq, hs, hz, b, bs, bz, ys, yz)",
+        ("4: a[1] b[1]",),
+        MATMUL_WEIGHTS | {"b": whole(3, 4, 1, dtype=np.uint8, seed=1), "s": np.array([0, 4, 2])},
+        held=HELD,
+        y="N, 3, 1",
     ),
 ]
 

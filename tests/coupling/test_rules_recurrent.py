@@ -140,6 +140,18 @@ CASES = [
         **SEQUENCE,
     ),
     Case(
+        "GRU",  # weights of its own for each direction
+        "w = Concat<axis=0>(w0, w1) r = Concat<axis=0>(r0, r1) "
+        'd = GRU<hidden_size=6, direction="bidirectional">(x, w, r) '
+        "t = Transpose<perm=[0, 2, 1, 3]>(d) u = Reshape(t, k) y = MatMul(u, b)",
+        {"w0": (1, 18, 4), "w1": (1, 18, 4), "r0": (1, 18, 6), "r1": (1, 18, 6), "b": (12, 3)},
+        ("18: b[0] r0[1] r0[2] r1[1] r1[2] w0[1] w1[1]",),
+        refused="it meets an axis of w that cannot be cut",
+        kind="channel group",
+        values={"k": np.array([0, 0, -1])},
+        **SEQUENCE,
+    ),
+    Case(
         "LSTM",  # two layers, the second on both directions of the first
         'd = LSTM<hidden_size=6, direction="bidirectional">(x, w, r, c) '
         "t = Transpose<perm=[0, 2, 1, 3]>(d) u = Reshape(t, k) "
@@ -241,3 +253,10 @@ CASES = [
 @pytest.mark.parametrize("case", runnable(CASES), ids=str)
 def test_rule(case: Case) -> None:
     check(case)
+
+
+def test_what_enters_a_recurrent_layer_is_read_by_its_input_weight() -> None:
+    case = next(case for case in CASES if "w2" in case.weights)
+    first = next(group for group in case.traced().groups if group.size == 12)
+    readers = {(one.consumer.weight, one.consumer.weight_axis) for one in first.readings}
+    assert readers == {("w2", 2)}

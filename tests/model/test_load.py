@@ -122,7 +122,7 @@ class TestModels:
         assert [value.name for value in graph.inputs] == ["x", "weight"]
         assert "weight" in graph.initializers
 
-    def test_local_functions_and_subgraphs_are_kept(self) -> None:
+    def test_local_functions_are_inlined_and_subgraphs_kept(self) -> None:
         proto = text("""
             <ir_version: 8, opset_import: ["": 17, "local": 1]>
             net (float[N] x, bool c) => (float[N] y) {
@@ -136,8 +136,20 @@ class TestModels:
             twice (v) => (w) { w = Add(v, v) }
         """)
         model = load(proto).model
-        assert len(model.functions) == 1
+        assert not model.functions
+        assert [node.op_type for node in model.graph] == ["Add", "If"]
         assert len(list(model.graphs())) == 3
+
+    def test_a_bias_left_out_by_an_empty_name_is_left_out(self) -> None:
+        """The optimiser of onnxruntime crashes on the empty name."""
+        proto = text("""
+            <ir_version: 8, opset_import: ["": 17]>
+            net (float[N, 3] x) => (float[N, 3] y) <float[3] scale = {1, 1, 1}> {
+              y = LayerNormalization(x, scale)
+            }
+        """)
+        proto.graph.node[0].input.append("")
+        assert [value.name for value in load(proto).model.graph[0].inputs] == ["x", "scale"]
 
     def test_nodes_out_of_order_are_sorted(self) -> None:
         proto = text(RELU)
@@ -245,6 +257,69 @@ class TestModelsRefused:
         proto = text(RELU)
         proto.graph.initializer[0].dims[0] = 5
         assert "'weight' of shape [5, 3] holds 12 elements instead of 15" in refusal(proto)
+
+    @pytest.mark.parametrize("dtype", [onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING])
+    def test_weights_whose_type_cannot_hold_their_data(self, dtype: int) -> None:
+        proto = text(RELU)
+        proto.graph.initializer[0].ClearField("float_data")
+        proto.graph.initializer[0].raw_data = bytes(48)
+        proto.graph.initializer[0].data_type = dtype
+        assert "'weight' has no data type its data could be of" in refusal(proto)
+
+    @pytest.mark.parametrize(
+        ("dtype", "elements"),
+        [("BFLOAT16", 11), ("INT4", 7), ("COMPLEX64", 12), ("UINT64", 0), ("BOOL", 13)],
+    )
+    def test_weights_of_any_type_that_do_not_fill_their_shape(
+        self, dtype: str, elements: int
+    ) -> None:
+        proto = text(RELU)
+        weight = proto.graph.initializer[0]
+        weight.ClearField("float_data")
+        weight.data_type = onnx.TensorProto.DataType.Value(dtype)
+        weight.int32_data.extend([0] * elements)
+        assert "'weight' of shape [4, 3] holds" in refusal(proto)
+
+    @pytest.mark.parametrize(
+        ("attributes", "outputs"),
+        [
+            ({}, ["c"]),
+            ({"value": 1.0}, ["c"]),
+            ({"perm": [0]}, ["c"]),
+            ({"value_int": 1, "value_float": 1.0}, ["c"]),
+            ({"value_int": 1}, ["c", "d"]),
+            ({"value_int": 1}, []),
+        ],
+    )
+    def test_constants_without_one_value(
+        self, attributes: dict[str, object], outputs: list[str]
+    ) -> None:
+        proto = text(RELU)
+        proto.graph.node.add().CopyFrom(
+            onnx.helper.make_node("Constant", [], outputs, name="odd", **attributes)
+        )
+        assert "the Constant node 'odd' has to have one value and one output" in refusal(proto)
+
+    @pytest.mark.parametrize("group", [0, -1, 2**62])
+    def test_attributes_that_crash_onnxruntime(self, group: int) -> None:
+        proto = text(RELU)
+        proto.graph.node[1].attribute.append(onnx.helper.make_attribute("group", group))
+        assert f"has group={group}, which has to be a positive number" in refusal(proto)
+
+    def test_splits_with_a_part_left_out(self) -> None:
+        proto = text(RELU)
+        proto.graph.node.add().CopyFrom(onnx.helper.make_node("Split", ["x"], ["a", ""], name="s"))
+        assert "the Split node 's' leaves out a part" in refusal(proto)
+
+    def test_functions_that_call_themselves_stay_calls(self) -> None:
+        """onnxruntime is the one to refuse them."""
+        proto = text("""
+            <ir_version: 8, opset_import: ["": 17, "local": 1]>
+            net (float[N] x) => (float[N] y) { y = local.again(x) }
+            <domain: "local", opset_import: ["": 17, "local": 1]>
+            again (a) => (b) { b = local.again(a) }
+        """)
+        assert load(proto).model.functions
 
     def test_text_that_is_no_text(self, file: Path) -> None:
         file.write_bytes(file.read_bytes().replace(b"hidden", b"hid\xffen"))

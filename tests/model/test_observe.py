@@ -185,3 +185,27 @@ def test_constants_are_initializers_and_constant_nodes_of_any_kind() -> None:
     found = constants_of(load(parse(text, {"w": np.ones(1, np.float32)})).model.graph)
     values = {name: tensor.numpy().tolist() for name, tensor in found.items()}
     assert values == {"w": [1.0], "a": 2.5, "b": [3, 4], "c": [5.0, 6.0]}
+
+
+def test_sequences_inside_a_graph_are_no_trouble() -> None:
+    """Type inference of onnx-ir takes them for tensors."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 3] x) => (float[N, 3] y)
+        { e = SequenceEmpty() s = SequenceInsert(e, x) y = SequenceAt(s, i) }"""
+    facts = observed(parse(text, {"i": np.zeros((), np.int64)}))
+    assert facts.first.shapes["y"] == (2, 3)
+    assert "s" not in facts.first.shapes
+
+
+def test_names_like_those_of_the_probe_are_no_trouble() -> None:
+    proto = parse("""<ir_version: 8, opset_import: ["": 17]> g (float[N, 3] x) => (float[N, 3] y)
+        { h = Relu(x) other = Neg(h) y = Abs(other) }""")
+    proto.graph.node[1].output[0] = proto.graph.node[2].input[0] = "onnxprune/shape/h"
+    shapes = observed(proto).first.shapes
+    assert shapes["h"] == shapes["onnxprune/shape/h"] == (2, 3)
+
+
+def test_inputs_too_large_to_make_up_are_refused() -> None:
+    proto = parse("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 1099511627776] x) => (float[N] y) { y = ReduceMean<axes = [1]>(x) }""")
+    with pytest.raises(InputError, match=r"'x' of shape .* is too large to be made up"):
+        observed(proto)

@@ -113,7 +113,7 @@ class TestExternalData:
         weight.const_value = ir.LazyTensor(
             lambda: ir.tensor(3 * stored.numpy()), ir.DataType.FLOAT, ir.Shape([64, 64])
         )
-        monkeypatch.setattr(runtime_module, "INLINE_LIMIT", 1000)
+        monkeypatch.setattr(runtime_module, "_INLINE_BYTES", 1000)
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         session = open_session(model, Runtime())
         np.testing.assert_array_equal(run(session, {"x": self.x})["y"], 6 * self.x)

@@ -69,7 +69,7 @@ def test_a_depthwise_convolution_has_as_many_groups_as_channels(op: str) -> None
 
 
 def test_a_transposed_convolution_counts_its_groups_by_the_output() -> None:
-    shapes = {"a": (8, 4, 1), "k": (8, 3, 1), "b": (3, 6, 1)}
+    shapes = {"a": (8, 4, 1), "k": (8, 2, 1), "b": (3, 4, 1)}
     body = "h = Conv(x, a) d = ConvTranspose<group=2>(h, k) y = Conv(d, b)"
     assert after(network(body, shapes), "ConvTranspose", "a", 0, [4, 5, 6, 7])["group"] == 1
     assert after(network(body, shapes), "ConvTranspose", "a", 0, [1, 6])["group"] == 2
@@ -83,6 +83,7 @@ def test_an_integer_convolution_counts_its_groups_by_its_own_weight() -> None:
         {"b": (3, 8, 1, 1)},
         "N, 4, 5, 5",
         "N, 3, 5, 5",
+        17,
         a=whole(8, 4, 1, 1),
         k=whole(8, 1, 1, 1),
         s=np.float32(0.05),

@@ -58,8 +58,6 @@ def _note_consumers(
 
 def gemm(step: Step) -> None:
     """Gemm: alpha a b + beta c, either factor transposed."""
-    if len(step.shape(0)) != 2 or len(step.shape(1)) != 2:
-        raise Refusal("onnxruntime flattens operands of Gemm that are no matrices")
     left = (1, 0) if step.attribute("transA", 0) else (0, 1)
     right = (2, 1) if step.attribute("transB", 0) else (1, 2)
     operands = [Operand(step.read(0), left), Operand(step.read(1), right)]

@@ -39,11 +39,8 @@ def _skip_norm(step: Step) -> None:
     if not step.cut_statistics(whole, rank - 1, widened=True):
         step.fix(whole, [rank - 1], _STATISTICS)
     whole.zero = False
-    for slot in step.outputs()[1:]:
-        if slot == 3:
-            step.emit(layers, slot, zero=zero)
-        else:  # mean and deviation, of extent 1 along the normalised axis
-            step.emit([one for one in whole.layers if rank - 1 not in one.axes], slot)
+    if 3 in step.outputs():
+        step.emit(layers, 3, zero=zero)
     for slot in (2,) if simplified else (2, 3):
         if step.has(slot):
             parts = [Operand(whole, tuple(range(rank))), Operand(step.read(slot), (rank - 1,))]

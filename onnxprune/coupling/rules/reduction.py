@@ -49,7 +49,7 @@ def _reduce(step: Step) -> None:
     kept = [axis for axis in range(rank) if axis not in reduced]
     left = [project(step.relations, one, kept) for one in layers if set(one.axes) & set(kept)]
     position = {axis: i for i, axis in enumerate(kept)}
-    if step.attribute("keepdims", 1):
+    if step.attribute("keepdims", 1) == 1:
         position = {axis: axis for axis in kept}
     result = [Layer(tuple(position[a] for a in one.axes), one.atoms, one.flexible) for one in left]
     zero = labels.zero and step.node.op_type not in ("ReduceLogSum", "ReduceLogSumExp")
@@ -63,7 +63,7 @@ def _pick(step: Step) -> None:
     axis = step.axis(rank, -1 if step.node.op_type == "TopK" else 0)
     movable(step.relations, labels)
     layers = step.fix(labels, [axis], f"{step.node.op_type} names positions along it")
-    if not step.attribute("keepdims", 1):
+    if step.attribute("keepdims", 1) != 1:
         layers = tuple(Layer(tuple(a - (a > axis) for a in one.axes), one.atoms) for one in layers)
     for slot in step.outputs():
         step.emit(layers, slot)
