@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 from attention_networks import embed, self_attention, token_classifier
 from mutations import MUTATIONS, Random
@@ -146,7 +147,7 @@ def check_promise(
     original: onnx.ModelProto, pruned: onnx.ModelProto, result: onnxprune.PruneResult
 ) -> None:
     """The result computes what the original does with everything that is not kept at zero."""
-    divisors = {n.input[1] for n in original.graph.node if n.op_type in ("Div", "Mod", "Pow")}
+    divisors = {n.input[1] for n in all_nodes(original) if n.op_type in ("Div", "Mod", "Pow")}
     names = {tensor.name for tensor in original.graph.initializer}
     names |= {n.output[0] for n in original.graph.node if n.op_type == "Constant"}
     plan = {
@@ -166,6 +167,14 @@ def check_promise(
         apart = largest_difference(wanted, run(pruned, feed))
     if not apart <= 10 * result.report.certificate.tolerance:
         raise WrongOutcomeError(f"a result that is wrong by {apart}")
+
+
+def all_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Nodes of the graph, of functions in the place of their calls, and of subgraphs."""
+    nodes = list(onnx.inliner.inline_local_functions(model).graph.node)
+    for node in nodes:
+        nodes.extend(inner for attribute in node.attribute for inner in attribute.g.node)
+    return nodes
 
 
 def made_up(model: onnx.ModelProto) -> Arrays:

@@ -2,8 +2,9 @@
 
 A session maps or copies every weight it reads, and onnxruntime's own time grows with the square of
 the number of nodes. A model with many weights or nodes is therefore cut into pieces, runs of nodes
-in graph order. Each piece becomes a session of its own, runs on all feeds, and is gone before the
-next is opened; what later pieces read is kept in between.
+in graph order. Each piece becomes a session of its own and runs on all feeds; what later pieces
+read is kept in between. When it is the weights that are many, the session of a piece is gone before
+the next is opened.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ class Execution:
         self._optimise = optimise
         self._pieces: list[_Piece] = []
         self._session: ort.InferenceSession | None = None
+        self._heavy = is_heavy(model)
+        self._sessions: dict[int, ort.InferenceSession] = {}
         passed_on = any(value.is_initializer() for value in model.graph.outputs)
-        if not passed_on and (is_heavy(model) or len(model.graph) > _WHOLE_NODES):
+        if not passed_on and (self._heavy or len(model.graph) > _WHOLE_NODES):
             self._pieces = _cut_up(model.graph)
         else:
             self._session = open_session(model, runtime, optimise=optimise, arena=arena)
@@ -78,13 +81,15 @@ class Execution:
         wanted = [value.name or "" for value in self._model.graph.outputs]
         known: list[dict[str, Any]] = [dict(feed) for feed in feeds]
         types: dict[str, ir.TypeProtocol | None] = {}
-        for piece in self._pieces:
+        for number, piece in enumerate(self._pieces):
             read = [value.name or "" for value in piece.inputs]
             if piece.outputs:
-                session = self._open(piece, types)
+                session = self._sessions.pop(number, None) or self._open(piece, types)
                 types |= {output.name: _parsed(output.type) for output in session.get_outputs()}
                 for values in known:
-                    values |= run(session, {name: values[name] for name in read})
+                    values |= run(session, {name: values[name] for name in read if name in values})
+                if not self._heavy:
+                    self._sessions[number] = session
                 del session
             for values in known:
                 for name in piece.done:
@@ -103,6 +108,8 @@ class Execution:
             name=self._model.graph.name,
         )
         graph = view.clone()
+        for value in graph.outputs:
+            value.shape = None  # what was declared in between may be wrong
         for value in graph.inputs:
             if value.name and value.name in types:
                 value.type, value.shape = types[value.name], None
