@@ -88,6 +88,9 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
         value = values.get(info.name)
         if value is not None and _TYPE in value.meta:
             info.type.ParseFromString(value.meta[_TYPE])
+    for tensor in proto.graph.initializer:
+        if tensor.metadata_props:
+            _drop_repeated(tensor)
     return proto
 
 
@@ -122,6 +125,14 @@ def is_large(tensor: ir.TensorProtocol) -> bool:
         and tensor.dtype != ir.DataType.STRING
         and tensor.nbytes > _SMALL_TENSOR
     )
+
+
+def _drop_repeated(tensor: onnx.TensorProto) -> None:
+    """Undo that onnx-ir writes the metadata of a tensor it copies a second time."""
+    entries = {entry.key: entry.value for entry in tensor.metadata_props}
+    del tensor.metadata_props[:]
+    for key, value in sorted(entries.items()):
+        tensor.metadata_props.add(key=key, value=value)
 
 
 def has_map(type_proto: onnx.TypeProto) -> bool:
