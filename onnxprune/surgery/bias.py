@@ -1,4 +1,4 @@
-"""Adding a vector to the output of a linear node: into its bias, or a new one."""
+"""The original at full size while it is being compensated: new biases, new weights."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.coupling.labels import Layer, TensorLabels, rename
+from onnxprune.model.observe import constants_of
 from onnxprune.surgery.integers import Editor
+from onnxprune.surgery.slicing import zero_removed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
+    from onnxprune.coupling.cut import Cut
     from onnxprune.coupling.trace import Coupling
 
 __all__ = ["FullSize"]
@@ -65,6 +68,50 @@ class FullSize:
         if one_axis and channel == delta.ndim - 1 and self._into_following_add(node, vector):
             return
         self.add_constant(name, delta, dtype)
+
+    def mask(self, cut: Cut) -> None:
+        """Set what is going to be removed to zero, in the graph and in what the coupling knows."""
+        zero_removed(self.model, cut)
+        for name, tensor in constants_of(self.model.graph).items():
+            if cut.touches(name):
+                shape = tuple(tensor.shape.numpy())
+                self.register_tensor(
+                    name, (shape, shape), self.coupling.tensors[name].layers, tensor
+                )
+
+    def set_weight(self, node: ir.Node, slot: int, array: NDArray[Any]) -> None:
+        """Give a node another constant in place of one that it alone reads.
+
+        Args:
+            node: the reader.
+            slot: its input slot.
+            array: the new value, of the shape and dtype of the old one.
+        """
+        old = node.inputs[slot]
+        assert old is not None
+        assert old.name
+        layers = self.coupling.tensors[old.name].layers
+        if old.is_initializer() and not old.is_graph_output():
+            tensor = ir.tensor(array, name=old.name)
+            old.const_value = tensor
+            self.register_tensor(old.name, (array.shape, array.shape), layers, tensor)
+            return
+        value = self.editor.add_initializer(f"{node.outputs[0].name}/weight", array)
+        node.replace_input_with(slot, value)
+        self.register_constant(value, layers)
+        self._drop_chain(old)
+
+    def _drop_chain(self, value: ir.Value) -> None:
+        """Remove a constant that nothing reads any more, and what only it was made from."""
+        producer = value.producer()
+        unused = not value.uses() and not value.is_graph_output()
+        if producer is not None and unused and len(producer.outputs) == 1:
+            sources = [one for one in producer.inputs if one is not None]
+            self.model.graph.remove(producer, safe=True)
+            for source in sources:
+                self._drop_chain(source)
+        else:
+            self.editor.drop_if_unused(value)
 
     def add_constant(self, name: str, delta: NDArray[np.float64], dtype: np.dtype[Any]) -> None:
         """Put an Add of a constant behind a tensor; the sum takes over its name."""

@@ -1,0 +1,176 @@
+"""Second moments of a regression, and the regression: ridge towards given weights, with a bias.
+
+For rows x [D] and targets y [O] of each group::
+
+    H = E[x x'] - mu mu'      G = E[y x'] - E[y] mu'
+    W = (G + lam W0) (H_SS + lam I)^-1        b = E[y] - W mu_S         over the kept unknowns S
+
+lam = ridge * mean diagonal of H_SS. lam -> infinity gives W0 without its removed columns: a badly
+conditioned problem degrades to plain removal. Sums are kept in float64, products of at most 16,384
+rows are formed in float32. Source: METHODS.md 2.1 and 2.2; Kwon et al. 2022 for the target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Gram", "Regression", "Solution", "gram_of"]
+
+_CHUNK = 16384
+_LARGEST_GROWTH = 50.0
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Sums over rows, float64; g groups, D unknowns, O outputs.
+
+    Attributes:
+        count: number of rows.
+        x: [g, D].
+        xx: [g, D, D].
+        y: [g, O].
+        xy: [g, D, O].
+        yy: squares of the targets, [g, O].
+    """
+
+    count: int
+    x: NDArray[np.float64]
+    xx: NDArray[np.float64]
+    y: NDArray[np.float64]
+    xy: NDArray[np.float64]
+    yy: NDArray[np.float64]
+
+    def __add__(self, other: Gram) -> Gram:
+        """Sums over the rows of both."""
+        return Gram(
+            self.count + other.count,
+            self.x + other.x,
+            self.xx + other.xx,
+            self.y + other.y,
+            self.xy + other.xy,
+            self.yy + other.yy,
+        )
+
+    def with_targets(self, rows: NDArray[np.float32], targets: NDArray[np.float32]) -> Gram:
+        """The same rows with other targets."""
+        xy, y, yy = _with(rows, targets)
+        return Gram(self.count, self.x, self.xx, y, xy, yy)
+
+    def covariance(self) -> NDArray[np.float64]:
+        """Covariance of the unknowns, [g, D, D]."""
+        mean = self.x / self.count
+        return self.xx / self.count - mean[:, :, None] * mean[:, None]
+
+    def cross_covariance(self) -> NDArray[np.float64]:
+        """Covariance of unknowns and targets, [g, D, O]."""
+        mean = self.x / self.count
+        return self.xy / self.count - mean[:, :, None] * (self.y / self.count)[:, None]
+
+    def target_variance(self) -> float:
+        """Variance of the targets, summed over groups and outputs."""
+        return float((self.yy / self.count - (self.y / self.count) ** 2).sum())
+
+    def error(self, solution: Solution) -> float:
+        """Mean squared error of a prediction, summed over groups and outputs."""
+        weight, bias = solution.weight, solution.bias
+        linear = weight @ self.xx
+        squares = np.einsum("god,god->go", linear, weight)
+        crossed = np.einsum("god,gdo->go", weight, self.xy)
+        along_x = np.einsum("god,gd->go", weight, self.x)
+        total = self.yy + squares - 2 * crossed + 2 * bias * (along_x - self.y)
+        return float((total / self.count + bias**2).sum())
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Weights and bias of a regression: float64 [g, O, D] and [g, O]."""
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+    def predict(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Apply to rows: float32 [rows, g, D] -> [rows, g, O]."""
+        matrix = self.weight.astype(np.float32).swapaxes(1, 2)
+        made = rows.swapaxes(0, 1) @ matrix + self.bias[:, None].astype(np.float32)
+        return made.swapaxes(0, 1)
+
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        return bool(np.isfinite(self.weight).all() and np.isfinite(self.bias).all())
+
+
+def gram_of(rows: NDArray[np.float32], targets: NDArray[np.float32]) -> Gram:
+    """Sum over rows.
+
+    Args:
+        rows: [rows, g, D].
+        targets: [rows, g, O].
+    """
+    xx = np.zeros((rows.shape[1], rows.shape[2], rows.shape[2]))
+    for start in range(0, len(rows), _CHUNK):
+        x = rows[start : start + _CHUNK].transpose(1, 2, 0)
+        xx += x @ x.swapaxes(1, 2)
+    xy, y, yy = _with(rows, targets)
+    return Gram(len(rows), rows.sum(axis=0, dtype=np.float64), xx, y, xy, yy)
+
+
+def _with(
+    rows: NDArray[np.float32], targets: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Sums that hold targets: xy, y, yy."""
+    xy = np.zeros((rows.shape[1], rows.shape[2], targets.shape[2]))
+    for start in range(0, len(rows), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        xy += rows[part].transpose(1, 2, 0) @ targets[part].transpose(1, 0, 2)
+    squares = np.einsum("rgo,rgo->go", targets, targets, dtype=np.float64)
+    return xy, targets.sum(axis=0, dtype=np.float64), squares
+
+
+class Regression:
+    """A regression over the kept unknowns, for any number of targets.
+
+    Args:
+        gram: moments; only those of the unknowns matter here.
+        towards: weights the ridge pulls to, [g, O, D].
+        kept: bool [g, D].
+        ridge: strength as a share of the mean diagonal of the covariance.
+    """
+
+    def __init__(
+        self, gram: Gram, towards: NDArray[np.float64], kept: NDArray[np.bool_], ridge: float
+    ) -> None:
+        self._towards = towards
+        self._kept = kept
+        self._pulls: list[float] = []
+        self._inverses: list[NDArray[np.float64]] = []
+        for group, covariance in enumerate(gram.covariance()):
+            square = covariance[np.ix_(kept[group], kept[group])]
+            largest = float(np.abs(covariance).max(initial=0.0))
+            pull = ridge * float(np.trace(square)) / max(len(square), 1) + 1e-12 * largest + 1e-30
+            square[np.diag_indices_from(square)] += pull
+            self._pulls.append(pull)
+            self._inverses.append(np.linalg.inv(square))
+
+    def solve(self, gram: Gram) -> Solution | None:
+        """Solve for weights; those of removed unknowns are zero.
+
+        Args:
+            gram: moments, with the same unknowns.
+
+        Returns:
+            None when the weights blow up.
+        """
+        weight = np.zeros_like(self._towards)
+        crossed = gram.cross_covariance()
+        parts = zip(self._kept, self._pulls, self._inverses, strict=True)
+        for group, (alive, pull, inverse) in enumerate(parts):
+            right = crossed[group][alive] + pull * self._towards[group][:, alive].T
+            weight[group][:, alive] = (inverse @ right).T
+        bias = gram.y / gram.count - np.einsum("god,gd->go", weight, gram.x / gram.count)
+        solution = Solution(weight, bias)
+        largest = _LARGEST_GROWTH * max(float(np.abs(self._towards).max(initial=0)), 1e-12)
+        sane = solution.finite() and np.abs(weight).max(initial=0) <= largest
+        return solution if sane else None

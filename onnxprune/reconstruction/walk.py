@@ -1,0 +1,107 @@
+"""Walking through a model on all calibration batches at once, stopping at chosen nodes.
+
+The graph is run piece by piece, every piece on all batches, and only what later nodes read is
+kept: a walk costs one forward pass, and memory is that of the widest place of the graph, whatever
+its depth. Nodes ahead of the walk may be changed while it stops.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.model.pieces import node_reads, open_piece
+from onnxprune.model.runtime import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from onnxprune.model.runtime import Runtime
+
+__all__ = ["Walk"]
+
+
+class Walk:
+    """A model that is run up to one node after another.
+
+    Args:
+        model: nodes that have not run yet may change during the walk.
+        feeds: all batches.
+        runtime: how to run it.
+    """
+
+    def __init__(
+        self, model: ir.Model, feeds: Sequence[Mapping[str, NDArray[Any]]], runtime: Runtime
+    ) -> None:
+        self._model = model
+        self._runtime = runtime
+        self._done: set[int] = set()
+        self._values: list[dict[str, NDArray[Any]]] = [dict(feed) for feed in feeds]
+        self._types: dict[str, ir.TypeProtocol | None] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values[0]
+
+    def __getitem__(self, name: str) -> list[NDArray[Any]]:
+        """Values of a tensor, batch by batch, as long as something ahead reads it or it is kept."""
+        return [values[name] for values in self._values]
+
+    def preview(self, upto: ir.Node, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Run ahead on the first batch only, through `upto`, without moving."""
+        nodes = self._ahead(upto, inclusive=True)
+        return self._run(nodes, names, self._values[:1])[0]
+
+    def advance(
+        self, upto: ir.Node | None, keep: Iterable[str] = (), *, past: bool = False
+    ) -> None:
+        """Run all nodes before one, on all batches.
+
+        Args:
+            upto: the node to stop at; None for the end of the graph.
+            keep: names to keep although nothing ahead reads them.
+            past: run the node itself too.
+        """
+        nodes = self._ahead(upto, inclusive=past)
+        self._done |= {id(node) for node in nodes}
+        wanted = {value.name or "" for value in self._model.graph.outputs} | set(keep)
+        for node in self._model.graph:
+            if id(node) not in self._done:
+                wanted |= {value.name or "" for value in node_reads(node)}
+        made = [value.name for node in nodes for value in node.outputs if value.name]
+        fetched = [name for name in made if name in wanted]
+        if fetched:
+            for values, new in zip(
+                self._values, self._run(nodes, fetched, self._values), strict=True
+            ):
+                values |= new
+        for values in self._values:
+            for name in values.keys() - wanted:
+                del values[name]
+
+    def _ahead(self, upto: ir.Node | None, *, inclusive: bool) -> list[ir.Node]:
+        nodes = []
+        for node in self._model.graph:
+            if node is upto and not inclusive:
+                break
+            if id(node) not in self._done:
+                nodes.append(node)
+            if node is upto:
+                break
+        return nodes
+
+    def _run(
+        self,
+        nodes: Sequence[ir.Node],
+        names: Sequence[str],
+        batches: Sequence[Mapping[str, NDArray[Any]]],
+    ) -> list[dict[str, NDArray[Any]]]:
+        session, read = open_piece(self._model, nodes, names, self._types, self._runtime)
+        results = []
+        for values in batches:
+            feed = {name: np.ascontiguousarray(values[name]) for name in read}
+            results.append(run(session, feed, names))
+        return results
