@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxprune.allocate.choose import Removal
+from onnxprune.analysis import Analysis, analyse
 from onnxprune.calibration.samples import read_samples
 from onnxprune.cost.latency import measure_pair
 from onnxprune.cost.macs import is_parameter, node_costs
 from onnxprune.cost.shapes import CutCost
-from onnxprune.coupling.closure import close
-from onnxprune.coupling.cut import Cut, CutError
+from onnxprune.coupling.cut import CutError
 from onnxprune.errors import InputError, VerificationError
 from onnxprune.importance import find_criterion
 from onnxprune.model.execution import is_heavy
@@ -22,9 +21,10 @@ from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import convert, load
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.size import loaded_bytes, model_bytes
-from onnxprune.options import COMPENSATIONS, Options, check_targets
-from onnxprune.pipeline import Analysis, Built, analyse, build, prune_model, statistics_of
-from onnxprune.plan import Plan, PlannedGroup, PlannedRefusal
+from onnxprune.options import ALLOCATIONS, COMPENSATIONS, Options, check_targets
+from onnxprune.pipeline import Built, build, calibrate, prune_model
+from onnxprune.plan import Plan
+from onnxprune.planning import plan_of, planned_options, planned_removal
 from onnxprune.progress import silent
 from onnxprune.report.summary import Report, Sizes
 from onnxprune.results import Comparison, Inspection, PruneResult
@@ -50,6 +50,7 @@ def prune(
     target: Mapping[str, float] | None = None,
     criterion: str | None = None,
     compensate: str | None = None,
+    allocation: str = "auto",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     round_to: int = 1,
@@ -69,9 +70,13 @@ def prune(
             with onnxruntime's `CalibrationDataReader.get_next()`.
         target: kind -> fraction of the original that is to remain; `channels`, `params`, `macs`.
             Default: channels=0.5.
-        criterion: how units are ranked; default `variance` with calibration, else `l2`.
-        compensate: `mean` folds the removed channels' mean into biases, `none` does not; default
-            `mean` with calibration, else `none`.
+        criterion: how units are ranked; default `reconstruction` with calibration, else `l2`.
+        compensate: `least-squares` solves the layers anew whose input or output is cut, `mean`
+            folds the removed channels' mean into biases, `none` does nothing; default
+            `least-squares` with calibration, else `none`.
+        allocation: how the removal is spread over the model: `uniform`, `global` by scores that
+            can be compared, or `auto`: several ways are tried and the one is kept whose outputs
+            diverge least from the original's on samples that were not fitted.
         include: name patterns; only groups with a matching tensor or node are pruned.
         exclude: name patterns; matching tensors, and those of matching nodes, stay whole.
         round_to: every axis that is cut keeps a multiple of this many units: 8 or 16 suit the
@@ -99,8 +104,9 @@ def prune(
         raise InputError(f"round_to must be 1 or more, not {round_to}")
     options = Options(
         target=check_targets({"channels": 0.5} if target is None else target),
-        criterion=criterion or ("l2" if calibration is None else "variance"),
-        compensate=compensate or ("none" if calibration is None else "mean"),
+        criterion=criterion or ("l2" if calibration is None else "reconstruction"),
+        compensate=compensate or ("none" if calibration is None else "least-squares"),
+        allocation=allocation,
         include=tuple(include),
         exclude=tuple(exclude),
         round_to=round_to,
@@ -109,7 +115,8 @@ def prune(
         runtime=runtime,
     )
     find_criterion(options.criterion)
-    _check_compensation(options.compensate)
+    _check_choice("compensation", options.compensate, COMPENSATIONS)
+    _check_choice("allocation", options.allocation, ALLOCATIONS)
     loaded = load(model)
     samples = _samples(loaded, calibration)
     analysis = analyse(loaded.model, options, samples)
@@ -154,18 +161,16 @@ def apply(
         raise InputError("the plan was made for another model: the sha256 of the file differs")
     if compensate is None:
         compensate = "none" if calibration is None else str(plan.options.get("compensate", "mean"))
-    _check_compensation(compensate)
+    _check_choice("compensation", compensate, COMPENSATIONS)
     if compensate != "none" and calibration is None:
         raise InputError(f"compensation {compensate} looks at activations; give --calibration")
     samples = _samples(loaded, calibration)
-    options = _planned_options(plan, compensate, runtime)
+    options = planned_options(plan, compensate, runtime)
     analysis = analyse(loaded.model, options, samples)
-    removal = _planned_removal(analysis, plan)
-    moments = {}
-    if samples is not None and compensate == "mean":
-        moments = statistics_of(analysis, samples, options, progress)
+    removal = planned_removal(analysis, plan)
+    calibration_data = calibrate(analysis, options, samples, progress)
     try:
-        built = build(analysis, removal, options, moments, samples)
+        built = build(analysis, removal, options, calibration_data, progress)
     except CutError as error:
         raise VerificationError(f"the plan cannot be carried out: {error}") from error
     return _result(loaded, analysis, built, options, samples, measure_latency, started, progress)
@@ -234,58 +239,13 @@ def verify(
     return Comparison(tuple(outputs), sizes[0], sizes[1])
 
 
-def _check_compensation(name: str) -> None:
-    if name not in COMPENSATIONS:
-        raise InputError(f"unknown compensation {name!r}; there are {', '.join(COMPENSATIONS)}")
+def _check_choice(what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise InputError(f"unknown {what} {name!r}; there are {', '.join(known)}")
 
 
 def _samples(loaded: LoadedModel, calibration: CalibrationSource | None) -> Samples | None:
     return None if calibration is None else read_samples(calibration, input_specs(loaded.model))
-
-
-def _planned_options(plan: Plan, compensate: str, runtime: Runtime) -> Options:
-    try:
-        return Options(
-            target=check_targets(plan.options.get("target") or {"channels": 1.0}),
-            criterion=str(plan.options.get("criterion", "l2")),
-            compensate=compensate,
-            include=tuple(map(str, plan.options.get("include", ()))),
-            exclude=tuple(map(str, plan.options.get("exclude", ()))),
-            normalised_axes=bool(plan.options.get("normalised_axes", False)),
-            seed=int(plan.options.get("seed", 0)),
-            runtime=runtime,
-        )
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"the plan's options are damaged ({error!r})") from None
-
-
-def _planned_removal(analysis: Analysis, plan: Plan) -> Removal:
-    """Classes of the planned units, with everything that has to go with them."""
-    by_name = {group.name: group for group in analysis.groups}
-    removed = {}
-    for planned in plan.groups:
-        group = by_name.get(planned.id)
-        if (
-            group is None
-            or group.size != planned.size
-            or max(planned.removed, default=0) >= group.size
-        ):
-            raise InputError(f"the plan does not fit this model at group {planned.id}")
-        gone = set(planned.removed)
-        if any(
-            whole and gone.issuperset(units)
-            for units, whole in zip(group.axes, group.closed, strict=True)
-        ):
-            raise InputError(f"the plan leaves nothing of an axis of group {planned.id}")
-        seeds = [int(group.units[unit]) for unit in planned.removed]
-        dead = np.zeros(int(group.classes.max()) + 1, bool)
-        killed = close(
-            group.constraints, group.constraints.by_class(), dead, seeds, np.zeros(len(dead))
-        )
-        if killed is None or int(dead[group.units].sum()) != len(seeds):
-            raise InputError(f"the plan's removal in group {planned.id} is not a legal one")
-        removed[group.name] = tuple(killed)
-    return Removal(removed)
 
 
 def _result(
@@ -298,7 +258,7 @@ def _result(
     started: float,
     progress: Progress[Any],
 ) -> PruneResult:
-    plan = _plan(loaded, analysis, built, options)
+    plan = plan_of(loaded, analysis, built.removal, options)
     outputs: list[OutputComparison] = []
     if samples is not None:
         outputs = compare_outputs(
@@ -325,48 +285,15 @@ def _result(
         inexact=tuple(one.id for one in plan.groups if one.inexact),
         refused=analysis.refused,
         dropped=dict(built.dropped),
+        repairs=built.repairs,
+        allocation=built.allocation,
+        trials=dict(built.trials),
+        note=built.note,
         seconds=time.perf_counter() - started,
     )
 
     model = convert(built.model, loaded.kind)
     return PruneResult(model, plan, report, built.model, loaded.path)
-
-
-def _plan(loaded: LoadedModel, analysis: Analysis, built: Built, options: Options) -> Plan:
-    cut = Cut(analysis.coupling, built.removal.dead())
-    groups = []
-    inexact = analysis.coupling.inexact_classes()
-    for group in analysis.groups:
-        gone = set(built.removal.classes.get(group.name, ()))
-        removed = tuple(i for i, one in enumerate(group.units.tolist()) if one in gone)
-        consumers = dict.fromkeys(reading.consumer.node for reading in group.readings)
-        if removed:
-            groups.append(
-                PlannedGroup(
-                    group.name,
-                    group.size,
-                    removed,
-                    group.kind,
-                    tuple(consumers),
-                    not inexact.isdisjoint(gone),
-                )
-            )
-    kept = {
-        name: {axis: tuple(indices.tolist()) for axis, indices in cut.kept(name).items()}
-        for name in analysis.coupling.facts.constants
-        if cut.touches(name)
-    }
-    return Plan(
-        model={
-            "sha256": loaded.sha256,
-            "producer": loaded.model.producer_name or "",
-            "opset": dict(loaded.model.opset_imports),
-        },
-        options=options.to_dict(),
-        groups=tuple(groups),
-        initializers=kept,
-        refused=tuple(PlannedRefusal(one.axis, one.node, one.reason) for one in analysis.refused),
-    )
 
 
 def _sizes(analysis: Analysis, dead: Sequence[int], size: int) -> Sizes:

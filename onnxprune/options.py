@@ -9,10 +9,11 @@ from typing import Any
 from onnxprune.errors import InputError
 from onnxprune.model.runtime import Runtime
 
-__all__ = ["COMPENSATIONS", "TARGETS", "Options", "check_targets"]
+__all__ = ["ALLOCATIONS", "COMPENSATIONS", "TARGETS", "Options", "check_targets"]
 
 TARGETS = ("channels", "params", "macs")
-COMPENSATIONS = ("none", "mean")
+COMPENSATIONS = ("none", "mean", "least-squares")
+ALLOCATIONS = ("auto", "uniform", "global")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Options:
     Attributes:
         target: kind -> fraction of the original that is to remain.
         criterion: name of the importance criterion.
-        compensate: none or mean.
+        compensate: none, mean or least-squares.
+        allocation: how the removal is spread over the groups: uniform, global (by comparable
+            scores), or auto, which tries several ways and keeps what diverges least.
         include: name patterns; when there are any, only groups that own a matching tensor, or a
             tensor read by a matching node, are pruned.
         exclude: name patterns; tensors that match, and tensors of nodes that match, stay whole.
@@ -36,6 +39,7 @@ class Options:
     target: Mapping[str, float] = field(default_factory=lambda: {"channels": 0.5})
     criterion: str = "l2"
     compensate: str = "none"
+    allocation: str = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     round_to: int = 1
@@ -49,6 +53,7 @@ class Options:
             "target": dict(self.target),
             "criterion": self.criterion,
             "compensate": self.compensate,
+            "allocation": self.allocation,
             "include": list(self.include),
             "exclude": list(self.exclude),
             "round_to": self.round_to,

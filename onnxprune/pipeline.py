@@ -1,37 +1,26 @@
-"""The whole path of a run: observe, couple, score, choose, cut, certify, roll back."""
+"""The whole path of a run: rank, choose, compensate, cut, certify, roll back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from onnxprune.allocate.choose import Removal, choose
-from onnxprune.allocate.order import aligned, removal_order
-from onnxprune.calibration.statistics import Moments, Tap, collect
+from onnxprune.allocate.candidates import Candidate, Ranked, candidates
+from onnxprune.allocate.choose import Removal
+from onnxprune.analysis import Analysis, why_nothing
+from onnxprune.calibration.sweep import sweep_batches
+from onnxprune.compensation import Calibration, Compensated, compensate
 from onnxprune.cost.shapes import CutCost
 from onnxprune.coupling.cut import Cut, CutError
-from onnxprune.coupling.groups import find_groups, find_refusals
-from onnxprune.coupling.trace import trace
-from onnxprune.errors import (
-    CalibrationError,
-    InputError,
-    NothingPrunable,
-    RuntimeFailure,
-    VerificationError,
-)
-from onnxprune.importance import GroupView, find_criterion
-from onnxprune.model.constants import ConstantValues
+from onnxprune.errors import InputError, NothingPrunable, RuntimeFailure, VerificationError
+from onnxprune.importance import find_criterion
 from onnxprune.model.execution import Execution
-from onnxprune.model.inputs import input_specs
-from onnxprune.model.observe import observe
-from onnxprune.passes.fold_means import FoldMeans
+from onnxprune.passes.least_squares import Settings
 from onnxprune.progress import silent
-from onnxprune.surgery.bias import FullSize
+from onnxprune.ranking import rank, statistics_of
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 from onnxprune.surgery.statistics import keep_statistics, restrict_statistics
+from onnxprune.threads import matrix_threads
 from onnxprune.verification.certificate import Certificate, certify, tolerance_for
 from onnxprune.verification.gates import check_result
 
@@ -40,37 +29,15 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from onnxprune.allocate.order import RemovalStep
     from onnxprune.calibration.samples import Samples
-    from onnxprune.coupling.groups import Group, Refused
-    from onnxprune.coupling.trace import Coupling
-    from onnxprune.model.observe import Observation
     from onnxprune.options import Options
+    from onnxprune.passes.least_squares import Repair
     from onnxprune.progress import Progress
 
-__all__ = ["Analysis", "Built", "analyse", "build", "prune_model", "statistics_of"]
+__all__ = ["Built", "build", "calibrate", "prune_model"]
 
-
-@dataclass(frozen=True)
-class Analysis:
-    """What is known of a model before anything is chosen.
-
-    Attributes:
-        model: the original.
-        coupling: its labels.
-        groups: all groups of removable units.
-        refused: axes that cannot be cut, and why.
-    """
-
-    model: ir.Model
-    coupling: Coupling
-    groups: tuple[Group, ...]
-    refused: tuple[Refused, ...]
-
-    def runs(self) -> list[Observation]:
-        """The runs the model was observed in, one for each distinct size."""
-        facts = self.coupling.facts
-        return [facts.first] + ([facts.second] if facts.second is not facts.first else [])
+_TRIAL = Settings(rows=16_384, iterations=3, ridges=(1e-3,), both_halves=False)
+_TRIAL_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -82,42 +49,45 @@ class Built:
         removal: what was removed.
         certificate: the comparison with the masked model.
         dropped: groups left whole because the graph could not follow their cut, with the reason.
+        repairs: what became of the layers that were to be solved anew.
+        allocation: name of the way the removal was spread over the groups.
+        trials: divergence measured for each way that was tried.
+        note: what had to be done differently from what was asked, empty for nothing.
     """
 
     model: ir.Model
     removal: Removal
     certificate: Certificate
-    dropped: Mapping[str, str]
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    repairs: tuple[Repair, ...] = ()
+    allocation: str = ""
+    trials: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
-def analyse(model: ir.Model, options: Options, samples: Samples | None = None) -> Analysis:
-    """Observe a model, trace its coupling and find what can be removed.
-
-    Args:
-        model: unchanged.
-        options: runtime and seed.
-        samples: the first of them sets the traced size.
+def calibrate(
+    analysis: Analysis, options: Options, samples: Samples | None, progress: Progress[Any] = silent
+) -> Calibration | None:
+    """Collect from the samples what criterion and compensation need; None without samples.
 
     Raises:
-        InputError: when the model does not run on made-up inputs and there are no samples.
-        CalibrationError: when the model does not run on the samples.
+        InputError: for a criterion or compensation that needs calibration when there is none.
+        CalibrationError: for unusable samples.
     """
-    rng = np.random.default_rng(options.seed)
-    sample = None
-    if samples is not None:
-        sample = samples.take(2)
-        for spec in input_specs(model):
-            if spec.name not in sample:
-                raise CalibrationError(f"the samples lack input {spec.name!r}")
-    try:
-        facts = observe(model, options.runtime, rng, sample)
-    except RuntimeFailure as error:
-        if sample is None:
-            raise InputError(f"the model does not run: {error}") from error
-        raise CalibrationError(f"the model does not run on the samples: {error}") from error
-    coupling = trace(model, facts, normalised=options.normalised_axes)
-    groups, refused = tuple(find_groups(coupling)), tuple(find_refusals(coupling))
-    return Analysis(model, coupling, groups, refused)
+    criterion = find_criterion(options.criterion)
+    for what, needed in (
+        (f"criterion {options.criterion}", criterion.needs_calibration),
+        (f"compensation {options.compensate}", options.compensate != "none"),
+    ):
+        if needed and samples is None:
+            raise InputError(f"{what} looks at activations; give --calibration")
+    if samples is None:
+        return None
+    moments = statistics_of(analysis, samples, options, progress)
+    walks = options.compensate == "least-squares" or getattr(criterion, "measures_curves", False)
+    first = analysis.coupling.facts.first
+    feeds = sweep_batches(samples, analysis.model, first) if walks else ()
+    return Calibration(samples, moments, feeds)
 
 
 def prune_model(
@@ -126,7 +96,7 @@ def prune_model(
     samples: Samples | None = None,
     progress: Progress[Any] = silent,
 ) -> Built:
-    """Choose, cut and verify.
+    """Rank, choose, compensate, cut and verify.
 
     A group whose cut the graph cannot express, or for which the certificate fails, is left whole,
     and the choice is made again without it.
@@ -136,122 +106,98 @@ def prune_model(
         NothingPrunable: when no group is left, or (TargetUnreachable) the target is out of reach.
         VerificationError: when no valid result could be built.
     """
-    criterion = find_criterion(options.criterion)
-    for what, needed in (
-        (f"criterion {options.criterion}", criterion.needs_calibration),
-        (f"compensation {options.compensate}", options.compensate != "none"),
-    ):
-        if needed and samples is None:
-            raise InputError(f"{what} looks at activations; give --calibration")
-    groups = selected(analysis, options)
+    with matrix_threads(options.runtime.threads):
+        return _pruned(analysis, options, samples, progress)
+
+
+def _pruned(
+    analysis: Analysis, options: Options, samples: Samples | None, progress: Progress[Any]
+) -> Built:
+    calibration = calibrate(analysis, options, samples, progress)
+    groups = analysis.selected(options.include, options.exclude)
     if not groups:
-        raise NothingPrunable(_why_nothing(analysis, options))
-    moments: Mapping[Tap, Moments] = {}
-    if samples is not None and (criterion.needs_calibration or options.compensate == "mean"):
-        moments = statistics_of(analysis, samples, options, progress)
-    orders = ordered(analysis, groups, options, moments)
+        raise NothingPrunable(why_nothing(analysis, options))
+    moments = calibration.moments if calibration is not None else {}
+    feeds = calibration.feeds if calibration is not None else ()
+    ranked = rank(analysis, groups, options, moments, feeds, progress)
     cost = CutCost(analysis.model.graph, analysis.coupling)
+    plain = replace(options, compensate="none")
     dropped: dict[str, str] = {}
     while True:
-        left = [i for i, group in enumerate(groups) if group.name not in dropped]
-        removal = choose(
-            [groups[i] for i in left],
-            [orders[i] for i in left],
-            options.target,
-            cost,
-            comparable=criterion.comparable,
-        )
-        if not removal.classes and any(share < 1 for share in options.target.values()):
-            raise NothingPrunable(_why_nothing(analysis, options, dropped))
-        outcome = attempt(analysis, removal, options, moments, samples)
-        if isinstance(outcome, Built):
-            return replace(outcome, dropped=dropped)
-        dropped |= outcome
+        left = [one for one in ranked if one.group.name not in dropped]
+        found = _ways(left, options, cost)
+        if not found[0].removal.classes and any(share < 1 for share in options.target.values()):
+            raise NothingPrunable(why_nothing(analysis, options, dropped))
+        guilty: dict[str, str] = {}
+        for way in found:
+            outcome = _attempt(analysis, way.removal, plain)
+            guilty |= outcome if isinstance(outcome, dict) else {}
+        if not guilty:
+            break
+        dropped |= guilty
+    built = _compensated(analysis, found, options, calibration, progress)
+    return replace(built, dropped=dropped)
 
 
-def selected(analysis: Analysis, options: Options) -> list[Group]:
-    """Groups that the include and exclude patterns leave.
-
-    Raises:
-        InputError: when a pattern matches nothing in the model.
-    """
-    readers: dict[str, set[str]] = {}
-    for node in analysis.model.graph:
-        for value in node.inputs:
-            if value is not None and value.name:
-                names = {node.name or "", *(output.name or "" for output in node.outputs)}
-                readers.setdefault(value.name, set()).update(names - {""})
-    everything = {name for names in readers.values() for name in names} | readers.keys()
-    for pattern in (*options.include, *options.exclude):
-        if not any(fnmatchcase(name, pattern) for name in everything):
-            raise InputError(f"the pattern {pattern!r} matches no node or tensor of the model")
-
-    def matches(group: Group, patterns: Sequence[str]) -> bool:
-        names = {owned.tensor for owned in group.owned}
-        names |= {reader for owned in group.owned for reader in readers.get(owned.tensor, ())}
-        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-    return [
-        group
-        for group in analysis.groups
-        if (not options.include or matches(group, options.include))
-        and not matches(group, options.exclude)
-    ]
+def _ways(ranked: Sequence[Ranked], options: Options, cost: CutCost) -> list[Candidate]:
+    """Allocations to choose from, by the options; one, unless they can be measured."""
+    comparable = find_criterion(options.criterion).comparable
+    found = candidates(ranked, options.target, cost, comparable=comparable)
+    if options.allocation != "auto":
+        named = [one for one in found if one.name == options.allocation]
+        return named or found[:1]
+    if options.compensate == "least-squares":
+        measured = [one for one in found if one.name not in ("uniform", "global")] or found
+        distinct = {str(sorted(one.removal.classes.items())): one for one in reversed(measured)}
+        return list(reversed(distinct.values()))
+    return found[-1:]
 
 
-def statistics_of(
-    analysis: Analysis, samples: Samples, options: Options, progress: Progress[Any] = silent
-) -> dict[Tap, Moments]:
-    """Moments of every activation that a consumer reads a group from."""
-    taps = [tap_of(analysis.coupling, one) for group in analysis.groups for one in group.readings]
-    return collect(analysis.model, taps, samples, options.runtime, progress)
-
-
-def tap_of(coupling: Coupling, reading: Any) -> Tap:
-    """Where the statistics of a reading are taken: at the consumer's own input."""
-    rank = len(coupling.tensors[reading.consumer.tensor].shape)
-    return Tap(reading.consumer.tensor, reading.axes, rank)
-
-
-def ordered(
+def _compensated(
     analysis: Analysis,
-    groups: Sequence[Group],
+    ways: Sequence[Candidate],
     options: Options,
-    moments: Mapping[Tap, Moments],
-) -> list[list[RemovalStep]]:
-    """Removal order of every group by the criterion's scores."""
-    criterion = find_criterion(options.criterion)
-    rng = np.random.default_rng(options.seed)
-    constants = ConstantValues(analysis.model, analysis.coupling.facts.constants)
-    goal = 1 - options.target["channels"] if options.target.keys() == {"channels"} else None
-    orders = []
-    for group in groups:
-        seen = {
-            reading: moments[tap]
-            for reading in group.readings
-            if (tap := tap_of(analysis.coupling, reading)) in moments
-        }
-        scores = np.asarray(criterion.score(GroupView(group, constants, seen), rng), np.float64)
-        if scores.shape != (group.size,) or not np.isfinite(scores).all():
-            raise InputError(
-                f"criterion {options.criterion} gave no {group.size} finite scores for {group.name}"
+    calibration: Calibration | None,
+    progress: Progress[Any],
+) -> Built:
+    """Try the allocations if there are several, and build the best with full effort."""
+    trials: dict[str, float] = {}
+    if len(ways) > 1 and calibration is not None:
+        few = replace(calibration, feeds=calibration.feeds[:_TRIAL_BATCHES])
+        for way in progress(ways, "trying allocations", len(ways)):
+            try:
+                trial = compensate(
+                    analysis, way.removal, options, few, settings=_TRIAL, open_groups=True
+                )
+            except (CutError, RuntimeFailure):
+                continue
+            trials[way.name] = trial.divergence if trial.divergence is not None else 0.0
+    best = min(ways, key=lambda one: trials.get(one.name, float("inf")))
+    note = ""
+    for open_groups in (True, False):
+        try:
+            compensated = compensate(
+                analysis,
+                best.removal,
+                options,
+                calibration,
+                open_groups=open_groups and find_criterion(options.criterion).comparable,
+                progress=progress,
             )
-        orders.append(aligned(group, removal_order(group, scores, goal), options.round_to))
-    return orders
+            built = _certified(analysis, compensated, options)
+            return replace(built, allocation=best.name, trials=trials)
+        except (CutError, VerificationError, RuntimeFailure) as error:
+            note = f"{options.compensate} compensation was not possible: {error}"
+    built = build(analysis, best.removal, replace(options, compensate="none"), None)
+    return replace(built, allocation=best.name, trials=trials, note=note)
 
 
-def attempt(
-    analysis: Analysis,
-    removal: Removal,
-    options: Options,
-    moments: Mapping[Tap, Moments],
-    samples: Samples | None,
-) -> Built | dict[str, str]:
+def _attempt(analysis: Analysis, removal: Removal, options: Options) -> Built | dict[str, str]:
     """Build and certify a removal; on failure return the groups to leave whole, with the reason."""
     try:
-        return build(analysis, removal, options, moments, samples)
+        return build(analysis, removal, options, None)
     except CutError as error:
-        guilty = _groups_at(analysis, removal, error.tensor)
+        guilty = analysis.names_at(error.tensor, removal.classes)
         if guilty:
             return dict.fromkeys(guilty, str(error))
         reason = str(error)
@@ -263,7 +209,7 @@ def attempt(
     failing: dict[str, str] = {}
     for half in (names[: len(names) // 2], names[len(names) // 2 :]):
         part = Removal({name: removal.classes[name] for name in half})
-        outcome = attempt(analysis, part, options, moments, samples)
+        outcome = _attempt(analysis, part, options)
         failing |= outcome if isinstance(outcome, dict) else {}
     return failing or dict.fromkeys(names[len(names) // 2 :], reason)
 
@@ -272,8 +218,8 @@ def build(
     analysis: Analysis,
     removal: Removal,
     options: Options,
-    moments: Mapping[Tap, Moments],
-    samples: Samples | None,
+    calibration: Calibration | None,
+    progress: Progress[Any] = silent,
 ) -> Built:
     """Compensate, mask, slice and check one removal.
 
@@ -282,12 +228,15 @@ def build(
         VerificationError: when a check fails.
         RuntimeFailure: when onnxruntime refuses one of the models.
     """
-    full = FullSize(analysis.model.clone(), analysis.coupling)
-    dead = removal.dead()
-    if options.compensate == "mean" and samples is not None:
-        cut = Cut(analysis.coupling, dead)
-        FoldMeans(full, cut, moments, samples.take(1), options.runtime)(full.model)
-    cut = Cut(full.coupling, dead)
+    with matrix_threads(options.runtime.threads):
+        compensated = compensate(analysis, removal, options, calibration, progress=progress)
+    return _certified(analysis, compensated, options)
+
+
+def _certified(analysis: Analysis, compensated: Compensated, options: Options) -> Built:
+    """Mask, slice and compare."""
+    full, removal = compensated.full, compensated.removal
+    cut = Cut(full.coupling, removal.dead())
     masked, sliced = full.model.clone(), full.model
     zero_removed(masked, cut)
     restrict_statistics(masked, cut)
@@ -305,33 +254,4 @@ def build(
             f"(tolerance {certificate.tolerance:.0e})"
         )
     check_result(analysis.model, sliced, feeds, got, options.runtime, tolerance)
-    return Built(sliced, removal, certificate, {})
-
-
-def _groups_at(analysis: Analysis, removal: Removal, tensor: str) -> list[str]:
-    """Names of the groups that remove something of a tensor."""
-    labels = analysis.coupling.tensors.get(tensor)
-    if labels is None:
-        return []
-    classes = analysis.coupling.classes
-    found = {int(one) for layer in labels.layers for one in np.unique(classes[layer.atoms])}
-    return [name for name, classes in removal.classes.items() if found & set(classes)]
-
-
-def _why_nothing(
-    analysis: Analysis, options: Options, dropped: Mapping[str, str] | None = None
-) -> str:
-    if dropped:
-        name, reason = next(iter(dropped.items()))
-        return f"nothing can be pruned: {name} stays whole because {reason}"
-    if analysis.groups and (options.include or options.exclude):
-        return "nothing can be pruned: include and exclude leave no group"
-    if analysis.groups:
-        return "nothing can be pruned: the target leaves every unit where it is"
-    if not analysis.refused:
-        return "nothing can be pruned: the model has no weights with a cuttable axis"
-    worst = max(analysis.refused, key=lambda one: one.parameters)
-    return (
-        f"nothing can be pruned: {len(analysis.refused)} axes are refused, the largest is "
-        f"{worst.axis}: {worst.reason} (at {worst.node})"
-    )
+    return Built(sliced, removal, certificate, repairs=compensated.repairs)

@@ -94,6 +94,7 @@ class FoldMeans(ir.passes.InPlacePass):
         moments: activation statistics by tap, for every reader.
         sample: one calibration feed, to read the values of constant channels from.
         runtime: how to run the model.
+        skip: outputs of nodes that something else takes care of.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class FoldMeans(ir.passes.InPlacePass):
         moments: Mapping[Tap, Moments],
         sample: Mapping[str, NDArray[Any]],
         runtime: Runtime,
+        skip: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         self.target = target
@@ -110,6 +112,7 @@ class FoldMeans(ir.passes.InPlacePass):
         self.moments = moments
         self.sample = sample
         self.runtime = runtime
+        self.skip = skip
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold into the model that `target` holds.
@@ -124,7 +127,9 @@ class FoldMeans(ir.passes.InPlacePass):
             (consumer, layer)
             for consumer in self.cut.coupling.consumers
             for layer in self.cut.coupling.tensors[consumer.tensor].layers
-            if consumer.axis in layer.axes and not self.cut.alive(layer).all()
+            if consumer.axis in layer.axes
+            and consumer.node not in self.skip
+            and not self.cut.alive(layer).all()
         ]
         originals = {
             consumer.weight: weights[consumer.weight]

@@ -16,10 +16,9 @@ After::
     x~ [N,64,H,W] -> Conv(W' with zeros for 3, 17, b') -> y'   the closest to y there is
 
 * Readers of removed units make up for them; a layer that makes units of which some go, or that
-  merely reads what has changed before, is fitted to the original too.
-* Behind a Relu or Clip only what gets through it counts: where the original lies on a flat part,
-  the target is moved to what the layer gives anyway, as long as that lies on the flat part too
-  (a majorisation; every iteration changes the right-hand side only).
+  merely reads what has changed before, is fitted to the original too (`reconstruction/problem.py`).
+* Which units of a group go can be left open until its only reader is reached: it is then decided
+  on what the pruned model really computes there, starting from the weights fitted to that.
 * Original and pruned model walk in lockstep, so everything costs about two forward passes.
 * Half of the batches fit, half judge: they choose the ridge, and weights that do not do better than
   those there were are thrown away. Then both halves fit.
@@ -40,11 +39,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.coupling.cut import Cut
 from onnxprune.model.constants import ConstantValues
 from onnxprune.progress import silent
-from onnxprune.reconstruction.gram import Gram, Regression, Solution, gram_of
-from onnxprune.reconstruction.layers import LinearLayer, linear_layer
-from onnxprune.reconstruction.targets import FlatParts, flat_parts, sum_behind
+from onnxprune.reconstruction.elimination import Reader, eliminate
+from onnxprune.reconstruction.find import reading_unknowns, replaceable_layers
+from onnxprune.reconstruction.gram import Regression, Solution, gram_of
+from onnxprune.reconstruction.problem import Half, Outcome, Problem
+from onnxprune.reconstruction.targets import Sum, flat_parts, sum_behind
 from onnxprune.reconstruction.walk import Walk
 
 if TYPE_CHECKING:
@@ -52,12 +54,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from onnxprune.coupling.cut import Cut
+    from onnxprune.coupling.groups import Group
     from onnxprune.model.runtime import Runtime
     from onnxprune.progress import Progress
+    from onnxprune.reconstruction.layers import LinearLayer
     from onnxprune.surgery.bias import FullSize
 
-__all__ = ["LeastSquares", "Repair", "Settings"]
+__all__ = ["LeastSquares", "OpenChoice", "Repair", "Settings"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Settings:
         rows: rows of each regression over all samples.
         iterations: rounds of moving targets on flat parts of an activation; 0 for none.
         ridges: strengths to choose from.
-        classifier_ridges: the same for layers without linear layers behind them.
+        last_ridges: the same for layers without linear layers behind them.
         largest: unknowns of a regression above which a layer keeps its weights.
         row_bytes: memory for the rows of one layer.
         refit: fit layers too whose own weights are not cut.
@@ -78,11 +81,19 @@ class Settings:
     rows: int = 65_536
     iterations: int = 4
     ridges: tuple[float, ...] = (1e-3, 1e-1)
-    classifier_ridges: tuple[float, ...] = (0.3,)
+    last_ridges: tuple[float, ...] = (0.3,)
     largest: int = 6000
     row_bytes: int = 400_000_000
     refit: bool = True
     both_halves: bool = True
+
+
+@dataclass(frozen=True)
+class OpenChoice:
+    """A group without constraints and with one reader, of which `count` units are to go."""
+
+    group: Group
+    count: int
 
 
 @dataclass(frozen=True)
@@ -91,10 +102,10 @@ class Repair:
 
     Attributes:
         node: name of the layer's output.
-        before: error on the judging half with the weights there were, as a share of the target's
-            variance.
+        before: error on the judging half without what is removed, its mean folded in, as a share
+            of the variance of the layer's output.
         after: the same with the weights it has now.
-        solved: whether the weights were replaced.
+        solved: whether the weights were solved anew.
         reason: why not.
     """
 
@@ -112,9 +123,11 @@ class LeastSquares(ir.passes.InPlacePass):
         target: the model at full size and its coupling; both are updated, what is removed is
             set to zero.
         original: the model as it was.
-        cut: what is going to be removed.
-        feeds: calibration batches, at least two.
+        dead: classes that go.
+        feeds: calibration batches.
         runtime: how to run both models.
+        open_choices: groups of which only the number of units is known; `chosen` holds afterwards
+            the classes that go.
         settings: how to solve.
         seed: of the rows that are drawn.
         progress: told about every layer.
@@ -124,9 +137,10 @@ class LeastSquares(ir.passes.InPlacePass):
         self,
         target: FullSize,
         original: ir.Model,
-        cut: Cut,
+        dead: Sequence[int],
         feeds: Sequence[Mapping[str, NDArray[Any]]],
         runtime: Runtime,
+        open_choices: Sequence[OpenChoice] = (),
         settings: Settings | None = None,
         seed: int = 0,
         progress: Progress[Any] = silent,
@@ -134,14 +148,16 @@ class LeastSquares(ir.passes.InPlacePass):
         super().__init__()
         self.target = target
         self.original = original
-        self.cut = cut
+        self.dead = list(dead)
         self.feeds = feeds
         self.runtime = runtime
+        self.open_choices = {one.group.readings[0].consumer.node: one for one in open_choices}
         self.settings = settings or Settings()
         self.seed = seed
         self.progress = progress
         self.repairs: list[Repair] = []
-        self.outputs: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+        self.chosen: dict[str, tuple[int, ...]] = {}
+        self.outputs: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Solve the layers of the model that `target` holds.
@@ -151,244 +167,140 @@ class LeastSquares(ir.passes.InPlacePass):
         """
         if model is not self.target.model:
             raise ValueError("LeastSquares changes the model its target was made with")
-        self.target.mask(self.cut)
+        self._cut = Cut(self.target.coupling, self.dead)
+        self.target.mask(self._cut)
         self._reference = Walk(self.original, self.feeds, self.runtime)
         self._pruned = Walk(model, self.feeds, self.runtime)
         self._makers = {v.name: n for n in self.original.graph for v in n.outputs}
-        layers = self._layers(model)
+        layers = replaceable_layers(model, self.target.coupling)
         last = _without_layers_behind(model.graph, [layer.node for layer in layers])
-        self.repairs = []
         for number, layer in enumerate(self.progress(layers, "least squares", len(layers))):
             repair = self._repair(layer, number, layer.node in last)
             self.repairs += [repair] if repair is not None else []
-        names = [value.name or "" for value in model.graph.outputs]
         for walk in (self._reference, self._pruned):
             walk.advance(None)
-        self.outputs = tuple(  # type: ignore[assignment]
-            [dict(zip(names, one, strict=True)) for one in zip(*(w[n] for n in names), strict=True)]
-            for w in (self._reference, self._pruned)
-        )
+        names = [value.name or "" for value in model.graph.outputs]
+        pairs = zip(self._reference.values(names), self._pruned.values(names), strict=True)
+        self.outputs = list(pairs)
         return ir.passes.PassResult(model, any(one.solved for one in self.repairs))
-
-    def _layers(self, model: ir.Model) -> list[LinearLayer]:
-        labels = self.cut.coupling.tensors
-        constants = {name for name, one in labels.items() if one.constant}
-        shapes = dict(self.cut.coupling.facts.first.shapes)
-        opset = model.opset_imports.get("", 1)
-        found = (linear_layer(node, constants, opset, shapes) for node in model.graph)
-        return [layer for layer in found if layer is not None and _own_float_weight(layer)]
 
     def _repair(self, layer: LinearLayer, number: int, is_last: bool) -> Repair | None:
         """Solve one layer; None when it has nothing to make up for."""
+        name = layer.node.outputs[0].name or ""
         self._pruned.advance(layer.node)
         if layer.data in self._makers:
             self._reference.advance(self._makers[layer.data], keep=[layer.data], past=True)
-        kept = self._kept(layer)
+        problem: Problem | None = None
+        if name in self.open_choices:
+            problem = self._problem(layer, number)
+            self._choose(layer, problem, self.open_choices[name])
+        kept = layer.kept_unknowns(self._cut)
         if kept is None:
             return None
-        columns, rows = kept
-        cut_here = not (columns.all() and rows.all())
-        if not cut_here and (is_last or not self.settings.refit or self._unchanged(layer)):
+        whole = bool(kept.all() and layer.kept_outputs(self._cut).all())
+        if whole and (is_last or not self.settings.refit or self._unchanged(layer)):
             return None
-        name = layer.node.outputs[0].name or ""
-        if columns.shape[1] > self.settings.largest:
-            reason = f"{columns.shape[1]} unknowns are more than {self.settings.largest}"
+        if kept.shape[1] > self.settings.largest:
+            reason = f"{kept.shape[1]} unknowns are more than {self.settings.largest}"
             return Repair(name, np.nan, np.nan, False, reason)
-        problem = self._problem(layer, number, rows)
+        problem = problem or self._problem(layer, number)
         if problem is None:
-            return None
-        ridges = self.settings.classifier_ridges if is_last else self.settings.ridges
-        before, after, solution = problem.solve(columns, ridges, self.settings)
-        if solution is not None:
-            self._install(layer, solution, problem.start)
-        return Repair(name, before, after, solution is not None)
+            return Repair(name, np.nan, np.nan, False, "the original has no such tensor")
+        ridges = self.settings.last_ridges if is_last else self.settings.ridges
+        outcome = problem.solve(kept, ridges, both_halves=self.settings.both_halves)
+        if outcome.solved or not whole:
+            self._install(layer, outcome, problem)
+        return Repair(name, outcome.before, outcome.after, outcome.solved)
+
+    def _choose(self, layer: LinearLayer, problem: Problem | None, choice: OpenChoice) -> None:
+        """Decide which units of an open group go: those its reader misses least, here and now."""
+        assert problem is not None
+        group, reading = choice.group, choice.group.readings[0]
+        both = problem.fit + problem.judge
+        gram = gram_of(both.rows, both.targets)
+        every = np.ones((1, gram.xx.shape[1]), bool)
+        fitted = Regression(gram, problem.weight, every, 1e-3).solve(gram)
+        weight = problem.weight if fitted is None else fitted.weight
+        units = reading_unknowns(layer, reading)
+        assert units is not None
+        reader = Reader(weight[0], gram.covariance()[0], units[0], 1.0, 1.0)
+        order, _ = eliminate([reader], group.size, group.size - choice.count, 1e-3)
+        gone = sorted(unit for step in order for unit in step)
+        self.chosen[group.name] = tuple(int(group.units[unit]) for unit in gone)
+        self.dead += self.chosen[group.name]
+        self._cut = Cut(self.target.coupling, self.dead)
 
     def _unchanged(self, layer: LinearLayer) -> bool:
         """Whether the layer reads exactly what it reads in the original."""
         pairs = zip(self._reference[layer.data], self._pruned[layer.data], strict=True)
         return all(np.array_equal(a, b) for a, b in pairs)
 
-    def _kept(self, layer: LinearLayer) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
-        """Unknowns [g, D] and outputs [g, O] that stay; None when a label does not say so."""
-        output = layer.node.outputs[0].name or ""
-        shapes = self.cut.coupling.facts.first.shapes
-        weight = layer.node.inputs[layer.slot]
-        assert weight is not None
-        unknowns = np.ones(layer.matrix(np.zeros(shapes[weight.name or ""])).shape, bool)[:, 0]
-        for one in self.cut.coupling.tensors[layer.data].layers:
-            alive = self.cut.alive(one)
-            if alive.all():
-                continue
-            spread = layer.unknowns(one, alive, shapes[layer.data])
-            if spread is None:
-                return None
-            unknowns = unknowns & spread
-        outputs = np.ones(shapes[output], bool)
-        for one in self.cut.coupling.tensors[output].layers:
-            alive = self.cut.alive(one)
-            if alive.all():
-                continue
-            if not set(one.axes) <= set(layer.output_axes):
-                return None
-            order = np.argsort(one.axes)
-            shape = [outputs.shape[a] if a in one.axes else 1 for a in range(outputs.ndim)]
-            outputs = outputs & alive.transpose(order).reshape(shape)
-        return unknowns, layer.outputs(outputs, np.zeros(1, np.int64))[0].astype(bool)
-
-    def _problem(
-        self, layer: LinearLayer, number: int, outputs: NDArray[np.bool_]
-    ) -> _Problem | None:
+    def _problem(self, layer: LinearLayer, number: int) -> Problem | None:
         """Draw rows and targets, half of the batches to fit and half to judge."""
         node = layer.node
         data = self._pruned[layer.data]
-        rank = len(self.cut.coupling.facts.first.shapes[node.outputs[0].name or ""])
-        total = sum_behind(node, self._pruned, rank)
+        total = sum_behind(node, self._pruned, len(layer.output_shape))
         if total.name not in self._makers:
             return None
         self._reference.advance(self._makers[total.name], keep=[total.name], past=True)
         wanted = self._reference[total.name]
-        weight = node.inputs[layer.slot]
-        assert weight is not None
-        values = ConstantValues(self.target.model, self.target.coupling.facts.constants)
-        matrix = layer.matrix(np.asarray(values[weight.name or ""]))
+        weight = self._weight(layer)
+        outputs = layer.kept_outputs(self._cut)
         counts = [layer.row_count(one.shape) for one in wanted]
-        limit = self.settings.row_bytes // (
-            4 * (matrix.shape[2] + 2 * matrix.shape[1]) * len(matrix)
-        )
+        limit = self.settings.row_bytes // (4 * (weight[:, 0].size + 3 * weight[:, :, 0].size))
         share = min(1.0, min(self.settings.rows, limit) / sum(counts))
-        halves: tuple[list[Any], list[Any]] = ([], [])
+        halves: tuple[list[Half], list[Half]] = ([], [])
         for batch, (x, t, count) in enumerate(zip(data, wanted, counts, strict=True)):
             rng = np.random.default_rng([self.seed, number, batch])
             ids = np.sort(rng.choice(count, max(int(count * share), 1), replace=False))
-            target = layer.outputs(t, ids)
-            for other in total.others:
-                target = target - layer.outputs(
-                    np.broadcast_to(self._pruned[other][batch], t.shape), ids
-                )
-            halves[batch % 2].append((layer.rows(x, ids), target * outputs))
-        if batch == 0:
-            halves[1].extend(halves[0])
-        fit, judge = (
-            (np.concatenate([x for x, _ in half]), np.concatenate([t for _, t in half]))
-            for half in halves
-        )
+            target = layer.outputs(t, ids) - self._others(layer, total, batch, t.shape, ids)
+            halves[batch % 2].append(Half(layer.rows(x, ids), target * outputs))
+        fit, judge = (_joined(half or halves[0]) for half in halves)
         flat = None if total.others else flat_parts(total.last.outputs[0])
-        start = Solution(matrix, self._present_bias(layer, total, matrix))
-        return _Problem(start, fit, judge, flat)
+        return Problem(weight, fit, judge, flat, self.settings.iterations)
 
-    def _present_bias(
-        self, layer: LinearLayer, total: Any, matrix: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """What the sum holds now besides W x and the other activations, on average: [g, O]."""
+    def _others(
+        self,
+        layer: LinearLayer,
+        total: Sum,
+        batch: int,
+        shape: tuple[int, ...],
+        ids: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """What the other terms of a sum give in some rows of the pruned model."""
+        result = np.zeros(1, np.float32)
+        for other in total.others:
+            value = np.broadcast_to(self._pruned[other][batch], shape)
+            result = result + layer.outputs(value, ids)
+        return result
+
+    def _weight(self, layer: LinearLayer) -> NDArray[np.float64]:
+        values = ConstantValues(self.target.model, self.target.coupling.facts.constants)
+        return layer.matrix(np.asarray(values[layer.weight]))
+
+    def _install(self, layer: LinearLayer, outcome: Outcome, problem: Problem) -> None:
+        """Put the weights into the graph, and what is new of the bias into its bias."""
+        node, solution = layer.node, outcome.solution
+        total = sum_behind(node, self._pruned, len(layer.output_shape))
         now = self._pruned.preview(total.last, [total.name])[total.name]
         ids = np.unique(np.linspace(0, layer.row_count(now.shape) - 1, 512).astype(np.int64))
-        rest = layer.outputs(now, ids).astype(np.float64)
-        for other in total.others:
-            rest -= layer.outputs(np.broadcast_to(self._pruned[other][0], now.shape), ids)
+        rest = layer.outputs(now, ids) - self._others(layer, total, 0, now.shape, ids)
         x = layer.rows(self._pruned[layer.data][0], ids)
-        return (rest - Solution(matrix, np.zeros(matrix.shape[:2])).predict(x)).mean(axis=0)
-
-    def _install(self, layer: LinearLayer, solution: Solution, start: Solution) -> None:
-        node = layer.node
-        old = node.inputs[layer.slot]
-        assert old is not None
-        dtype = self.target.coupling.facts.constants.get(old.name or "")
-        kind = old.dtype.numpy() if old.dtype is not None else np.dtype(np.float32)
-        kind = dtype.dtype.numpy() if dtype is not None else kind
+        linear = Solution(problem.weight, np.zeros(problem.weight.shape[:2])).predict(x)
+        present = (rest.astype(np.float64) - linear).mean(axis=0)
+        outputs = layer.kept_outputs(self._cut)
+        kind = self._pruned[layer.data][0].dtype
         self.target.set_weight(node, layer.slot, layer.tensor(solution.weight).astype(kind))
-        delta = layer.bias_along_output(solution.bias - start.bias)
+        delta = layer.bias_along_output((solution.bias - present) * outputs)
         if np.any(delta):
             self.target.add_to_output(node, delta, kind)
 
 
-@dataclass
-class _Problem:
-    """One regression.
-
-    Attributes:
-        start: the weights and bias there are.
-        fit: rows and targets to fit.
-        judge: rows and targets to judge by.
-        flat: flat parts of the activation behind.
-    """
-
-    start: Solution
-    fit: tuple[NDArray[np.float32], NDArray[np.float32]]
-    judge: tuple[NDArray[np.float32], NDArray[np.float32]]
-    flat: FlatParts | None
-
-    def solve(
-        self, columns: NDArray[np.bool_], ridges: Sequence[float], settings: Settings
-    ) -> tuple[float, float, Solution | None]:
-        """Return the errors before and after, and the solution when it is better."""
-        gram, check = gram_of(*self.fit), gram_of(*self.judge)
-        scale = max(check.target_variance(), np.finfo(float).tiny)
-        before = self._error(self.start, check) / scale
-        found: list[tuple[float, float]] = []
-        for ridge in ridges:
-            solution = self._fitted(gram, self.fit, columns, ridge, settings.iterations)
-            if solution is not None:
-                found.append((self._error(solution, check) / scale, ridge))
-        if not found or min(found)[0] >= before:
-            return before, before, None
-        after, ridge = min(found)
-        whole, rows = gram, self.fit
-        if settings.both_halves:
-            whole = gram + check
-            joined = (np.concatenate(pair) for pair in zip(self.fit, self.judge, strict=True))
-            rows = tuple(joined)  # type: ignore[assignment]
-        best = self._fitted(whole, rows, columns, ridge, settings.iterations)
-        return (before, after, best) if best is not None else (before, before, None)
-
-    def _error(self, solution: Solution, check: Gram) -> float:
-        if self.flat is None:
-            return check.error(solution)
-        low, high = self.flat.low, self.flat.high
-        rows, targets = self.judge
-        lost = np.clip(solution.predict(rows), low, high) - np.clip(targets, low, high)
-        return float(np.einsum("rgo,rgo->", lost, lost, dtype=np.float64) / len(rows))
-
-    def _fitted(
-        self,
-        gram: Gram,
-        data: tuple[NDArray[np.float32], NDArray[np.float32]],
-        columns: NDArray[np.bool_],
-        ridge: float,
-        iterations: int,
-    ) -> Solution | None:
-        regression = Regression(gram, self.start.weight, columns, ridge)
-        solution = regression.solve(gram)
-        if self.flat is not None:
-            rows, targets = data
-            for _ in range(iterations):
-                if solution is None:
-                    break
-                moved = _moved(targets, solution.predict(rows), self.flat)
-                solution = regression.solve(gram.with_targets(rows, moved))
-        return solution
-
-
-def _moved(
-    wanted: NDArray[np.float32], predicted: NDArray[np.float32], flat: FlatParts
-) -> NDArray[np.float32]:
-    """Targets on a flat part move to the prediction, as far as that lies on the flat part."""
-    moved = np.where(wanted <= flat.low, np.minimum(predicted, flat.low), wanted)
-    return np.where(wanted >= flat.high, np.maximum(predicted, flat.high), moved)
-
-
-def _own_float_weight(layer: LinearLayer) -> bool:
-    """Whether a layer alone reads its weight, and the weight is made of floats by movement."""
-    value = layer.node.inputs[layer.slot]
-    while value is not None:
-        if len(value.uses()) != 1 or value.is_graph_output():
-            return False
-        producer = value.producer()
-        if producer is None or producer.op_type == "Constant":
-            return True
-        if producer.op_type not in ("Transpose", "Identity", "Reshape", "Cast", "Unsqueeze"):
-            return False
-        value = producer.inputs[0]
-    return False
+def _joined(halves: Sequence[Half]) -> Half:
+    return Half(
+        np.concatenate([one.rows for one in halves]),
+        np.concatenate([one.targets for one in halves]),
+    )
 
 
 def _without_layers_behind(graph: ir.Graph, layers: Sequence[ir.Node]) -> set[ir.Node]:

@@ -45,12 +45,15 @@ class CutCost:
 
     def saved_by(self, group: Group, dead: Sequence[int]) -> dict[str, int]:
         """What removing classes of one group saves, counted over the nodes that group touches."""
+        before, after = self.touched(group, ()), self.touched(group, dead)
+        return {kind: before[kind] - after[kind] for kind in before}
+
+    def touched(self, group: Group, dead: Sequence[int]) -> dict[str, int]:
+        """Cost of the nodes and tensors that a group touches, with classes of any groups dead."""
         tensors = list(dict.fromkeys(owned.tensor for owned in group.owned))
         touched = [*tensors, *(reading.consumer.tensor for reading in group.readings)]
         nodes = {id(node): node for name in touched for node in self._readers[name]}
-        before = self._count((), nodes.values(), tensors)
-        after = self._count(dead, nodes.values(), tensors)
-        return {kind: before[kind] - after[kind] for kind in before}
+        return self._count(dead, nodes.values(), tensors)
 
     def _count(
         self, dead: Sequence[int], nodes: Iterable[ir.Node], tensors: Iterable[str]

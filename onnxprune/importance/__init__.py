@@ -14,13 +14,22 @@ from onnxprune.importance.activation import Activity, Std, Variance
 from onnxprune.importance.base import Criterion, GroupView
 from onnxprune.importance.magnitude import L1, L2
 from onnxprune.importance.random import Random
+from onnxprune.importance.reconstruction import Reconstruction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Criterion", "GroupView", "criterion_names", "find_criterion"]
 
-_BUILT_IN: tuple[Callable[[], Criterion], ...] = (L1, L2, Std, Variance, Activity, Random)
+_BUILT_IN: tuple[Callable[[], Criterion], ...] = (
+    L1,
+    L2,
+    Std,
+    Variance,
+    Activity,
+    Random,
+    Reconstruction,
+)
 _ENTRY_POINTS = "onnxprune.criteria"
 
 

@@ -59,6 +59,11 @@ class Gram:
         xy, y, yy = _with(rows, targets)
         return Gram(self.count, self.x, self.xx, y, xy, yy)
 
+    def with_bias(self, weight: NDArray[np.float64]) -> Solution:
+        """Given weights with the bias that keeps the mean of the targets."""
+        seen = np.einsum("god,gd->go", weight, self.x / self.count)
+        return Solution(weight, self.y / self.count - seen)
+
     def covariance(self) -> NDArray[np.float64]:
         """Covariance of the unknowns, [g, D, D]."""
         mean = self.x / self.count
@@ -169,8 +174,7 @@ class Regression:
         for group, (alive, pull, inverse) in enumerate(parts):
             right = crossed[group][alive] + pull * self._towards[group][:, alive].T
             weight[group][:, alive] = (inverse @ right).T
-        bias = gram.y / gram.count - np.einsum("god,gd->go", weight, gram.x / gram.count)
-        solution = Solution(weight, bias)
+        solution = gram.with_bias(weight)
         largest = _LARGEST_GROWTH * max(float(np.abs(self._towards).max(initial=0)), 1e-12)
         sane = solution.finite() and np.abs(weight).max(initial=0) <= largest
         return solution if sane else None

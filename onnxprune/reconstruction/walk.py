@@ -43,12 +43,16 @@ class Walk:
         self._values: list[dict[str, NDArray[Any]]] = [dict(feed) for feed in feeds]
         self._types: dict[str, ir.TypeProtocol | None] = {}
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._values[0]
 
     def __getitem__(self, name: str) -> list[NDArray[Any]]:
         """Values of a tensor, batch by batch, as long as something ahead reads it or it is kept."""
         return [values[name] for values in self._values]
+
+    def values(self, names: Sequence[str]) -> list[dict[str, NDArray[Any]]]:
+        """Values of some tensors by name, batch by batch."""
+        return [{name: values[name] for name in names} for values in self._values]
 
     def preview(self, upto: ir.Node, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Run ahead on the first batch only, through `upto`, without moving."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxprune.cost.latency import Latency
     from onnxprune.coupling.groups import Refused
+    from onnxprune.passes.least_squares import Repair
     from onnxprune.verification.certificate import Certificate
     from onnxprune.verification.comparison import OutputComparison
 
@@ -44,6 +45,10 @@ class Report:
         inexact: names of cut groups whose normalisation statistics run over fewer entries now.
         refused: axes that cannot be cut.
         dropped: groups left whole because the graph could not follow, with the reason.
+        repairs: what became of the layers that were to be solved anew.
+        allocation: name of the way the removal was spread over the groups.
+        trials: divergence of the outputs for each way that was tried.
+        note: what was done differently from what was asked, empty for nothing.
         seconds: duration of the run.
     """
 
@@ -57,6 +62,10 @@ class Report:
     inexact: tuple[str, ...]
     refused: tuple[Refused, ...]
     dropped: dict[str, str]
+    repairs: tuple[Repair, ...]
+    allocation: str
+    trials: dict[str, float]
+    note: str
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:

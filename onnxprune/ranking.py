@@ -1,0 +1,122 @@
+"""In which order the units of every group go, and what their removal costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.allocate.candidates import Ranked
+from onnxprune.allocate.order import aligned, removal_order
+from onnxprune.calibration.statistics import Moments, Tap, collect
+from onnxprune.errors import InputError
+from onnxprune.importance import GroupView, find_criterion
+from onnxprune.model.constants import ConstantValues
+from onnxprune.progress import silent
+from onnxprune.reconstruction.curves import error_curves
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from onnxprune.analysis import Analysis
+    from onnxprune.calibration.samples import Samples
+    from onnxprune.coupling.groups import Group
+    from onnxprune.coupling.trace import Coupling
+    from onnxprune.options import Options
+    from onnxprune.progress import Progress
+
+__all__ = ["rank", "statistics_of", "tap_of"]
+
+
+def statistics_of(
+    analysis: Analysis, samples: Samples, options: Options, progress: Progress[Any] = silent
+) -> dict[Tap, Moments]:
+    """Moments of every activation that a consumer reads a group from."""
+    taps = [tap_of(analysis.coupling, one) for group in analysis.groups for one in group.readings]
+    return collect(analysis.model, taps, samples, options.runtime, progress)
+
+
+def tap_of(coupling: Coupling, reading: Any) -> Tap:
+    """Where the statistics of a reading are taken: at the consumer's own input."""
+    rank = len(coupling.tensors[reading.consumer.tensor].shape)
+    return Tap(reading.consumer.tensor, reading.axes, rank)
+
+
+def rank(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    options: Options,
+    moments: Mapping[Tap, Moments],
+    feeds: Sequence[Mapping[str, NDArray[Any]]] = (),
+    progress: Progress[Any] = silent,
+) -> list[Ranked]:
+    """Rank the units of groups by the criterion.
+
+    Args:
+        analysis: the model.
+        groups: those to rank.
+        options: criterion, target and alignment.
+        moments: activation statistics; empty without calibration.
+        feeds: calibration batches for a criterion that measures error curves.
+        progress: told about long loops.
+
+    Raises:
+        InputError: when a criterion gives anything but one finite score for each unit.
+    """
+    criterion = find_criterion(options.criterion)
+    constants = ConstantValues(analysis.model, analysis.coupling.facts.constants)
+    goal = 1 - options.target["channels"] if options.target.keys() == {"channels"} else None
+    views = [_view(analysis, group, constants, moments) for group in groups]
+    if getattr(criterion, "measures_curves", False):
+        curves = error_curves(
+            analysis.model,
+            analysis.coupling,
+            views,
+            constants,
+            feeds,
+            options.runtime,
+            goal,
+            seed=options.seed,
+            progress=progress,
+        )
+        ranked = [
+            Ranked(group, curve.steps, curve.scalings())
+            for group, curve in zip(groups, curves, strict=True)
+        ]
+    else:
+        ranked = []
+        rng = np.random.default_rng(options.seed)
+        for view in views:
+            group = view.group
+            scores = np.asarray(criterion.score(view, rng), np.float64)
+            if scores.shape != (group.size,) or not np.isfinite(scores).all():
+                raise InputError(
+                    f"criterion {options.criterion} gave no {group.size} finite scores "
+                    f"for {group.name}"
+                )
+            ranked.append(Ranked(group, tuple(removal_order(group, scores, goal)), {}))
+    return [_aligned(one, options.round_to) for one in ranked]
+
+
+def _view(
+    analysis: Analysis, group: Group, constants: ConstantValues, moments: Mapping[Tap, Moments]
+) -> GroupView:
+    seen = {
+        reading: moments[tap]
+        for reading in group.readings
+        if (tap := tap_of(analysis.coupling, reading)) in moments
+    }
+    return GroupView(group, constants, seen)
+
+
+def _aligned(one: Ranked, multiple: int) -> Ranked:
+    """Steps bundled to a multiple, with the errors at their ends."""
+    if multiple == 1:
+        return one
+    steps = tuple(aligned(one.group, one.steps, multiple))
+    ends = np.cumsum([len(step.classes) for step in one.steps])
+    gone = np.cumsum([len(step.classes) for step in steps])
+    places = np.searchsorted(ends, gone)
+    return Ranked(one.group, steps, {name: curve[places] for name, curve in one.curves.items()})
