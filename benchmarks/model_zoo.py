@@ -1,10 +1,14 @@
 """Prune the full-size ONNX Model Zoo graphs that ship inside the onnx package.
 
     python benchmarks/model_zoo.py [--json FILE] [--only TEXT] [--channels 0.5]
+                                   [--against onnxsim [--environment FOLDER]]
 
 The files (`onnx/backend/test/data/light/*.onnx`) make their weights with ConstantOfShape; here they
 become initializers with random values: He-scaled weights, positive vectors (so that they can be a
 variance). The seed is fixed, and nothing is downloaded.
+
+With --against, the same for a peer (`peers/peer.py` says how its results are judged). It prepares
+the graph with its own simplifier first, which merges BatchNormalization into Conv.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from peers.peer import PEERS, Peer
 
 import onnxprune
 
@@ -61,7 +67,7 @@ def random_values(shape: list[int], rng: np.random.Generator) -> NDArray[np.floa
 
 def examine(path: Path, channels: float) -> dict[str, Any]:
     """Prune one model; never raises."""
-    row: dict[str, Any] = {"model": path.stem.removeprefix("light_")}
+    row: dict[str, Any] = {"model": name_of(path)}
     model = with_weights(path)
     started = time.perf_counter()
     try:
@@ -84,34 +90,67 @@ def examine(path: Path, channels: float) -> dict[str, Any]:
     return row | {"seconds": time.perf_counter() - started}
 
 
+def examine_peer(peer: Peer, path: Path, channels: float) -> dict[str, Any]:
+    """Let a peer prune one model; never raises for what the peer does."""
+    model = with_weights(path)
+    weights = {one.name for one in model.graph.initializer}
+    rng = np.random.default_rng(1)
+    shapes = {
+        one.name: [axis.dim_value or 1 for axis in one.type.tensor_type.shape.dim]
+        for one in model.graph.input
+        if one.name not in weights
+    }
+    feed = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    with tempfile.TemporaryDirectory(prefix="onnxprune-zoo-") as folder:
+        onnx.save(model, Path(folder) / path.name)
+        row = peer.examine(Path(folder) / path.name, [feed], 1 - channels, simplify=True)
+    return {"model": name_of(path), **row}
+
+
+def name_of(path: Path) -> str:
+    """What the model is called in the table."""
+    return path.stem.removeprefix("light_")
+
+
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="")
     parser.add_argument("--channels", type=float, default=0.5)
+    parser.add_argument("--against", choices=PEERS, help="examine a peer instead of onnxprune")
+    parser.add_argument("--environment", type=Path, help="the peer's; default: in the user's cache")
     arguments = parser.parse_args()
+    peer = Peer(arguments.against, arguments.environment) if arguments.against else None
     rows = []
     for path in sorted(FOLDER.glob("light_*.onnx")):
         if arguments.only in path.stem:
-            row = examine(path, arguments.channels)
+            if peer is None:
+                row = examine(path, arguments.channels)
+            else:
+                row = examine_peer(peer, path, arguments.channels)
             rows.append(row)
+            ours = ""
+            if "certificate" in row:
+                ours = f"{row['macs_removed']:6.1%} MACs, certificate {row['certificate']:.1e}, "
             print(
-                f"{row['model']:14} {row['outcome']:8} {row.get('removed', 0):6.1%} parameters, "
-                f"{row.get('macs_removed', 0):6.1%} MACs, certificate "
-                f"{row.get('certificate', np.nan):.1e}, {row['seconds']:5.1f} s  "
+                f"{row['model']:14} {row['outcome']:9} {row.get('removed', 0):6.1%} parameters, "
+                f"{ours}{row['seconds']:5.1f} s  "
                 f"{row.get('reason', '') or ', '.join(row.get('dropped', {}))}",
                 flush=True,
             )
     met = sum(row["outcome"] == "pruned" and row["removed"] >= GOAL for row in rows)
-    summary = {"models": len(rows), "pruned": 0, "refused": 0, "invalid": 0, "failed": 0}
+    without = "refused" if peer is None else "unchanged"
+    summary = {"models": len(rows), "pruned": 0, without: 0, "invalid": 0, "failed": 0}
     for row in rows:
         summary[row["outcome"]] += 1
     summary[f">={GOAL:.0%}"] = met
     print(json.dumps(summary))
     if arguments.json:
-        arguments.json.write_text(json.dumps({"summary": summary, "models": rows}, indent=1))
-    return 1 if summary["invalid"] or summary["failed"] else 0
+        packages = {"peer": peer.name, "packages": peer.packages} if peer else {}
+        report = {**packages, "summary": summary, "models": rows}
+        arguments.json.write_text(json.dumps(report, indent=1))
+    return 1 if not peer and (summary["invalid"] or summary["failed"]) else 0
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 import onnxprune
-from onnxprune import pipeline
-from onnxprune.allocate.choose import choose
+from onnxprune.allocate.candidates import candidates
+from onnxprune.analysis import Analysis
 from onnxprune.cost.shapes import CutCost
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import find_groups, find_refusals
@@ -40,6 +40,8 @@ from onnxprune.coupling.trace import trace
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
 from onnxprune.options import Options
+from onnxprune.pipeline import build
+from onnxprune.ranking import rank
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
 if TYPE_CHECKING:
@@ -193,13 +195,15 @@ def stages(proto: onnx.ModelProto) -> dict[str, Any]:
     groups, refused = watch.time(
         "groups", lambda: (tuple(find_groups(coupling)), tuple(find_refusals(coupling)))
     )
-    analysis = pipeline.Analysis(model, coupling, groups, refused)
-    orders = watch.time("order", lambda: pipeline.ordered(analysis, groups, options, {}))
+    analysis = Analysis(model, coupling, groups, refused)
+    ranked = watch.time("order", lambda: rank(analysis, groups, options, {}))
     target = {"params": 0.6}
-    removal = watch.time(
-        "choose",
-        lambda: choose(groups, orders, target, CutCost(model.graph, coupling), comparable=False),
-    )
+
+    def choose() -> Any:
+        found = candidates(ranked, target, CutCost(model.graph, coupling), comparable=False)
+        return found[-1].removal
+
+    removal = watch.time("choose", choose)
 
     def cut() -> None:
         one = Cut(coupling, removal.dead())
@@ -208,7 +212,7 @@ def stages(proto: onnx.ModelProto) -> dict[str, Any]:
         slice_removed(sliced, one)
 
     watch.time("cut", cut)
-    watch.time("build", lambda: pipeline.build(analysis, removal, options, {}, None))
+    watch.time("build", lambda: build(analysis, removal, options, None))
     start = time.perf_counter()
     onnxprune.prune(proto, target=target, measure_latency=False)
     whole = time.perf_counter() - start

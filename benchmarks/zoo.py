@@ -1,6 +1,7 @@
 """Prune every graph of a folder and check each result from outside.
 
     python benchmarks/zoo.py FOLDER [--json FILE] [--only TEXT] [--normalised-axes]
+                                    [--against onnxsim [--environment FOLDER]]
 
 FOLDER holds `index.json` (`{"models": [{"path": ..., "feed": ...}, ...]}`) and `feed.py` with
 `feed_from(feed, seed)`. Every graph is pruned with target channels=0.5, criterion l2 and no
@@ -9,6 +10,8 @@ zero in the original file, with onnx and numpy alone, and compares both files in
 inputs onnxprune has not seen (constants that divide are left as they are). Plans that say
 themselves that a group is inexact (statistics over a cut axis, only with --normalised-axes) rest on
 the certificate alone.
+
+With --against, the same table for a peer (`peers/peer.py` says how its results are judged).
 """
 
 from __future__ import annotations
@@ -19,16 +22,20 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
+from peers.peer import PEERS, Peer
 
 import onnxprune
 from onnxprune.model.load import convert as convert_to_proto
 from onnxprune.model.load import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 QUIET = ort.SessionOptions()
 QUIET.log_severity_level = 4
@@ -101,6 +108,14 @@ def other_batch(entry: dict[str, Any]) -> dict[str, Any]:
     return feed
 
 
+def feeds_of(entry: dict[str, Any], feed_from: Any) -> list[dict[str, np.ndarray]]:
+    """What both graphs are run on: the entry's feed, and another batch if the original takes it."""
+    feeds = [feed_from(entry["feed"], 11)]
+    if entry.get("ok_other_batch"):
+        feeds.append(feed_from(other_batch(entry), 12))
+    return feeds
+
+
 def examine(
     folder: Path, entry: dict[str, Any], feed_from: Any, normalised_axes: bool
 ) -> dict[str, Any]:
@@ -130,9 +145,7 @@ def examine(
     row["dropped"] = report.dropped
     try:
         pruned, masked = convert_to_proto(result.model, "proto"), zeroed(path, result.plan)
-        feeds = [feed_from(entry["feed"], 11)]
-        if entry.get("ok_other_batch"):
-            feeds.append(feed_from(other_batch(entry), 12))
+        feeds = feeds_of(entry, feed_from)
         row["outside"] = max(difference(run(masked, f), run(pruned, f)) for f in feeds)
         row["batches"] = len(feeds)
         row["inexact"] = any(group.inexact for group in result.plan.groups)
@@ -143,6 +156,24 @@ def examine(
     return row
 
 
+def rows_of(arguments: argparse.Namespace, peer: Peer | None) -> Iterator[dict[str, Any]]:
+    """Examine every graph of the folder that was asked for."""
+    spec = importlib.util.spec_from_file_location("feed", arguments.folder / "feed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    feed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(feed)
+    for entry in json.loads((arguments.folder / "index.json").read_text())["models"]:
+        path = entry["path"]
+        if arguments.only not in path:
+            continue
+        if peer is None:
+            yield examine(arguments.folder, entry, feed.feed_from, arguments.normalised_axes)
+        else:
+            feeds = feeds_of(entry, feed.feed_from)
+            yield {"path": path, **peer.examine(arguments.folder / path, feeds)}
+
+
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -150,32 +181,31 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="")
     parser.add_argument("--normalised-axes", action="store_true")
+    parser.add_argument("--against", choices=PEERS, help="examine a peer instead of onnxprune")
+    parser.add_argument("--environment", type=Path, help="the peer's; default: in the user's cache")
     arguments = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("feed", arguments.folder / "feed.py")
-    assert spec is not None
-    assert spec.loader is not None
-    feed = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(feed)
-    entries = json.loads((arguments.folder / "index.json").read_text())["models"]
+    peer = Peer(arguments.against, arguments.environment) if arguments.against else None
     rows = []
-    for entry in entries:
-        if arguments.only in entry["path"]:
-            row = examine(arguments.folder, entry, feed.feed_from, arguments.normalised_axes)
-            rows.append(row)
-            note = row.get("reason", "") or ", ".join(row.get("dropped", {}))
-            print(
-                f"{row['path']:58} {row['outcome']:8} {row.get('removed', 0):6.1%} "
-                f"{row.get('outside', 0):8.1e} {row['seconds']:6.2f} s  {note[:120]}",
-                flush=True,
-            )
+    for row in rows_of(arguments, peer):
+        rows.append(row)
+        outside = f"{row['outside']:.1e}" if "outside" in row else "-"
+        note = row.get("reason", "") or ", ".join(row.get("dropped", {}))
+        print(
+            f"{row['path']:58} {row['outcome']:9} {row.get('removed', 0):6.1%} "
+            f"{outside:>8} {row['seconds']:6.2f} s  {note[:120]}",
+            flush=True,
+        )
     outcomes = [row["outcome"] for row in rows]
     removed = [row.get("removed", 0) for row in rows if row["outcome"] == "pruned"]
-    summary = {kind: outcomes.count(kind) for kind in ("pruned", "refused", "invalid", "failed")}
+    without = "refused" if peer is None else "unchanged"
+    summary = {kind: outcomes.count(kind) for kind in ("pruned", without, "invalid", "failed")}
     summary |= {f">={bar}%": sum(r >= bar / 100 for r in removed) for bar in (25, 40)}
     print(json.dumps(summary))
     if arguments.json:
-        arguments.json.write_text(json.dumps({"summary": summary, "models": rows}, indent=1))
-    return 1 if summary["invalid"] or summary["failed"] else 0
+        packages = {"peer": peer.name, "packages": peer.packages} if peer else {}
+        report = {**packages, "summary": summary, "models": rows}
+        arguments.json.write_text(json.dumps(report, indent=1))
+    return 1 if not peer and (summary["invalid"] or summary["failed"]) else 0
 
 
 if __name__ == "__main__":

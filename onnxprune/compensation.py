@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune.allocate.choose import Removal
 from onnxprune.coupling.cut import Cut
+from onnxprune.importance import find_criterion
 from onnxprune.passes.fold_means import FoldMeans
 from onnxprune.passes.least_squares import LeastSquares, OpenChoice, Settings
 from onnxprune.progress import silent
@@ -105,7 +106,8 @@ def compensate(
     fold(full.model)
     if options.compensate != "least-squares":
         return Compensated(full, removal)
-    choices = _open_choices(analysis.groups, removal, solvable) if open_groups else []
+    curves = getattr(find_criterion(options.criterion), "measures_curves", False)
+    choices = _open_choices(analysis.groups, removal, solvable) if open_groups and curves else []
     fixed = {n: c for n, c in removal.classes.items() if n not in {o.group.name for o in choices}}
     solving = LeastSquares(
         full,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from onnxprune.allocate.candidates import Candidate, Ranked, candidates
 from onnxprune.allocate.choose import Removal
 from onnxprune.analysis import Analysis, why_nothing
 from onnxprune.calibration.sweep import sweep_batches
@@ -15,9 +14,9 @@ from onnxprune.coupling.cut import Cut, CutError
 from onnxprune.errors import InputError, NothingPrunable, RuntimeFailure, VerificationError
 from onnxprune.importance import find_criterion
 from onnxprune.model.execution import Execution
-from onnxprune.passes.least_squares import Settings
 from onnxprune.progress import silent
 from onnxprune.ranking import rank, statistics_of
+from onnxprune.search import Search
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 from onnxprune.surgery.statistics import keep_statistics, restrict_statistics
 from onnxprune.threads import matrix_threads
@@ -25,7 +24,7 @@ from onnxprune.verification.certificate import Certificate, certify, tolerance_f
 from onnxprune.verification.gates import check_result
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import onnx_ir as ir
 
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
     from onnxprune.progress import Progress
 
 __all__ = ["Built", "build", "calibrate", "prune_model"]
-
-_TRIAL = Settings(rows=16_384, iterations=3, ridges=(1e-3,), both_halves=False)
-_TRIAL_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -125,71 +121,41 @@ def _pruned(
     dropped: dict[str, str] = {}
     while True:
         left = [one for one in ranked if one.group.name not in dropped]
-        found = _ways(left, options, cost)
-        if not found[0].removal.classes and any(share < 1 for share in options.target.values()):
+        search = Search(analysis, left, options, cost)
+        ways = search.first_ways()
+        if not ways[0].removal.classes and any(share < 1 for share in options.target.values()):
             raise NothingPrunable(why_nothing(analysis, options, dropped))
         guilty: dict[str, str] = {}
-        for way in found:
+        for way in ways:
             outcome = _attempt(analysis, way.removal, plain)
             guilty |= outcome if isinstance(outcome, dict) else {}
         if not guilty:
             break
         dropped |= guilty
-    built = _compensated(analysis, found, options, calibration, progress)
-    return replace(built, dropped=dropped)
+    best, trials = search.best(ways, calibration, progress)
+    built = _finished(analysis, best.removal, options, calibration, progress)
+    return replace(built, dropped=dropped, allocation=best.name, trials=trials)
 
 
-def _ways(ranked: Sequence[Ranked], options: Options, cost: CutCost) -> list[Candidate]:
-    """Allocations to choose from, by the options; one, unless they can be measured."""
-    comparable = find_criterion(options.criterion).comparable
-    found = candidates(ranked, options.target, cost, comparable=comparable)
-    if options.allocation != "auto":
-        named = [one for one in found if one.name == options.allocation]
-        return named or found[:1]
-    if options.compensate == "least-squares":
-        measured = [one for one in found if one.name not in ("uniform", "global")] or found
-        distinct = {str(sorted(one.removal.classes.items())): one for one in reversed(measured)}
-        return list(reversed(distinct.values()))
-    return found[-1:]
-
-
-def _compensated(
+def _finished(
     analysis: Analysis,
-    ways: Sequence[Candidate],
+    removal: Removal,
     options: Options,
     calibration: Calibration | None,
     progress: Progress[Any],
 ) -> Built:
-    """Try the allocations if there are several, and build the best with full effort."""
-    trials: dict[str, float] = {}
-    if len(ways) > 1 and calibration is not None:
-        few = replace(calibration, feeds=calibration.feeds[:_TRIAL_BATCHES])
-        for way in progress(ways, "trying allocations", len(ways)):
-            try:
-                trial = compensate(
-                    analysis, way.removal, options, few, settings=_TRIAL, open_groups=True
-                )
-            except (CutError, RuntimeFailure):
-                continue
-            trials[way.name] = trial.divergence if trial.divergence is not None else 0.0
-    best = min(ways, key=lambda one: trials.get(one.name, float("inf")))
+    """Build with full effort; without compensation, and a note, where nothing else holds."""
     note = ""
     for open_groups in (True, False):
         try:
             compensated = compensate(
-                analysis,
-                best.removal,
-                options,
-                calibration,
-                open_groups=open_groups and find_criterion(options.criterion).comparable,
-                progress=progress,
+                analysis, removal, options, calibration, open_groups=open_groups, progress=progress
             )
-            built = _certified(analysis, compensated, options)
-            return replace(built, allocation=best.name, trials=trials)
+            return _certified(analysis, compensated, options)
         except (CutError, VerificationError, RuntimeFailure) as error:
             note = f"{options.compensate} compensation was not possible: {error}"
-    built = build(analysis, best.removal, replace(options, compensate="none"), None)
-    return replace(built, allocation=best.name, trials=trials, note=note)
+    built = build(analysis, removal, replace(options, compensate="none"), None)
+    return replace(built, note=note)
 
 
 def _attempt(analysis: Analysis, removal: Removal, options: Options) -> Built | dict[str, str]:
@@ -229,7 +195,13 @@ def build(
         RuntimeFailure: when onnxruntime refuses one of the models.
     """
     with matrix_threads(options.runtime.threads):
-        compensated = compensate(analysis, removal, options, calibration, progress=progress)
+        for open_groups in (True, False):
+            # On the samples of the run that made a plan, open groups end as they did there.
+            compensated = compensate(
+                analysis, removal, options, calibration, open_groups=open_groups, progress=progress
+            )
+            if compensated.removal.same_as(removal):
+                break
     return _certified(analysis, compensated, options)
 
 

@@ -27,8 +27,9 @@ is left, constants last.
 Conditions:
 
 * dead, duplicate and proportional follow from the weights alone (by value numbers), to 1e-6 of the
-  norm of what is compared; constant too, unless calibration moments are given, which add what never
-  changed in the samples.
+  norm of what is compared; weights below 1e-15 of the layer's largest, as weight decay leaves them,
+  are zero. Constant follows from the weights too (no weights, but a bias); moments of calibration
+  samples, where given, add what never changed in those.
 * duplicates are merged where every reader is a Conv, ConvTranspose, Gemm, MatMul or Einsum with a
   floating-point weight of its own, without groups; products of two activations cannot be merged.
 * units with constraints (heads, grouped convolutions) go only where nothing else has to go along.

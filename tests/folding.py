@@ -18,7 +18,7 @@ from onnxprune.calibration.statistics import Moments, Tap, collect
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.inputs import input_specs
 from onnxprune.passes.fold_means import FoldMeans
-from onnxprune.pipeline import tap_of
+from onnxprune.ranking import tap_of
 from onnxprune.surgery.bias import FullSize
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 

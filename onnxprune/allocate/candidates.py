@@ -3,10 +3,10 @@
 No static scaling of reconstruction errors is best everywhere, so each gives one candidate and the
 divergence of the outputs decides, measured on samples that were not fitted (METHODS.md 4)::
 
-    raw        E                    error of the readers' outputs
-    root       sqrt(E)
-    stream     E / var(stream)      relative to the sum the output enters
-    balanced   sqrt(E * E / var)    between the two
+    raw         E                   error of the readers' outputs
+    stream      E / var(stream)     relative to the sum the output enters
+    balanced    the geometric mean of both; `towards raw`, `towards stream`: closer to one
+    root        sqrt(E)
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 
 from onnxprune.allocate.choose import Removal, choose
 from onnxprune.allocate.knapsack import allocate
-from onnxprune.errors import TargetUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from onnxprune.cost.shapes import CutCost
     from onnxprune.coupling.groups import Group
 
-__all__ = ["Candidate", "Ranked", "candidates"]
+__all__ = ["Candidate", "Ranked", "knapsack_candidates", "simple_candidates", "without_shared"]
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,13 @@ class Candidate:
     removal: Removal
 
 
-def candidates(
+def simple_candidates(
     ranked: Sequence[Ranked], target: Mapping[str, float], cost: CutCost, *, comparable: bool
 ) -> list[Candidate]:
-    """Spread the removal over the groups in every way that the curves suggest.
-
-    Groups that several layers read (a residual stream) are cut by the last two only, where the
-    target can be met without: what they lose cannot be made up for at one place.
+    """Spread the removal over the groups uniformly and, by comparable scores, globally.
 
     Args:
-        ranked: groups with their curves.
+        ranked: groups with their removal orders.
         target: kind -> fraction to remain.
         cost: the cost model.
         comparable: whether scores of different groups mean the same.
@@ -72,27 +68,6 @@ def candidates(
     Raises:
         TargetUnreachable: when removing everything that may go is not enough.
     """
-    found = _simple(ranked, target, cost, comparable=comparable)
-    kinds = [kind for kind in target if kind != "channels"]
-    if len(target) > 1 or not kinds or not ranked or not ranked[0].curves:
-        return found
-    own = [one for one in ranked if len(_weights_read(one.group)) < 2]
-    try:
-        own_found = _simple(own, target, cost, comparable=False)
-    except TargetUnreachable:
-        own_found = []
-    if not own_found or len(own) == len(ranked):
-        return found + _knapsacks(ranked, "", target, cost, found[0].removal)
-    return [
-        *found,
-        *_knapsacks(own, "", target, cost, own_found[0].removal),
-        *_knapsacks(ranked, "+streams", target, cost, found[0].removal),
-    ]
-
-
-def _simple(
-    ranked: Sequence[Ranked], target: Mapping[str, float], cost: CutCost, *, comparable: bool
-) -> list[Candidate]:
     groups, orders = [one.group for one in ranked], [one.steps for one in ranked]
     found = [Candidate("uniform", choose(groups, orders, target, cost, comparable=False))]
     if comparable:
@@ -100,21 +75,43 @@ def _simple(
     return found
 
 
-def _knapsacks(
-    ranked: Sequence[Ranked],
-    suffix: str,
-    target: Mapping[str, float],
-    cost: CutCost,
-    start: Removal,
+def knapsack_candidates(
+    ranked: Sequence[Ranked], target: Mapping[str, float], cost: CutCost
 ) -> list[Candidate]:
+    """Spread the removal by every scaling of the error curves; none where there are no curves.
+
+    A target of channels is met by every group for itself, and several targets at once have no
+    single cost, so these give no candidates either.
+
+    Args:
+        ranked: groups with their curves.
+        target: kind -> fraction to remain.
+        cost: the cost model.
+
+    Raises:
+        TargetUnreachable: when removing everything that may go is not enough.
+    """
+    if len(target) > 1 or "channels" in target or not ranked:
+        return []
     ((kind, share),) = target.items()
     groups, orders = [one.group for one in ranked], [one.steps for one in ranked]
+    start = choose(groups, orders, target, cost, comparable=False)
     found = []
     for name in ranked[0].curves:
         errors = [one.curves[name] for one in ranked]
         removal = allocate(groups, orders, errors, kind, share, cost, start)
-        found.append(Candidate(name + suffix, removal))
+        if all(removal.classes != one.removal.classes for one in found):
+            found.append(Candidate(name, removal))
     return found
+
+
+def without_shared(ranked: Sequence[Ranked]) -> list[Ranked]:
+    """Groups that one layer reads at most.
+
+    What a group with many readers loses (a residual stream) cannot be made up for at one place, and
+    its error curve says too little of that.
+    """
+    return [one for one in ranked if len(_weights_read(one.group)) < 2]
 
 
 def _weights_read(group: Group) -> set[str]:

@@ -41,6 +41,10 @@ class Removal:
         """All dead classes."""
         return [one for classes in self.classes.values() for one in classes]
 
+    def same_as(self, other: Removal) -> bool:
+        """Whether the same classes go."""
+        return sorted(self.dead()) == sorted(other.dead())
+
 
 def choose(
     groups: Sequence[Group],

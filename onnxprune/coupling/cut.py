@@ -9,7 +9,7 @@ import numpy as np
 from onnxprune.coupling.closure import alive_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -98,8 +98,15 @@ class Cut:
                 raise CutError(name, f"the cut of {name} is no product of indices per axis")
         return dict(sorted(result.items()))
 
-    def positions(self, name: str, axis: int) -> NDArray[np.bool_] | None:
+    def positions(
+        self, name: str, axis: int, within: Mapping[int, NDArray[np.int64]] | None = None
+    ) -> NDArray[np.bool_] | None:
         """Survivors along one axis, one row for each surviving row of the axes it is nested in.
+
+        Args:
+            name: the tensor.
+            axis: the axis.
+            within: the only entries that count of other axes; all of them where nothing is said.
 
         Returns:
             bool [rows, extent], or None when the axis loses nothing.
@@ -110,6 +117,9 @@ class Cut:
             return None
         alive = self.alive(layers[0])
         position = layers[0].axes.index(axis)
+        for outer, index in (within or {}).items():
+            if outer in layers[0].axes[:position]:
+                alive = alive.take(index, axis=layers[0].axes.index(outer))
         inner = tuple(range(position + 1, alive.ndim))
         rows = np.any(alive, axis=inner).reshape(-1, alive.shape[position])
         rows = rows[rows.any(axis=1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from onnxprune.coupling.labels import Layers
     from onnxprune.coupling.relations import Relations
 
-__all__ = ["Consumer", "Refusal", "Rule", "Statistic", "Step", "node_id"]
+__all__ = ["Consumer", "Refusal", "Rule", "Statistic", "Step", "Walker"]
+__all__ += ["node_id"]
 
 Rule = "Callable[[Step], None]"
 
@@ -75,6 +76,16 @@ def node_id(node: ir.Node) -> str:
     return next((value.name for value in node.outputs if value.name), node.name or "") or ""
 
 
+class Walker(Protocol):
+    """What a rule needs of the walk to follow the body of its node."""
+
+    def along(self, graph: ir.Graph) -> None:
+        """Apply the rule of every node of a body."""
+
+    def rehearse(self, graph: ir.Graph) -> Mapping[str, TensorLabels]:
+        """Labels of every tensor after a walk along a body that leaves no trace."""
+
+
 class Step:
     """One node during the trace: labels of its inputs, integers, attributes, and the outputs.
 
@@ -89,6 +100,7 @@ class Step:
         tensors: dict[str, TensorLabels],
         shapes: Mapping[str, tuple[int, ...]],
         values: Callable[[str], NDArray[Any] | None],
+        walker: Walker,
         *,
         normalised: bool = False,
     ) -> None:
@@ -102,7 +114,8 @@ class Step:
         self.zero_points: dict[str, tuple[str, int]] = {}
         self.tensors = tensors
         self.shapes = shapes
-        self._values = values
+        self.values = values
+        self.walker = walker
 
     def has(self, slot: int) -> bool:
         """Whether the optional input `slot` is there."""
@@ -156,7 +169,7 @@ class Step:
 
     def value(self, slot: int) -> NDArray[Any] | None:
         """Known value of an input: a constant or an observed integer tensor; None if absent."""
-        return self._values(self.name(slot)) if self.has(slot) else None
+        return self.values(self.name(slot)) if self.has(slot) else None
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """Value of an attribute, or the default."""

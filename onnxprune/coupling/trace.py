@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.coupling.bodies import Bodies, body_of, captured, subgraphs
 from onnxprune.coupling.labels import TensorLabels, align_nesting
 from onnxprune.coupling.relations import Relations
 from onnxprune.coupling.rules import RULES
+from onnxprune.coupling.settled import settled_values
 from onnxprune.coupling.step import Consumer, Refusal, Statistic, Step, node_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -25,6 +28,7 @@ __all__ = ["Coupling", "trace"]
 _QUANTISED_TYPES = frozenset(
     ir.DataType[name] for name in ("INT8", "UINT8", "INT32", "INT4", "UINT4", "INT16", "UINT16")
 )
+_REPEATED = frozenset({"Loop", "Scan"})
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,10 @@ class Coupling:
         divisors: constants that must keep their value where removed, because they divide.
         zero_points: quantised constant -> the tensor with its zero point, and the axis it lies on.
         statistics: statistics over labelled axes, where the user allows such axes to be cut.
-        facts: the observed shapes and integers.
+        facts: the observed shapes and integers, those inside bodies included.
         classes: class of every atom once all is known, 0 for the frozen ones: int32 [atoms].
+        settled: tensors whose observed values hold for every input of the observed size.
+        closed: ids of the nodes whose bodies nobody has looked into.
     """
 
     relations: Relations
@@ -50,6 +56,12 @@ class Coupling:
     statistics: tuple[Statistic, ...]
     facts: Facts
     classes: NDArray[np.int32]
+    settled: frozenset[str]
+    closed: frozenset[str]
+
+    def value(self, name: str) -> NDArray[Any] | None:
+        """Value of a constant, or of an integer tensor that does not depend on data."""
+        return self.facts.value(name) if name in self.settled else None
 
     def inexact_classes(self) -> set[int]:
         """Classes on axes whose statistics, once cut, run over what is kept."""
@@ -71,50 +83,88 @@ def trace(model: ir.Model, facts: Facts, *, normalised: bool = False) -> Couplin
         facts: its shapes and integers at a concrete size (`onnxprune.model.observe`).
         normalised: axes that normalisation statistics run over may be cut.
     """
-    relations = Relations()
-    divisors = frozenset(_divisors(model.graph, facts))
-    tensors = _sources(model.graph, facts, divisors)
-    settled = _settled(model.graph, facts)
-    consumers: list[Consumer] = []
-    zero_points: dict[str, tuple[str, int]] = {}
-    statistics: list[Statistic] = []
-
-    def values(name: str) -> NDArray[Any] | None:
-        return facts.value(name) if name in settled else None
-
-    for node in model.graph:
-        if node.op_type == "Constant" and node.domain == "":
-            continue
-        relations.node = display_name(node)
-        opset = model.opset_imports.get(node.domain, 1)
-        step = Step(
-            node, opset, relations, tensors, facts.first.shapes, values, normalised=normalised
-        )
-        try:
-            _apply_rule(step)
-        except Refusal as refusal:
-            _refuse(step, str(refusal))
-        else:
-            consumers += step.consumers
-            zero_points |= step.zero_points
-            statistics += step.statistics
-        _freeze_rest(step)
+    bodies = Bodies(model, facts)
+    walk = _Walk(model, bodies, normalised)
+    walk.along(model.graph)
+    relations = walk.relations
     relations.node = "graph output"
     for value in model.graph.outputs:
-        if value.name in tensors:
-            _freeze(relations, tensors[value.name], "the model's interface stays as it is")
-    _demand_product_cuts(relations, tensors, facts)
+        if value.name in walk.tensors:
+            _freeze(relations, walk.tensors[value.name], "the model's interface stays as it is")
+    _demand_product_cuts(relations, walk.tensors, bodies.facts)
     _close_definitions(relations)
     return Coupling(
         relations=relations,
-        tensors=tensors,
-        consumers=tuple(consumers),
-        divisors=divisors,
-        zero_points=zero_points,
-        statistics=tuple(statistics),
-        facts=facts,
+        tensors=walk.tensors,
+        consumers=tuple(walk.consumers),
+        divisors=walk.divisors,
+        zero_points=walk.zero_points,
+        statistics=tuple(walk.statistics),
+        facts=bodies.facts,
         classes=relations.find(np.arange(relations.count, dtype=np.int32)),
+        settled=walk.settled,
+        closed=frozenset(node_id(node) for node in bodies.closed),
     )
+
+
+class _Walk:
+    """What is collected on the way through a graph and the bodies of its nodes."""
+
+    def __init__(self, model: ir.Model, bodies: Bodies, normalised: bool) -> None:
+        self.relations = Relations()
+        self.divisors = frozenset(
+            _divisors(model.graph, {n: {n} for n in bodies.facts.constants}, bodies.closed)
+        )
+        self.tensors = _sources(model.graph, bodies.facts, self.divisors)
+        self.settled = settled_values(model.graph, bodies.facts, bodies.closed)
+        self.consumers: list[Consumer] = []
+        self.zero_points: dict[str, tuple[str, int]] = {}
+        self.statistics: list[Statistic] = []
+        self._model = model
+        self._bodies = bodies
+        self._normalised = normalised
+
+    def along(self, graph: ir.Graph) -> None:
+        """Apply the rule of every node."""
+        outermost = graph is self._model.graph
+        for node in graph:
+            if node.op_type == "Constant" and node.domain == "":
+                continue
+            self.relations.node = display_name(node)
+            step = Step(
+                node,
+                self._model.opset_imports.get(node.domain, 1),
+                self.relations,
+                self.tensors,
+                self._bodies.facts.first.shapes,
+                self._value,
+                self,
+                normalised=self._normalised and outermost,
+            )
+            try:
+                _apply_rule(step, self._bodies.closed.get(node))
+            except Refusal as refusal:
+                self.relations.node = display_name(node)
+                _refuse(step, str(refusal))
+            else:
+                self.zero_points |= step.zero_points
+                if outermost:  # the tensors of a body are never seen at run time
+                    self.consumers += step.consumers
+                    self.statistics += step.statistics
+            _freeze_rest(step)
+
+    def rehearse(self, graph: ir.Graph) -> Mapping[str, TensorLabels]:
+        """Labels of every tensor after a walk along a body that leaves no trace."""
+        trial = copy(self)
+        trial.relations = deepcopy(self.relations)
+        trial.tensors = {name: copy(labels) for name, labels in self.tensors.items()}
+        trial.consumers, trial.statistics = [], []
+        trial.zero_points = {}
+        trial.along(graph)
+        return trial.tensors
+
+    def _value(self, name: str) -> NDArray[Any] | None:
+        return self._bodies.facts.value(name) if name in self.settled else None
 
 
 def display_name(node: ir.Node) -> str:
@@ -122,22 +172,24 @@ def display_name(node: ir.Node) -> str:
     return f"{node.op_type} {node.name or node_id(node)}"
 
 
-def _settled(graph: ir.Graph, facts: Facts) -> set[str]:
-    """Tensors that follow from constants and shapes; the values of others vary with the input."""
-    settled = set(facts.constants)
-    for node in graph:
-        shape = node.op_type in ("Shape", "Size") and node.domain == ""
-        given = {value.name for value in node.inputs if value is not None}
-        if shape or (given and given <= settled and not any(_captured(node))):
-            settled.update(value.name for value in node.outputs if value.name)
-    return settled
+def _divisors(
+    graph: ir.Graph, made_from: dict[str, set[str]], closed: Container[ir.Node]
+) -> Iterator[str]:
+    """Constants that divide (or are an exponent), directly or worked out from constants alone.
 
-
-def _divisors(graph: ir.Graph, facts: Facts) -> Iterator[str]:
-    """Constants that divide (or are an exponent), directly or worked out from constants alone."""
-    made_from = {name: {name} for name in facts.constants}
+    Args:
+        graph: the graph; the bodies of its nodes are looked into.
+        made_from: names of the constants that a tensor is worked out from; it is added to.
+        closed: nodes whose bodies are not looked into.
+    """
     for node in graph:
         given = [value.name or "" for value in node.inputs if value is not None]
+        for inner in subgraphs(node) if node not in closed else ():
+            for slot, formal, *_ in body_of(node).states if node.op_type in _REPEATED else ():
+                value, own = node.inputs[slot], inner.inputs[formal].name or ""
+                if value is not None and value.name in made_from:
+                    made_from[own] = made_from[value.name]
+            yield from _divisors(inner, made_from, closed)
         if given and all(name in made_from for name in given):
             parts = set().union(*(made_from[name] for name in given))
             made_from.update((value.name, parts) for value in node.outputs if value.name)
@@ -165,13 +217,10 @@ def _sources(graph: ir.Graph, facts: Facts, divisors: frozenset[str]) -> dict[st
     return tensors
 
 
-def _apply_rule(step: Step) -> None:
+def _apply_rule(step: Step, closed: str | None) -> None:
     node = step.node
-    if any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for attribute in node.attributes.values()
-    ):
-        raise Refusal(f"{node.op_type} runs a subgraph")
+    if closed:
+        raise Refusal(closed)
     rule = RULES.get((node.domain, node.op_type))
     if rule is None:
         domain = f"{node.domain}::" if node.domain else ""
@@ -195,7 +244,7 @@ def _refuse(step: Step, text: str) -> None:
     for slot in _slots(step):
         if step.known(slot):
             _freeze(step.relations, step.peek(slot), text)
-    for name in _captured(step.node):
+    for name in captured(step.node):
         if name in step.tensors:
             _freeze(step.relations, step.tensors[name], text)
     for value in step.node.outputs:
@@ -208,9 +257,13 @@ def _refuse(step: Step, text: str) -> None:
 
 def _freeze_rest(step: Step) -> None:
     for slot in _slots(step):
-        if slot not in step.understood and step.known(slot):
-            text = f"input {slot} of {step.node.op_type} is not cut"
-            _freeze(step.relations, step.peek(slot), text)
+        if slot in step.understood or not step.known(slot):
+            continue
+        labels = step.peek(slot)
+        # A constant nobody else has read is a parameter of the op, no weight that is held back.
+        labels.pristine = False
+        text = f"input {slot} of {step.node.op_type} is not cut"
+        _freeze(step.relations, labels, text)
 
 
 def _freeze(relations: Relations, labels: TensorLabels, text: str) -> None:
@@ -219,21 +272,6 @@ def _freeze(relations: Relations, labels: TensorLabels, text: str) -> None:
     for layer in labels.layers:
         relations.freeze(layer.atoms, text)
     labels.layers = ()
-
-
-def _captured(node: ir.Node) -> Iterator[str]:
-    """Names that the subgraphs of a node read from outside."""
-    for attribute in node.attributes.values():
-        graphs = []
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = list(attribute.as_graphs())
-        for graph in graphs:
-            for inner in graph:
-                yield from (value.name for value in inner.inputs if value and value.name)
-                yield from _captured(inner)
-            yield from (value.name for value in graph.outputs if value.name)
 
 
 def _demand_product_cuts(

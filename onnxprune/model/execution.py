@@ -1,10 +1,10 @@
 """Running models of any size: one session, or one small session after another.
 
-A session maps or copies every weight it reads, and onnxruntime's own time grows with the square of
-the number of nodes. A model with many weights or nodes is therefore cut into pieces, runs of nodes
-in graph order. Each piece becomes a session of its own and runs on all feeds; what later pieces
-read is kept in between. When it is the weights that are many, the session of a piece is gone before
-the next is opened.
+A session maps or copies every weight it reads, and some of what onnxruntime does when it opens one
+takes time that grows with the square of the number of nodes. A model with many weights or nodes is
+therefore cut into pieces, runs of nodes in graph order. Each piece becomes a session of its own and
+runs on all feeds; what later pieces read is kept in between. When it is the weights that are many,
+the session of a piece is gone before the next is opened.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxprune.model.runtime import element_type, open_session, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence, Set
 
     import onnxruntime as ort
     from numpy.typing import NDArray
@@ -80,12 +80,13 @@ class Execution:
             return [run(self._session, feed) for feed in feeds]
         wanted = [value.name or "" for value in self._model.graph.outputs]
         known: list[dict[str, Any]] = [dict(feed) for feed in feeds]
-        types: dict[str, ir.TypeProtocol | None] = {}
+        seen: dict[str, tuple[str, list[Any]]] = {}
         for number, piece in enumerate(self._pieces):
             read = [value.name or "" for value in piece.inputs]
             if piece.outputs:
-                session = self._sessions.pop(number, None) or self._open(piece, types)
-                types |= {output.name: _parsed(output.type) for output in session.get_outputs()}
+                session = self._sessions.pop(number, None) or self._open(piece, seen)
+                # not the outputs themselves, which keep the session alive
+                seen |= {one.name: (one.type, one.shape) for one in session.get_outputs()}
                 for values in known:
                     values |= run(session, {name: values[name] for name in read if name in values})
                 if not self._heavy:
@@ -97,7 +98,7 @@ class Execution:
         return [{name: values[name] for name in wanted} for values in known]
 
     def _open(
-        self, piece: _Piece, types: Mapping[str, ir.TypeProtocol | None]
+        self, piece: _Piece, seen: Mapping[str, tuple[str, list[Any]]]
     ) -> ort.InferenceSession:
         view = ir.GraphView(
             piece.inputs,
@@ -108,11 +109,15 @@ class Execution:
             name=self._model.graph.name,
         )
         graph = view.clone()
-        for value in graph.outputs:
-            value.shape = None  # what was declared in between may be wrong
+        for node in graph:
+            for value in node.outputs:
+                value.shape = None  # what was declared in between may be wrong
+        symbols = {dim for value in self._model.graph.inputs for dim in _named(value.shape)}
         for value in graph.inputs:
-            if value.name and value.name in types:
-                value.type, value.shape = types[value.name], None
+            if value.name and value.name in seen:
+                kind, dims = seen[value.name]
+                value.type = _parsed(kind)
+                value.shape = _shape(value.name, dims, symbols) if kind[:6] == "tensor" else None
         model = ir.Model(
             graph,
             ir_version=self._model.ir_version,
@@ -207,6 +212,24 @@ def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
 
 def _bytes(value: ir.Value) -> int:
     return 0 if value.const_value is None else value.const_value.nbytes
+
+
+def _named(shape: ir.Shape | None) -> list[str]:
+    dims = () if shape is None else shape.dims
+    return [dim.value for dim in dims if isinstance(dim, ir.SymbolicDim) and dim.value]
+
+
+def _shape(name: str, inferred: Sequence[Any], symbols: Set[str]) -> ir.Shape | None:
+    """The shape onnxruntime inferred; without it, its layout optimisation takes quadratic time.
+
+    Names it made up are those of one session, where another piece means something else by them.
+    """
+    dims = [
+        dim if isinstance(dim, int) or dim in symbols else f"{name}/{axis}"
+        for axis, dim in enumerate(inferred)
+    ]
+    # no dimensions are those of a scalar, or unknown
+    return ir.Shape(dims) if dims else None
 
 
 def _parsed(text: str) -> ir.TypeProtocol | None:

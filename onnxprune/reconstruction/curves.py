@@ -74,10 +74,12 @@ class Curve:
         raw = self.errors.sum(axis=1)
         stream = (self.errors / np.maximum(self.stream, 1e-30)).sum(axis=1)
         return {
+            "balanced": np.sqrt(raw * stream),
             "raw": raw,
             "root": np.sqrt(raw),
+            "towards raw": raw**0.75 * stream**0.25,
+            "towards stream": raw**0.25 * stream**0.75,
             "stream": stream,
-            "balanced": np.sqrt(raw * stream),
         }
 
 

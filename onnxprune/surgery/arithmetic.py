@@ -1,5 +1,7 @@
 """Shape arithmetic after the cut: integers computed from shapes, evaluated anew.
 
+What depends on data as well is unknown here, whatever it was in the observed runs.
+
 Chains such as Shape -> Gather -> Mul -> Concat -> Reshape often adjust themselves. Only their
 results decide whether anything has to be patched, so they are evaluated with the new shapes, node
 by node, at both observed sizes.
@@ -61,9 +63,11 @@ class IntegerValues:
         return facts.second if second else facts.first
 
     def _before(self, name: str, second: bool) -> NDArray[Any] | None:
-        constants = self._cut.coupling.facts.constants
-        if name in constants:
-            return constants[name].numpy()
+        coupling = self._cut.coupling
+        if name in coupling.facts.constants:
+            return coupling.facts.constants[name].numpy()
+        if name not in coupling.settled:
+            return None
         return self._observation(second).integers.get(name)
 
     def _set(self, name: str, second: bool, value: NDArray[Any]) -> None:
@@ -87,7 +91,7 @@ class IntegerValues:
     def _evaluate(self, node: ir.Node) -> None:
         known = self._observation(False).integers
         names = [value.name for value in node.outputs if value.name]
-        if not all(name in known for name in names):
+        if not all(name in known and name in self._cut.coupling.settled for name in names):
             self._freeze_scale(node)
             return
         if any(known[name].ndim > 1 for name in names):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.coupling.cut import CutError
@@ -65,11 +66,28 @@ def _fused_heads(site: Site) -> None:
 
 
 def _packed_heads(site: Site) -> None:
-    """com.microsoft Attention: the result is [b, s, heads * dim]."""
+    """com.microsoft Attention: the result is [b, s, heads * dim], dim that of the values."""
     old, new = _head_layout(site, site.output(), site.attribute("num_heads"))
     if new[0] != old[0]:
         set_attribute(site.node, "num_heads", new[0])
-    _keep_scale(site, old[1], new[1])
+    sizes = site.attribute("qkv_hidden_sizes")
+    if not sizes:
+        _keep_scale(site, old[1], new[1])
+        return
+    ends = np.cumsum(sizes)[:-1].tolist()
+    kept = [int(part.sum()) for part in np.split(site.cut.alive_along(site.input(1), 1), ends)]
+    if kept != [int(n) for n in sizes]:
+        set_attribute(site.node, "qkv_hidden_sizes", kept)
+    _keep_scale(site, int(sizes[0]) // old[0], kept[0] // new[0])
+
+
+def _grouped_heads(site: Site) -> None:
+    """GroupQueryAttention: key/value heads go with all the query heads they serve."""
+    old, new = _head_layout(site, site.output(), site.attribute("num_heads"))
+    if new[0] != old[0]:
+        served = int(site.attribute("kv_num_heads")) * new[0] // old[0]
+        set_attribute(site.node, "num_heads", new[0])
+        set_attribute(site.node, "kv_num_heads", served)
 
 
 def _head_layout(
@@ -117,6 +135,7 @@ ATTRIBUTES: dict[tuple[str, str], Callable[[Site], None]] = {
     ("", "Attention"): _heads,
     ("com.microsoft", "MultiHeadAttention"): _fused_heads,
     ("com.microsoft", "Attention"): _packed_heads,
+    ("com.microsoft", "GroupQueryAttention"): _grouped_heads,
     ("", "RotaryEmbedding"): _rotary,
     ("com.microsoft", "RotaryEmbedding"): _rotary,
     ("com.microsoft", "MatMulNBits"): _rows,

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.coupling.bodies import subgraphs
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -24,13 +26,12 @@ class Editor:
 
     Args:
         graph: the graph; whatever is added to it while the editor is in use gets its name here.
+        around: the editor of the graph around it, when it is the body of a node.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, around: Editor | None = None) -> None:
         self.graph = graph
-        self._taken: set[str | None] = {*graph.initializers}
-        self._taken.update(value.name for value in graph.inputs)
-        self._taken |= {value.name for node in graph for value in node.outputs}
+        self._taken: set[str | None] = set(_names(graph)) if around is None else around._taken
 
     def unique_name(self, wanted: str) -> str:
         """Return a value name that nothing in the graph has yet, and take it."""
@@ -69,11 +70,13 @@ class Editor:
         """Remove a constant that nothing reads any more."""
         if value.uses() or value.is_graph_output() or value.is_graph_input():
             return
-        producer = value.producer()
+        producer, owner = value.producer(), value.graph
+        if not isinstance(owner, ir.Graph):
+            return
         if producer is not None and producer.op_type == "Constant":
-            self.graph.remove(producer, safe=True)
-        elif value.name and value.name in self.graph.initializers:
-            del self.graph.initializers[value.name]
+            owner.remove(producer, safe=True)
+        elif value.name and value.name in owner.initializers:
+            del owner.initializers[value.name]
 
     def replace_computed(
         self, node: ir.Node, slot: int, wanted: NDArray[Any], wrong: NDArray[np.bool_]
@@ -87,6 +90,16 @@ class Editor:
         where.outputs[0].name = self.unique_name(base)
         self.graph.insert_before(node, where)
         node.replace_input_with(slot, where.outputs[0])
+
+
+def _names(graph: ir.Graph) -> Iterator[str | None]:
+    """Names of values that a graph and the bodies in it make."""
+    yield from graph.initializers
+    yield from (value.name for value in graph.inputs)
+    for node in graph:
+        yield from (value.name for value in node.outputs)
+        for body in subgraphs(node):
+            yield from _names(body)
 
 
 def set_attribute(node: ir.Node, name: str, value: int | Sequence[int]) -> None:

@@ -137,12 +137,14 @@ def _slice(site: Site) -> None:
     steps = site.vector(4, "steps")
     steps = np.ones(len(old[0]), np.int64) if steps is None else steps
     starts, ends = (np.array(value) for value in new)
+    taken: dict[int, NDArray[np.int64]] = {}
     for i, axis in enumerate((axes % rank).tolist()):
-        rows = site.cut.positions(name, axis)
+        step = int(steps[i])
+        bounds = _bounds(int(old[0][i]), int(old[1][i]), step)
+        taken[axis] = index = np.arange(site.old_shape(name)[axis])[bounds]
+        rows = site.cut.positions(name, axis, taken)
         if rows is None:
             continue
-        step = int(steps[i])
-        index = np.arange(rows.shape[1])[_bounds(int(old[0][i]), int(old[1][i]), step)]
         wanted = _ranks(site, rows, index)
         extent = int(rows[0].sum())
         if np.array_equal(np.arange(extent)[_bounds(int(starts[i]), int(ends[i]), step)], wanted):
@@ -157,7 +159,7 @@ def _old_vector(site: Site, slot: int, attribute: str) -> NDArray[np.int64]:
     """Integers of an input in the original model."""
     if not site.input(slot):
         return np.atleast_1d(np.asarray(site.attribute(attribute), np.int64))
-    value = site.cut.coupling.facts.value(site.input(slot))
+    value = site.cut.coupling.value(site.input(slot))
     if value is None:
         raise CutError(site.output(), f"{site.input(slot)} is only known at run time")
     return np.atleast_1d(value).astype(np.int64)
@@ -194,7 +196,7 @@ def _gather(site: Site) -> None:
     rows = site.cut.positions(name, axis)
     if rows is None:
         return
-    index = site.cut.coupling.facts.value(site.input(1))
+    index = site.cut.coupling.value(site.input(1))
     if index is None:
         raise CutError(site.output(), f"{site.input(1)} is only known at run time")
     flat = np.asarray(index, np.int64).reshape(-1) % rows.shape[1]
@@ -227,6 +229,13 @@ def _pad(site: Site) -> None:
         site.put(1, "pads", wanted)
 
 
+def _trip_count(site: Site) -> None:
+    """Loop: as many iterations as before, also if they are counted along an axis that is cut."""
+    name, facts = site.input(0), site.cut.coupling.facts
+    if name and site.integers.changed(name):
+        site.overrule(0, *(np.asarray(run.integers[name]) for run in (facts.first, facts.second)))
+
+
 _BY_OP: dict[str, Callable[[Site], None]] = {
     **dict.fromkeys(("Reshape", "Expand", "ConstantOfShape", "Resize"), _target),
     "Tile": _repeats,
@@ -234,6 +243,7 @@ _BY_OP: dict[str, Callable[[Site], None]] = {
     "Slice": _slice,
     **dict.fromkeys(("Gather", "GatherND"), _gather),
     "Pad": _pad,
+    "Loop": _trip_count,
 }
 
 PATCHES: dict[tuple[str, str], Callable[[Site], None]] = {

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.coupling.bodies import subgraphs
+from onnxprune.coupling.step import node_id
 from onnxprune.model.blocks import blocks
 from onnxprune.surgery.arithmetic import IntegerValues
 from onnxprune.surgery.attributes import ATTRIBUTES
@@ -33,13 +35,13 @@ def zero_removed(model: ir.Model, cut: Cut) -> None:
     Constants that divide keep their values: 0/0 would poison the rest, and what they divide is
     zero already. Large tensors are computed when they are read, each time anew.
     """
-    makers = _constant_nodes(model.graph)
+    owners = _owners(model.graph, cut)
     for name, tensor in _cut_constants(cut):
         if name not in cut.coupling.divisors:
             blank = partial(_blanked, tensor, cut.kept(name), _zero_point(cut, name))
             shape = tuple(tensor.shape.numpy())
             lazy = tensor.nbytes >= _LARGE
-            _replace_constant(model.graph, makers, name, _computed(tensor, shape, blank, lazy))
+            _replace_constant(owners, name, _computed(tensor, shape, blank, lazy))
 
 
 def slice_removed(model: ir.Model, cut: Cut) -> None:
@@ -51,24 +53,46 @@ def slice_removed(model: ir.Model, cut: Cut) -> None:
         CutError: when the graph cannot express the smaller model.
     """
     integers = IntegerValues(cut, dict(model.opset_imports))
-    editor = Editor(model.graph)
-    for node in list(model.graph):
-        integers.follow(node)
-        if node.graph is None:
-            continue
-        site = Site(editor, node, model.opset_imports.get("", 1), cut, integers)
-        for table in (ATTRIBUTES, PATCHES):
-            if patch := table.get((node.domain, node.op_type)):
-                patch(site)
-    makers = _constant_nodes(model.graph)
+    _patch(Editor(model.graph), model.opset_imports.get("", 1), cut, integers)
+    owners = _owners(model.graph, cut)
     for name, tensor in _cut_constants(cut):
         kept = cut.kept(name)
         pairs = enumerate(tensor.shape.numpy())
         shape = tuple(len(kept[axis]) if axis in kept else extent for axis, extent in pairs)
         lazy = isinstance(tensor, (ir.ExternalTensor, ir.LazyTensor)) and tensor.nbytes >= _LARGE
         taken = partial(_taken, tensor, kept, shape)
-        _replace_constant(model.graph, makers, name, _computed(tensor, shape, taken, lazy))
+        _replace_constant(owners, name, _computed(tensor, shape, taken, lazy))
     _forget_shapes(model.graph)
+    for body in _graphs(model.graph, cut):
+        if body is not model.graph:
+            _forget_cut_shapes(body, cut)
+
+
+def _patch(editor: Editor, opset: int, cut: Cut, integers: IntegerValues) -> None:
+    """Patch the nodes of a graph and of the bodies in it."""
+    for node in list(editor.graph):
+        integers.follow(node)
+        if node.graph is None:
+            continue
+        site = Site(editor, node, opset, cut, integers)
+        for table in (ATTRIBUTES, PATCHES):
+            if patch := table.get((node.domain, node.op_type)):
+                patch(site)
+        for body in _bodies(node, cut):
+            _patch(Editor(body, editor), opset, cut, integers)
+
+
+def _bodies(node: ir.Node, cut: Cut) -> list[ir.Graph]:
+    """Bodies of a node that have been looked into."""
+    return [] if node_id(node) in cut.coupling.closed else subgraphs(node)
+
+
+def _graphs(graph: ir.Graph, cut: Cut) -> Iterator[ir.Graph]:
+    """A graph and the bodies in it that have been looked into."""
+    yield graph
+    for node in graph:
+        for body in _bodies(node, cut):
+            yield from _graphs(body, cut)
 
 
 def _cut_constants(cut: Cut) -> Iterator[tuple[str, ir.TensorProtocol]]:
@@ -78,8 +102,14 @@ def _cut_constants(cut: Cut) -> Iterator[tuple[str, ir.TensorProtocol]]:
             yield name, tensor
 
 
-def _constant_nodes(graph: ir.Graph) -> dict[str | None, ir.Node]:
-    return {node.outputs[0].name: node for node in graph if node.op_type == "Constant"}
+def _owners(graph: ir.Graph, cut: Cut) -> dict[str, ir.Value]:
+    """Initializers and outputs of Constant nodes, by name."""
+    found: dict[str, ir.Value] = {}
+    for one in _graphs(graph, cut):
+        found |= one.initializers
+        made = (node.outputs[0] for node in one if node.op_type == "Constant")
+        found |= {value.name: value for value in made if value.name}
+    return found
 
 
 def _zero_point(cut: Cut, name: str) -> NDArray[Any] | None:
@@ -150,25 +180,22 @@ def _computed(
     )
 
 
-def _replace_constant(
-    graph: ir.Graph,
-    makers: Mapping[str | None, ir.Node],
-    name: str,
-    tensor: ir.TensorProtocol,
-) -> None:
+def _replace_constant(owners: Mapping[str, ir.Value], name: str, tensor: ir.TensorProtocol) -> None:
     """Put a changed tensor in place of an initializer or of the output of a Constant node.
 
     A constant that is gone already was left without readers by a patch.
     """
-    if name in graph.initializers:
-        value = graph.initializers[name]
+    value = owners.get(name)
+    if value is None:
+        return
+    node = value.producer()
+    if node is None:
         value.const_value = tensor
         value.shape = ir.Shape(tensor.shape.numpy())
-    elif name in makers:
-        node = makers[name]
+    else:
         node.attributes.clear()
         node.attributes["value"] = ir.AttrTensor("value", tensor)
-        node.outputs[0].const_value = None
+        value.const_value = None
 
 
 def _forget_shapes(graph: ir.Graph) -> None:
@@ -179,3 +206,11 @@ def _forget_shapes(graph: ir.Graph) -> None:
             if id(value) not in interface:
                 value.shape = None
                 value.type = None
+
+
+def _forget_cut_shapes(body: ir.Graph, cut: Cut) -> None:
+    """Drop what a body declares of tensors that are cut, its inputs and outputs among them."""
+    made = (value for node in body for value in node.outputs)
+    for value in (*body.inputs, *made):
+        if value.name and not value.is_initializer() and cut.touches(value.name):
+            value.shape = None

@@ -1,11 +1,12 @@
 """How far the outputs of a pruned model are from the original's, in one number.
 
-* Class scores - what a Softmax gives or what would go into one: the last layer's output [N, C] -
-  are compared as distributions: KL(original || pruned), averaged over samples.
+* Class scores - what a Softmax gives or what would go into one - are compared as distributions at
+  temperature 2, KL(original || pruned) averaged over samples: at 1 a few samples on which the
+  original is over-confident decide.
 * Every other float output: mean squared difference over the variance of the original's output.
-* What a linear layer gives may be scores or quantities; it counts as both.
+* What a linear layer gives may be scores or quantities; the second then counts a tenth.
 
-Several outputs are averaged. Source: METHODS.md 4 and 5.
+Several outputs are averaged. Source: METHODS.md 4 and 5; Hinton et al. 2015 for the temperature.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ __all__ = ["divergence"]
 
 _LINEAR = ("Gemm", "MatMul", "Add", "Conv")
 _SMALLEST = 1e-12
+_TEMPERATURE = 2.0
+_AS_QUANTITIES = 0.1
 
 
 def divergence(
@@ -54,7 +57,7 @@ def divergence(
         elif kind == "LogSoftmax":
             found.append(_kl(wanted, got))
         elif kind in _LINEAR and wanted.shape[1] > 1:
-            found.append(_kl(wanted, got) + _relative(wanted, got))
+            found.append(_kl(wanted, got) + _AS_QUANTITIES * _relative(wanted, got))
         else:
             found.append(_relative(wanted, got))
     return float(np.mean(found)) if found else 0.0
@@ -65,7 +68,7 @@ def _is_float(array: Any) -> bool:
 
 
 def _kl(wanted: NDArray[np.float64], got: NDArray[np.float64]) -> float:
-    first, second = _normalised(wanted), _normalised(got)
+    first, second = (_normalised(scores / _TEMPERATURE) for scores in (wanted, got))
     return float((np.exp(first) * (first - second)).sum(axis=1).mean())
 
 

@@ -114,6 +114,39 @@ def test_refusals_name_the_axis_the_node_and_the_reason() -> None:
     assert (outer.axis, outer.node) == ("b[1]", "graph output")
 
 
+def test_parameters_of_an_op_are_no_weights_that_are_held_back() -> None:
+    proto = parse(
+        '<ir_version: 8, opset_import: ["": 17]> net (float[N, 4, 5] x) => (float[N, 3, 10] y) '
+        "{ h = Conv(x, a) r = Resize(h, , s) y = Conv(r, b) }",
+        {
+            "a": np.ones((8, 4, 1), np.float32),
+            "b": np.ones((3, 8, 1), np.float32),
+            "s": np.array([1, 1, 2], np.float32),
+        },
+    )
+    assert [one.axis for one in find_refusals(traced(proto).coupling)] == ["b[0]"]
+
+
+@pytest.mark.parametrize(
+    "order", ["r = Resize(h, , s) m = Mul(h, s)", "m = Mul(h, s) r = Resize(h, , s)"]
+)
+def test_a_parameter_that_is_also_a_factor_keeps_what_it_meets_whole(order: str) -> None:
+    proto = parse(
+        '<ir_version: 8, opset_import: ["": 17]> net (float[N, 4, 3] x) '
+        f"=> (float[N, 3, 6] y, float[N, 2, 3] z) {{ h = Conv(x, a) {order} y = Conv(r, b) "
+        "z = Conv(m, c) }",
+        {
+            **{
+                n: np.ones(k, np.float32)
+                for n, k in {"a": (8, 4, 1), "b": (3, 8, 1), "c": (2, 8, 1)}.items()
+            },
+            "s": np.array([1, 1, 2], np.float32),
+        },
+    )
+    (group,) = traced(proto).groups
+    assert {one.tensor for one in group.owned} == {"a", "b", "c"}
+
+
 def test_an_axis_that_can_be_cut_in_part_is_refused_for_the_rest() -> None:
     subject = network(
         "h = MatMul(x, a) t = Concat<axis=1>(h, h) i = Constant<value=int64[1]{3}>() "

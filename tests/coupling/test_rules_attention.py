@@ -67,7 +67,7 @@ MASK = "r = ReduceMax<axes=[2], keepdims=0>(x) g = Greater(r, zero) m = Cast<to=
 
 
 def packed(
-    inputs: str = ", c",
+    given: str = ", c",
     *owned: str,
     attributes: str = "",
     before: str = "",
@@ -83,7 +83,7 @@ def packed(
         **more,
     }
     op = "com.microsoft.Attention"
-    body = f"{before} t = {op}<num_heads=3{attributes}>({data}, w{inputs}) y = MatMul(t, b)"
+    body = f"{before} t = {op}<num_heads=3{attributes}>({data}, w{given}) y = MatMul(t, b)"
     return Case(op, body, **settings)  # type: ignore[arg-type]
 
 
@@ -247,9 +247,11 @@ CASES = [
     packed(
         attributes=", qkv_hidden_sizes=[12, 12, 6]",
         weights={"w": (4, 30), "c": (30,), "b": (6, 3)},
-        groups=(),
-        refused="unequal widths",
-        kind="",
+        groups=("18: b[0] c[0] w[1]",),
+    ),
+    packed(
+        attributes=", qkv_hidden_sizes=[12, 12, 12]",  # queries and values of a head apart
+        groups=("24: b[0] c[0] w[1]",),
     ),
     multi_head(),
     multi_head(attributes=", scale=0.3, unidirectional=1"),
@@ -265,18 +267,6 @@ CASES = [
         refused="a key/value cache",
         inputs=", float[N, 3, 2, 4] pk, float[N, 3, 2, 4] pv",
         **SEQUENCE,
-    ),
-    Case(
-        "com.microsoft.GroupQueryAttention",
-        f"{QKV} n = Constant<value=int32{{5}}>() "
-        "t, nk, nv = com.microsoft.GroupQueryAttention<num_heads=2, kv_num_heads=1>"
-        "(q, k, v, pk, pv, last, n) y = MatMul(t, b)",
-        projections(16, 8, 8, 16),
-        refused="there is no coupling rule for com.microsoft::GroupQueryAttention",
-        values={"last": np.array([4, 4], np.int32)},
-        inputs=", float[2, 1, 5, 8] pk, float[2, 1, 5, 8] pv",
-        x="2, 5, 4",
-        y="2, 5, 3",
     ),
     rotated("", "", 24),
     rotated("", ", interleaved=1", 24),

@@ -52,10 +52,12 @@ REFUSED = [
     Case(
         "If",
         "h = MatMul(x, a) q = Constant<value=bool{1}>() "
-        "t = If(q)<then_branch = one () => (float[N, 8] u) { u = Relu(h) }, "
-        "else_branch = two () => (float[N, 8] w) { w = Neg(h) }> y = MatMul(t, b)",
+        "s = If(q)<then_branch = one () => (float[N, 8] u) { u = Relu(h) }, "
+        "else_branch = two () => (float[N, 8] w) { w = Neg(h) }> "
+        "t = If(q)<then_branch = three () => (float[N, 8] u) { u = Relu(s) }, "
+        "else_branch = four () => (float[N, 8] v) { v = Neg(s) }> y = MatMul(t, b)",
         {"a": (4, 8), "b": (8, 3)},
-        refused="If runs a subgraph",
+        refused="If runs a subgraph in which names occur that other graphs use as well",
     ),
 ]
 

@@ -213,7 +213,6 @@ CASES = [
         AB,
         size="8, 8",
         values={"s": np.array([1, 1, 2, 2], np.float32)},
-        refused="input 2 of Resize",
     ),
     plane(
         "Resize",
@@ -238,7 +237,6 @@ CASES = [
         size="8, 8",
         opset=9,
         values={"s": np.array([1, 1, 2, 2], np.float32)},
-        refused="input 1 of Upsample",
     ),
     plane("DepthToSpace", "t = DepthToSpace<blocksize=2>(h)", ("2: a[0] b[1]",), 2, size="8, 8"),
     plane(

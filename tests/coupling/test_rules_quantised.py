@@ -268,6 +268,32 @@ CASES = [
         refused="4-bit weights are packed along it",
         values={"k": whole(3, 1, 8, dtype=np.uint8), "s": scales(3)},
     ),
+    *(
+        Case(
+            "DequantizeLinear",  # one weight, read twice
+            f"v = DequantizeLinear(k, s, z) {other} h = MatMul(x, v) g = MatMul(x, w) "
+            "t = Add(h, g) y = MatMul(t, b)",
+            {"b": (8, 3)},
+            groups,
+            values={
+                "k": whole(4, 8, dtype=np.uint8),
+                "s": np.float32(0.01),
+                "z": np.uint8(120),
+                "same": np.uint8(120),
+                "other": np.uint8(121),
+            },
+            held={"k": np.uint8(120)},
+            refused="cannot be cut" if groups else "k is read with different zero points",
+        )
+        for other, groups in (
+            ("w = DequantizeLinear(k, s, z)", ("8: b[0] k[1]",)),
+            ("w = DequantizeLinear(k, s, same)", ("8: b[0] k[1]",)),
+            ("w = DequantizeLinear(k, s, other)", ()),
+            ("w = DequantizeLinear(k, s)", ()),
+            ("i = Cast<to=1>(k) w = Mul(i, s)", ()),
+            ("i = Identity(k) w = DequantizeLinear(i, s, other)", ()),
+        )
+    ),
 ]
 
 

@@ -13,7 +13,7 @@ from oracle import Traced, outputs, parse, traced
 
 from onnxprune.importance import GroupView, criterion_names, find_criterion
 from onnxprune.model.constants import ConstantValues
-from onnxprune.pipeline import tap_of
+from onnxprune.ranking import tap_of
 
 Weights = dict[str, NDArray[Any]]
 

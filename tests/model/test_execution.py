@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.model import execution as execution_module
 from onnxprune.model.execution import Execution, is_heavy
 from onnxprune.model.load import load
+from onnxprune.model.runtime import open_session
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
 
@@ -72,6 +74,20 @@ def test_types_numpy_lacks_sequences_and_strings(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_array_equal(pairs[0][1]["y"], feed["x"])
 
 
+def test_sizes_onnxruntime_cannot_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sizes that depend on the data, a wrong declaration in between, a scalar."""
+    proto = parse(
+        HEADER
+        + """g (float[N] x, float[M] z) => (float[P] y, float[Q] v, float r) <float[7] a>
+        { a = Neg(x) i = NonZero(a) j = Squeeze(i) k = NonZero(z) l = Squeeze(k)
+          p = Gather(x, j) q = Gather(z, l) s = Relu(p) t = Neg(q)
+          y = Neg(s) v = Relu(t) r = ReduceSum<keepdims = 0>(v) }"""
+    )
+    feeds = [{"x": np.float32([1, 0, 2, 3]), "z": np.float32([0, 5])}]
+    feeds.append({"x": np.float32([0, 4]), "z": np.float32([7, 8, 9, 0])})
+    assert_same(run_both(monkeypatch, proto, *feeds))
+
+
 def test_what_subgraphs_read_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A branch computes with an outer tensor and weight, the other returns an outer tensor."""
     proto = parse(
@@ -122,6 +138,28 @@ def test_heavy_models_leave_no_files(
     y = Execution(model, ONE_THREAD).run({"x": x})["y"]
     np.testing.assert_allclose(y, x @ weights["u"] @ weights["v"] @ weights["w"], rtol=1e-4)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_heavy_models_have_one_session_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {name: drawn(32, 32) for name in ("u", "v", "w")}
+    proto = parse(
+        HEADER + "g (float[N, 32] x) => (float[N, 32] y) "
+        "{ a = MatMul(x, u) b = MatMul(a, v) y = MatMul(b, w) }",
+        weights,
+    )
+    opened: list[weakref.ref[Any]] = []
+
+    def watched(*args: Any, **options: Any) -> Any:
+        assert [one() for one in opened] == [None] * len(opened)
+        session = open_session(*args, **options)
+        opened.append(weakref.ref(session._sess))
+        return session
+
+    monkeypatch.setattr(execution_module, "open_session", watched)
+    monkeypatch.setattr(execution_module, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(execution_module, "_PIECE_BYTES", 4096)
+    Execution(load(proto).model, ONE_THREAD).run({"x": drawn(2, 32)})
+    assert len(opened) == 3
 
 
 def test_what_does_not_run_is_a_runtime_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,29 @@ def test_a_run_time_scale_that_depends_on_the_batch_is_refused() -> None:
         followed(subject)
 
 
+def test_a_number_that_depends_on_data_is_unknown() -> None:
+    """Whether any input is greater than that: it was so in the observed runs."""
+    body = (
+        "g = Greater(x, zero) c = Cast<to=7>(g) m = ReduceMax<axes=[0], keepdims=0>(c) "
+        "k = ReduceMax<keepdims=1>(m) w = Shape<start=1>(h) n = Mul(w, k) t = Relu(h)"
+    )
+    values = followed(network(body, zero=np.float32(-1e9)))
+    assert values.changed("w")
+    assert values.get("n") is None
+    assert values.get("k") is None
+
+
+def test_a_target_that_depends_on_data_is_refused() -> None:
+    """It was [N, 8] in both runs; whether it is N next time, nobody knows."""
+    body = (
+        "g = Greater(x, low) c = Cast<to=7>(g) k = ReduceMax<keepdims=0>(c) "
+        "w = Constant<value=int64[2]{-1, 8}>() n = Mul(w, k) t = Reshape(h, n)"
+    )
+    subject = network(body, low=np.float32(-1e9))
+    with pytest.raises(CutError, match="n is only known at run time"):
+        subject.sliced(subject.closed(subject.classes("a", 1)[:2].tolist()))
+
+
 def test_the_two_sizes_differ_in_the_batch() -> None:
     facts = network("t = Relu(h)").coupling.facts
     assert (facts.first.shapes["x"], facts.second.shapes["x"]) == ((2, 4), (3, 4))

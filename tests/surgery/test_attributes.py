@@ -11,6 +11,8 @@ import pytest
 from oracle import Traced, parse, traced
 from quantised import scales, whole
 
+import onnxprune
+
 Shape = tuple[int, ...]
 
 
@@ -174,6 +176,53 @@ def test_fused_attention_counts_the_heads_it_keeps() -> None:
     )
     assert after(packed, "Attention", "b", 0, [0, 1, 2, 3]) == {"num_heads": 1}
     assert after(packed, "Attention", "b", 0, [0, 7]) == {"num_heads": 2, "scale": PLAIN_SCALE}
+
+
+def test_fused_attention_of_unequal_widths_knows_them_all() -> None:
+    """Two heads of four dims, six of the values: queries and keys shrink apart from the values."""
+    subject = network(
+        "t = com.microsoft.Attention<num_heads=2, qkv_hidden_sizes=[8, 8, 12]>(x, w, c) "
+        "y = MatMul(t, b)",
+        {"w": (4, 28), "c": (28,), "b": (12, 3)},
+        **TOKENS,
+    )
+    assert after(subject, "Attention", "w", 1, [0, 5]) == {
+        "num_heads": 2,
+        "qkv_hidden_sizes": [6, 6, 12],
+        "scale": PLAIN_SCALE,
+    }
+    values = after(subject, "Attention", "b", 0, [0, 1, 7, 10])
+    assert values == {"num_heads": 2, "qkv_hidden_sizes": [8, 8, 8]}
+    head = after(subject, "Attention", "w", 1, [0, 1, 2, 3])
+    assert head == {"num_heads": 1, "qkv_hidden_sizes": [4, 4, 6]}
+
+
+def test_grouped_queries_go_with_their_key_and_value_head() -> None:
+    subject = grouped_queries()
+    found = after(subject, "GroupQueryAttention", "wk", 1, [9])
+    assert found == {"num_heads": 4, "kv_num_heads": 2}
+    assert subject.groups[0].size == 3
+
+
+def grouped_queries() -> Traced:
+    """Six query heads of eight dims on three key/value heads, without a cache."""
+    return network(
+        f"{QKV} n = Shape<start=0, end=1>(x) last = Expand(four, n) "
+        "t = com.microsoft.GroupQueryAttention<num_heads=6, kv_num_heads=3>"
+        "(q, k, v, , , last, five) y = MatMul(t, b)",
+        {"wq": (4, 48), "wk": (4, 24), "wv": (4, 24), "b": (48, 3)},
+        **TOKENS,
+        four=np.array([4], np.int32),
+        five=np.array(5, np.int32),
+    )
+
+
+def test_grouped_queries_are_pruned_with_a_certificate() -> None:
+    result = onnxprune.prune(
+        grouped_queries().proto, target={"channels": 0.5}, criterion="l2", compensate="none"
+    )
+    assert result.report.certificate.error < 1e-5
+    assert attributes(result.model, "GroupQueryAttention")["kv_num_heads"] == 2
 
 
 @pytest.mark.parametrize(

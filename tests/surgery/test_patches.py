@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from oracle import Traced, check_surgery, parse, traced
+from oracle import Traced, check_surgery, parse, random_removal, traced
 
 from onnxprune.coupling.cut import CutError
 
@@ -130,6 +130,27 @@ def test_slice_by_attribute_keeps_attributes() -> None:
     subject = network("t = Slice<axes=[1], starts=[2], ends=[6]>(h)", 9, width=4)
     one = node(without(subject, 0, 3), "Slice")
     assert (attribute(one, "starts"), attribute(one, "ends")) == ([1], [4])
+
+
+@pytest.mark.parametrize("axes", [[1, 2], [2, 1]])
+@pytest.mark.parametrize(
+    ("starts", "ends", "width"), [((1, 1), (2, 3), 2), ((0, 0), (1, 3), 3), ((1, 2), (2, 4), 2)]
+)
+def test_slice_over_two_axes_of_a_joint_label(
+    axes: list[int], starts: tuple[int, int], ends: tuple[int, int], width: int
+) -> None:
+    """Two heads of four dims: those outside of the slice may keep other dims."""
+    subject = network(
+        "r = Reshape(h, apart) u = Slice(r, s, e, i) t = Reshape(u, flat)",
+        width=width,
+        apart=[0, 2, 4],
+        flat=[0, -1],
+        s=[starts[axis - 1] for axis in axes],
+        e=[ends[axis - 1] for axis in axes],
+        i=axes,
+    )
+    for seed in range(8):
+        check_surgery(subject, random_removal(subject, 0.5, seed))
 
 
 def test_gather_indices_become_ranks() -> None:

@@ -15,6 +15,7 @@ from onnxprune.coupling.rules import (
     quantised,
     recurrent,
     reduction,
+    subgraphs,
 )
 
 if TYPE_CHECKING:
@@ -35,5 +36,6 @@ RULES: dict[tuple[str, str], Callable[[Step], None]] = {
     **attention.RULES,
     **quantised.RULES,
     **fused.RULES,
+    **subgraphs.RULES,
 }
 """(domain, op type) -> rule; the default domain is the empty string."""

@@ -25,7 +25,7 @@ from onnxprune.coupling.labels import (
 from onnxprune.coupling.step import Consumer, Refusal, node_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from onnxprune.coupling.labels import Layers
     from onnxprune.coupling.step import Step
@@ -83,17 +83,17 @@ def _packed_bias(step: Step, slot: int) -> list[TensorLabels]:
 
 
 def _packed(step: Step) -> None:
-    """com.microsoft Attention: one weight [I, 3E] makes query, key and value of equal width."""
-    if step.attribute("qkv_hidden_sizes") or step.has(4) or len(step.outputs()) > 1:
-        raise Refusal("fused Attention with a cache or unequal widths")
+    """com.microsoft Attention: one weight [I, Q+K+V], three equal widths or `qkv_hidden_sizes`."""
+    if step.has(4) or len(step.outputs()) > 1:
+        raise Refusal("fused Attention with a key/value cache")
     if step.attribute("do_rotary", 0):
         raise Refusal("fused Attention with a rotary embedding")
     data, weight = step.read(0), step.read(1)
-    batch, length, _ = data.shape
-    width = weight.shape[1] // 3
+    sizes = step.attribute("qkv_hidden_sizes")
+    widths = [int(n) for n in sizes] if sizes else [weight.shape[1] // 3] * 3
     heads = int(step.attribute("num_heads"))
     operands = [Operand(data, (0, 1, 2)), Operand(weight, (2, 3))]
-    packed = TensorLabels("", (batch, length, 3 * width), zero=True)
+    packed = TensorLabels("", (*data.shape[:2], sum(widths)), zero=True)
     packed.layers = rename(
         contract(step.relations, operands, (0, 1, 3), _NOT_ZERO), {0: 0, 1: 1, 3: 2}
     )
@@ -101,21 +101,69 @@ def _packed(step: Step) -> None:
         step.consumers.append(Consumer(node_id(step.node), data.name, 2, weight.name, 0))
     if step.has(2):
         step.add_bias(packed, 2, (2,))
-    parts = []
-    for number in range(3):
-        index = np.arange(number * width, (number + 1) * width)
-        layers = take(step.relations, packed.layers, 2, index)
-        layers = reshape(
-            step.relations, layers, (batch, length, width), (batch, length, heads, width // heads)
-        )
-        shape = (batch, heads, length, width // heads)
-        moved = rename(layers, {0: 0, 1: 2, 2: 1, 3: 3})
-        parts.append(TensorLabels("", shape, moved, zero=packed.zero))
-    # One width in the attributes: query, key and value lose the same dims of a head.
-    join(step.relations, [Operand(parts[0], (0, 1, 4, 3)), Operand(parts[2], (0, 1, 5, 3))])
+    query, key, value = _unpacked(step, packed, widths, [heads] * 3)
+    if not sizes:  # one width in the attributes: all three lose the same dims of a head
+        join(step.relations, [Operand(query, (0, 1, 4, 3)), Operand(value, (0, 1, 5, 3))])
+    _emit_merged(step, _attend(step, query, key, value, mask=5))
+
+
+def _group_query(step: Step) -> None:
+    """com.microsoft GroupQueryAttention: a key/value head goes whole, with the queries it serves.
+
+    Its kernels want heads of certain sizes, so the dims of a head stay.
+    """
+    name = step.node.op_type
+    if any(step.has(slot) for slot in range(12, len(step.node.inputs))) or 3 in step.outputs():
+        raise Refusal(f"{name} with a quantised cache or with its scores as an output")
+    past = [step.node.inputs[slot] for slot in (3, 4) if step.has(slot)]
+    present = [step.node.outputs[slot] for slot in step.outputs() if slot]
+    if any(one is not None and one.is_graph_input() for one in past) or any(
+        one.is_graph_output() for one in present
+    ):
+        raise Refusal(f"the key/value cache of {name} is an input or output of the model")
+    heads, served = int(step.attribute("num_heads")), int(step.attribute("kv_num_heads"))
+    counts = (heads, served, served)
+    if step.has(1) and step.has(2):
+        parts = [_split_heads(step, slot, counts[slot]) for slot in range(3)]
+        _note_readers(step, (0, 1), 2)
+    else:
+        packed = step.read(0)
+        movable(step.relations, packed)
+        dim = packed.shape[2] // sum(counts)
+        parts = _unpacked(step, packed, [dim * count for count in counts], counts)
+        _note_readers(step, (0,), 2)
+    for part in parts:
+        part.layers = collapse(step.relations, part.layers, 3, f"{name} keeps the size of a head")
     query, key, value = parts
-    result = _attend(step, query, key, value, mask=5)
+    result = _attend(step, query, key, value, mask=10)
+    if step.has(11):
+        sink = Operand(step.read(11), (1,))
+        join(step.relations, [Operand(result, (0, 1, 2, 3)), sink])
+    for slot, part in ((1, key), (2, value)):
+        zero = part.zero
+        if step.has(slot + 2):
+            cached = step.read(slot + 2)
+            step.fix(cached, [2], "the cache grows along it")
+            axes = (0, 1, None, 3)
+            join(step.relations, [Operand(part, axes), Operand(cached, axes)])
+            zero = zero and cached.zero
+        if slot in step.outputs():
+            step.emit(part.layers, slot, zero=zero)
     _emit_merged(step, result)
+
+
+def _unpacked(
+    step: Step, packed: TensorLabels, widths: Sequence[int], heads: Sequence[int]
+) -> list[TensorLabels]:
+    """Query, key and value out of [b, s, Q+K+V], each as [batch, heads, length, dim]."""
+    ends = np.cumsum(widths).tolist()
+    parts = []
+    for start, end, count in zip([0, *ends], ends, heads, strict=False):
+        layers = take(step.relations, packed.layers, 2, np.arange(start, end))
+        shape = (*packed.shape[:2], end - start)
+        part = TensorLabels(packed.name, shape, layers, packed.constant, False, packed.zero)
+        parts.append(_apart(step, part, count))
+    return parts
 
 
 def _emit_merged(step: Step, result: TensorLabels) -> None:
@@ -142,9 +190,14 @@ def _split_heads(
         return TensorLabels(labels.name, labels.shape, layers, labels.constant, False, labels.zero)
     if not heads:
         raise Refusal("Attention on 3-D inputs without head counts")
+    return _apart(step, labels, heads)
+
+
+def _apart(step: Step, labels: TensorLabels, heads: int) -> TensorLabels:
+    """Labels of [batch, length, heads * dim] as [batch, heads, length, dim]."""
     batch, length, width = labels.shape
     split = (batch, length, heads, width // heads)
-    layers = reshape(step.relations, layers, labels.shape, split)
+    layers = reshape(step.relations, labels.layers, labels.shape, split)
     shape = (batch, heads, length, width // heads)
     moved = rename(layers, {0: 0, 1: 2, 2: 1, 3: 3})
     return TensorLabels(labels.name, shape, moved, labels.constant, False, labels.zero)
@@ -229,6 +282,7 @@ RULES: dict[tuple[str, str], Callable[[Step], None]] = {
     ("", "Attention"): _attention,
     ("com.microsoft", "MultiHeadAttention"): _multi_head,
     ("com.microsoft", "Attention"): _packed,
+    ("com.microsoft", "GroupQueryAttention"): _group_query,
     ("", "RotaryEmbedding"): _rotary,
     ("com.microsoft", "RotaryEmbedding"): _rotary,
 }

@@ -48,9 +48,27 @@ def _hold(step: Step, slot: int, point: int, axis: int = 0, *, summed: bool = Tr
         return
     if any(_producer(step, one) not in ("", "Constant") for one in (slot, point)):
         raise Refusal("a quantised weight or its zero point is worked out from other constants")
+    if not _alone(step, slot, point):
+        raise Refusal(f"{step.name(slot)} is read with different zero points")
     step.note_zero_point(slot, point, axis)
     labels = step.peek(slot)
     labels.zero = labels.zero and summed
+
+
+def _alone(step: Step, slot: int, point: int) -> bool:
+    """Whether every reader of a constant takes the same zero point for it, along the same axis."""
+    value, node = step.node.inputs[slot], step.node
+    for reader, where in value.uses() if value is not None else ():
+        alike = (reader.op_type, reader.domain, where) == (node.op_type, node.domain, slot)
+        zeros = reader.inputs[point] if alike and point < len(reader.inputs) else None
+        axes = [one.attributes.get_int("axis", 1) for one in (reader, node)]
+        if zeros is None or axes[0] != axes[1] or reader.graph is not node.graph:
+            return False
+        theirs, ours = step.values(zeros.name or ""), step.value(point)
+        known = theirs is not None and ours is not None and np.array_equal(theirs, ours)
+        if zeros is not node.inputs[point] and not known:
+            return False
+    return True
 
 
 def _producer(step: Step, slot: int) -> str:
