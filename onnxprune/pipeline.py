@@ -125,13 +125,12 @@ def _pruned(
         ways = search.first_ways()
         if not ways[0].removal.classes and any(share < 1 for share in options.target.values()):
             raise NothingPrunable(why_nothing(analysis, options, dropped))
-        guilty: dict[str, str] = {}
-        for way in ways:
-            outcome = _attempt(analysis, way.removal, plain)
-            guilty |= outcome if isinstance(outcome, dict) else {}
-        if not guilty:
+        outcome = _attempt(analysis, ways[0].removal, plain)
+        if isinstance(outcome, Built):
             break
-        dropped |= guilty
+        dropped |= outcome
+    if options.compensate == "none":
+        return replace(outcome, dropped=dropped, allocation=ways[0].name)
     best, trials = search.best(ways, calibration, progress)
     built = _finished(analysis, best.removal, options, calibration, progress)
     return replace(built, dropped=dropped, allocation=best.name, trials=trials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from onnxprune.errors import InputError
 from onnxprune.importance import GroupView, find_criterion
 from onnxprune.model.constants import ConstantValues
 from onnxprune.progress import silent
-from onnxprune.reconstruction.curves import error_curves
+from onnxprune.reconstruction.curves import Curve, part_curves, whole_curve
+from onnxprune.reconstruction.survey import Survey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,34 +72,40 @@ def rank(
     goal = 1 - options.target["channels"] if options.target.keys() == {"channels"} else None
     views = [_view(analysis, group, constants, moments) for group in groups]
     if getattr(criterion, "measures_curves", False):
-        curves = error_curves(
+        survey = Survey(
             analysis.model,
             analysis.coupling,
-            views,
             constants,
             feeds,
             options.runtime,
-            goal,
             seed=options.seed,
-            progress=progress,
         )
-        ranked = [
-            Ranked(group, curve.steps, curve.scalings())
-            for group, curve in zip(groups, curves, strict=True)
-        ]
-    else:
-        ranked = []
-        rng = np.random.default_rng(options.seed)
-        for view in views:
-            group = view.group
-            scores = np.asarray(criterion.score(view, rng), np.float64)
-            if scores.shape != (group.size,) or not np.isfinite(scores).all():
-                raise InputError(
-                    f"criterion {options.criterion} gave no {group.size} finite scores "
-                    f"for {group.name}"
-                )
-            ranked.append(Ranked(group, tuple(removal_order(group, scores, goal)), {}))
-    return [_aligned(one, options.round_to) for one in ranked]
+        found = {}
+        for number, regressions in survey.groups(groups, progress):
+            whole = whole_curve(views[number], regressions, goal)
+            parts = [] if goal is not None else part_curves(views[number], regressions)
+            found[number] = _ranked(groups[number], whole, parts, options.round_to)
+        return [found[number] for number in range(len(groups))]
+    ranked = []
+    rng = np.random.default_rng(options.seed)
+    for view in views:
+        group = view.group
+        scores = np.asarray(criterion.score(view, rng), np.float64)
+        if scores.shape != (group.size,) or not np.isfinite(scores).all():
+            raise InputError(
+                f"criterion {options.criterion} gave no {group.size} finite scores for {group.name}"
+            )
+        order = tuple(removal_order(group, scores, goal))
+        ranked.append(_aligned(Ranked(group, order, {}), options.round_to))
+    return ranked
+
+
+def _ranked(group: Group, whole: Curve, parts: Sequence[Curve], multiple: int) -> Ranked:
+    one, *others = (
+        _aligned(Ranked(group, curve.steps, curve.scalings()), multiple)
+        for curve in (whole, *parts)
+    )
+    return replace(one, parts=tuple(others))
 
 
 def _view(

@@ -39,11 +39,14 @@ class Ranked:
         group: the group.
         steps: its removal order.
         curves: error after each step by name of the scaling, float [steps].
+        parts: removals of the group that do not depend on each other, each ranked for itself;
+            empty when it has only one.
     """
 
     group: Group
     steps: tuple[RemovalStep, ...]
     curves: Mapping[str, NDArray[np.float64]]
+    parts: tuple[Ranked, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,11 @@ def knapsack_candidates(
     ((kind, share),) = target.items()
     groups, orders = [one.group for one in ranked], [one.steps for one in ranked]
     start = choose(groups, orders, target, cost, comparable=False)
-    found = []
+    parts = [part for one in ranked for part in (one.parts or (one,))]
+    groups, orders = [one.group for one in parts], [one.steps for one in parts]
+    found: list[Candidate] = []
     for name in ranked[0].curves:
-        errors = [one.curves[name] for one in ranked]
+        errors = [one.curves[name] for one in parts]
         removal = allocate(groups, orders, errors, kind, share, cost, start)
         if all(removal.classes != one.removal.classes for one in found):
             found.append(Candidate(name, removal))

@@ -49,7 +49,8 @@ def allocate(
     """Choose how far to go along every group's removal order.
 
     Args:
-        groups: the groups.
+        groups: the groups; one may come several times, with orders that do not depend on each
+            other.
         orders: the removal order of each.
         errors: error of each group after each step of its order, float [steps].
         kind: what the target counts: params or macs.
@@ -62,15 +63,14 @@ def allocate(
     """
     problem = _Problem(groups, orders, errors, kind, share * cost.after(())[kind], cost)
     widths = problem.at(start)
-    best: list[int] | None = None
+    best = widths
     for _ in range(_ROUNDS):
         found = problem.solve(widths)
-        if best is None or problem.error(found) < problem.error(best):
+        if problem.error(found) < problem.error(best):
             best = found
         if found == widths:
             break
         widths = found
-    assert best is not None
     return problem.removal(problem.filled_up(best))
 
 
@@ -107,13 +107,11 @@ class _Problem:
 
     def removal(self, widths: Sequence[int]) -> Removal:
         """Classes that go."""
-        return Removal(
-            {
-                group.name: tuple(sorted(self._dead(number, width)))
-                for number, (group, width) in enumerate(zip(self.groups, widths, strict=True))
-                if width
-            }
-        )
+        classes: dict[str, set[int]] = {}
+        for number, (group, width) in enumerate(zip(self.groups, widths, strict=True)):
+            if width:
+                classes.setdefault(group.name, set()).update(self._dead(number, width))
+        return Removal({name: tuple(sorted(gone)) for name, gone in classes.items()})
 
     def error(self, widths: Sequence[int]) -> float:
         """Sum of the errors."""
@@ -190,18 +188,20 @@ class _Problem:
         room = allowed - sum(least)
         if room < 0:
             return None
-        bucket = max(room / _BUCKETS, 1e-9)
-        best = np.zeros(_BUCKETS + 1)
+        # costs are whole numbers, so small problems are solved exactly
+        bucket = max(room / _BUCKETS, 1.0)
+        count = int(room / bucket + 1e-9)
+        best = np.zeros(count + 1)
         picks = []
         for number, (table, floor) in enumerate(zip(tables, least, strict=True)):
             sizes = np.ceil((table - floor) / bucket - 1e-6).astype(int)
-            fresh = np.full(_BUCKETS + 1, np.inf)
-            pick = np.full(_BUCKETS + 1, -1)
+            fresh = np.full(count + 1, np.inf)
+            pick = np.full(count + 1, -1)
             for position, size in enumerate(sizes.tolist()):
-                if size > _BUCKETS:
+                if size > count:
                     continue
                 error = self.errors[number][levels[number][position]]
-                tried = best[: _BUCKETS + 1 - size] + error
+                tried = best[: count + 1 - size] + error
                 better = tried < fresh[size:]
                 fresh[size:][better] = tried[better]
                 pick[size:][better] = position

@@ -16,7 +16,7 @@ from onnxprune.coupling.closure import close
 from onnxprune.coupling.disjoint import DisjointSets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -45,7 +45,10 @@ class RemovalStep:
 
 
 def removal_order(
-    group: Group, scores: NDArray[np.float64], goal: float | None = None
+    group: Group,
+    scores: NDArray[np.float64],
+    goal: float | None = None,
+    seeds: Collection[int] | None = None,
 ) -> list[RemovalStep]:
     """Order the removals of a group.
 
@@ -54,11 +57,12 @@ def removal_order(
         scores: importance of each unit, float [size].
         goal: fraction at which the order ends, used up as far as possible; None for the order
             until nothing more can go.
+        seeds: classes that may start a removal; None for all.
     """
     if not len(group.constraints) and len(group.axes) == 1:
         free = _by_score(group, scores)
         return [step for step in free if goal is None or step.fraction <= goal + _ROUNDING]
-    greedy = _Greedy(group, scores, goal)
+    greedy = _Greedy(group, scores, goal, seeds=seeds)
     steps = greedy.run()
     if goal is not None and (promoted := greedy.left_out()):
         other = _Greedy(group, scores, goal, promoted)
@@ -115,6 +119,7 @@ class _Greedy:
         scores: importance of each unit.
         goal: fraction to stop at; None goes on until nothing more can go.
         promoted: families that are taken first, whatever they cost.
+        seeds: classes that may start a removal; None for all.
     """
 
     def __init__(
@@ -123,8 +128,10 @@ class _Greedy:
         scores: NDArray[np.float64],
         goal: float | None,
         promoted: Sequence[int] = (),
+        seeds: Collection[int] | None = None,
     ) -> None:
         self.group = group
+        self.seeds = seeds
         self.goal = goal
         self.promoted = promoted
         self.by_class = group.constraints.by_class()
@@ -197,6 +204,8 @@ class _Greedy:
         for composite, parts in self.group.constraints.definitions:
             if composite:
                 price.setdefault(int(composite), float(self.cost[parts].mean()))
+        if self.seeds is not None:
+            price = {one: paid for one, paid in price.items() if one in self.seeds}
         families: dict[int, list[int]] = {}
         roots = sets.roots(np.array(list(price), np.int32)).tolist()
         for seed, root in zip(price, roots, strict=True):
@@ -236,6 +245,11 @@ class _Greedy:
             finds the true need, later ones stop as soon as the budget is exceeded.
         """
         seed, first = self.families[number][0], number not in self.growth
+        if self.seeds is not None and not first:
+            # Removals of one part grow alike, so the first attempt says what this one will take.
+            grown = [n + more for n, more in zip(self.gone, self.growth[number], strict=True)]
+            if (likely := self._fraction(grown)) > budget + _ROUNDING and likely <= 1:
+                return None, likely
         after = list(self.gone)
         dying: list[int] = []
         impossible = False

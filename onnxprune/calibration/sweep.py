@@ -26,7 +26,7 @@ _LEAST_BATCHES = 4
 def sweep_batches(
     samples: Samples, model: ir.Model, observed: Observation, largest: int = _BYTES
 ) -> list[Mapping[str, NDArray[Any]]]:
-    """Read as many samples as two walks can hold.
+    """Read as many samples as two walks can hold, from all over the set when it has more.
 
     Args:
         samples: calibration samples.
@@ -35,19 +35,24 @@ def sweep_batches(
         largest: bytes that activations of both walks may take together.
 
     Returns:
-        Batches; at least one.
+        Batches; at least one, and at least four where the samples can be cut that small: half of
+        them fit, half judge.
     """
     traced = batch_rows(observed.feed, samples.specs) or 1
     limit = max(int(largest / max(2 * widest_cut(model.graph, observed.shapes) / traced, 1)), 1)
     count = samples.count if samples.count is not None else _BATCH * _LEAST_BATCHES
-    size = max(1, min(_BATCH, -(-min(count, limit) // _LEAST_BATCHES)))
+    size = max(1, min(_BATCH, min(count, limit) // _LEAST_BATCHES))
+    # samples may be sorted by class, so those that fit in are taken at regular distances
+    every = max(-(-count // size) // max(limit // size, 1), 1)
     feeds: list[Mapping[str, NDArray[Any]]] = []
     have = 0
-    for feed in samples.batches(size):
-        feeds.append(feed)
+    for number, feed in enumerate(samples.batches(size)):
+        if number % every:
+            continue
         have += batch_rows(feed, samples.specs) or 1
-        if have >= limit:
+        if feeds and have > limit:
             break
+        feeds.append(feed)
     return feeds
 
 

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["UsageError", "build_parser"]
 
 _CALIBRATION = (
-    "unlabelled samples: .npz or .npy (keys = input names, first axis = samples), a folder of .npz "
-    "files or of ONNX test_data_set_*/input_*.pb, or module.py:function yielding {input: array}"
+    "unlabelled samples, a few hundred: .npz or .npy (keys = input names, first axis = samples), a "
+    "folder of .npz files or of ONNX test_data_set_*/input_*.pb, or module.py:function yielding "
+    "{input: array}"
 )
 _EXIT_CODES = (
     "exit codes: 0 done and verified; 1 internal error; 2 bad input or usage; 3 nothing prunable "
@@ -79,10 +80,24 @@ def _add_prune(commands: Any) -> None:
     parser.add_argument(
         "--criterion",
         metavar="NAME",
-        help="how units are ranked: l1, l2, random, or with samples std, variance, activity; "
-        "default variance with samples, l2 without",
+        help="how units are ranked: l1, l2, redundancy, random, or with samples reconstruction, "
+        "variance, std, activity; default reconstruction with samples, l2 without",
     )
-    _add_compensate(parser, "default mean with samples, none without")
+    _add_compensate(parser, "default least-squares with samples, none without")
+    parser.add_argument(
+        "--allocation",
+        metavar="NAME",
+        default="auto",
+        help="how the removal is spread over the model: uniform, global (by scores that can be "
+        "compared), or auto, which tries several ways and keeps the one whose outputs diverge "
+        "least on samples that were not fitted; default auto",
+    )
+    parser.add_argument(
+        "--lossless",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="first remove what changes no output: dead, constant, duplicate units; default yes",
+    )
     for option, what in (("include", "prune only"), ("exclude", "leave whole")):
         parser.add_argument(
             f"--{option}",
@@ -141,8 +156,8 @@ def _add_compensate(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--compensate",
         metavar="NAME",
-        help=f"mean folds what was removed into the biases of its readers, none does not; "
-        f"{default}",
+        help="least-squares solves the layers anew whose input or output is cut, mean folds what "
+        f"was removed into the biases of its readers, none does neither; {default}",
     )
 
 

@@ -48,12 +48,14 @@ def prune(arguments: Namespace) -> None:
         target=arguments.target or None,
         criterion=arguments.criterion,
         compensate=arguments.compensate,
+        allocation=arguments.allocation,
         include=arguments.include,
         exclude=arguments.exclude,
         round_to=arguments.round_to,
         normalised_axes=arguments.normalised_axes,
         seed=arguments.seed,
         progress=_progress(arguments),
+        **_lossless(arguments),
         **_runtime(arguments),
     )
     _finish(arguments, result, arguments.plan)
@@ -162,6 +164,10 @@ def _inputs(arguments: Namespace) -> list[Path]:
     if arguments.command is apply:
         paths.append(arguments.plan)
     return [Path(one) for one in paths if one is not None]
+
+
+def _lossless(arguments: Namespace) -> dict[str, Any]:
+    return {} if arguments.lossless is None else {"lossless": arguments.lossless}
 
 
 def _runtime(arguments: Namespace) -> dict[str, Any]:

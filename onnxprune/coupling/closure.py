@@ -180,14 +180,16 @@ def _equalise(
 def _equalise_rows(
     rows: list[NDArray[np.int32]], dead: NDArray[np.bool_], cost: NDArray[np.float64], same: bool
 ) -> NDArray[np.int32]:
-    """The common case of plain rows: cut each to the length of the shortest."""
-    alive = ~dead[np.stack(rows)]
-    lengths = alive.sum(axis=1)
+    """The common case of plain rows, all at once: cut each to the length of the shortest."""
+    stacked = np.stack(rows)
+    gone = dead[stacked]
+    lengths = (~gone).sum(axis=1)
     shortest = int(lengths.argmin())
-    hint = ~alive[shortest] if same else np.zeros(alive.shape[1], bool)
-    target = (int(lengths[shortest]),)
-    longer = np.flatnonzero(lengths > target[0]).tolist()
-    return np.concatenate([_shrink(rows[i], target, hint, dead, cost) for i in longer])
+    preferred = np.broadcast_to(gone[shortest] if same else np.bool_(False), stacked.shape)
+    keys = (np.where(gone, 0.0, cost[stacked]), ~preferred, stacked == 0, gone)
+    order = np.lexsort(keys, axis=1)
+    surplus = np.arange(stacked.shape[1]) < (lengths - lengths[shortest])[:, np.newaxis]
+    return np.take_along_axis(stacked, order, axis=1)[surplus]
 
 
 def _shrink(

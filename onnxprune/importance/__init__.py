@@ -15,6 +15,7 @@ from onnxprune.importance.base import Criterion, GroupView
 from onnxprune.importance.magnitude import L1, L2
 from onnxprune.importance.random import Random
 from onnxprune.importance.reconstruction import Reconstruction
+from onnxprune.importance.redundancy import Redundancy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,7 @@ _BUILT_IN: tuple[Callable[[], Criterion], ...] = (
     Variance,
     Activity,
     Random,
+    Redundancy,
     Reconstruction,
 )
 _ENTRY_POINTS = "onnxprune.criteria"

@@ -7,7 +7,9 @@
 v_cj is what consumer c loses when x_cj is replaced by its mean (bias folding); as a share of all it
 reads, it can be compared between groups. E|x| is how often a unit is non-zero times how strongly.
 
-c runs over the consumers, and over the positions a flattened unit has there. Source: the
+c runs over the consumers, and over the positions a flattened unit has there. Where only bodies of
+Loop, If or Scan read a group, no sample sees it: the share of the squared weights stands in, or its
+units would always be the first to go. Source: the
 variance form is that of An et al. 2024 (FLAP) and of VBP (METHODS.md 2.1); activity is the average
 percentage of zeros of Hu et al. 2016 turned around and weighted by strength.
 """
@@ -36,6 +38,8 @@ class Std:
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
         del rng
+        if not group.moments:
+            return group.weight_share()
         total = np.zeros(group.group.size)
         for reading, moments in group.moments.items():
             total += group.per_unit(reading.units, moments.variance)
@@ -52,6 +56,8 @@ class Variance:
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
         del rng
+        if not group.moments:
+            return group.weight_share()
         total = np.zeros(group.group.size)
         for reading, moments in group.moments.items():
             lost = moments.variance * group.reader_power(reading)
@@ -69,6 +75,8 @@ class Activity:
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
         del rng
+        if not group.moments:
+            return group.weight_share()
         total = np.zeros(group.group.size)
         for reading, moments in group.moments.items():
             total += group.per_unit(reading.units, moments.mean_magnitude)

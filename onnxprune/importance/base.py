@@ -76,17 +76,26 @@ class GroupView:
             total += self.per_unit(owned.units, summed.transpose(order))
         return total
 
+    def weight_share(self) -> NDArray[np.float64]:
+        """The squared weights of each unit as a share of those of all: float [size]."""
+        power = self.weight_power(2)
+        return power / max(power.sum(), np.finfo(float).tiny)
+
     def reader_power(self, reading: Reading) -> NDArray[np.float64]:
         """Squared norm of the consumer's weights behind each position it reads.
 
         Returns:
-            float, shaped like `reading.units`; ones where the consumer is no weight.
+            float, shaped like `reading.units`; ones where the consumer has no weight, or one that
+            the model picks by its input.
         """
         consumer = reading.consumer
         if consumer.weight is None:
             return np.ones(reading.units.shape)
         extent = reading.units.shape[reading.axes.index(consumer.axis)]
-        norms = self._summed(consumer.weight, (consumer.weight_axis,), 2)
+        try:
+            norms = self._summed(consumer.weight, (consumer.weight_axis,), 2)
+        except KeyError:
+            return np.ones(reading.units.shape)
         if consumer.group > 1 and len(norms) < extent:
             # A grouped Conv: axis 1 counts within a group, the rows of axis 0 say which group.
             by_row = self._summed(consumer.weight, (0, 1), 2)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from onnxprune.model.runtime import element_type, open_session, run
+from onnxprune.model.pieces import node_reads, open_piece
+from onnxprune.model.runtime import open_session, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence, Set
+    from collections.abc import Iterator, Mapping, Sequence
 
     import onnxruntime as ort
     from numpy.typing import NDArray
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Execution", "is_heavy"]
 
 _WHOLE_BYTES = 512_000_000
-_WHOLE_NODES = 2000
+_WHOLE_NODES = 8000
 _PIECE_BYTES = 128_000_000
-_PIECE_NODES = 1000
+_PIECE_NODES = 4000
 
 
 def is_heavy(model: ir.Model) -> bool:
@@ -59,12 +60,14 @@ class Execution:
         self._pieces: list[_Piece] = []
         self._session: ort.InferenceSession | None = None
         self._heavy = is_heavy(model)
-        self._sessions: dict[int, ort.InferenceSession] = {}
+        self._sessions: dict[int, tuple[ort.InferenceSession, list[str]]] = {}
+        self._types: dict[str, ir.TypeProtocol | None] = {}
+        self._shapes: dict[str, ir.Shape | None] = {}
         passed_on = any(value.is_initializer() for value in model.graph.outputs)
         if not passed_on and (self._heavy or len(model.graph) > _WHOLE_NODES):
             self._pieces = _cut_up(model.graph)
         else:
-            self._session = open_session(model, runtime, optimise=optimise, arena=arena)
+            self._session = open_session(model, runtime, optimise=optimise, arena=arena, plan=False)
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Run once; see `run_all`."""
@@ -80,52 +83,27 @@ class Execution:
             return [run(self._session, feed) for feed in feeds]
         wanted = [value.name or "" for value in self._model.graph.outputs]
         known: list[dict[str, Any]] = [dict(feed) for feed in feeds]
-        seen: dict[str, tuple[str, list[Any]]] = {}
         for number, piece in enumerate(self._pieces):
-            read = [value.name or "" for value in piece.inputs]
-            if piece.outputs:
-                session = self._sessions.pop(number, None) or self._open(piece, seen)
-                # not the outputs themselves, which keep the session alive
-                seen |= {one.name: (one.type, one.shape) for one in session.get_outputs()}
+            if piece.makes:
+                session, reads = self._sessions.pop(number, None) or open_piece(
+                    self._model,
+                    piece.nodes,
+                    piece.makes,
+                    self._types,
+                    self._runtime,
+                    shapes=self._shapes,
+                    optimise=self._optimise,
+                    brief=True,
+                )
                 for values in known:
-                    values |= run(session, {name: values[name] for name in read if name in values})
+                    values |= run(session, {name: values[name] for name in reads if name in values})
                 if not self._heavy:
-                    self._sessions[number] = session
+                    self._sessions[number] = session, reads
                 del session
             for values in known:
                 for name in piece.done:
                     values.pop(name, None)
         return [{name: values[name] for name in wanted} for values in known]
-
-    def _open(
-        self, piece: _Piece, seen: Mapping[str, tuple[str, list[Any]]]
-    ) -> ort.InferenceSession:
-        view = ir.GraphView(
-            piece.inputs,
-            piece.outputs,
-            nodes=piece.nodes,
-            initializers=piece.weights,
-            opset_imports=self._model.graph.opset_imports,
-            name=self._model.graph.name,
-        )
-        graph = view.clone()
-        for node in graph:
-            for value in node.outputs:
-                value.shape = None  # what was declared in between may be wrong
-        symbols = {dim for value in self._model.graph.inputs for dim in _named(value.shape)}
-        for value in graph.inputs:
-            if value.name and value.name in seen:
-                kind, dims = seen[value.name]
-                value.type = _parsed(kind)
-                value.shape = _shape(value.name, dims, symbols) if kind[:6] == "tensor" else None
-        model = ir.Model(
-            graph,
-            ir_version=self._model.ir_version,
-            functions=list(self._model.functions.values()),
-        )
-        return open_session(
-            model, self._runtime, optimise=self._optimise, arena=False, prepack=False
-        )
 
 
 @dataclass(frozen=True)
@@ -134,36 +112,26 @@ class _Piece:
 
     Attributes:
         nodes: in graph order.
-        inputs: what they read from pieces before, and from the caller.
-        weights: the initializers they read.
-        outputs: what they make for pieces after, and for the caller.
+        makes: names of what they make for pieces after, and for the caller.
         done: names that nothing reads after this piece.
     """
 
     nodes: list[ir.Node]
-    inputs: list[ir.Value]
-    weights: list[ir.Value]
-    outputs: list[ir.Value]
+    makes: list[str]
     done: list[str]
 
 
 def _cut_up(graph: ir.Graph) -> list[_Piece]:
     runs = list(_runs(graph))
-    reads = [dict.fromkeys(value for node in nodes for value in _reads(node)) for nodes in runs]
+    reads = [dict.fromkeys(value for node in nodes for value in node_reads(node)) for nodes in runs]
     last = {value: number for number, read in enumerate(reads) for value in read}
     returned = set(graph.outputs)
     pieces = []
     for number, (nodes, read) in enumerate(zip(runs, reads, strict=True)):
         made = dict.fromkeys(value for node in nodes for value in node.outputs)
-        pieces.append(
-            _Piece(
-                nodes=nodes,
-                inputs=[v for v in read if v not in made and not v.is_initializer()],
-                weights=[v for v in read if v.is_initializer()],
-                outputs=[v for v in made if last.get(v, number) > number or v in returned],
-                done=[v.name or "" for v in read if last[v] == number and v not in returned],
-            )
-        )
+        makes = [v for v in made if last.get(v, number) > number or v in returned]
+        done = [v for v in read if last[v] == number and v not in returned]
+        pieces.append(_Piece(nodes, [v.name or "" for v in makes], [v.name or "" for v in done]))
     return pieces
 
 
@@ -173,12 +141,12 @@ def _runs(graph: ir.Graph) -> Iterator[list[ir.Node]]:
     weights: set[ir.Value] = set()
     size = 0
     for node in graph:
-        new = {value for value in _reads(node) if value.is_initializer()} - weights
+        new = {value for value in node_reads(node) if value.is_initializer()} - weights
         more = sum(map(_bytes, new))
         if nodes and (size + more > _PIECE_BYTES or len(nodes) >= _PIECE_NODES):
             yield nodes
             nodes, weights, size = [], set(), 0
-            new = {value for value in _reads(node) if value.is_initializer()}
+            new = {value for value in node_reads(node) if value.is_initializer()}
             more = sum(map(_bytes, new))
         nodes.append(node)
         weights |= new
@@ -186,58 +154,5 @@ def _runs(graph: ir.Graph) -> Iterator[list[ir.Node]]:
     yield nodes
 
 
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
-    """Values of the node's own graph that it or its subgraphs read."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        for graph in _graphs(attribute):
-            inner = ir.traversal.RecursiveGraphIterator(graph)
-            captured = [value for one in inner for value in one.inputs if value is not None]
-            for value in (*captured, *_returned(graph)):
-                if value.graph is node.graph:
-                    yield value
-
-
-def _returned(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Outputs of a graph and of the graphs within."""
-    yield from graph.outputs
-    yield from (value for inner in graph.subgraphs() for value in inner.outputs)
-
-
-def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
-
-
 def _bytes(value: ir.Value) -> int:
     return 0 if value.const_value is None else value.const_value.nbytes
-
-
-def _named(shape: ir.Shape | None) -> list[str]:
-    dims = () if shape is None else shape.dims
-    return [dim.value for dim in dims if isinstance(dim, ir.SymbolicDim) and dim.value]
-
-
-def _shape(name: str, inferred: Sequence[Any], symbols: Set[str]) -> ir.Shape | None:
-    """The shape onnxruntime inferred; without it, its layout optimisation takes quadratic time.
-
-    Names it made up are those of one session, where another piece means something else by them.
-    """
-    dims = [
-        dim if isinstance(dim, int) or dim in symbols else f"{name}/{axis}"
-        for axis, dim in enumerate(inferred)
-    ]
-    # no dimensions are those of a scalar, or unknown
-    return ir.Shape(dims) if dims else None
-
-
-def _parsed(text: str) -> ir.TypeProtocol | None:
-    """Turn onnxruntime's "seq(tensor(float))" into a type; None for maps."""
-    kind, _, rest = text.partition("(")
-    inner = rest.removesuffix(")")
-    if kind == "tensor":
-        return ir.TensorType(element_type(text))
-    kinds = {"seq": ir.SequenceType, "optional": ir.OptionalType}
-    element = _parsed(inner)
-    return kinds[kind](element) if kind in kinds and element is not None else None

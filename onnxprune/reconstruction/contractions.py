@@ -44,6 +44,8 @@ class Contraction(LinearLayer):
             raise ValueError("nothing is summed")
         self._summed, self._own, self._kept = "".join(summed), "".join(own), "".join(kept)
         self._extents = dict(zip(self._made, self.weight_shape, strict=True))
+        if any(self._extents[c] != self.data_shape[self._read.index(c)] for c in summed):
+            raise ValueError("a summed axis is broadcast")
         self.output_axes = tuple(self._output.index(c) for c in own)
         alpha = node.attributes.get("alpha") if node.op_type == "Gemm" else None
         self._alpha = 1.0 if alpha is None else alpha.as_float()
@@ -53,6 +55,10 @@ class Contraction(LinearLayer):
     def row_count(self, output_shape: tuple[int, ...]) -> int:
         """See `LinearLayer`."""
         return prod(output_shape[self._output.index(c)] for c in self._kept)
+
+    def rows_of(self, data_shape: tuple[int, ...]) -> int:
+        """See `LinearLayer`."""
+        return prod(data_shape[self._read.index(c)] for c in self._kept)
 
     def rows(self, data: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `LinearLayer`."""
@@ -104,6 +110,8 @@ def _terms(node: ir.Node, ranks: list[int]) -> tuple[str, str, str]:
     if node.op_type == "Einsum":
         equation = node.attributes["equation"].as_string().replace(" ", "")
         inputs, _, output = equation.partition("->")
+        if inputs.count(",") != 1:
+            raise ValueError("an Einsum of more than two tensors")
         if "->" not in equation:
             output = "".join(sorted(c for c in set(inputs) - {","} if inputs.count(c) == 1))
         first, _, second = inputs.partition(",")

@@ -47,6 +47,10 @@ class Convolution(LinearLayer):
         """See `LinearLayer`."""
         return output_shape[0] * prod(output_shape[2:])
 
+    def rows_of(self, data_shape: tuple[int, ...]) -> int:
+        """See `LinearLayer`."""
+        return data_shape[0] * len(self._taps_of(data_shape[2:]))
+
     def rows(self, data: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `LinearLayer`."""
         taps = self._taps_of(data.shape[2:])
@@ -56,7 +60,8 @@ class Convolution(LinearLayer):
         padded[:, :, 1:] = data.reshape(count, channels, -1)
         within = np.arange(channels)[:, np.newaxis] * padded.shape[2] + taps[places][:, np.newaxis]
         where = within + (samples * channels * padded.shape[2])[:, np.newaxis, np.newaxis]
-        return padded.ravel()[where].reshape(len(ids), self._groups, -1)
+        taken: NDArray[np.float32] = padded.ravel()[where]
+        return taken.reshape(len(ids), self._groups, -1)
 
     def outputs(self, output: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `LinearLayer`."""

@@ -9,7 +9,8 @@ unknowns that are left, removing block J and solving W anew raises the mean squa
 
 Scores of several readers of one unit add up, each divided by the variance of the reader's output.
 Taking the cheapest unit again and again gives the order of removal and the error at every width in
-one go. Wide groups lose several units at a time, between which scores are not refreshed.
+one go. Wide groups lose several units at a time, between which scores are not refreshed; their
+common error, which is exact, is then shared out in proportion to their scores.
 
 Source: METHODS.md 2.3; Hassibi & Stork 1993; Frantar & Alistarh 2022; Kurtic et al. 2023.
 """
@@ -25,7 +26,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Elimination", "Reader", "eliminate"]
+__all__ = ["SMALLEST", "Elimination", "Reader", "eliminate"]
+
+SMALLEST = 1e-30
+"""Smallest variance that errors are divided by."""
 
 _SHARE_AT_ONCE = 32
 
@@ -115,21 +119,22 @@ def eliminate(
         ridge: see `Elimination`.
 
     Returns:
-        units in the order of their removal, those taken together in one list, and what each step
-        adds to the error of each reader: float [steps, readers].
+        units in the order of their removal, each in a list of its own, and what each step adds to
+        the error of each reader: float [steps, readers].
     """
     running = [Elimination(reader, ridge) for reader in readers]
     alive = np.ones(size, bool)
     order: list[list[int]] = []
-    rises: list[list[float]] = []
+    rises: list[NDArray[np.float64]] = []
     while (left := int(alive.sum())) > least:
         total = np.zeros(size)
         for reader, one in zip(readers, running, strict=True):
-            total += one.scores(size) / max(reader.variance, np.finfo(np.float32).tiny)
+            total += one.scores(size) / max(reader.variance, SMALLEST)
         total[~alive] = np.inf
         count = min(max(left // _SHARE_AT_ONCE, 1), left - least)
-        units = np.argsort(total, kind="stable")[:count].tolist()
+        units = [int(unit) for unit in np.argsort(total, kind="stable")[:count]]
         alive[units] = False
-        order.append(units)
-        rises.append([one.remove(units) for one in running])
+        order += [[unit] for unit in units]
+        shares = total[units] + SMALLEST
+        rises += list(np.outer(shares / shares.sum(), [one.remove(units) for one in running]))
     return order, np.array(rises).reshape(len(order), len(readers))

@@ -7,7 +7,8 @@ For rows x [D] and targets y [O] of each group::
 
 lam = ridge * mean diagonal of H_SS. lam -> infinity gives W0 without its removed columns: a badly
 conditioned problem degrades to plain removal. Sums are kept in float64, products of at most 16,384
-rows are formed in float32. Source: METHODS.md 2.1 and 2.2; Kwon et al. 2022 for the target.
+rows are formed in float32 around the mean, so that unknowns with a large mean keep their variance.
+Source: METHODS.md 2.1 and 2.2; Kwon et al. 2022 for the target.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Gram", "Regression", "Solution", "gram_of"]
+__all__ = ["Gram", "Regression", "Solution", "gram_of", "input_sums"]
 
 _CHUNK = 16384
 _LARGEST_GROWTH = 50.0
@@ -56,7 +57,7 @@ class Gram:
 
     def with_targets(self, rows: NDArray[np.float32], targets: NDArray[np.float32]) -> Gram:
         """The same rows with other targets."""
-        xy, y, yy = _with(rows, targets)
+        xy, y, yy = _with(rows, self.x, targets)
         return Gram(self.count, self.x, self.xx, y, xy, yy)
 
     def with_bias(self, weight: NDArray[np.float64]) -> Solution:
@@ -114,24 +115,37 @@ def gram_of(rows: NDArray[np.float32], targets: NDArray[np.float32]) -> Gram:
         rows: [rows, g, D].
         targets: [rows, g, O].
     """
-    xx = np.zeros((rows.shape[1], rows.shape[2], rows.shape[2]))
+    x, xx = input_sums(rows)
+    xy, y, yy = _with(rows, x, targets)
+    return Gram(len(rows), x, xx, y, xy, yy)
+
+
+def input_sums(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums over rows [rows, g, D] that hold no targets: x [g, D] and xx [g, D, D]."""
+    total = rows.sum(axis=0, dtype=np.float64)
+    middle = (total / max(len(rows), 1)).astype(np.float32)
+    square = np.zeros((rows.shape[1], rows.shape[2], rows.shape[2]))
     for start in range(0, len(rows), _CHUNK):
-        x = rows[start : start + _CHUNK].transpose(1, 2, 0)
-        xx += x @ x.swapaxes(1, 2)
-    xy, y, yy = _with(rows, targets)
-    return Gram(len(rows), rows.sum(axis=0, dtype=np.float64), xx, y, xy, yy)
+        x = (rows[start : start + _CHUNK] - middle).transpose(1, 2, 0)
+        square += x @ x.swapaxes(1, 2)
+    shift = middle.astype(np.float64)
+    crossed = shift[:, :, None] * (total - len(rows) * shift)[:, None]
+    square += crossed + crossed.swapaxes(1, 2)
+    square += len(rows) * shift[:, :, None] * shift[:, None]
+    return total, square
 
 
 def _with(
-    rows: NDArray[np.float32], targets: NDArray[np.float32]
+    rows: NDArray[np.float32], x: NDArray[np.float64], targets: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Sums that hold targets: xy, y, yy."""
-    xy = np.zeros((rows.shape[1], rows.shape[2], targets.shape[2]))
+    """Sums that hold targets: xy, y, yy; `x` is the sum of the rows."""
+    y = targets.sum(axis=0, dtype=np.float64)
+    middle = (y / max(len(rows), 1)).astype(np.float32)
+    xy = x[:, :, None] * middle.astype(np.float64)[:, None]
     for start in range(0, len(rows), _CHUNK):
         part = slice(start, start + _CHUNK)
-        xy += rows[part].transpose(1, 2, 0) @ targets[part].transpose(1, 0, 2)
-    squares = np.einsum("rgo,rgo->go", targets, targets, dtype=np.float64)
-    return xy, targets.sum(axis=0, dtype=np.float64), squares
+        xy += rows[part].transpose(1, 2, 0) @ (targets[part] - middle).transpose(1, 0, 2)
+    return xy, y, np.einsum("rgo,rgo->go", targets, targets, dtype=np.float64)
 
 
 class Regression:

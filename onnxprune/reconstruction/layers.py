@@ -54,6 +54,10 @@ class LinearLayer(abc.ABC):
         """Number of rows of a run whose output has this shape."""
 
     @abc.abstractmethod
+    def rows_of(self, data_shape: tuple[int, ...]) -> int:
+        """Number of rows of a run whose input has this shape."""
+
+    @abc.abstractmethod
     def rows(self, data: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """X: what the node reads in some rows, float32 [ids, groups, unknowns]."""
 
@@ -107,4 +111,4 @@ class LinearLayer(abc.ABC):
                 along = [n if a in one.axes else 1 for a, n in enumerate(shape)]
                 kept = kept & alive.reshape(along)
         whole = np.broadcast_to(kept, self.output_shape)
-        return self.outputs(whole, np.zeros(1, np.int64))[0].astype(bool)
+        return np.asarray(self.outputs(whole, np.zeros(1, np.int64))[0] > 0)

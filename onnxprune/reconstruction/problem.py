@@ -93,7 +93,7 @@ class Problem:
             if solution is not None:
                 found.append((self._error(solution, check) / scale, ridge, solution))
         after, ridge, solution = min(found, key=lambda one: one[0], default=(before, 0.0, plain))
-        if after >= before:
+        if not after < before:  # NaN is no improvement either
             return Outcome(plain, False, before, before)
         if both_halves:
             whole = self._fitted(gram + check, self.fit + self.judge, kept, ridge)
@@ -113,12 +113,14 @@ class Problem:
     ) -> Solution | None:
         regression = Regression(gram, self.weight, kept, ridge)
         solution = regression.solve(gram)
-        if self.flat is not None:
-            for _ in range(self.iterations):
-                if solution is None:
-                    break
-                moved = _moved(half.targets, solution.predict(half.rows), self.flat)
-                solution = regression.solve(gram.with_targets(half.rows, moved))
+        if solution is None or self.flat is None:
+            return solution
+        for _ in range(self.iterations):
+            moved = _moved(half.targets, solution.predict(half.rows), self.flat)
+            better = regression.solve(gram.with_targets(half.rows, moved))
+            if better is None:
+                break
+            solution = better
         return solution
 
 

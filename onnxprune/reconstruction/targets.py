@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -41,25 +41,34 @@ class Sum:
         return self.last.outputs[0].name or ""
 
 
-def sum_behind(layer: ir.Node, known: Container[str], rank: int) -> Sum:
-    """Follow the output of a layer through additions.
+def sum_behind(
+    layer: ir.Node,
+    known: Container[str],
+    rank: int,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Sum:
+    """Follow the output of a layer through additions that do not spread it over more rows.
 
     Args:
         layer: the layer.
         known: activations that were computed before the layer.
         rank: rank of the layer's output.
+        shapes: traced shapes by name; without them sums of any shape are followed.
     """
     last, others = layer, []
+    own = _shape(layer, shapes)
     while True:
         output = last.outputs[0]
-        uses = output.uses()
-        if len(uses) != 1 or output.is_graph_output():
+        use = _only_use(output)
+        if use is None:
             break
-        add = uses[0].node
+        add, slot = use
         if add.op_type != "Add" or add.domain or add.graph is not layer.graph:
             break
-        other = add.inputs[1 - uses[0].idx]
-        if other is None or other is output or not other.name:
+        if _shape(add, shapes) != own:
+            break
+        other = add.inputs[1 - slot]
+        if other is None or not other.name:
             break
         if other.is_initializer() or _is_constant(other):
             if other.shape is not None and len(other.shape) > rank:
@@ -70,6 +79,16 @@ def sum_behind(layer: ir.Node, known: Container[str], rank: int) -> Sum:
             break
         last = add
     return Sum(last, tuple(others))
+
+
+def _shape(node: ir.Node, shapes: Mapping[str, Sequence[int]] | None) -> list[int]:
+    return list((shapes or {}).get(node.outputs[0].name or "", ()))
+
+
+def _only_use(value: ir.Value) -> tuple[ir.Node, int] | None:
+    """The node and input slot that read a value, if nothing else does."""
+    uses = list(value.uses())
+    return (uses[0].node, uses[0].idx) if len(uses) == 1 and not value.is_graph_output() else None
 
 
 def _is_constant(value: ir.Value) -> bool:
@@ -87,15 +106,18 @@ class FlatParts:
 
 def flat_parts(tensor: ir.Value) -> FlatParts | None:
     """Flat parts of the activation that is the only reader of a tensor; None when it has none."""
-    uses = tensor.uses()
-    if len(uses) != 1 or tensor.is_graph_output():
+    use = _only_use(tensor)
+    if use is None:
         return None
-    node = uses[0].node
-    if node.op_type == "Relu" and not node.domain:
+    node, slot = use
+    if slot or node.domain:
+        return None
+    if node.op_type == "Relu":
         return FlatParts(0.0, np.inf)
-    if node.op_type == "Clip" and not node.domain:
+    if node.op_type == "Clip":
         low, high = (_bound(node, i + 1, key) for i, key in enumerate(("min", "max")))
-        return FlatParts(-np.inf if low is None else low, np.inf if high is None else high)
+        if low is not None or high is not None:
+            return FlatParts(-np.inf if low is None else low, np.inf if high is None else high)
     return None
 
 
@@ -103,5 +125,5 @@ def _bound(node: ir.Node, slot: int, key: str) -> float | None:
     if key in node.attributes:
         return node.attributes[key].as_float()
     value = node.inputs[slot] if slot < len(node.inputs) else None
-    constant = value.const_value if value is not None else None
+    constant = ir.convenience.get_const_tensor(value) if value is not None else None
     return float(constant.numpy().item()) if constant is not None else None

@@ -30,7 +30,7 @@ class Walk:
 
     Args:
         model: nodes that have not run yet may change during the walk.
-        feeds: all batches.
+        feeds: all batches, at least one.
         runtime: how to run it.
     """
 
@@ -39,8 +39,14 @@ class Walk:
     ) -> None:
         self._model = model
         self._runtime = runtime
-        self._done: set[int] = set()
-        self._values: list[dict[str, NDArray[Any]]] = [dict(feed) for feed in feeds]
+        # the nodes themselves: the id of one that is gone may come back as that of a new one
+        self._done: set[ir.Node] = set()
+        constants = {
+            value.name: value.const_value.numpy()
+            for value in model.graph.outputs
+            if value.name and value.is_initializer() and value.const_value is not None
+        }
+        self._values: list[dict[str, NDArray[Any]]] = [constants | dict(feed) for feed in feeds]
         self._types: dict[str, ir.TypeProtocol | None] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -55,9 +61,8 @@ class Walk:
         return [{name: values[name] for name in names} for values in self._values]
 
     def preview(self, upto: ir.Node, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Run ahead on the first batch only, through `upto`, without moving."""
-        nodes = self._ahead(upto, inclusive=True)
-        return self._run(nodes, names, self._values[:1])[0]
+        """Run what a node needs, and the node, on the first batch only and without moving."""
+        return self._run(self._needed(upto), names, self._values[:1])[0]
 
     def advance(
         self, upto: ir.Node | None, keep: Iterable[str] = (), *, past: bool = False
@@ -67,35 +72,46 @@ class Walk:
         Args:
             upto: the node to stop at; None for the end of the graph.
             keep: names to keep although nothing ahead reads them.
-            past: run the node itself too.
+            past: run the node itself too, and of those before it only what it needs: values that
+                other nodes before it read stay until these are asked for.
         """
-        nodes = self._ahead(upto, inclusive=past)
-        self._done |= {id(node) for node in nodes}
+        nodes = self._needed(upto) if past and upto is not None else self._before(upto)
+        self._done.update(nodes)
         wanted = {value.name or "" for value in self._model.graph.outputs} | set(keep)
         for node in self._model.graph:
-            if id(node) not in self._done:
+            if node not in self._done:
                 wanted |= {value.name or "" for value in node_reads(node)}
         made = [value.name for node in nodes for value in node.outputs if value.name]
         fetched = [name for name in made if name in wanted]
         if fetched:
-            for values, new in zip(
-                self._values, self._run(nodes, fetched, self._values), strict=True
-            ):
+            found = self._run(nodes, fetched, self._values)
+            for values, new in zip(self._values, found, strict=True):
                 values |= new
         for values in self._values:
             for name in values.keys() - wanted:
                 del values[name]
 
-    def _ahead(self, upto: ir.Node | None, *, inclusive: bool) -> list[ir.Node]:
+    def _before(self, upto: ir.Node | None) -> list[ir.Node]:
+        """Nodes that have not run yet, up to one and without it."""
         nodes = []
         for node in self._model.graph:
-            if node is upto and not inclusive:
-                break
-            if id(node) not in self._done:
-                nodes.append(node)
             if node is upto:
                 break
+            if node not in self._done:
+                nodes.append(node)
         return nodes
+
+    def _needed(self, last: ir.Node) -> list[ir.Node]:
+        """Nodes that have not run yet and that a node depends on, itself included."""
+        needed: set[ir.Node] = set()
+        waiting = [last]
+        while waiting:
+            node = waiting.pop()
+            if node not in self._done and node not in needed:
+                needed.add(node)
+                makers = (value.producer() for value in node_reads(node))
+                waiting += [maker for maker in makers if maker is not None]
+        return [node for node in self._model.graph if node in needed]
 
     def _run(
         self,
@@ -106,6 +122,11 @@ class Walk:
         session, read = open_piece(self._model, nodes, names, self._types, self._runtime)
         results = []
         for values in batches:
-            feed = {name: np.ascontiguousarray(values[name]) for name in read}
+            feed = {name: _in_order(values[name]) for name in read}
             results.append(run(session, feed, names))
         return results
+
+
+def _in_order(value: Any) -> Any:
+    """An array in C order, of rank 0 too; a sequence as it is."""
+    return np.asarray(value, order="C") if isinstance(value, np.ndarray) else value

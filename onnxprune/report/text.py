@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnxprune.report.efforts import effort_rows
 from onnxprune.report.figures import (
     bar,
     count,
@@ -70,7 +71,11 @@ class TextReport:
         self._costs(report)
         self._widths(plan)
         self._lines(
-            [("certificate", _certificate(report)), *_dropped(report.dropped, self.verbose)]
+            [
+                *effort_rows(report, self.verbose),
+                ("certificate", _certificate(report)),
+                *_dropped(report.dropped, self.verbose),
+            ]
         )
         self._outputs(report.outputs)
         self._refusals(report.refused)

@@ -5,6 +5,7 @@
   original is over-confident decide.
 * Every other float output: mean squared difference over the variance of the original's output.
 * What a linear layer gives may be scores or quantities; the second then counts a tenth.
+* An output whose shape depends on the values, and came out differently, counts as one variance.
 
 Several outputs are averaged. Source: METHODS.md 4 and 5; Hinton et al. 2015 for the temperature.
 """
@@ -25,6 +26,7 @@ __all__ = ["divergence"]
 
 _LINEAR = ("Gemm", "MatMul", "Add", "Conv")
 _SMALLEST = 1e-12
+_MASKED = -1e4
 _TEMPERATURE = 2.0
 _AS_QUANTITIES = 0.1
 
@@ -41,35 +43,64 @@ def divergence(
     Returns:
         0 for equal outputs; infinity when the pruned model gives NaN or infinite values.
     """
+    opset = model.opset_imports.get("", 1)
     found = []
     for value in model.graph.outputs:
-        name, producer = value.name or "", value.producer()
-        arrays = [(a[name], b[name]) for a, b in pairs if _is_float(a[name])]
-        if not arrays:
-            continue
-        wanted = np.concatenate([a.astype(np.float64).reshape(-1, a.shape[-1]) for a, _ in arrays])
-        got = np.concatenate([b.astype(np.float64).reshape(-1, b.shape[-1]) for _, b in arrays])
-        if not np.isfinite(got).all():
-            return float("inf")
-        kind = producer.op_type if producer is not None else ""
-        if kind == "Softmax":
-            found.append(_kl(np.log(wanted + _SMALLEST), np.log(got + _SMALLEST)))
-        elif kind == "LogSoftmax":
-            found.append(_kl(wanted, got))
-        elif kind in _LINEAR and wanted.shape[1] > 1:
-            found.append(_kl(wanted, got) + _AS_QUANTITIES * _relative(wanted, got))
-        else:
-            found.append(_relative(wanted, got))
+        name = value.name or ""
+        arrays = [(a[name], b[name]) for a, b in pairs if _is_float(a[name]) and a[name].size]
+        if any(a.shape != b.shape for a, b in arrays):
+            found.append(1.0)
+        elif arrays:
+            found.append(_of_output(value.producer(), arrays, opset))
     return float(np.mean(found)) if found else 0.0
 
 
+def _of_output(
+    producer: ir.Node | None, arrays: Sequence[tuple[NDArray[Any], NDArray[Any]]], opset: int
+) -> float:
+    """Divergence of one output over all batches."""
+    kind = producer.op_type if producer is not None else ""
+    pairs = [(_rows(a, producer, opset), _rows(b, producer, opset)) for a, b in arrays]
+    if not all(np.isfinite(b[np.isfinite(a)]).all() for a, b in pairs):
+        return float("inf")
+    if kind == "Softmax":
+        return _kl([(np.log(a + _SMALLEST), np.log(b + _SMALLEST)) for a, b in pairs])
+    if kind == "LogSoftmax":
+        return _kl(pairs)
+    if kind in _LINEAR and pairs[0][0].shape[1] > 1:
+        return _kl(pairs) + _AS_QUANTITIES * _relative(pairs)
+    return _relative(pairs)
+
+
 def _is_float(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype.kind in "fV" and array.ndim > 0
+    return isinstance(array, np.ndarray) and array.dtype.kind in "fV"
 
 
-def _kl(wanted: NDArray[np.float64], got: NDArray[np.float64]) -> float:
-    first, second = (_normalised(scores / _TEMPERATURE) for scores in (wanted, got))
-    return float((np.exp(first) * (first - second)).sum(axis=1).mean())
+def _rows(array: NDArray[Any], producer: ir.Node | None, opset: int) -> NDArray[np.float64]:
+    """Rows [rows, scores]: the last axis, unless the op that makes them says which."""
+    if not array.ndim:
+        return array.astype(np.float64).reshape(1, 1)
+    kind, axis = producer.op_type if producer is not None else "", -1
+    if producer is not None and kind in ("Softmax", "LogSoftmax"):
+        given = producer.attributes.get("axis")
+        axis = given.as_int() if given is not None else -1 if opset >= 13 else 1
+        if opset < 13:  # all axes from there on
+            array, axis = array.reshape(*array.shape[: axis % array.ndim], -1), -1
+    elif kind == "Conv":
+        axis = 1
+    return np.moveaxis(array, axis, -1).astype(np.float64).reshape(-1, array.shape[axis])
+
+
+def _kl(pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
+    found = []
+    for wanted, got in pairs:
+        masked = ~np.isfinite(wanted)
+        first, second = (
+            _normalised(np.where(masked, _MASKED, scores) / _TEMPERATURE)
+            for scores in (wanted, got)
+        )
+        found.append((np.exp(first) * (first - second)).sum(axis=1))
+    return max(float(np.concatenate(found).mean()), 0.0)
 
 
 def _normalised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -77,6 +108,11 @@ def _normalised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def _relative(wanted: NDArray[np.float64], got: NDArray[np.float64]) -> float:
-    scale = max(float(wanted.var(axis=0).sum()), _SMALLEST)
-    return float(((wanted - got) ** 2).sum(axis=1).mean() / scale)
+def _relative(pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
+    if len({a.shape[1] for a, _ in pairs}) > 1:  # positions of one batch are not those of another
+        pairs = [(a.reshape(-1, 1), b.reshape(-1, 1)) for a, b in pairs]
+    wanted, got = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    masked = ~np.isfinite(wanted)
+    wanted, got = (np.where(masked, 0.0, each) for each in (wanted, got))
+    scale = float(wanted.var(axis=0).sum()) or float((wanted**2).sum(axis=1).mean())
+    return float(((wanted - got) ** 2).sum(axis=1).mean() / max(scale, _SMALLEST))
