@@ -22,7 +22,7 @@ from onnxprune.model.load import convert, load
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.size import loaded_bytes, model_bytes
 from onnxprune.options import ALLOCATIONS, COMPENSATIONS, Options, check_targets
-from onnxprune.pipeline import Built, build, calibrate, prune_model
+from onnxprune.pipeline import Built, prune_model, rebuild
 from onnxprune.plan import Plan
 from onnxprune.planning import plan_of, planned_options, planned_removal
 from onnxprune.progress import silent
@@ -55,6 +55,7 @@ def prune(
     exclude: Sequence[str] = (),
     round_to: int = 1,
     normalised_axes: bool = False,
+    lossless: bool = True,
     seed: int = 0,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
@@ -83,6 +84,8 @@ def prune(
             convolution kernels of CPUs; 1 leaves widths as they come.
         normalised_axes: allow axes to be cut that normalisation statistics run over, such as the
             residual width of a transformer; the removed entries count as zeros from then on.
+        lossless: before anything else take out units that are dead, constant, or copies of others;
+            always without effect on the outputs, and not done with `compensate="none"`.
         seed: seed of everything random; same input, options and seed give the same bytes.
         providers: onnxruntime execution providers.
         threads: threads within an operator; 0 lets onnxruntime decide.
@@ -111,6 +114,7 @@ def prune(
         exclude=tuple(exclude),
         round_to=round_to,
         normalised_axes=normalised_axes,
+        lossless=lossless,
         seed=seed,
         runtime=runtime,
     )
@@ -168,9 +172,8 @@ def apply(
     options = planned_options(plan, compensate, runtime)
     analysis = analyse(loaded.model, options, samples)
     removal = planned_removal(analysis, plan)
-    calibration_data = calibrate(analysis, options, samples, progress)
     try:
-        built = build(analysis, removal, options, calibration_data, progress)
+        built = rebuild(analysis, removal, options, samples, progress)
     except CutError as error:
         raise VerificationError(f"the plan cannot be carried out: {error}") from error
     return _result(loaded, analysis, built, options, samples, measure_latency, started, progress)

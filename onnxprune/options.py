@@ -32,6 +32,7 @@ class Options:
         round_to: every cut axis keeps a multiple of this many units; 1 leaves widths as they come.
         normalised_axes: axes that LayerNormalization, RMSNormalization or a mean runs over may be
             cut; the removed entries then count as zeros.
+        lossless: take out first what goes without a trace, wherever anything is compensated.
         seed: seed of everything random.
         runtime: providers and threads.
     """
@@ -44,6 +45,7 @@ class Options:
     exclude: tuple[str, ...] = ()
     round_to: int = 1
     normalised_axes: bool = False
+    lossless: bool = True
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -58,6 +60,7 @@ class Options:
             "exclude": list(self.exclude),
             "round_to": self.round_to,
             "normalised_axes": self.normalised_axes,
+            "lossless": self.lossless,
             "seed": self.seed,
         }
 

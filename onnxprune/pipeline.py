@@ -14,6 +14,7 @@ from onnxprune.coupling.cut import Cut, CutError
 from onnxprune.errors import InputError, NothingPrunable, RuntimeFailure, VerificationError
 from onnxprune.importance import find_criterion
 from onnxprune.model.execution import Execution
+from onnxprune.preparation import prepare
 from onnxprune.progress import silent
 from onnxprune.ranking import rank, statistics_of
 from onnxprune.search import Search
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from onnxprune.passes.least_squares import Repair
     from onnxprune.progress import Progress
 
-__all__ = ["Built", "build", "calibrate", "prune_model"]
+__all__ = ["Built", "calibrate", "prune_model", "rebuild"]
 
 
 @dataclass(frozen=True)
@@ -113,27 +114,50 @@ def _pruned(
     groups = analysis.selected(options.include, options.exclude)
     if not groups:
         raise NothingPrunable(why_nothing(analysis, options))
+    prepared = prepare(analysis, groups, options, calibration)
+    ready = prepared.analysis
     moments = calibration.moments if calibration is not None else {}
     feeds = calibration.feeds if calibration is not None else ()
-    ranked = rank(analysis, groups, options, moments, feeds, progress)
+    ranked = rank(ready, groups, options, moments, feeds, progress)
     cost = CutCost(analysis.model.graph, analysis.coupling)
     plain = replace(options, compensate="none")
     dropped: dict[str, str] = {}
     while True:
         left = [one for one in ranked if one.group.name not in dropped]
-        search = Search(analysis, left, options, cost)
+        search = Search(prepared, left, options, cost)
         ways = search.first_ways()
         if not ways[0].removal.classes and any(share < 1 for share in options.target.values()):
             raise NothingPrunable(why_nothing(analysis, options, dropped))
-        outcome = _attempt(analysis, ways[0].removal, plain)
+        outcome = _attempt(ready, ways[0].removal, plain)
         if isinstance(outcome, Built):
             break
         dropped |= outcome
     if options.compensate == "none":
         return replace(outcome, dropped=dropped, allocation=ways[0].name)
     best, trials = search.best(ways, calibration, progress)
-    built = _finished(analysis, best.removal, options, calibration, progress)
+    built = _finished(ready, best.removal, options, calibration, progress)
     return replace(built, dropped=dropped, allocation=best.name, trials=trials)
+
+
+def rebuild(
+    analysis: Analysis,
+    removal: Removal,
+    options: Options,
+    samples: Samples | None = None,
+    progress: Progress[Any] = silent,
+) -> Built:
+    """Carry out a removal that was chosen before.
+
+    Raises:
+        CutError: when the graph cannot express it.
+        VerificationError: when a check fails.
+        RuntimeFailure: when onnxruntime refuses one of the models.
+    """
+    with matrix_threads(options.runtime.threads):
+        calibration = calibrate(analysis, options, samples, progress)
+        groups = analysis.selected(options.include, options.exclude)
+        prepared = prepare(analysis, groups, options, calibration)
+        return _built(prepared.analysis, removal, options, calibration, progress)
 
 
 def _finished(
@@ -153,14 +177,14 @@ def _finished(
             return _certified(analysis, compensated, options)
         except (CutError, VerificationError, RuntimeFailure) as error:
             note = f"{options.compensate} compensation was not possible: {error}"
-    built = build(analysis, removal, replace(options, compensate="none"), None)
+    built = _built(analysis, removal, replace(options, compensate="none"), None)
     return replace(built, note=note)
 
 
 def _attempt(analysis: Analysis, removal: Removal, options: Options) -> Built | dict[str, str]:
     """Build and certify a removal; on failure return the groups to leave whole, with the reason."""
     try:
-        return build(analysis, removal, options, None)
+        return _built(analysis, removal, options, None)
     except CutError as error:
         guilty = analysis.names_at(error.tensor, removal.classes)
         if guilty:
@@ -179,7 +203,7 @@ def _attempt(analysis: Analysis, removal: Removal, options: Options) -> Built | 
     return failing or dict.fromkeys(names[len(names) // 2 :], reason)
 
 
-def build(
+def _built(
     analysis: Analysis,
     removal: Removal,
     options: Options,
@@ -188,19 +212,14 @@ def build(
 ) -> Built:
     """Compensate, mask, slice and check one removal.
 
-    Raises:
-        CutError: when the graph cannot express it.
-        VerificationError: when a check fails.
-        RuntimeFailure: when onnxruntime refuses one of the models.
+    On the samples of the run that chose it, groups that were left open end as they did there.
     """
-    with matrix_threads(options.runtime.threads):
-        for open_groups in (True, False):
-            # On the samples of the run that made a plan, open groups end as they did there.
-            compensated = compensate(
-                analysis, removal, options, calibration, open_groups=open_groups, progress=progress
-            )
-            if compensated.removal.same_as(removal):
-                break
+    for open_groups in (True, False):
+        compensated = compensate(
+            analysis, removal, options, calibration, open_groups=open_groups, progress=progress
+        )
+        if compensated.removal.same_as(removal):
+            break
     return _certified(analysis, compensated, options)
 
 

@@ -73,6 +73,7 @@ def planned_options(plan: Plan, compensate: str, runtime: Runtime) -> Options:
             include=tuple(map(str, plan.options.get("include", ()))),
             exclude=tuple(map(str, plan.options.get("exclude", ()))),
             normalised_axes=bool(plan.options.get("normalised_axes", False)),
+            lossless=bool(plan.options.get("lossless", True)),
             seed=int(plan.options.get("seed", 0)),
             runtime=runtime,
         )

@@ -1,4 +1,4 @@
-"""Which way of spreading the removal is best: tried, and measured on samples that were not fitted."""
+"""Which way of spreading the removal is best: tried and measured on samples not fitted."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from onnxprune.passes.least_squares import Settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onnxprune.analysis import Analysis
     from onnxprune.cost.shapes import CutCost
     from onnxprune.options import Options
+    from onnxprune.preparation import Prepared
     from onnxprune.progress import Progress
 
 __all__ = ["Search"]
@@ -37,13 +37,13 @@ class Search:
     """Allocations of one target.
 
     Attributes:
-        analysis: the model.
+        prepared: the model.
         ranked: groups with removal orders and error curves.
         options: target, allocation and compensation.
         cost: the cost model.
     """
 
-    analysis: Analysis
+    prepared: Prepared
     ranked: Sequence[Ranked]
     options: Options
     cost: CutCost
@@ -56,6 +56,11 @@ class Search:
         Raises:
             TargetUnreachable: when removing everything that may go is not enough.
         """
+        return [
+            Candidate(one.name, self.prepared.with_lossless(one.removal)) for one in self._ways()
+        ]
+
+    def _ways(self) -> list[Candidate]:
         target, allocation = self.options.target, self.options.allocation
         comparable = find_criterion(self.options.criterion).comparable
         simple = simple_candidates(self.ranked, target, self.cost, comparable=comparable)
@@ -93,7 +98,8 @@ class Search:
             everywhere = knapsack_candidates(self.ranked, self.options.target, self.cost)
             wider = next((one for one in everywhere if one.name == best.name), None)
             if wider is not None and wider.removal.classes != best.removal.classes:
-                wider = Candidate(f"{best.name}, shared groups too", wider.removal)
+                removal = self.prepared.with_lossless(wider.removal)
+                wider = Candidate(f"{best.name}, shared groups too", removal)
                 trials[wider.name] = self._tried(wider, calibration)
                 best = min((best, wider), key=lambda way: trials[way.name])
         return best, trials
@@ -103,7 +109,7 @@ class Search:
         few = replace(calibration, feeds=calibration.feeds[:_TRIAL_BATCHES])
         try:
             trial = compensate(
-                self.analysis,
+                self.prepared.analysis,
                 way.removal,
                 self.options,
                 few,

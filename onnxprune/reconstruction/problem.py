@@ -6,8 +6,10 @@ activation, the target is moved to what the layer gives anyway, as long as that 
     t = y            where y is not on a flat part
     t = min(W x, 0)  where y <= 0, for a Relu
 
-and the regression is solved again: a majorisation of the error behind the activation, in which
-only the right-hand side changes (QUALITY.md 4).
+and the regression is solved again: a majorisation in which only the right-hand side changes
+(QUALITY.md 4). What falls from round to round is a bound on the error behind the activation (where
+the original is not flat, it counts how far below the prediction lies), so the judging half also
+chooses between the first and the last round.
 """
 
 from __future__ import annotations
@@ -87,17 +89,19 @@ class Problem:
         scale = max(check.target_variance(), np.finfo(float).tiny)
         plain = gram.with_bias(self.weight * kept[:, None])
         before = self._error(plain, check) / scale
-        found: list[tuple[float, float, Solution]] = []
-        for ridge in ridges:
-            solution = self._fitted(gram, self.fit, kept, ridge)
-            if solution is not None:
-                found.append((self._error(solution, check) / scale, ridge, solution))
-        after, ridge, solution = min(found, key=lambda one: one[0], default=(before, 0.0, plain))
+        found = [
+            (self._error(solution, check) / scale, ridge, place, solution)
+            for ridge in ridges
+            for place, solution in enumerate(self.fitted(gram, self.fit, kept, ridge))
+        ]
+        after, ridge, place, solution = min(
+            found, key=lambda one: one[0], default=(before, 0.0, 0, plain)
+        )
         if not after < before:  # NaN is no improvement either
             return Outcome(plain, False, before, before)
         if both_halves:
-            whole = self._fitted(gram + check, self.fit + self.judge, kept, ridge)
-            solution = solution if whole is None else whole
+            whole = self.fitted(gram + check, self.fit + self.judge, kept, ridge)
+            solution = whole[place] if place < len(whole) else solution
         return Outcome(solution, True, before, after)
 
     def _error(self, solution: Solution, check: Gram) -> float:
@@ -108,20 +112,23 @@ class Problem:
         lost -= np.clip(self.judge.targets, low, high)
         return float(np.einsum("rgo,rgo->", lost, lost, dtype=np.float64) / len(lost))
 
-    def _fitted(
+    def fitted(
         self, gram: Gram, half: Half, kept: NDArray[np.bool_], ridge: float
-    ) -> Solution | None:
+    ) -> list[Solution]:
+        """Solutions before and after targets were moved; none where weights blow up."""
         regression = Regression(gram, self.weight, kept, ridge)
-        solution = regression.solve(gram)
-        if solution is None or self.flat is None:
-            return solution
+        solution = first = regression.solve(gram)
+        if solution is None or first is None:
+            return []
+        if self.flat is None or not self.iterations:
+            return [solution]
         for _ in range(self.iterations):
             moved = _moved(half.targets, solution.predict(half.rows), self.flat)
             better = regression.solve(gram.with_targets(half.rows, moved))
             if better is None:
                 break
             solution = better
-        return solution
+        return [first, solution]
 
 
 def _moved(

@@ -1,0 +1,95 @@
+"""Rewriting the original before units are ranked: what it computes stays the same.
+
+What goes without a trace is taken out first (`passes/remove_lossless.py`): it would blur the
+covariances, and there is no reason to keep it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxprune.allocate.choose import Removal
+from onnxprune.passes.remove_lossless import RemoveLossless
+from onnxprune.surgery.bias import FullSize
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from onnxprune.analysis import Analysis
+    from onnxprune.compensation import Calibration
+    from onnxprune.coupling.groups import Group
+    from onnxprune.options import Options
+
+__all__ = ["Prepared", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that computes what the original computes, and is easier to prune.
+
+    Attributes:
+        analysis: the original's, with the rewritten model.
+        lossless: classes that go without a trace, by group name.
+    """
+
+    analysis: Analysis
+    lossless: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def with_lossless(self, removal: Removal) -> Removal:
+        """Add what goes without a trace to a removal, wherever that is legal."""
+        groups = {group.name: group for group in self.analysis.groups}
+        classes = dict(removal.classes)
+        for name, gone in self.lossless.items():
+            group, more = groups[name], classes.get(name, ())
+            together = tuple(sorted({*gone, *more}))
+            if not more or (_is_free(group) and not _empties(group, together)):
+                classes[name] = together
+        return Removal(classes)
+
+
+def prepare(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    options: Options,
+    calibration: Calibration | None,
+) -> Prepared:
+    """Rewrite the model.
+
+    Args:
+        analysis: the original.
+        groups: those that may be cut.
+        options: whether to, and how to run the model. Without compensation nothing is rewritten:
+            the result then is the original with slices set to zero.
+        calibration: samples, for units that never change in them.
+    """
+    if not options.lossless or options.compensate == "none":
+        return Prepared(analysis)
+    full = FullSize(analysis.model.clone(), analysis.coupling)
+    removing = RemoveLossless(
+        full,
+        groups,
+        options.runtime,
+        feeds=[calibration.samples.take(2)] if calibration is not None else None,
+        moments=calibration.moments if calibration is not None else None,
+    )
+    removing(full.model)
+    if not removing.found:
+        return Prepared(analysis)
+    rewritten = replace(analysis, model=full.model, coupling=full.coupling)
+    return Prepared(rewritten, {n: tuple(found.classes) for n, found in removing.found.items()})
+
+
+def _is_free(group: Group) -> bool:
+    return not len(group.constraints)
+
+
+def _empties(group: Group, classes: Sequence[int]) -> bool:
+    """Whether an axis that has to keep something would lose everything."""
+    gone = np.isin(group.units, classes)
+    return any(
+        whole and gone[list(axis)].all()
+        for axis, whole in zip(group.axes, group.closed, strict=True)
+    )
