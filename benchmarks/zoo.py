@@ -7,9 +7,9 @@ FOLDER holds `index.json` (`{"models": [{"path": ..., "feed": ...}, ...]}`) and 
 `feed_from(feed, seed)`. Every graph is pruned with target channels=0.5, criterion l2 and no
 compensation. The check does not trust onnxprune: it sets the slices that the plan does not keep to
 zero in the original file, with onnx and numpy alone, and compares both files in onnxruntime on
-inputs onnxprune has not seen (constants that divide are left as they are). Plans that say
-themselves that a group is inexact (statistics over a cut axis, only with --normalised-axes) rest on
-the certificate alone.
+inputs onnxprune has not seen (what divides and follows from constants alone is left as it is).
+Plans that say themselves that a group is inexact (statistics over a cut axis, only with
+--normalised-axes) rest on the certificate alone.
 
 With --against, the same table for a peer (`peers/peer.py` says how its results are judged).
 """
@@ -41,22 +41,37 @@ QUIET = ort.SessionOptions()
 QUIET.log_severity_level = 4
 QUIET.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 DIVIDING = {"Div", "Mod", "Pow"}
+RANDOM = {"RandomNormal", "RandomUniform"}
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Bodies of Loop, If and Scan, innermost first, then the graph itself."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    yield from graphs_of(inner)
+    yield graph
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Initializers and Constant outputs of the main graph, by name."""
-    found = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value":
-                found[node.output[0]] = attribute.t
+    """Initializers and Constant outputs by name, those of bodies included."""
+    found = {}
+    for graph in graphs_of(model.graph):
+        found |= {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Constant" and attribute.name == "value":
+                    found[node.output[0]] = attribute.t
     return found
 
 
 def zeroed(path: Path, plan: onnxprune.Plan) -> onnx.ModelProto:
     """The original with everything the plan does not keep set to zero."""
     model = inlined(onnx.load(path))
-    divisors = {n.input[1] for n in model.graph.node if n.op_type in DIVIDING}
+    hold_divisors(model)
+    nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
+    divisors = {node.input[1] for node in nodes if node.op_type in DIVIDING}
     known = constants(model)
     for name, axes in plan.initializers.items():
         if name in divisors:
@@ -67,6 +82,34 @@ def zeroed(path: Path, plan: onnxprune.Plan) -> onnx.ModelProto:
             value[(slice(None),) * axis + (gone,)] = 0
         known[name].CopyFrom(numpy_helper.from_array(value, known[name].name))
     return model
+
+
+def hold_divisors(model: onnx.ModelProto) -> None:
+    """Fix divisors that are worked out from constants, such as the norm of a weight: 0/0 is NaN."""
+    fixed = {tensor.name for tensor in model.graph.initializer}
+    computed: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type not in RANDOM and all(name in fixed for name in node.input if name):
+            fixed.update(node.output)
+            computed.append(node)
+    made = {name for node in computed if node.op_type != "Constant" for name in node.output}
+    dividing = [n for n in model.graph.node if n.op_type in DIVIDING and n.input[1] in made]
+    if not dividing:
+        return
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    for field in (probe.graph.node, probe.graph.input, probe.graph.output):
+        del field[:]
+    probe.graph.node.extend(computed)
+    names = list(dict.fromkeys(node.input[1] for node in dividing))
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    values = dict(zip(names, run(probe, {}), strict=True))
+    for node in dividing:
+        held = f"{node.input[1]}/held"
+        if all(tensor.name != held for tensor in model.graph.initializer):
+            tensor = numpy_helper.from_array(values[node.input[1]], held)
+            model.graph.initializer.append(tensor)
+        node.input[1] = held
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -82,7 +125,10 @@ def run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[Any]:
 
 
 def difference(wanted: list[Any], got: list[Any]) -> float:
-    """Largest difference relative to the largest value of each output."""
+    """Largest difference relative to the largest value of each output.
+
+    Infinite where shapes, strings, or the places of NaN and infinity differ, or nothing is finite.
+    """
     worst = 0.0
     for a, b in zip(wanted, got, strict=True):
         if not isinstance(a, np.ndarray) or a.dtype.kind in "OSU" or not a.size:
@@ -91,8 +137,11 @@ def difference(wanted: list[Any], got: list[Any]) -> float:
         first, second = a.astype(np.float64), b.astype(np.float64)
         if first.shape != second.shape:
             return np.inf
-        error = np.nanmax(np.abs(first - second)) if np.isfinite(first).any() else 0.0
-        worst = max(worst, float(error / max(np.nanmax(np.abs(first)), 1e-30)))
+        finite = np.isfinite(first) & np.isfinite(second)
+        if not finite.any() or not np.array_equal(first[~finite], second[~finite], equal_nan=True):
+            return np.inf
+        error = np.abs(first[finite] - second[finite]).max()
+        worst = max(worst, float(error / max(np.abs(first[finite]).max(), 1e-30)))
     return worst
 
 

@@ -118,7 +118,7 @@ def _pruned(
     ready = prepared.analysis
     moments = calibration.moments if calibration is not None else {}
     feeds = calibration.feeds if calibration is not None else ()
-    ranked = rank(ready, groups, options, moments, feeds, progress)
+    ranked = rank(ready, groups, options, moments, feeds, prepared.lossless, progress)
     cost = CutCost(analysis.model.graph, analysis.coupling)
     plain = replace(options, compensate="none")
     dropped: dict[str, str] = {}

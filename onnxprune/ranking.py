@@ -52,6 +52,7 @@ def rank(
     options: Options,
     moments: Mapping[Tap, Moments],
     feeds: Sequence[Mapping[str, NDArray[Any]]] = (),
+    first: Mapping[str, Sequence[int]] | None = None,
     progress: Progress[Any] = silent,
 ) -> list[Ranked]:
     """Rank the units of groups by the criterion.
@@ -62,6 +63,7 @@ def rank(
         options: criterion, target and alignment.
         moments: activation statistics; empty without calibration.
         feeds: calibration batches for a criterion that measures error curves.
+        first: by group, classes that go before all others.
         progress: told about long loops.
 
     Raises:
@@ -95,7 +97,7 @@ def rank(
             raise InputError(
                 f"criterion {options.criterion} gave no {group.size} finite scores for {group.name}"
             )
-        order = tuple(removal_order(group, scores, goal))
+        order = tuple(removal_order(group, _lowered(group, scores, first or {}), goal))
         ranked.append(_aligned(Ranked(group, order, {}), options.round_to))
     return ranked
 
@@ -117,6 +119,14 @@ def _view(
         if (tap := tap_of(analysis.coupling, reading)) in moments
     }
     return GroupView(group, constants, seen)
+
+
+def _lowered(
+    group: Group, scores: NDArray[np.float64], first: Mapping[str, Sequence[int]]
+) -> NDArray[np.float64]:
+    """Scores below all others for units that go first."""
+    mine = np.isin(group.units, first.get(group.name, ()))
+    return np.where(mine, scores.min(initial=0.0) - 1.0, scores)
 
 
 def _aligned(one: Ranked, multiple: int) -> Ranked:

@@ -45,7 +45,7 @@ from onnxprune.progress import silent
 from onnxprune.reconstruction.elimination import Reader, eliminate
 from onnxprune.reconstruction.find import reading_unknowns, replaceable_layers
 from onnxprune.reconstruction.gram import Regression, Solution, gram_of
-from onnxprune.reconstruction.problem import Half, Outcome, Problem
+from onnxprune.reconstruction.problem import Half, Outcome, Problem, joined
 from onnxprune.reconstruction.targets import Sum, flat_parts, sum_behind
 from onnxprune.reconstruction.walk import Walk
 
@@ -79,7 +79,7 @@ class Settings:
     """
 
     rows: int = 65_536
-    iterations: int = 4
+    iterations: int = 8
     ridges: tuple[float, ...] = (1e-3, 1e-1)
     last_ridges: tuple[float, ...] = (0.3,)
     largest: int = 6000
@@ -253,10 +253,11 @@ class LeastSquares(ir.passes.InPlacePass):
         for batch, (x, t, count) in enumerate(zip(data, wanted, counts, strict=True)):
             rng = np.random.default_rng([self.seed, number, batch])
             ids = np.sort(rng.choice(count, max(int(count * share), 1), replace=False))
-            target = layer.outputs(t, ids) - self._others(layer, total, batch, t.shape, ids)
-            halves[batch % 2].append(Half(layer.rows(x, ids), target * outputs))
-        fit, judge = (_joined(half or halves[0]) for half in halves)
-        flat = None if total.others else flat_parts(total.last.outputs[0])
+            others = self._others(layer, total, batch, t.shape, ids) * outputs
+            target = layer.outputs(t, ids) * outputs - others
+            halves[batch % 2].append(Half(layer.rows(x, ids), target, others))
+        fit, judge = (joined(half or halves[0]) for half in halves)
+        flat = flat_parts(total.last.outputs[0])
         return Problem(weight, fit, judge, flat, self.settings.iterations)
 
     def _others(
@@ -268,7 +269,7 @@ class LeastSquares(ir.passes.InPlacePass):
         ids: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         """What the other terms of a sum give in some rows of the pruned model."""
-        result = np.zeros(1, np.float32)
+        result = np.zeros((len(ids), 1, 1), np.float32)
         for other in total.others:
             value = np.broadcast_to(self._pruned[other][batch], shape)
             result = result + layer.outputs(value, ids)
@@ -294,13 +295,6 @@ class LeastSquares(ir.passes.InPlacePass):
         delta = layer.bias_along_output((solution.bias - present) * outputs)
         if np.any(delta):
             self.target.add_to_output(node, delta, kind)
-
-
-def _joined(halves: Sequence[Half]) -> Half:
-    return Half(
-        np.concatenate([one.rows for one in halves]),
-        np.concatenate([one.targets for one in halves]),
-    )
 
 
 def _without_layers_behind(graph: ir.Graph, layers: Sequence[ir.Node]) -> set[ir.Node]:

@@ -32,6 +32,7 @@ Conditions:
   samples, where given, add what never changed in those.
 * duplicates are merged where every reader is a Conv, ConvTranspose, Gemm, MatMul or Einsum with a
   floating-point weight of its own, without groups; products of two activations cannot be merged.
+* groups with weights inside the body of a Loop, If or Scan are left alone;
 * units with constraints (heads, grouped convolutions) go only where nothing else has to go along.
 * the result has to give what the original gives on all feeds, to the certificate's tolerance; a
   group for which it does not stays as it was.
@@ -53,6 +54,7 @@ from onnxprune.coupling.closure import close
 from onnxprune.coupling.cut import Cut
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model.execution import Execution
+from onnxprune.model.observe import constants_of as constants_of_graph
 from onnxprune.passes.fold_means import FoldMeans
 from onnxprune.surgery.bias import FullSize
 from onnxprune.surgery.merge import blank, constants_of
@@ -119,7 +121,8 @@ class RemoveLossless(ir.passes.InPlacePass):
         super().__init__()
         facts = target.coupling.facts
         self.target = target
-        self.groups = groups
+        here = constants_of_graph(target.model.graph)
+        self.groups = [one for one in groups if all(own.tensor in here for own in one.owned)]
         self.runtime = runtime
         self.feeds = feeds if feeds is not None else [facts.first.feed, facts.second.feed]
         self.moments = moments or {}

@@ -6,7 +6,7 @@ ModelProto, from the plan's words alone ("kept indices per axis of each tensor")
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,6 +162,16 @@ def difference(left: Arrays, right: Arrays) -> float:
     return worst
 
 
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Bodies of Loop, If and Scan, innermost first, then the graph itself."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    yield from graphs_of(inner)
+    yield graph
+
+
 def zeroed_by_contract(
     proto: onnx.ModelProto,
     plan: Mapping[str, Mapping[int, NDArray[np.int64]]],
@@ -173,10 +183,12 @@ def zeroed_by_contract(
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    tensors = {tensor.name: tensor for tensor in result.graph.initializer}
-    for node in result.graph.node:
-        if node.op_type == "Constant":
-            tensors[node.output[0]] = node.attribute[0].t
+    tensors: dict[str, onnx.TensorProto] = {}
+    for graph in graphs_of(result.graph):
+        tensors |= {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant":
+                tensors[node.output[0]] = node.attribute[0].t
     for name, kept in plan.items():
         array = onnx.numpy_helper.to_array(tensors[name]).copy()
         zero = np.broadcast_to(np.asarray((held or {}).get(name, 0), array.dtype), array.shape)

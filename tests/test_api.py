@@ -44,6 +44,21 @@ def same(first, second):
     )
 
 
+def test_defaults_are_with_samples_what_keeps_most_and_without_what_needs_none(samples):
+    chosen = ("criterion", "compensate", "allocation", "lossless")
+    with_samples = prune(RESNET, calibration=samples)
+    options = with_samples.plan.options
+    assert [options[one] for one in chosen] == ["reconstruction", "least-squares", "auto", True]
+    report = with_samples.report
+    assert report.note == ""
+    assert min(report.trials, key=report.trials.__getitem__) == report.allocation
+    assert {one.node for one in report.repairs if one.solved}
+    assert {"repairs", "allocation", "trials", "note"} <= report.to_dict().keys()
+    without = prune(RESNET)
+    assert [without.plan.options[one] for one in chosen[:2]] == ["l2", "none"]
+    assert (without.report.repairs, without.report.trials) == ((), {})
+
+
 KINDS = {
     "proto": onnx.load,
     "ir": ir.load,

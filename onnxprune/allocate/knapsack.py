@@ -63,15 +63,16 @@ def allocate(
     """
     problem = _Problem(groups, orders, errors, kind, share * cost.after(())[kind], cost)
     widths = problem.at(start)
-    best = widths
+    best = widths if problem.meets(widths) else None
     for _ in range(_ROUNDS):
         found = problem.solve(widths)
-        if problem.error(found) < problem.error(best):
+        better = best is None or problem.error(found) < problem.error(best)
+        if better and problem.meets(found):
             best = found
         if found == widths:
             break
         widths = found
-    return problem.removal(problem.filled_up(best))
+    return problem.removal(problem.filled_up(best)) if best is not None else start
 
 
 class _Problem:
@@ -98,12 +99,17 @@ class _Problem:
         ]
 
     def at(self, removal: Removal) -> list[int]:
-        """Steps that a removal takes of each group's order."""
+        """Steps that a removal takes of each group's order, as far as it follows that."""
         widths = []
         for group, order in zip(self.groups, self.orders, strict=True):
             dead = set(removal.classes.get(group.name, ()))
-            widths.append(sum(dead.issuperset(step.classes) for step in order))
+            followed = [dead.issuperset(step.classes) for step in order]
+            widths.append([*followed, False].index(False))
         return widths
+
+    def meets(self, widths: Sequence[int]) -> bool:
+        """Whether the target is met."""
+        return self._true(widths) <= self.budget
 
     def removal(self, widths: Sequence[int]) -> Removal:
         """Classes that go."""
@@ -118,7 +124,7 @@ class _Problem:
         return float(sum(one[width] for one, width in zip(self.errors, widths, strict=True)))
 
     def solve(self, present: Sequence[int]) -> list[int]:
-        """Solve with the costs at the present widths; the result meets the target."""
+        """Solve with the costs at the present widths; these again when nothing meets the target."""
         tables = [self._table(number, present) for number in range(len(self.groups))]
         now = sum(
             float(table[np.searchsorted(levels, width)])

@@ -42,12 +42,12 @@ def sweep_batches(
     limit = max(int(largest / max(2 * widest_cut(model.graph, observed.shapes) / traced, 1)), 1)
     count = samples.count if samples.count is not None else _BATCH * _LEAST_BATCHES
     size = max(1, min(_BATCH, min(count, limit) // _LEAST_BATCHES))
-    # samples may be sorted by class, so those that fit in are taken at regular distances
-    every = max(-(-count // size) // max(limit // size, 1), 1)
+    # samples may be sorted by class, so those that fit in are taken from all over the set
+    share = min(limit / count, 1.0) if samples.count is not None else 1.0
     feeds: list[Mapping[str, NDArray[Any]]] = []
     have = 0
     for number, feed in enumerate(samples.batches(size)):
-        if number % every:
+        if number and int(number * share) == int((number - 1) * share):
             continue
         have += batch_rows(feed, samples.specs) or 1
         if feeds and have > limit:

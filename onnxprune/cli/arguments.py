@@ -95,8 +95,8 @@ def _add_prune(commands: Any) -> None:
     parser.add_argument(
         "--lossless",
         action=argparse.BooleanOptionalAction,
-        default=None,
-        help="first remove what changes no output: dead, constant, duplicate units; default yes",
+        default=True,
+        help="first take out what changes no output: dead, constant and duplicate units",
     )
     for option, what in (("include", "prune only"), ("exclude", "leave whole")):
         parser.add_argument(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Sequence
 
-    from onnxprune.api import PruneResult
     from onnxprune.report.text import TextReport
+    from onnxprune.results import PruneResult
 
 __all__ = ["apply", "inspect", "prune", "verify"]
 
@@ -53,9 +53,9 @@ def prune(arguments: Namespace) -> None:
         exclude=arguments.exclude,
         round_to=arguments.round_to,
         normalised_axes=arguments.normalised_axes,
+        lossless=arguments.lossless,
         seed=arguments.seed,
         progress=_progress(arguments),
-        **_lossless(arguments),
         **_runtime(arguments),
     )
     _finish(arguments, result, arguments.plan)
@@ -164,10 +164,6 @@ def _inputs(arguments: Namespace) -> list[Path]:
     if arguments.command is apply:
         paths.append(arguments.plan)
     return [Path(one) for one in paths if one is not None]
-
-
-def _lossless(arguments: Namespace) -> dict[str, Any]:
-    return {} if arguments.lossless is None else {"lossless": arguments.lossless}
 
 
 def _runtime(arguments: Namespace) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def _equalise_rows(
     keys = (np.where(gone, 0.0, cost[stacked]), ~preferred, stacked == 0, gone)
     order = np.lexsort(keys, axis=1)
     surplus = np.arange(stacked.shape[1]) < (lengths - lengths[shortest])[:, np.newaxis]
-    return np.take_along_axis(stacked, order, axis=1)[surplus]
+    return np.asarray(np.take_along_axis(stacked, order, axis=1)[surplus])
 
 
 def _shrink(

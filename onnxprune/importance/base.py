@@ -79,7 +79,8 @@ class GroupView:
     def weight_share(self) -> NDArray[np.float64]:
         """The squared weights of each unit as a share of those of all: float [size]."""
         power = self.weight_power(2)
-        return power / max(power.sum(), np.finfo(float).tiny)
+        share: NDArray[np.float64] = power / max(float(power.sum()), np.finfo(float).tiny)
+        return share
 
     def reader_power(self, reading: Reading) -> NDArray[np.float64]:
         """Squared norm of the consumer's weights behind each position it reads.

@@ -85,16 +85,7 @@ class Execution:
         known: list[dict[str, Any]] = [dict(feed) for feed in feeds]
         for number, piece in enumerate(self._pieces):
             if piece.makes:
-                session, reads = self._sessions.pop(number, None) or open_piece(
-                    self._model,
-                    piece.nodes,
-                    piece.makes,
-                    self._types,
-                    self._runtime,
-                    shapes=self._shapes,
-                    optimise=self._optimise,
-                    brief=True,
-                )
+                session, reads = self._opened(number)
                 for values in known:
                     values |= run(session, {name: values[name] for name in reads if name in values})
                 if not self._heavy:
@@ -104,6 +95,22 @@ class Execution:
                 for name in piece.done:
                     values.pop(name, None)
         return [{name: values[name] for name in wanted} for values in known]
+
+    def _opened(self, number: int) -> tuple[ort.InferenceSession, list[str]]:
+        """The session of a piece, and what it reads; only the caller keeps it alive."""
+        if number in self._sessions:
+            return self._sessions.pop(number)
+        piece = self._pieces[number]
+        return open_piece(
+            self._model,
+            piece.nodes,
+            piece.makes,
+            self._types,
+            self._runtime,
+            shapes=self._shapes,
+            optimise=self._optimise,
+            brief=True,
+        )
 
 
 @dataclass(frozen=True)

@@ -129,5 +129,5 @@ def _parsed(text: str) -> ir.TypeProtocol | None:
     if kind == "tensor":
         return ir.TensorType(element_type(text))
     kinds = {"seq": ir.SequenceType, "optional": ir.OptionalType}
-    element = _parsed(inner)
-    return kinds[kind](element) if kind in kinds and element is not None else None
+    element = _parsed(inner) if kind in kinds else None
+    return None if element is None else kinds[kind](element)

@@ -173,13 +173,13 @@ def _curve(
     readers: Sequence[Reader],
     plain: Sequence[_Plain],
 ) -> Curve:
-    variance = np.array([one.variance for one in (*readers, *plain)])
+    variance = np.array([one.variance for one in readers] + [one.variance for one in plain])
     relative = (rises / np.maximum(variance, _TINY)).sum(axis=1)
     steps = zip(classes, fractions, relative.tolist(), strict=True)
     return Curve(
         tuple(RemovalStep(tuple(gone), fraction, score) for gone, fraction, score in steps),
         np.cumsum(rises, axis=0),
-        np.array([one.stream for one in (*readers, *plain)]),
+        np.array([one.stream for one in readers] + [one.stream for one in plain]),
     )
 
 

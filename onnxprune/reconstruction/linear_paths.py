@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.reconstruction.find import replaceable_layers
-from onnxprune.reconstruction.linear_walk import Factor, Product, Regressor, SetWalk, Unsuitable
+from onnxprune.reconstruction.linear_walk import SetWalk, UnitLabel, Unsuitable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import onnx_ir as ir
     from numpy.typing import NDArray
 
     from onnxprune.coupling.groups import Group
     from onnxprune.coupling.trace import Coupling
+    from onnxprune.reconstruction.linear_walk import Factor, Product, Regressor
 
 __all__ = ["LeftAlone", "LinearSet", "linear_sets"]
 
@@ -105,38 +106,35 @@ def linear_sets(
     return found, left
 
 
-Carriers = "dict[str, list[tuple[tuple[int, ...], NDArray[np.int64]]]]"
-
-
-def _carriers(coupling: Coupling, groups: Sequence[Group]) -> list[Carriers]:
-    """Labels of each group by tensor: axes, and the unit at each place or -1."""
+def _carriers(coupling: Coupling, groups: Sequence[Group]) -> list[dict[str, list[UnitLabel]]]:
+    """Labels of each group by tensor."""
     count = coupling.relations.count
     owner, unit = np.full(count, -1, np.int64), np.full(count, -1, np.int64)
     for number, group in enumerate(groups):
         owner[group.units], unit[group.units] = number, np.arange(group.size)
-    found: list[Carriers] = [defaultdict(list) for _ in groups]
+    found: list[dict[str, list[UnitLabel]]] = [defaultdict(list) for _ in groups]
     for name, labels in coupling.tensors.items():
         for layer in labels.layers:
             ids = coupling.classes[layer.atoms]
             for number in np.unique(owner[ids]).tolist():
                 if number >= 0:
                     units = np.where(owner[ids] == number, unit[ids], -1)
-                    found[number][name].append((layer.axes, units))
+                    found[number][name].append(UnitLabel(layer.axes, units))
     return found
 
 
-def _sets(size: int, carriers: Carriers) -> Iterator[NDArray[np.int64]]:
+def _sets(size: int, carriers: Mapping[str, Sequence[UnitLabel]]) -> Iterator[NDArray[np.int64]]:
     """Split a group into units that are together in every row of every joint label."""
     rng = np.random.default_rng(0)
     signature = np.zeros(size, np.uint64)
-    for layers in carriers.values():
-        for _, units in layers:
-            rows = units.reshape(-1, units.shape[-1])
+    for labels in carriers.values():
+        for one in labels:
+            rows = one.units.reshape(-1, one.units.shape[-1])
             marks = rng.integers(0, 2**63, len(rows), dtype=np.uint64)
             row, column = np.nonzero(rows >= 0)
             np.add.at(signature, rows[row, column], marks[row])
-    for one in dict.fromkeys(signature.tolist()):
-        yield np.flatnonzero(signature == np.uint64(one))
+    for mark in dict.fromkeys(signature.tolist()):
+        yield np.flatnonzero(signature == np.uint64(mark))
 
 
 def _nodes_by_name(model: ir.Model) -> dict[str, list[tuple[int, ir.Node]]]:
@@ -149,9 +147,7 @@ def _nodes_by_name(model: ir.Model) -> dict[str, list[tuple[int, ir.Node]]]:
     return nodes
 
 
-def _touched(
-    names: Sequence[str], nodes: dict[str, list[tuple[int, ir.Node]]]
-) -> list[ir.Node]:
+def _touched(names: Sequence[str], nodes: dict[str, list[tuple[int, ir.Node]]]) -> list[ir.Node]:
     """Nodes at some tensors, in graph order."""
     found = {place: node for name in names for place, node in nodes.get(name, ())}
     return [found[place] for place in sorted(found)]

@@ -1,4 +1,4 @@
-"""The nodes at which one set of units appears: each is linear and alike, or the set is unsuitable."""
+"""The nodes at which a set of units appears: all linear and alike, or the set is unsuitable."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from onnxprune.reconstruction.unit_places import Places, copies_of, places_of
 from onnxprune.surgery.linear import LINEAR_OPS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from onnxprune.coupling.trace import Coupling
     from onnxprune.reconstruction.layers import LinearLayer
 
-__all__ = ["Carriers", "Factor", "Product", "Regressor", "SetWalk", "Unsuitable"]
-
-Carriers = "Mapping[str, Sequence[tuple[tuple[int, ...], NDArray[np.int64]]]]"
+__all__ = ["Factor", "Product", "Regressor", "SetWalk", "UnitLabel", "Unsuitable"]
 
 _SUMS = frozenset({"Add", "Sub", "Sum"})
 _SCALINGS = frozenset({"Mul", "Div"})
@@ -38,6 +36,19 @@ _MOVES = frozenset(
 # The same weighted average for each unit.
 _AVERAGES = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum"})
 _MEASURES = frozenset({"Shape", "Size"})
+
+
+@dataclass(frozen=True, eq=False)
+class UnitLabel:
+    """Units of a group on some axes of a tensor.
+
+    Attributes:
+        axes: the axes, in nesting order.
+        units: unit at each place, -1 where there is none.
+    """
+
+    axes: tuple[int, ...]
+    units: NDArray[np.int64]
 
 
 class Unsuitable(Exception):
@@ -119,7 +130,7 @@ class SetWalk:
         coupling: Coupling,
         layers: Mapping[int, LinearLayer],
         summed: Mapping[tuple[str, str], set[int]],
-        carriers: Carriers,
+        carriers: Mapping[str, Sequence[UnitLabel]],
         units: NDArray[np.int64],
     ) -> None:
         self._graph = model.graph
@@ -175,16 +186,18 @@ class SetWalk:
         )
         return factors, tuple(self._readers), products
 
-    def _all_places(self, carriers: Carriers, units: NDArray[np.int64]) -> dict[str, list[Places]]:
-        most = max(int(ids.max()) for layers in carriers.values() for _, ids in layers)
+    def _all_places(
+        self, carriers: Mapping[str, Sequence[UnitLabel]], units: NDArray[np.int64]
+    ) -> dict[str, list[Places]]:
+        most = max(int(one.units.max()) for labels in carriers.values() for one in labels)
         local = np.full(most + 2, -1, np.int64)
         local[units] = np.arange(self._size)
         found: dict[str, list[Places]] = {}
-        for name, layers in carriers.items():
-            for axes, ids in layers:
-                mine = local[ids]
+        for name, labels in carriers.items():
+            for one in labels:
+                mine = local[one.units]
                 if (mine >= 0).any():
-                    places = places_of(axes, mine, self._size)
+                    places = places_of(one.axes, mine, self._size)
                     if places is None:
                         raise Unsuitable(name, "a tensor holds only some of the units in a row")
                     found.setdefault(name, []).append(places)
@@ -281,6 +294,8 @@ class SetWalk:
         carrying = 0
         for slot, value in enumerate(node.inputs):
             name = value.name or "" if value is not None else ""
+            if name not in self._tensors:
+                raise Unsuitable("", f"the shape of {name} is unknown")
             shape = self._tensors[name].shape
             shift = rank - len(shape)
             if name not in self._all:
@@ -388,5 +403,3 @@ class SetWalk:
         if len(side) < len(names):
             raise Unsuitable("", "products that have nothing to do with each other")
         return side
-
-

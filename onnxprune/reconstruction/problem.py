@@ -28,21 +28,26 @@ if TYPE_CHECKING:
 
     from onnxprune.reconstruction.targets import FlatParts
 
-__all__ = ["Half", "Outcome", "Problem"]
+__all__ = ["Half", "Outcome", "Problem", "joined"]
 
 
 @dataclass(frozen=True)
 class Half:
-    """Rows float32 [rows, g, D] and targets float32 [rows, g, O]."""
+    """Rows of a regression.
+
+    Attributes:
+        rows: float32 [rows, g, D].
+        targets: float32 [rows, g, O].
+        others: what is added to the output before the activation, float32 [rows, g, O].
+    """
 
     rows: NDArray[np.float32]
     targets: NDArray[np.float32]
+    others: NDArray[np.float32]
 
     def __add__(self, other: Half) -> Half:
         """Rows of both."""
-        return Half(
-            np.concatenate([self.rows, other.rows]), np.concatenate([self.targets, other.targets])
-        )
+        return joined([self, other])
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,9 @@ class Problem:
         if self.flat is None:
             return check.error(solution)
         low, high = self.flat.low, self.flat.high
-        lost = np.clip(solution.predict(self.judge.rows), low, high)
-        lost -= np.clip(self.judge.targets, low, high)
+        half = self.judge
+        lost = np.clip(solution.predict(half.rows) + half.others, low, high)
+        lost -= np.clip(half.targets + half.others, low, high)
         return float(np.einsum("rgo,rgo->", lost, lost, dtype=np.float64) / len(lost))
 
     def fitted(
@@ -117,13 +123,14 @@ class Problem:
     ) -> list[Solution]:
         """Solutions before and after targets were moved; none where weights blow up."""
         regression = Regression(gram, self.weight, kept, ridge)
-        solution = first = regression.solve(gram)
-        if solution is None or first is None:
+        first = regression.solve(gram)
+        if first is None:
             return []
         if self.flat is None or not self.iterations:
-            return [solution]
+            return [first]
+        solution = first
         for _ in range(self.iterations):
-            moved = _moved(half.targets, solution.predict(half.rows), self.flat)
+            moved = _moved(half, solution.predict(half.rows), self.flat)
             better = regression.solve(gram.with_targets(half.rows, moved))
             if better is None:
                 break
@@ -131,9 +138,17 @@ class Problem:
         return [first, solution]
 
 
-def _moved(
-    wanted: NDArray[np.float32], predicted: NDArray[np.float32], flat: FlatParts
-) -> NDArray[np.float32]:
+def joined(halves: Sequence[Half]) -> Half:
+    """Rows of all."""
+    return Half(
+        np.concatenate([one.rows for one in halves]),
+        np.concatenate([one.targets for one in halves]),
+        np.concatenate([one.others for one in halves]),
+    )
+
+
+def _moved(half: Half, predicted: NDArray[np.float32], flat: FlatParts) -> NDArray[np.float32]:
     """Targets on a flat part move to the prediction, as far as that lies on the flat part."""
-    moved = np.where(wanted <= flat.low, np.minimum(predicted, flat.low), wanted)
-    return np.where(wanted >= flat.high, np.maximum(predicted, flat.high), moved)
+    wanted, low, high = half.targets, flat.low - half.others, flat.high - half.others
+    moved = np.where(wanted <= low, np.minimum(predicted, low), wanted)
+    return np.where(wanted >= high, np.maximum(predicted, high), moved)

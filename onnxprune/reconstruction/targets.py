@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
-
-    import onnx_ir as ir
+    from collections.abc import Collection, Container, Mapping, Sequence
 
 __all__ = ["FlatParts", "Sum", "flat_parts", "sum_behind"]
 
@@ -46,14 +45,19 @@ def sum_behind(
     known: Container[str],
     rank: int,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    axes: Collection[int] | None = None,
 ) -> Sum:
     """Follow the output of a layer through additions that do not spread it over more rows.
+
+    A constant that differs between rows (an embedding of positions) ends the sum: as a part of the
+    target the layer would learn it, and it would be added once more.
 
     Args:
         layer: the layer.
         known: activations that were computed before the layer.
         rank: rank of the layer's output.
         shapes: traced shapes by name; without them sums of any shape are followed.
+        axes: axes of the layer's output along which constants may differ; None for all.
     """
     last, others = layer, []
     own = _shape(layer, shapes)
@@ -71,7 +75,7 @@ def sum_behind(
         if other is None or not other.name:
             break
         if other.is_initializer() or _is_constant(other):
-            if other.shape is not None and len(other.shape) > rank:
+            if other.shape is not None and not _fits(other.shape, rank, axes):
                 break
         elif other.name in known:
             others.append(other.name)
@@ -79,6 +83,13 @@ def sum_behind(
             break
         last = add
     return Sum(last, tuple(others))
+
+
+def _fits(shape: ir.Shape, rank: int, axes: Collection[int] | None) -> bool:
+    """Whether a constant adds the same to every row."""
+    first = rank - len(shape)
+    long = {first + axis for axis, extent in enumerate(shape) if extent != 1}
+    return first >= 0 and (axes is None or long <= set(axes))
 
 
 def _shape(node: ir.Node, shapes: Mapping[str, Sequence[int]] | None) -> list[int]:

@@ -81,7 +81,8 @@ def places_of(axes: tuple[int, ...], units: NDArray[np.int64], size: int) -> Pla
     """
     for position in reversed(range(len(axes))):
         if len(axes) > 1 and (units == units.take([0], axis=position)).all():
-            units, axes = units.take(0, axis=position), axes[:position] + axes[position + 1 :]
+            units = units.take([0], axis=position).squeeze(position)
+            axes = axes[:position] + axes[position + 1 :]
     for position in reversed(range(len(axes))):
         moved = np.moveaxis(units, position, -1)
         try:
@@ -102,10 +103,10 @@ def copies_of(units: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """
     flat = units.ravel()
     places = np.flatnonzero(flat >= 0)
-    order = places[np.argsort(flat[places], kind="stable")]
+    order: NDArray[np.int64] = places[np.argsort(flat[places], kind="stable")]
     if not len(order) or len(order) % size:
         raise ValueError("copies are incomplete")
-    index = order.reshape(size, -1).T
+    index: NDArray[np.int64] = order.reshape(size, -1).T
     if (flat[index] != np.arange(size)).any():
         raise ValueError("copies are incomplete")
     return index

@@ -6,7 +6,7 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
-from onnxprune.report.figures import percent, printable
+from onnxprune.report.figures import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,15 +55,13 @@ def _repairs(repairs: Sequence[Repair], verbose: bool) -> list[Row]:
     text = f"{len(solved)} of {_layers(len(repairs))} solved anew"
     if solved:
         before, after = (median(errors) for errors in zip(*map(_errors, solved), strict=True))
-        text += (
-            f"; median error {percent(before)} -> {percent(after)} of the variance of their outputs"
-        )
+        text += f"; median error {_part(before)} -> {_part(after)} of the variance of their outputs"
     rows = [("least squares", text)]
     if verbose:
         for one in solved:
             before, after = _errors(one)
             name = printable(one.node, _NAME)
-            rows.append(("", f"{name}: {percent(before)} -> {percent(after)}"))
+            rows.append(("", f"{name}: {_part(before)} -> {_part(after)}"))
     left: dict[str, list[str]] = {}
     for one in repairs:
         if not one.solved:
@@ -81,6 +79,10 @@ def _errors(one: Repair) -> tuple[float, float]:
 
 def _layers(number: int) -> str:
     return "1 layer" if number == 1 else f"{number} layers"
+
+
+def _part(error: float) -> str:
+    return f"{error * 100:.3g} %"
 
 
 def _short(divergence: float) -> str:

@@ -26,11 +26,11 @@ from onnxprune.report.reasons import group_refusals
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from onnxprune.api import Comparison, Inspection
     from onnxprune.cost.macs import NodeCost
     from onnxprune.coupling.groups import Group, Refused
     from onnxprune.plan import Plan
     from onnxprune.report.summary import Report, Sizes
+    from onnxprune.results import Comparison, Inspection
     from onnxprune.verification.comparison import OutputComparison
 
 __all__ = ["TextReport", "make_console"]

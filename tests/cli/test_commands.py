@@ -126,6 +126,59 @@ def test_same_bytes_in_every_process_and_from_the_plan(run, models, tmp_path, co
     assert other.read_bytes() != written[0][0]
 
 
+def test_defaults_give_the_same_bytes_in_every_process_and_from_the_plan(run, models, tmp_path):
+    """Which units go is decided on the way, and decided alike when the plan is carried out."""
+    model, data = models / "digits_resnet.onnx", models / "digits_resnet_calibration.npz"
+    plan, figures = tmp_path / "p.json", tmp_path / "f.json"
+    written = []
+    for seed in ("1", "2"):
+        out = tmp_path / f"{seed}.onnx"
+        options = ["--calibration", data, "--target", "macs=0.6", "--threads", 1]
+        done = command(
+            *("prune", model, out, *options, "--plan", plan, "--json", figures), PYTHONHASHSEED=seed
+        )
+        assert done.returncode == 0, done.stderr
+        written.append((out.read_bytes(), plan.read_bytes()))
+    assert written[0] == written[1]
+    again = tmp_path / "again.onnx"
+    assert run("apply", model, plan, again, "--calibration", data, "--threads", 1).code == 0
+    assert again.read_bytes() == written[0][0]
+    report = json.loads(figures.read_text())
+    assert report["options"]["criterion"] == "reconstruction"
+    assert report["options"]["compensate"] == "least-squares"
+    assert report["allocation"] in report["trials"]
+    assert report["trials"][report["allocation"]] == min(report["trials"].values())
+    assert any(one["solved"] and one["after"] < one["before"] for one in report["repairs"])
+    for text in ("allocation", f"'{report['allocation']}', the best of", "layers solved anew"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_allocation(run, models, tmp_path, allocation):
+    model, data = models / "digits_mlp.onnx", models / "digits_mlp_calibration.npz"
+    out, figures = tmp_path / "o.onnx", tmp_path / "f.json"
+    outcome = run(
+        *("prune", model, out, "--calibration", data, "--target", "macs=0.6", "--json", figures),
+        *("--criterion", "variance", "--allocation", allocation),
+    )
+    assert (outcome.code, outcome.err) == (0, "")
+    report = json.loads(figures.read_text())
+    assert report["options"]["allocation"] == report["allocation"] == allocation
+    assert report["trials"] == {}
+    assert "the best of" not in outcome.out
+
+
+def test_no_lossless(run, models, tmp_path):
+    for option, wanted in (([], True), (["--no-lossless"], False), (["--lossless"], True)):
+        plan = tmp_path / "p.json"
+        outcome = run(
+            *("prune", models / "spirals_mlp.onnx", tmp_path / "o.onnx", "--plan", plan, *option),
+            *("--calibration", models / "spirals_calibration.npz"),
+        )
+        assert outcome.code == 0, outcome.err
+        assert json.loads(plan.read_text())["options"]["lossless"] is wanted
+
+
 def test_include_and_exclude(run, models, tmp_path):
     model, plan = models / "spirals_mlp.onnx", tmp_path / "p.json"
     for option, left in (("--include", ["2.weight[0]"]), ("--exclude", ["0.weight[0]"])):

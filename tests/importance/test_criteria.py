@@ -188,6 +188,30 @@ def test_variance_weighs_a_grouped_reader_by_the_channels_own_group(transposed: 
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
+@pytest.mark.parametrize("criterion", ["std", "variance", "activity"])
+def test_units_that_no_sample_sees_are_ranked_by_their_weights(criterion: str) -> None:
+    w = weights(w1=(4, 3, 1), w2=(6, 2, 1), w3=(2, 6, 1))
+    w["w1"][2] = 0
+    subject = traced(parse(GROUPED, w))
+    unseen = scores(criterion, subject, "w1[0]")
+    power = scores("l2", subject, "w1[0]") ** 2
+    np.testing.assert_allclose(unseen, as_share(power))
+    np.testing.assert_allclose(unseen.sum(), 1)
+
+
+def test_a_weight_picked_by_the_input_counts_as_none() -> None:
+    """As in a mixture of experts."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 3] input, int64 k) => (float[N, 5] y)
+        { a = MatMul(input, w1) h = Relu(a) w = Gather<axis = 0>(w2, k) y = MatMul(h, w) }"""
+    w = weights(w1=(3, 4), w2=(2, 4, 5))
+    subject = traced(parse(text, w))
+    seen = view(subject, "w1[1]")
+    (reading,) = seen.group.readings
+    assert reading.consumer.weight == "w"
+    np.testing.assert_array_equal(seen.reader_power(reading), np.ones(4))
+
+
 def test_random_scores_follow_the_seed_alone() -> None:
     w = weights(w1=(9, 3, 1), w2=(2, 9, 1))
     text = """<ir_version: 8, opset_import: ["": 17]>
@@ -200,7 +224,8 @@ def test_random_scores_follow_the_seed_alone() -> None:
 
 
 def test_the_names_are_those_of_the_command_line() -> None:
-    built_in = ["l1", "l2", "std", "variance", "activity", "random"]
+    looking = ["std", "variance", "activity"]
+    built_in = ["l1", "l2", *looking, "random", "redundancy", "reconstruction"]
     assert criterion_names()[: len(built_in)] == built_in
     needing = {name for name in built_in if find_criterion(name).needs_calibration}
-    assert needing == {"std", "variance", "activity"}
+    assert needing == {*looking, "reconstruction"}

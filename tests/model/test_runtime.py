@@ -40,8 +40,19 @@ def external_model(folder: Path) -> ir.Model:
 
 @pytest.mark.parametrize("optimise", [True, False])
 @pytest.mark.parametrize("arena", [True, False])
-def test_a_model_runs_under_every_setting(optimise: bool, arena: bool) -> None:
-    session = open_session(identity("float"), Runtime(threads=1), optimise=optimise, arena=arena)
+@pytest.mark.parametrize("brief", [True, False])
+def test_a_model_runs_under_every_setting(optimise: bool, arena: bool, brief: bool) -> None:
+    session = open_session(
+        identity("float"),
+        Runtime(threads=1),
+        optimise=optimise,
+        arena=arena,
+        prepack=not brief,
+        plan=not brief,
+    )
+    options = session.get_session_options()
+    assert options.enable_cpu_mem_arena is arena
+    assert options.enable_mem_reuse is options.enable_mem_pattern is not brief
     x = np.ones(3, np.float32)
     np.testing.assert_array_equal(run(session, {"x": x})["y"], x)
     assert list(run(session, {"x": x}, ["y"])) == ["y"]
@@ -136,6 +147,22 @@ class TestFailures:
         with pytest.raises(RuntimeFailure, match="cannot run the model") as caught:
             run(session, {"x": np.ones((2, 2), np.float32)})
         assert "\n" not in str(caught.value)
+
+    def test_what_onnxruntime_says_of_its_own_source_is_left_out(self) -> None:
+        text = """<ir_version: 8, opset_import: ["": 17]>
+            g (float[A] x, float[B] z, int64[K] shape) => (float[C] y)
+            {{ r = Reshape(z, shape) y = {}(x, r) }}"""
+        for op, shape, said in (
+            ("Concat<axis = 0>", [4, 1], "input_rank == reference_rank was false"),
+            ("Add", [4], "Attempting to broadcast"),
+        ):
+            session = open_session(onnx.parser.parse_model(text.format(op)), Runtime(threads=1))
+            feed = {"x": np.ones(3, np.float32), "z": np.ones(4, np.float32)}
+            with pytest.raises(RuntimeFailure) as caught:
+                run(session, feed | {"shape": np.array(shape)})
+            assert said in str(caught.value)
+            assert "onnxruntime_src" not in str(caught.value)
+            assert "::" not in str(caught.value)
 
     def test_nothing_is_printed(self, capfd: pytest.CaptureFixture[str]) -> None:
         session = open_session(identity("float"), Runtime())

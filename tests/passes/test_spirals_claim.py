@@ -50,6 +50,7 @@ def half(criterion: str, compensate: str = "mean", seed: int = 0) -> onnx.ModelP
         criterion=criterion,
         compensate=compensate,
         seed=seed,
+        lossless=False,
         measure_latency=False,
     )
     assert result.report.widths == HALF
@@ -89,6 +90,7 @@ def test_a_unit_that_never_changes_goes_without_a_trace() -> None:
         target={"channels": 0.98},
         criterion="std",
         include=["0.weight"],
+        lossless=False,
         measure_latency=False,
     )
     assert [(one.id, one.removed) for one in result.plan.groups] == [("0.weight[0]", (7,))]

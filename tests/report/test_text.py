@@ -8,6 +8,7 @@ import pytest
 
 from onnxprune.cost.latency import Latency
 from onnxprune.coupling.groups import Refused
+from onnxprune.passes.least_squares import Repair
 from onnxprune.plan import Plan, PlannedGroup
 from onnxprune.report.figures import bar, count, milliseconds, percent, printable, size
 from onnxprune.report.reasons import group_refusals
@@ -57,7 +58,7 @@ def test_refusals_add_up_by_reason():
     assert (second.parameters, second.axes) == (20, 1)
 
 
-def shown(groups=1, verbose=False, ratio=(0.4, 0.5, 0.6), name="w[batch]"):
+def shown(groups=1, verbose=False, ratio=(0.4, 0.5, 0.6), name="w[batch]", **efforts):
     plan = Plan(
         {},
         {},
@@ -79,6 +80,7 @@ def shown(groups=1, verbose=False, ratio=(0.4, 0.5, 0.6), name="w[batch]"):
         refused=(),
         dropped={"odd[0]": "the graph cannot follow"},
         seconds=1.0,
+        **{"repairs": (), "allocation": "uniform", "trials": {}, "note": "", **efforts},
     )
     stream = io.StringIO()
     TextReport(make_console(stream), verbose).pruned("in -> out", report, plan)
@@ -116,8 +118,52 @@ def test_long_lists_fold_to_the_largest():
 
 
 def test_names_cannot_steer_the_terminal():
-    assert "\x1b" not in shown(name="\x1b[2J[bold]w")
-    assert "?[2J[bold]w" in shown(name="\x1b[2J[bold]w")
+    steering = "\x1b[2J[bold]w"
+    repairs = (Repair(steering, 1.0, 0.5, False, "1 unknowns"), Repair(steering, 1.0, 0.5, True))
+    for verbose in (False, True):
+        text = shown(name=steering, verbose=verbose, repairs=repairs, note=steering)
+        assert "\x1b" not in text
+        assert "?[2J[bold]w" in text
+
+
+def test_the_allocation_that_won_is_said():
+    trials = {"raw": 0.0123, "root": 0.02, "balanced": 0.5, "odd": float("inf")}
+    text = shown(allocation="raw", trials=trials)
+    wanted = "'raw', the best of 4 tried: outputs diverge by 0.0123, the others by 0.02 to 0.5\n"
+    assert wanted in text
+    verbose = shown(allocation="raw", trials=trials, verbose=True)
+    places = [verbose.index(one) for one in ("raw", "root: 0.02", "balanced: 0.5", "odd: too much")]
+    assert places == sorted(places)
+    assert "allocation" not in shown()
+    assert "the others by 0.02\n" in shown(allocation="a", trials={"a": 0.01, "b": 0.02})
+    assert "too much to be measured\n" in shown(allocation="a", trials={"a": float("inf")})
+
+
+def test_layers_solved_anew_and_layers_left_are_said():
+    nan = float("nan")
+    repairs = (
+        Repair("first", 0.5, 0.1, True),
+        Repair("second", 0.7, 0.3, True),
+        Repair("third", 0.2, 0.2, False),
+        *(Repair(f"wide{i}", nan, nan, False, "9000 unknowns are more than 6000") for i in "ab"),
+    )
+    text = " ".join(shown(repairs=repairs).split())
+    assert "2 of 5 layers solved anew; median error 60 % -> 20 % of the variance" in text
+    assert "not solved no better on samples that were not fitted: third" in text
+    assert "not solved 9000 unknowns are more than 6000: widea and 1 more" in text
+    assert "first: 50" not in text
+    verbose = " ".join(shown(repairs=repairs, verbose=True).split())
+    assert "first: 50 % -> 10 % second: 70 % -> 30 %" in verbose
+    assert "more than 6000: widea, wideb" in verbose
+    small = " ".join(shown(repairs=(Repair("one", 0.000123, 4e-7, True),)).split())
+    assert "1 of 1 layer solved anew; median error 0.0123 % -> 4e-05 % of" in small
+    assert "0 of 1 layer solved anew not solved" in " ".join(shown(repairs=repairs[2:3]).split())
+
+
+def test_what_was_done_differently_is_said():
+    text = shown(note="least-squares compensation was not possible: it is too large")
+    assert "note         least-squares compensation was not possible: it is too large\n" in text
+    assert "note" not in shown()
 
 
 class Terminal(io.StringIO):

@@ -1,0 +1,113 @@
+"""Allocations worth trying: one for each scaling, none twice, all of them meeting the target."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import ONE_THREAD, Traced
+
+from onnxprune.allocate.candidates import (
+    Ranked,
+    knapsack_candidates,
+    simple_candidates,
+    without_shared,
+)
+from onnxprune.allocate.order import removal_order
+from onnxprune.cost.shapes import CutCost
+from onnxprune.coupling.groups import find_groups
+from onnxprune.coupling.trace import trace
+from onnxprune.errors import TargetUnreachable
+from onnxprune.model.load import load
+from onnxprune.model.observe import observe
+
+MODELS = Path(__file__).parents[2] / "models"
+
+
+def ranked_groups(name: str) -> tuple[list[Ranked], CutCost]:
+    """Groups of a model with seeded scores, and two scalings of their sums."""
+    model = load(MODELS / f"{name}.onnx").model
+    coupling = trace(model, observe(model, ONE_THREAD, np.random.default_rng(0)))
+    subject = Traced(None, model, coupling, find_groups(coupling))  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    ranked = []
+    for group in subject.groups:
+        steps = tuple(removal_order(group, rng.random(group.size)))
+        errors = np.cumsum([step.score for step in steps]) * rng.uniform(0.1, 10)
+        curves = {"raw": errors, "root": np.sqrt(errors), "again": errors}
+        ranked.append(Ranked(group, steps, curves))
+    return ranked, CutCost(model.graph, coupling)
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", "digits_transformer"])
+@pytest.mark.parametrize("target", [{"macs": 0.6}, {"params": 0.7}], ids=str)
+def test_every_scaling_gives_a_candidate_that_meets_the_target(
+    name: str, target: dict[str, float]
+) -> None:
+    ranked, cost = ranked_groups(name)
+    found = knapsack_candidates(ranked, target, cost)
+    ((kind, share),) = target.items()
+    assert [one.name for one in found] == ["raw", "root"], "the third is the first once more"
+    for one in found:
+        assert cost.after(one.removal.dead())[kind] <= share * cost.after(())[kind]
+        for ranking in ranked:
+            dead = set(one.removal.classes.get(ranking.group.name, ()))
+            count = sum(dead.issuperset(step.classes) for step in ranking.steps)
+            assert dead == {c for step in ranking.steps[:count] for c in step.classes}
+
+
+def test_the_least_error_is_spent() -> None:
+    """No worse than what a uniform allocation costs by the same curves."""
+    ranked, cost = ranked_groups("digits_resnet")
+    (uniform,) = simple_candidates(ranked, {"macs": 0.5}, cost, comparable=False)
+    best = knapsack_candidates(ranked, {"macs": 0.5}, cost)[0]
+
+    def error(classes: dict[str, tuple[int, ...]]) -> float:
+        total = 0.0
+        for one in ranked:
+            dead = set(classes.get(one.group.name, ()))
+            count = sum(dead.issuperset(step.classes) for step in one.steps)
+            total += float(one.curves["raw"][count - 1]) if count else 0.0
+        return total
+
+    assert error(dict(best.removal.classes)) < error(dict(uniform.removal.classes))
+
+
+@pytest.mark.parametrize(
+    "target", [{"channels": 0.5}, {"macs": 0.5, "params": 0.5}, {"channels": 0.5, "macs": 0.5}]
+)
+def test_targets_without_a_single_cost_give_no_candidates(target: dict[str, float]) -> None:
+    ranked, cost = ranked_groups("digits_mlp")
+    assert knapsack_candidates(ranked, target, cost) == []
+    assert simple_candidates(ranked, target, cost, comparable=False)
+
+
+def test_no_curves_and_no_groups_give_no_candidates() -> None:
+    ranked, cost = ranked_groups("digits_mlp")
+    assert knapsack_candidates([], {"macs": 0.5}, cost) == []
+    bare = [replace(one, curves={}) for one in ranked]
+    assert knapsack_candidates(bare, {"macs": 0.5}, cost) == []
+
+
+def test_simple_ways() -> None:
+    ranked, cost = ranked_groups("digits_resnet")
+    names = [one.name for one in simple_candidates(ranked, {"macs": 0.5}, cost, comparable=True)]
+    assert names == ["uniform", "global"]
+
+
+def test_a_target_out_of_reach() -> None:
+    ranked, cost = ranked_groups("digits_mlp")
+    with pytest.raises(TargetUnreachable):
+        knapsack_candidates(ranked, {"macs": 0.001}, cost)
+
+
+def test_groups_that_one_layer_reads() -> None:
+    """In a residual network the streams have several readers, the inner channels one."""
+    ranked, _ = ranked_groups("digits_resnet")
+    left = without_shared(ranked)
+    assert 0 < len(left) < len(ranked)
+    for one in ranked:
+        readers = {r.consumer.weight for r in one.group.readings if r.consumer.weight}
+        assert (one in left) == (len(readers) < 2)

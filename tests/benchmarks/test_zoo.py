@@ -1,0 +1,88 @@
+"""The judge of benchmarks/zoo.py: what it zeroes, what it holds, and that NaN never agrees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from oracle import parse
+
+import onnxprune
+
+ROOT = Path(__file__).resolve().parents[2]
+NAN, INF = np.nan, np.inf
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "apart"),
+    [
+        ([1, 2], [1, 2], 0.0),
+        ([1, 2], [1, 1], 0.5),
+        ([1, 2], [1, NAN], INF),
+        ([1, NAN], [1, 2], INF),
+        ([1, NAN], [1, NAN], 0.0),
+        ([NAN, NAN], [NAN, NAN], INF),
+        ([1, INF], [1, INF], 0.0),
+        ([1, INF], [1, -INF], INF),
+        ([1, 2], [[1, 2]], INF),
+    ],
+)
+def test_difference(wanted: Any, got: Any, apart: float) -> None:
+    from zoo import difference
+
+    agreeing = np.ones(3)
+    assert difference([agreeing, np.array(wanted)], [agreeing, np.array(got)]) == apart
+
+
+def plan(**kept: dict[int, tuple[int, ...]]) -> onnxprune.Plan:
+    return onnxprune.Plan({}, {}, (), dict(kept))
+
+
+def saved(folder: Path, text: str, **weights: NDArray[Any]) -> Path:
+    proto = parse('<ir_version: 8, opset_import: ["": 17]>\n' + text, weights)
+    onnx.save(proto, folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+def test_constants_in_bodies_are_zeroed_too(tmp_path: Path) -> None:
+    from zoo import constants, run, zeroed
+
+    path = saved(
+        tmp_path,
+        """g (float[2] x, bool c) => (float[2] y)
+        { y = If (c) <
+            then_branch = one () => (float[2] o)
+            { w = Constant<value = float[2] {3, 4}>() o = Mul(x, w) },
+            else_branch = two () => (float[2] p)
+            { p = If (c) <
+                then_branch = three () => (float[2] q) { q = Identity(x) },
+                else_branch = four () => (float[2] r) <float[2] v = {5, 6}> { r = Mul(x, v) }> }> }
+        """,
+    )
+    assert constants(onnx.load(path)).keys() == {"w", "v"}
+    masked = zeroed(path, plan(w={0: (0,)}, v={0: (1,)}))
+    for flag, wanted in ((True, [3, 0]), (False, [0, 6])):
+        (y,) = run(masked, {"x": np.ones(2, np.float32), "c": np.array(flag)})
+        np.testing.assert_array_equal(y, wanted)
+
+
+def test_the_norm_of_a_weight_is_that_of_the_original(tmp_path: Path) -> None:
+    from zoo import run, zeroed
+
+    path = saved(
+        tmp_path,
+        """g (float[2] x) => (float[2] y)
+        { n = ReduceL2<axes = [1]>(v) d = Div(v, n) y = MatMul(d, x) }""",
+        v=np.float32([[3, 4], [6, 8]]),
+    )
+    (y,) = run(zeroed(path, plan(v={0: (0,)})), {"x": np.ones(2, np.float32)})
+    np.testing.assert_allclose(y, [1.4, 0], rtol=1e-6)

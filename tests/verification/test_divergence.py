@@ -1,0 +1,178 @@
+"""One number for how far outputs are from the original's, whatever the outputs mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import parse
+
+from onnxprune.model.load import load
+from onnxprune.verification.divergence import divergence
+
+SCORES = np.random.default_rng(0).standard_normal((20, 5)).astype(np.float32)
+OTHER = SCORES + np.random.default_rng(1).standard_normal((20, 5)).astype(np.float32)
+
+
+def made_by(op: str, opset: int = 17, outputs: str = "float[N, 5] y") -> ir.Model:
+    text = f"""<ir_version: 8, opset_import: ["": {opset}]>
+        g (float[N, 5] x) => ({outputs}) {{ {op} }}"""
+    weights = {"w": np.eye(5, dtype=np.float32)}
+    return load(parse(text, weights)).model
+
+
+def softmax(scores: Any, axis: int = -1) -> Any:
+    shifted = np.exp(scores - scores.max(axis=axis, keepdims=True))
+    return shifted / shifted.sum(axis=axis, keepdims=True)
+
+
+def kl(wanted: Any, got: Any, axis: int = -1) -> float:
+    """KL(wanted || got) of scores at temperature 2."""
+    p, q = softmax(wanted / 2, axis), softmax(got / 2, axis)
+    return float((p * np.log(p / q)).sum(axis=axis).mean())
+
+
+def relative(wanted: Any, got: Any) -> float:
+    return float(((wanted - got) ** 2).sum(axis=-1).mean() / wanted.var(axis=0).sum())
+
+
+LINEAR = "y = MatMul(x, w)"
+OPS = (LINEAR, "y = Softmax(x)", "y = LogSoftmax(x)", "y = Tanh(x)")
+
+
+@settings(max_examples=40)
+@given(op=st.sampled_from(OPS), seed=st.integers(0, 2**16), noise=st.sampled_from((0.01, 1.0)))
+def test_nothing_for_equal_outputs_something_for_others(op: str, seed: int, noise: float) -> None:
+    rng = np.random.default_rng(seed)
+    wanted = softmax(rng.standard_normal((9, 5)))
+    got = softmax(np.log(wanted) + noise * rng.standard_normal((9, 5)))
+    if op == "y = LogSoftmax(x)":
+        wanted, got = np.log(wanted), np.log(got)
+    model = made_by(op)
+    assert divergence(model, [({"y": wanted}, {"y": wanted})]) == pytest.approx(0, abs=1e-9)
+    assert divergence(model, [({"y": wanted}, {"y": got})]) > 1e-9
+
+
+def test_scores_and_quantities() -> None:
+    pairs = [({"y": SCORES}, {"y": OTHER})]
+    wanted = kl(SCORES, OTHER) + 0.1 * relative(SCORES, OTHER)
+    assert divergence(made_by(LINEAR), pairs) == pytest.approx(wanted, rel=1e-5)
+    quantities = divergence(made_by("y = Tanh(x)"), pairs)
+    assert quantities == pytest.approx(relative(SCORES, OTHER), rel=1e-5)
+
+
+def test_probabilities_are_compared_as_their_scores() -> None:
+    pairs = [({"y": softmax(SCORES)}, {"y": softmax(OTHER)})]
+    wanted = kl(SCORES, OTHER)
+    assert divergence(made_by("y = Softmax(x)"), pairs) == pytest.approx(wanted, rel=1e-4)
+    logs = [({"y": np.log(softmax(SCORES))}, {"y": np.log(softmax(OTHER))})]
+    assert divergence(made_by("y = LogSoftmax(x)"), logs) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+def test_classes_lie_on_the_axis_that_the_op_says(opset: int) -> None:
+    """Segmentation: [N, classes, H, W]. Before opset 13 a Softmax ran over all axes from one on."""
+    rng = np.random.default_rng(0)
+    first, second = rng.standard_normal((2, 3, 4, 2, 2))
+    if opset == 11:
+        wanted = kl(first.reshape(3, -1), second.reshape(3, -1))
+        pairs = [tuple({"y": softmax(a.reshape(3, -1)).reshape(a.shape)} for a in (first, second))]
+    else:
+        wanted = kl(first, second, 1)
+        pairs = [tuple({"y": softmax(a, 1)} for a in (first, second))]
+    text = f"""<ir_version: 8, opset_import: ["": {opset}]>
+        g (float[N, 4, 2, 2] x) => (float[N, 4, 2, 2] y) {{ y = Softmax<axis = 1>(x) }}"""
+    found = divergence(load(parse(text)).model, pairs)  # type: ignore[arg-type]
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_convolution_scores_channels() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 4, 2, 2] x) => (float[N, 4, 2, 2] y) { y = Conv(x, w) }"""
+    weight = np.ones((4, 4, 1, 1), np.float32)
+    first, second = np.random.default_rng(0).standard_normal((2, 3, 4, 2, 2))
+    rows = [np.moveaxis(one, 1, -1).reshape(-1, 4) for one in (first, second)]
+    found = divergence(load(parse(text, {"w": weight})).model, [({"y": first}, {"y": second})])
+    assert found == pytest.approx(kl(first, second, 1) + 0.1 * relative(*rows), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("op", OPS)
+def test_numbers_that_are_none_are_infinitely_far(op: str, bad: float) -> None:
+    got = SCORES.copy()
+    got[3, 2] = bad
+    assert divergence(made_by(op), [({"y": SCORES}, {"y": got})]) == np.inf
+
+
+def test_what_the_original_masks_does_not_count() -> None:
+    """Scores of minus infinity stand for classes that cannot be."""
+    wanted, got = SCORES.copy(), OTHER.copy()
+    wanted[:, 1] = got[:, 1] = -np.inf
+    left = [0, 2, 3, 4]
+    expected = kl(SCORES[:, left], OTHER[:, left])
+    pairs = [({"y": wanted}, {"y": got})]
+    assert divergence(made_by("y = LogSoftmax(x)"), pairs) == pytest.approx(expected, rel=1e-4)
+    assert divergence(made_by("y = LogSoftmax(x)"), [({"y": wanted}, {"y": wanted})]) == 0
+    assert np.isfinite(divergence(made_by(LINEAR), pairs))
+
+
+def test_several_outputs_are_averaged_and_batches_are_one() -> None:
+    model = made_by("y = Tanh(x) z = Neg(x)", outputs="float[N, 5] y, float[N, 5] z")
+    whole = [({"y": SCORES, "z": SCORES}, {"y": OTHER, "z": SCORES})]
+    assert divergence(model, whole) == pytest.approx(relative(SCORES, OTHER) / 2, rel=1e-5)
+    parts = [
+        tuple({key: array[part] for key, array in side.items()} for side in whole[0])
+        for part in (slice(0, 6), slice(6, 20))
+    ]
+    found = divergence(model, parts)  # type: ignore[arg-type]
+    assert found == pytest.approx(divergence(model, whole), rel=1e-5)
+
+
+def test_batches_of_different_lengths() -> None:
+    """A score for every position: [N, T] with another T in each batch."""
+    rng = np.random.default_rng(0)
+    pairs = [
+        ({"y": one}, {"y": one + rng.standard_normal(one.shape)})
+        for one in (rng.standard_normal((2, 7)), rng.standard_normal((3, 4)))
+    ]
+    for op in OPS[::3]:
+        assert 0 < divergence(made_by(op), pairs) < 100
+        assert divergence(made_by(op), [(a, a) for a, _ in pairs]) == 0
+
+
+def test_other_types_do_not_count() -> None:
+    model = made_by("y = ArgMax<axis = 1>(x)", outputs="int64[N, 1] y")
+    labels = np.zeros((4, 1), np.int64)
+    assert divergence(model, [({"y": labels}, {"y": labels + 1})]) == 0
+    assert divergence(model, [({"y": [SCORES]}, {"y": [OTHER]})]) == 0
+    assert divergence(model, [({"y": SCORES[:0]}, {"y": OTHER[:0]})]) == 0
+
+
+def test_scalars_and_single_columns_are_quantities() -> None:
+    model = made_by("m = ReduceMean<keepdims = 0>(x) y = Sqrt(m)", outputs="float y")
+    pairs = [({"y": np.array(a)}, {"y": np.array(b)}) for a, b in ((1.0, 1.5), (3.0, 3.0))]
+    assert divergence(model, pairs) == pytest.approx(0.125)
+    column = [({"y": SCORES[:, :1]}, {"y": OTHER[:, :1]})]
+    found = divergence(made_by(LINEAR), column)
+    assert found == pytest.approx(relative(SCORES[:, :1], OTHER[:, :1]), rel=1e-5)
+
+
+def test_an_output_that_never_varies_is_compared_with_its_size() -> None:
+    pairs = [({"y": np.full((4, 2), 10.0)}, {"y": np.full((4, 2), 11.0)})]
+    assert divergence(made_by("y = Tanh(x)"), pairs) == pytest.approx(0.01)
+
+
+def test_shapes_that_depend_on_the_values() -> None:
+    """Another number of detections."""
+    pairs = [({"y": SCORES[:7]}, {"y": OTHER[:9]}), ({"y": SCORES[:3]}, {"y": OTHER[:3]})]
+    assert divergence(made_by("y = Tanh(x)"), pairs) == 1
+
+
+def test_half_precision() -> None:
+    pairs = [({"y": SCORES.astype(np.float16)}, {"y": OTHER.astype(np.float16)})]
+    found = divergence(made_by("y = Tanh(x)"), pairs)
+    assert found == pytest.approx(relative(SCORES, OTHER), rel=1e-2)
