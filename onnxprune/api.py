@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.analysis import Analysis, analyse
+from onnxprune.calibration.augment import VIEWS
 from onnxprune.calibration.samples import read_samples
 from onnxprune.cost.latency import measure_pair
 from onnxprune.cost.macs import is_parameter, node_costs
@@ -56,6 +57,7 @@ def prune(
     round_to: int = 1,
     normalised_axes: bool = False,
     lossless: bool = True,
+    augment: Sequence[str] = (),
     seed: int = 0,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
@@ -86,6 +88,7 @@ def prune(
             residual width of a transformer; the removed entries count as zeros from then on.
         lossless: before anything else take out units that are dead, constant, or copies of others;
             always without effect on the outputs, and not done with `compensate="none"`.
+        augment: views of calibration images that layers are fitted on as well: `flip`, `shift`.
         seed: seed of everything random; same input, options and seed give the same bytes.
         providers: onnxruntime execution providers.
         threads: threads within an operator; 0 lets onnxruntime decide.
@@ -115,12 +118,15 @@ def prune(
         round_to=round_to,
         normalised_axes=normalised_axes,
         lossless=lossless,
+        augment=tuple(augment),
         seed=seed,
         runtime=runtime,
     )
     find_criterion(options.criterion)
     _check_choice("compensation", options.compensate, COMPENSATIONS)
     _check_choice("allocation", options.allocation, ALLOCATIONS)
+    for view in options.augment:
+        _check_choice("augmentation", view, tuple(VIEWS))
     loaded = load(model)
     samples = _samples(loaded, calibration)
     analysis = analyse(loaded.model, options, samples)

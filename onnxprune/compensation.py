@@ -116,7 +116,7 @@ def compensate(
         calibration.feeds,
         options.runtime,
         choices,
-        settings,
+        settings or Settings(rows=Settings.rows * (1 + len(options.augment))),
         options.seed,
         progress,
     )

@@ -33,6 +33,7 @@ class Options:
         normalised_axes: axes that LayerNormalization, RMSNormalization or a mean runs over may be
             cut; the removed entries then count as zeros.
         lossless: take out first what goes without a trace, wherever anything is compensated.
+        augment: views of calibration images to fit layers on as well: flip, shift.
         seed: seed of everything random.
         runtime: providers and threads.
     """
@@ -46,6 +47,7 @@ class Options:
     round_to: int = 1
     normalised_axes: bool = False
     lossless: bool = True
+    augment: tuple[str, ...] = ()
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -61,6 +63,7 @@ class Options:
             "round_to": self.round_to,
             "normalised_axes": self.normalised_axes,
             "lossless": self.lossless,
+            "augment": list(self.augment),
             "seed": self.seed,
         }
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onnxprune.allocate.choose import Removal
 from onnxprune.analysis import Analysis, why_nothing
+from onnxprune.calibration.augment import augmented
 from onnxprune.calibration.sweep import sweep_batches
 from onnxprune.compensation import Calibration, Compensated, compensate
 from onnxprune.cost.shapes import CutCost
@@ -83,7 +86,12 @@ def calibrate(
     moments = statistics_of(analysis, samples, options, progress)
     walks = options.compensate == "least-squares" or getattr(criterion, "measures_curves", False)
     first = analysis.coupling.facts.first
-    feeds = sweep_batches(samples, analysis.model, first) if walks else ()
+    feeds = sweep_batches(samples, analysis.model, first, 1 + len(options.augment)) if walks else []
+    if options.augment and walks:
+        if isinstance((samples.specs[0].shape or (None,))[0], int):
+            raise InputError("augmentation adds to every batch, but the model fixes its size")
+        rng = np.random.default_rng(options.seed)
+        feeds = [augmented(feed, options.augment, rng) for feed in feeds]
     return Calibration(samples, moments, feeds)
 
 

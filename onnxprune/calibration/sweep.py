@@ -24,7 +24,11 @@ _LEAST_BATCHES = 4
 
 
 def sweep_batches(
-    samples: Samples, model: ir.Model, observed: Observation, largest: int = _BYTES
+    samples: Samples,
+    model: ir.Model,
+    observed: Observation,
+    views: int = 1,
+    largest: int = _BYTES,
 ) -> list[Mapping[str, NDArray[Any]]]:
     """Read as many samples as two walks can hold, from all over the set when it has more.
 
@@ -32,6 +36,7 @@ def sweep_batches(
         samples: calibration samples.
         model: the original.
         observed: its traced shapes.
+        views: how many samples each will be made into.
         largest: bytes that activations of both walks may take together.
 
     Returns:
@@ -39,7 +44,9 @@ def sweep_batches(
         them fit, half judge.
     """
     traced = batch_rows(observed.feed, samples.specs) or 1
-    limit = max(int(largest / max(2 * widest_cut(model.graph, observed.shapes) / traced, 1)), 1)
+    limit = max(
+        int(largest / views / max(2 * widest_cut(model.graph, observed.shapes) / traced, 1)), 1
+    )
     count = samples.count if samples.count is not None else _BATCH * _LEAST_BATCHES
     size = max(1, min(_BATCH, min(count, limit) // _LEAST_BATCHES))
     # samples may be sorted by class, so those that fit in are taken from all over the set

@@ -32,7 +32,7 @@ def taken(source: Any, largest: int, batch: str = "N") -> list[list[int]]:
     """Numbers of the samples in each batch; samples hold their number."""
     model, observed = chain(batch)
     samples = read_samples(source, input_specs(model))
-    feeds = sweep_batches(samples, model, observed, largest)
+    feeds = sweep_batches(samples, model, observed, largest=largest)
     return [feed["x"][:, 0].astype(int).tolist() for feed in feeds]
 
 

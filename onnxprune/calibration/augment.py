@@ -1,0 +1,86 @@
+"""More calibration images from those there are, without labels: mirrored, and moved a little.
+
+Both leave what a picture shows as it is for most tasks, not for all (letters, digits): the user has
+to ask for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["VIEWS", "augmented"]
+
+_CHANNELS = (1, 3, 4)
+_SHIFT = 0.125
+
+
+def augmented(
+    feed: Mapping[str, NDArray[Any]], views: Sequence[str], rng: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    """Put views of a batch behind it.
+
+    Args:
+        feed: a batch; arrays [N, C, H, W] or [N, H, W, C] of floats are images, others are
+            repeated as they are.
+        views: names of `VIEWS`.
+        rng: for random shifts.
+
+    Raises:
+        InputError: when there is no image among the inputs.
+    """
+    if not any(_is_image(array) for array in feed.values()):
+        raise InputError("augmentation is for images: no input is a float array of four axes")
+    result = {}
+    for name, array in feed.items():
+        made = [VIEWS[view](array, rng) if _is_image(array) else array for view in views]
+        result[name] = np.concatenate([array, *made])
+    return result
+
+
+def _is_image(array: NDArray[Any]) -> bool:
+    return array.ndim == 4 and array.dtype.kind == "f"
+
+
+def _axes(array: NDArray[Any]) -> tuple[int, int]:
+    """Axes of height and width: channels come first unless only the last axis can be channels."""
+    last = array.shape[3] in _CHANNELS and array.shape[1] not in _CHANNELS
+    return (1, 2) if last else (2, 3)
+
+
+def _flip(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    del rng
+    return np.flip(array, _axes(array)[1])
+
+
+def _shift(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Move every image by up to an eighth of its size; what comes in at the edge is mirrored."""
+    axes = _axes(array)
+    margins = [round(array.shape[axis] * _SHIFT) for axis in axes]
+    widths = [(0, 0)] * 4
+    for axis, margin in zip(axes, margins, strict=True):
+        widths[axis] = (margin, margin)
+    padded = np.pad(array, widths, mode="reflect")
+    result = np.empty_like(array)
+    for number in range(len(array)):
+        window = [slice(None)] * 3
+        for axis, margin in zip(axes, margins, strict=True):
+            start = int(rng.integers(0, 2 * margin + 1))
+            window[axis - 1] = slice(start, start + array.shape[axis])
+        result[number] = padded[number][tuple(window)]
+    return result
+
+
+VIEWS: Mapping[str, Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]] = {
+    "flip": _flip,
+    "shift": _shift,
+}
+"""Ways to look at an image again, by name."""
