@@ -57,6 +57,7 @@ def prune(
     round_to: int = 1,
     normalised_axes: bool = False,
     lossless: bool = True,
+    components: bool = True,
     augment: Sequence[str] = (),
     seed: int = 0,
     providers: Sequence[str] = ("CPUExecutionProvider",),
@@ -88,6 +89,9 @@ def prune(
             residual width of a transformer; the removed entries count as zeros from then on.
         lossless: before anything else take out units that are dead, constant, or copies of others;
             always without effect on the outputs, and not done with `compensate="none"`.
+        components: with `least-squares`, rewrite units into components, the most important first,
+            wherever only linear maps are done to them (the values of a head; its queries and keys
+            without rotary embedding; bottlenecks without activation) and drop the last of these.
         augment: views of calibration images that layers are fitted on as well: `flip`, `shift`.
         seed: seed of everything random; same input, options and seed give the same bytes.
         providers: onnxruntime execution providers.
@@ -118,6 +122,7 @@ def prune(
         round_to=round_to,
         normalised_axes=normalised_axes,
         lossless=lossless,
+        components=components,
         augment=tuple(augment),
         seed=seed,
         runtime=runtime,

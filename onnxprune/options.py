@@ -33,6 +33,8 @@ class Options:
         normalised_axes: axes that LayerNormalization, RMSNormalization or a mean runs over may be
             cut; the removed entries then count as zeros.
         lossless: take out first what goes without a trace, wherever anything is compensated.
+        components: with least squares, choose among components instead of units wherever only
+            linear maps are done to them.
         augment: views of calibration images to fit layers on as well: flip, shift.
         seed: seed of everything random.
         runtime: providers and threads.
@@ -47,6 +49,7 @@ class Options:
     round_to: int = 1
     normalised_axes: bool = False
     lossless: bool = True
+    components: bool = True
     augment: tuple[str, ...] = ()
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
@@ -63,6 +66,7 @@ class Options:
             "round_to": self.round_to,
             "normalised_axes": self.normalised_axes,
             "lossless": self.lossless,
+            "components": self.components,
             "augment": list(self.augment),
             "seed": self.seed,
         }

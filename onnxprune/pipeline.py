@@ -118,12 +118,12 @@ def prune_model(
 def _pruned(
     analysis: Analysis, options: Options, samples: Samples | None, progress: Progress[Any]
 ) -> Built:
-    calibration = calibrate(analysis, options, samples, progress)
+    measured = calibrate(analysis, options, samples, progress)
     groups = analysis.selected(options.include, options.exclude)
     if not groups:
         raise NothingPrunable(why_nothing(analysis, options))
-    prepared = prepare(analysis, groups, options, calibration)
-    ready = prepared.analysis
+    prepared = prepare(analysis, groups, options, measured, progress)
+    ready, calibration = prepared.analysis, prepared.calibration
     moments = calibration.moments if calibration is not None else {}
     feeds = calibration.feeds if calibration is not None else ()
     ranked = rank(ready, groups, options, moments, feeds, prepared.lossless, progress)
@@ -143,7 +143,11 @@ def _pruned(
     if options.compensate == "none":
         return replace(outcome, dropped=dropped, allocation=ways[0].name)
     best, trials = search.best(ways, calibration, progress)
-    built = _finished(ready, best.removal, options, calibration, progress)
+    if not set(prepared.aligned) <= best.removal.classes.keys():
+        # What is not cut stays as it was, bit for bit.
+        cut = [group for group in groups if group.name in best.removal.classes]
+        prepared = prepare(analysis, cut, options, measured, progress)
+    built = _finished(prepared.analysis, best.removal, options, prepared.calibration, progress)
     return replace(built, dropped=dropped, allocation=best.name, trials=trials)
 
 
@@ -163,9 +167,9 @@ def rebuild(
     """
     with matrix_threads(options.runtime.threads):
         calibration = calibrate(analysis, options, samples, progress)
-        groups = analysis.selected(options.include, options.exclude)
-        prepared = prepare(analysis, groups, options, calibration)
-        return _built(prepared.analysis, removal, options, calibration, progress)
+        groups = [group for group in analysis.groups if group.name in removal.classes]
+        prepared = prepare(analysis, groups, options, calibration, progress)
+        return _built(prepared.analysis, removal, options, prepared.calibration, progress)
 
 
 def _finished(

@@ -74,6 +74,7 @@ def planned_options(plan: Plan, compensate: str, runtime: Runtime) -> Options:
             exclude=tuple(map(str, plan.options.get("exclude", ()))),
             normalised_axes=bool(plan.options.get("normalised_axes", False)),
             lossless=bool(plan.options.get("lossless", True)),
+            components=bool(plan.options.get("components", True)),
             augment=tuple(map(str, plan.options.get("augment", ()))),
             seed=int(plan.options.get("seed", 0)),
             runtime=runtime,

@@ -1,18 +1,22 @@
 """Rewriting the original before units are ranked: what it computes stays the same.
 
 What goes without a trace is taken out first (`passes/remove_lossless.py`): it would blur the
-covariances, and there is no reason to keep it.
+covariances, and there is no reason to keep it. Then units become components wherever only linear
+maps are done to them (`passes/align_components.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxprune.allocate.choose import Removal
+from onnxprune.passes.align_components import AlignComponents
 from onnxprune.passes.remove_lossless import RemoveLossless
+from onnxprune.progress import silent
+from onnxprune.ranking import statistics_of
 from onnxprune.surgery.bias import FullSize
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from onnxprune.compensation import Calibration
     from onnxprune.coupling.groups import Group
     from onnxprune.options import Options
+    from onnxprune.progress import Progress
 
 __all__ = ["Prepared", "prepare"]
 
@@ -32,11 +37,15 @@ class Prepared:
 
     Attributes:
         analysis: the original's, with the rewritten model.
+        calibration: what the samples tell of it; None without samples.
         lossless: classes that go without a trace, by group name.
+        aligned: names of the groups whose units are components.
     """
 
     analysis: Analysis
+    calibration: Calibration | None
     lossless: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    aligned: tuple[str, ...] = ()
 
     def with_lossless(self, removal: Removal) -> Removal:
         """Add what goes without a trace to a removal, wherever that is legal."""
@@ -55,31 +64,46 @@ def prepare(
     groups: Sequence[Group],
     options: Options,
     calibration: Calibration | None,
+    progress: Progress[Any] = silent,
 ) -> Prepared:
     """Rewrite the model.
 
     Args:
         analysis: the original.
         groups: those that may be cut.
-        options: whether to, and how to run the model. Without compensation nothing is rewritten:
+        options: what to do, and how to run the model. Without compensation nothing is rewritten:
             the result then is the original with slices set to zero.
-        calibration: samples, for units that never change in them.
+        calibration: samples, for units that never change in them, and for components.
+        progress: told about long loops.
     """
-    if not options.lossless or options.compensate == "none":
-        return Prepared(analysis)
+    if options.compensate == "none":
+        return Prepared(analysis, calibration)
     full = FullSize(analysis.model.clone(), analysis.coupling)
-    removing = RemoveLossless(
-        full,
-        groups,
-        options.runtime,
-        feeds=[calibration.samples.take(2)] if calibration is not None else None,
-        moments=calibration.moments if calibration is not None else None,
-    )
-    removing(full.model)
-    if not removing.found:
-        return Prepared(analysis)
+    lossless: dict[str, tuple[int, ...]] = {}
+    if options.lossless:
+        removing = RemoveLossless(
+            full,
+            groups,
+            options.runtime,
+            feeds=[calibration.samples.take(2)] if calibration is not None else None,
+            moments=calibration.moments if calibration is not None else None,
+        )
+        removing(full.model)
+        lossless = {name: tuple(found.classes) for name, found in removing.found.items()}
+    aligned: tuple[str, ...] = ()
+    if options.components and options.compensate == "least-squares" and calibration is not None:
+        aligning = AlignComponents(
+            full, groups, calibration.feeds, options.runtime, options.seed, progress
+        )
+        aligning(full.model)
+        aligned = tuple(aligning.aligned)
+    if not lossless and not aligned:
+        return Prepared(analysis, calibration)
     rewritten = replace(analysis, model=full.model, coupling=full.coupling)
-    return Prepared(rewritten, {n: tuple(found.classes) for n, found in removing.found.items()})
+    if aligned and calibration is not None:
+        moments = statistics_of(rewritten, calibration.samples, options, progress)
+        calibration = replace(calibration, moments=moments)
+    return Prepared(rewritten, calibration, lossless, aligned)
 
 
 def _is_free(group: Group) -> bool:

@@ -98,6 +98,14 @@ def _add_prune(commands: Any) -> None:
         default=True,
         help="first take out what changes no output: dead, constant and duplicate units",
     )
+    parser.add_argument(
+        "--augment",
+        metavar="VIEW[,VIEW]",
+        action=_Names,
+        default=[],
+        help="views of calibration images to fit layers on as well: flip, shift; for models that "
+        "take images flipped and shifted; default none",
+    )
     for option, what in (("include", "prune only"), ("exclude", "leave whole")):
         parser.add_argument(
             f"--{option}",

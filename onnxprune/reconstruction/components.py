@@ -26,6 +26,7 @@ import numpy as np
 
 from onnxprune.model.constants import ConstantValues
 from onnxprune.progress import silent
+from onnxprune.reconstruction.contractions import Contraction
 from onnxprune.reconstruction.walk import Walk
 
 if TYPE_CHECKING:
@@ -190,10 +191,11 @@ class _Draw:
         self, layer: LinearLayer, data: Sequence[NDArray[Any]], first: int
     ) -> NDArray[np.float32]:
         """What a layer reads, [rows, unknowns], where the first batch gives so many rows."""
-        alike = [x for x in data if x.shape[1:] == data[0].shape[1:]]
-        chosen = self._chosen([first * len(x) // len(data[0]) for x in alike])
+        flat = isinstance(layer, Contraction)
+        used = [x for x in data if flat or x.shape[1:] == data[0].shape[1:]]
+        chosen = self._chosen([first * x.size // data[0].size for x in used])
         return np.concatenate(
-            [layer.rows(x, ids)[:, 0] for x, ids in zip(alike, chosen, strict=True)]
+            [layer.rows(x, ids)[:, 0] for x, ids in zip(used, chosen, strict=True)]
         )
 
     def places_of(self, places: Places, data: Sequence[NDArray[Any]]) -> NDArray[np.float32]:

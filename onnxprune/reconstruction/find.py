@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune.coupling.labels import Layer
 from onnxprune.reconstruction.contractions import Contraction
@@ -12,7 +13,6 @@ from onnxprune.reconstruction.convolutions import Convolution
 from onnxprune.surgery.linear import LINEAR_OPS
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from onnxprune.coupling.groups import Reading
@@ -76,7 +76,9 @@ def _owns_weight(layer: LinearLayer) -> bool:
     while value is not None and len(value.uses()) == 1 and not value.is_graph_output():
         producer = value.producer()
         if producer is None or producer.op_type == "Constant":
-            return not value.is_graph_input()
+            tensor = ir.convenience.get_const_tensor(value)
+            is_float = tensor is not None and tensor.dtype.is_floating_point()
+            return is_float and not value.is_graph_input()
         if producer.op_type not in _MOVEMENTS or producer.domain:
             return False
         value = producer.inputs[0]

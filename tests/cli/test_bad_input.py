@@ -119,6 +119,7 @@ def test_truncated_samples(refuse, tmp_path):
         (["--compensate", "mean"], ["mean", "--calibration"]),
         (["--compensate", "least-squares"], ["least-squares", "--calibration"]),
         (["--criterion", "reconstruction"], ["reconstruction", "--calibration"]),
+        (["--augment", "flip,nonsense"], ["nonsense", "flip", "shift"]),
         (["--allocation", "nonsense"], ["nonsense", "auto", "uniform", "global"]),
         (["--target", "speed=0.5"], ["speed", "channels", "params", "macs"]),
         (["--target", "latency=0.5"], ["latency", "channels", "params", "macs"]),

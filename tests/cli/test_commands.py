@@ -179,6 +179,18 @@ def test_no_lossless(run, models, tmp_path):
         assert json.loads(plan.read_text())["options"]["lossless"] is wanted
 
 
+def test_augment(run, models, tmp_path):
+    """Digits make no sense flipped; it is only that the option arrives."""
+    plan = tmp_path / "p.json"
+    outcome = run(
+        *("prune", models / "digits_resnet.onnx", tmp_path / "o.onnx", "--plan", plan),
+        *("--calibration", models / "digits_resnet_calibration.npz", "--target", "channels=0.9"),
+        *("--augment", "flip,shift"),
+    )
+    assert (outcome.code, outcome.err) == (0, "")
+    assert json.loads(plan.read_text())["options"]["augment"] == ["flip", "shift"]
+
+
 def test_include_and_exclude(run, models, tmp_path):
     model, plan = models / "spirals_mlp.onnx", tmp_path / "p.json"
     for option, left in (("--include", ["2.weight[0]"]), ("--exclude", ["0.weight[0]"])):

@@ -251,7 +251,7 @@ def test_rows_that_differ_have_no_common_unknowns() -> None:
 
 
 def test_layers_whose_weight_is_not_theirs_alone_are_not_replaceable() -> None:
-    """Read twice, a graph output, or dequantised; behind a Transpose of its own it is."""
+    """Read twice, a graph output, dequantised, whole numbers; behind a Transpose it is."""
     body = """<ir_version: 10, opset_import: ["": 17]>
         g (float[N, 6] x) => (float[N, 6] y, float[6, 6] kept)
         { a = MatMul(x, shared)
@@ -262,10 +262,14 @@ def test_layers_whose_weight_is_not_theirs_alone_are_not_replaceable() -> None:
           d = MatMul(c, given)
           whole = DequantizeLinear(quantised, scale)
           e = MatMul(d, whole)
-          y = Gemm(e, plain) }"""
+          n = Cast<to = 6>(e)
+          m = MatMul(n, counts)
+          f = Cast<to = 1>(m)
+          y = Gemm(f, plain) }"""
     eye = np.eye(6, dtype=np.float32)
     weights: dict[str, Any] = dict.fromkeys(("shared", "own", "given", "plain"), eye)
     weights |= {"quantised": eye.astype(np.int8), "scale": np.array(0.1, np.float32)}
+    weights["counts"] = np.eye(6, dtype=np.int32)
     subject = traced(parse(body, weights))
     found = [layer.weight for layer in replaceable_layers(subject.model, subject.coupling)]
     assert found == ["turned", "plain"]
