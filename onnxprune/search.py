@@ -69,7 +69,8 @@ class Search:
         try:
             ways = knapsack_candidates(without_shared(self.ranked), target, self.cost)
         except TargetUnreachable:
-            ways = knapsack_candidates(self.ranked, target, self.cost)
+            ways = []
+        ways = ways or knapsack_candidates(self.ranked, target, self.cost)
         if not ways:
             return simple[-1:] if "channels" not in target else simple[:1]
         return ways if self.options.compensate == "least-squares" else ways[:1]
@@ -106,7 +107,7 @@ class Search:
 
     def _tried(self, way: Candidate, calibration: Calibration) -> float:
         """Divergence on the judging half with little effort; infinite where it cannot be built."""
-        few = replace(calibration, feeds=calibration.feeds[:_TRIAL_BATCHES])
+        few = replace(calibration, feeds=_spread(calibration.feeds))
         try:
             trial = compensate(
                 self.prepared.analysis,
@@ -119,3 +120,14 @@ class Search:
         except (CutError, RuntimeFailure):
             return float("inf")
         return trial.divergence if trial.divergence is not None else float("inf")
+
+
+def _spread(feeds: Sequence[Any]) -> list[Any]:
+    """Some batches from all over the set, every second of them at an even place as before."""
+    if len(feeds) <= _TRIAL_BATCHES:
+        return list(feeds)
+    places = [number * len(feeds) // _TRIAL_BATCHES for number in range(_TRIAL_BATCHES)]
+    return [
+        feeds[min(place + (place + number) % 2, len(feeds) - 1)]
+        for number, place in enumerate(places)
+    ]

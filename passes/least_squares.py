@@ -188,8 +188,6 @@ class LeastSquares(ir.passes.InPlacePass):
         """Solve one layer; None when it has nothing to make up for."""
         name = layer.node.outputs[0].name or ""
         self._pruned.advance(layer.node)
-        if layer.data in self._makers:
-            self._reference.advance(self._makers[layer.data], keep=[layer.data], past=True)
         problem: Problem | None = None
         if name in self.open_choices:
             problem = self._problem(layer, number)
@@ -231,15 +229,27 @@ class LeastSquares(ir.passes.InPlacePass):
         self._cut = Cut(self.target.coupling, self.dead)
 
     def _unchanged(self, layer: LinearLayer) -> bool:
-        """Whether the layer reads exactly what it reads in the original."""
-        pairs = zip(self._reference[layer.data], self._pruned[layer.data], strict=True)
-        return all(np.array_equal(a, b) for a, b in pairs)
+        """Whether the layer reads, and is added to, exactly what it is in the original."""
+        names = [layer.data, *self._sum(layer).others]
+        for name in names:
+            if name in self._makers:
+                self._reference.advance(self._makers[name], keep=names, past=True)
+        known = all(name in self._reference for name in names)
+        return known and all(
+            np.array_equal(a, b)
+            for name in names
+            for a, b in zip(self._reference[name], self._pruned[name], strict=True)
+        )
+
+    def _sum(self, layer: LinearLayer) -> Sum:
+        shapes = self.target.coupling.facts.first.shapes
+        rank = len(layer.output_shape)
+        return sum_behind(layer.node, self._pruned, rank, shapes, layer.output_axes)
 
     def _problem(self, layer: LinearLayer, number: int) -> Problem | None:
         """Draw rows and targets, half of the batches to fit and half to judge."""
-        node = layer.node
         data = self._pruned[layer.data]
-        total = sum_behind(node, self._pruned, len(layer.output_shape))
+        total = self._sum(layer)
         if total.name not in self._makers:
             return None
         self._reference.advance(self._makers[total.name], keep=[total.name], past=True)
@@ -255,7 +265,12 @@ class LeastSquares(ir.passes.InPlacePass):
             ids = np.sort(rng.choice(count, max(int(count * share), 1), replace=False))
             others = self._others(layer, total, batch, t.shape, ids) * outputs
             target = layer.outputs(t, ids) * outputs - others
-            halves[batch % 2].append(Half(layer.rows(x, ids), target, others))
+            rows = layer.rows(x, ids)
+            # a single feed is judged on its own second half
+            middle = -(-len(ids) // 2) if len(data) == 1 else len(ids)
+            for side, part in enumerate((slice(middle), slice(middle, None)), batch):
+                if len(rows[part]):
+                    halves[side % 2].append(Half(rows[part], target[part], others[part]))
         fit, judge = (joined(half or halves[0]) for half in halves)
         flat = flat_parts(total.last.outputs[0])
         return Problem(weight, fit, judge, flat, self.settings.iterations)
@@ -282,7 +297,7 @@ class LeastSquares(ir.passes.InPlacePass):
     def _install(self, layer: LinearLayer, outcome: Outcome, problem: Problem) -> None:
         """Put the weights into the graph, and what is new of the bias into its bias."""
         node, solution = layer.node, outcome.solution
-        total = sum_behind(node, self._pruned, len(layer.output_shape))
+        total = self._sum(layer)
         now = self._pruned.preview(total.last, [total.name])[total.name]
         ids = np.unique(np.linspace(0, layer.row_count(now.shape) - 1, 512).astype(np.int64))
         rest = layer.outputs(now, ids) - self._others(layer, total, 0, now.shape, ids)

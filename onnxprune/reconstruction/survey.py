@@ -14,6 +14,7 @@ import numpy as np
 from onnxprune.progress import silent
 from onnxprune.reconstruction.elimination import Reader
 from onnxprune.reconstruction.find import linear_layer, reading_unknowns
+from onnxprune.reconstruction.gram import input_sums
 from onnxprune.reconstruction.targets import sum_behind
 from onnxprune.reconstruction.walk import Walk
 
@@ -142,8 +143,7 @@ class Survey:
                 continue
             matrix = one.layer.matrix(np.asarray(self._constants[one.layer.weight]))
             parts = zip(matrix, one.covariance, units, strict=True)
-            variance, stream = one.variance / len(matrix), one.stream / len(matrix)
-            found[reading] = [Reader(m, c, u, variance, stream) for m, c, u in parts]
+            found[reading] = [Reader(m, c, u, one.variance, one.stream) for m, c, u in parts]
         return found
 
     def _measure(self, node: ir.Node, position: int) -> _Seen | None:
@@ -157,7 +157,8 @@ class Survey:
         covariance = self._covariance(layer, unknowns, position)
         matrix = layer.matrix(np.asarray(self._constants[layer.weight]))
         spread = np.einsum("god,gde,goe->", matrix, covariance, matrix, optimize=True)
-        total = sum_behind(node, self._walk, len(layer.output_shape))
+        shapes, rank = self._coupling.facts.first.shapes, len(layer.output_shape)
+        total = sum_behind(node, self._walk, rank, shapes, layer.output_axes)
         sums = self._walk.preview(total.last, [total.name])[total.name].astype(np.float64)
         others = tuple(axis for axis in range(sums.ndim) if axis not in layer.output_axes)
         return _Seen(layer, covariance, float(spread), float(sums.var(axis=others).sum()))
@@ -165,17 +166,15 @@ class Survey:
     def _covariance(self, layer: LinearLayer, unknowns: int, position: int) -> NDArray[np.float64]:
         """Covariance of the unknowns over rows drawn from all batches."""
         data = self._walk[layer.data]
-        per_run = layer.row_count(layer.output_shape) * np.prod(layer.data_shape) ** -1.0
-        counts = [max(int(per_run * batch.size), 1) for batch in data]
+        counts = [layer.rows_of(batch.shape) for batch in data]
         wanted = max(self._settings.rows, self._settings.rows_per_unknown * unknowns)
         share = min(1.0, wanted / sum(counts))
         square, total, count = np.zeros(1), np.zeros(1), 0
         for number, (batch, most) in enumerate(zip(data, counts, strict=True)):
             rng = np.random.default_rng([self._seed, position, number])
             ids = np.sort(rng.choice(most, max(int(most * share), 1), replace=False))
-            rows = layer.rows(batch, ids).transpose(1, 2, 0)
-            square = square + (rows @ rows.swapaxes(1, 2)).astype(np.float64)
-            total = total + rows.sum(axis=2, dtype=np.float64)
+            x, xx = input_sums(layer.rows(batch, ids))
+            square, total = square + xx, total + x
             count += len(ids)
         mean = total / count
         return np.asarray(square / count - mean[:, :, np.newaxis] * mean[:, np.newaxis])
