@@ -99,6 +99,13 @@ def _add_prune(commands: Any) -> None:
         help="first take out what changes no output: dead, constant and duplicate units",
     )
     parser.add_argument(
+        "--components",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with least-squares, drop the least important components instead of units wherever "
+        "only linear maps are done to these, as to the values of an attention head",
+    )
+    parser.add_argument(
         "--augment",
         metavar="VIEW[,VIEW]",
         action=_Names,

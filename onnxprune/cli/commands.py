@@ -54,6 +54,7 @@ def prune(arguments: Namespace) -> None:
         round_to=arguments.round_to,
         normalised_axes=arguments.normalised_axes,
         lossless=arguments.lossless,
+        components=arguments.components,
         augment=arguments.augment,
         seed=arguments.seed,
         progress=_progress(arguments),

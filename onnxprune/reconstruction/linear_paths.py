@@ -119,7 +119,7 @@ def _carriers(coupling: Coupling, groups: Sequence[Group]) -> list[dict[str, lis
             for number in np.unique(owner[ids]).tolist():
                 if number >= 0:
                     units = np.where(owner[ids] == number, unit[ids], -1)
-                    found[number][name].append(UnitLabel(layer.axes, units))
+                    found[number][name].append(UnitLabel(layer.axes, units, layer.atoms))
     return found
 
 

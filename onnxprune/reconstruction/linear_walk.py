@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,12 @@ from onnxprune.coupling.labels import Layer
 from onnxprune.coupling.step import node_id
 from onnxprune.reconstruction.contractions import _terms
 from onnxprune.reconstruction.find import _MOVEMENTS
+from onnxprune.reconstruction.sides import Sides
 from onnxprune.reconstruction.unit_places import Places, copies_of, places_of
 from onnxprune.surgery.linear import LINEAR_OPS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -45,10 +45,12 @@ class UnitLabel:
     Attributes:
         axes: the axes, in nesting order.
         units: unit at each place, -1 where there is none.
+        atoms: label at each place.
     """
 
     axes: tuple[int, ...]
     units: NDArray[np.int64]
+    atoms: NDArray[np.int32]
 
 
 class Unsuitable(Exception):
@@ -139,8 +141,8 @@ class SetWalk:
         self._size = len(units)
         self._all = self._all_places(carriers, units)
         self._explained: set[str] = set()
-        self._links: dict[str, list[tuple[str, bool]]] = defaultdict(list)
-        self._factors: list[tuple[str, str, Places, bool]] = []
+        self._sides = Sides()
+        self._factors: list[Factor] = []
         self._readers: list[Regressor] = []
         self._products: list[Product] = []
 
@@ -175,16 +177,21 @@ class SetWalk:
             raise Unsuitable(unexplained[0], "used in a way that is not understood")
         if bool(self._readers) == bool(self._products):
             raise Unsuitable("", "not read by layers alone, nor by products alone")
-        side = self._sides()
-        factors = tuple(
-            Factor(tensor, places, side[name] != dual)
-            for name, tensor, places, dual in self._factors
-        )
-        products = tuple(
-            Product(one.node, one.names[::-1], one.places[::-1]) if side[one.names[0]] else one
-            for one in self._products
-        )
-        return factors, tuple(self._readers), products
+        if not self._products:
+            return tuple(self._factors), tuple(self._readers), ()
+        try:
+            side = self._sides.from_start(int(self._products[0].places[0].keys[0]))
+            factors = tuple(part for one in self._factors for part in _by_side(one, side))
+            products = tuple(
+                Product(one.node, one.names[::-1], one.places[::-1])
+                if side[int(one.places[0].keys[0])]
+                else one
+                for one in self._products
+            )
+        except (KeyError, ValueError) as error:
+            text = "the operands of a product cannot be told apart"
+            raise Unsuitable("", text) from error
+        return factors, (), products
 
     def _all_places(
         self, carriers: Mapping[str, Sequence[UnitLabel]], units: NDArray[np.int64]
@@ -197,7 +204,7 @@ class SetWalk:
             for one in labels:
                 mine = local[one.units]
                 if (mine >= 0).any():
-                    places = places_of(one.axes, mine, self._size)
+                    places = places_of(one.axes, mine, one.atoms, self._size)
                     if places is None:
                         raise Unsuitable(name, "a tensor holds only some of the units in a row")
                     found.setdefault(name, []).append(places)
@@ -245,12 +252,15 @@ class SetWalk:
             if spread is None or len(spread) != 1:
                 raise Unsuitable("", "rows of the input carry different units")
             self._readers.append(Regressor(layer, copies_of(spread[0], self._size)))
-            self._multiply(layer.data, node, layer.slot, read[0], dual=True)
+            self._multiply(node, layer.slot, read[0], inverse=True)
         if made:
-            self._multiply(output, node, layer.slot, made[0])
+            self._multiply(node, layer.slot, made[0])
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None and made:
-            self._multiply(output, node, 2, self._places(bias.name or ""))
+            places, goal = self._places(bias.name or ""), self._places(output)
+            shift = len(self._tensors[output].shape) - len(self._tensors[bias.name or ""].shape)
+            self._join(places, goal, 1 if node.op_type != "Gemm" else shift)
+            self._multiply(node, 2, places)
         elif bias is not None and bias.name in self._all:
             raise Unsuitable("", "a bias of something else")
 
@@ -274,16 +284,17 @@ class SetWalk:
         if len(carrying) == 2:
             if letters[0] != letters[1] or letters[0] in terms[2] or output in self._all:
                 raise Unsuitable("", "both operands carry the units along different axes")
-            self._link(names[0], names[1], opposite=True)
-            both = (places[0], places[1])
-            self._products.append(Product(node, (names[0], names[1]), both))
+            first, second = places
+            for one in places:
+                for key in one.keys.tolist():
+                    self._sides.link(int(first.keys[0]), key, opposite=one is second)
+            self._products.append(Product(node, (names[0], names[1]), (first, second)))
             return
         letter, other = letters[0], terms[1 - carrying[0]]
         if letter in other or letter not in terms[2] or output not in self._all:
             raise Unsuitable("", "the units are multiplied with something that tells them apart")
         if self._places(output).axes[-1] != terms[2].index(letter):
             raise Unsuitable("", "the units come out elsewhere")
-        self._link(names[carrying[0]], output)
 
     def _look_at_elements(self, node: ir.Node) -> None:
         output = node.outputs[0].name or ""
@@ -309,20 +320,15 @@ class SetWalk:
             if not sums and (carrying > 1 or (node.op_type == "Div" and slot)):
                 raise Unsuitable("", "the units are multiplied with each other")
             places = self._places(name)
-            if not places.lie_like(goal, shift):
-                raise Unsuitable("", "the same value for several units")
+            self._join(places, goal, shift)
             if self._constant(name):
-                self._multiply(output, node, slot, places)
-            else:
-                self._link(name, output)
+                self._multiply(node, slot, places)
         if not carrying:
             raise Unsuitable("", "made in an unknown way")
 
     def _look_at_movement(self, node: ir.Node, kind: str) -> None:
-        made = [value.name for value in node.outputs if value.name in self._all]
-        read = [
-            value.name for value in node.inputs if value is not None and value.name in self._all
-        ]
+        made = [one.name for one in node.outputs if one.name in self._all]
+        read = [one.name for one in node.inputs if one is not None and one.name in self._all]
         if not read or (kind in _AVERAGES and not made):
             raise Unsuitable("", "the units are summed up" if read else "made in an unknown way")
         if kind == "Cast" and not ir.DataType(node.attributes["to"].as_int()).is_floating_point():
@@ -332,11 +338,10 @@ class SetWalk:
             axis = node.attributes["axis"].as_int() % len(self._tensors[output].shape)
             if axis not in self._places(output).axes and len(read) < len(node.inputs):
                 raise Unsuitable("", "something is put next to it that does not follow the units")
-        for name in (*read, *made):
-            if name and self._constant(name):
+        for name in filter(None, (*read, *made)):
+            if self._constant(name):
                 raise Unsuitable("", "a constant that is no bias")
-            self._places(name or "")
-            self._link(read[0] or "", name or "")
+            self._places(name)
 
     def _places(self, name: str) -> Places:
         found = self._all.get(name, ())
@@ -351,14 +356,16 @@ class SetWalk:
     def _seen_inside(self, value: ir.Value) -> bool:
         return any(use.node.graph is not self._graph for use in value.uses())
 
-    def _link(self, one: str, other: str, *, opposite: bool = False) -> None:
-        self._links[one].append((other, opposite))
-        self._links[other].append((one, opposite))
+    def _join(self, places: Places, goal: Places, shift: int) -> None:
+        """Note which copies are added to which."""
+        pairs = places.partners(goal, shift)
+        if pairs is None:
+            raise Unsuitable("", "the same value for several units")
+        for one, other in pairs.tolist():
+            self._sides.link(one, other)
 
-    def _multiply(
-        self, output: str, node: ir.Node, slot: int, places: Places, *, dual: bool = False
-    ) -> None:
-        """Note the constant behind an input for multiplication along with an activation."""
+    def _multiply(self, node: ir.Node, slot: int, places: Places, *, inverse: bool = False) -> None:
+        """Note the constant behind an input for multiplication."""
         value = node.inputs[slot]
         name = value.name or "" if value is not None else ""
         shared = False
@@ -380,26 +387,12 @@ class SetWalk:
             if places.gathered(self._constants[name].numpy()).any():
                 raise Unsuitable("", f"{name} is used elsewhere too")
             return
-        self._factors.append((output, name, places, dual))
+        self._factors.append(Factor(name, places, inverse))
 
-    def _sides(self) -> dict[str, bool]:
-        """Which activations are multiplied with the inverse: the other operands of products."""
-        names = [name for name in self._all if not self._constant(name)]
-        side: dict[str, bool] = {}
-        waiting = [self._products[0].names[0] if self._products else names[0]]
-        side[waiting[0]] = False
-        for start in names if not self._products else ():
-            side.setdefault(start, False)
-            waiting.append(start)
-        while waiting:
-            one = waiting.pop()
-            for other, opposite in self._links[one]:
-                wanted = side[one] != opposite
-                if other not in side:
-                    side[other] = wanted
-                    waiting.append(other)
-                elif side[other] != wanted:
-                    raise Unsuitable("", "both operands of a product come from the same units")
-        if len(side) < len(names):
-            raise Unsuitable("", "products that have nothing to do with each other")
-        return side
+
+def _by_side(one: Factor, side: Mapping[int, bool]) -> Iterator[Factor]:
+    """Divide what is made on both sides of a product by one weight."""
+    inverse = np.array([side[key] for key in one.places.keys.tolist()])
+    for value in (False, True):
+        if (inverse == value).any():
+            yield Factor(one.tensor, one.places.only(inverse == value), value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,24 @@ class Places:
     Attributes:
         axes: labelled axes; within a copy of the set only the last one changes.
         units: number of the unit in the set at each place of these axes, -1 elsewhere.
+        atoms: label at each place. Queries and keys that stand on one tensor, made by one weight,
+            are the same units by the time they have met, but other atoms.
         index: place of each unit in each copy, counted over these axes: [copies, units].
     """
 
     axes: tuple[int, ...]
     units: NDArray[np.int64]
+    atoms: NDArray[np.int32]
     index: NDArray[np.int64]
+
+    @property
+    def keys(self) -> NDArray[np.int32]:
+        """Atom of the first unit of each copy: [copies]."""
+        return self.atoms.ravel()[self.index[:, 0]]
+
+    def only(self, copies: NDArray[np.bool_]) -> Places:
+        """Some of the copies."""
+        return replace(self, index=self.index[copies])
 
     def gathered(self, array: NDArray[Any]) -> NDArray[Any]:
         """What a tensor holds at the places of the set: [rest, copies, units].
@@ -52,37 +64,43 @@ class Places:
         flat[self.index] = matrix @ flat[self.index]
         return np.moveaxis(flat.reshape(moved.shape), range(len(self.axes)), self.axes)
 
-    def lie_like(self, other: Places, shift: int) -> bool:
-        """Whether each place of the set on another tensor has its unit here too.
+    def partners(self, other: Places, shift: int) -> NDArray[np.int32] | None:
+        """Atoms that stand for the first unit here and on a tensor that this one is broadcast to.
 
         Args:
-            other: places on what this tensor is broadcast to.
+            other: places on that tensor.
             shift: number of axes that broadcasting puts in front.
+
+        Returns:
+            int32 [pairs, 2]; None when not each place there has its unit here too.
         """
-        axes = [axis + shift for axis in self.axes]
-        if not {*axes} <= {*other.axes} or axes[-1] != other.axes[-1]:
-            return False
-        order = sorted(range(len(axes)), key=lambda i: other.axes.index(axes[i]))
-        spread = tuple(slice(None) if axis in axes else np.newaxis for axis in other.axes)
-        here = np.broadcast_to(self.units.transpose(order)[spread], other.units.shape)
-        return bool((here == other.units)[other.units >= 0].all())
+        axes = tuple(axis + shift for axis in self.axes)
+        if axes[-1] != other.axes[-1]:
+            return None
+        every = tuple(sorted({*axes, *other.axes}))
+        here, there = _spread(self.units, axes, every), _spread(other.units, other.axes, every)
+        if not ((here == there) | (there < 0)).all():
+            return None
+        both = np.broadcast_arrays(
+            _spread(self.atoms, axes, every), _spread(other.atoms, other.axes, every), there
+        )
+        return np.unique(np.stack(both[:2], axis=-1)[both[2] == 0], axis=0)
 
 
-def places_of(axes: tuple[int, ...], units: NDArray[np.int64], size: int) -> Places | None:
+def places_of(
+    axes: tuple[int, ...], units: NDArray[np.int64], atoms: NDArray[np.int32], size: int
+) -> Places | None:
     """Find the copies of a set on a label.
 
     Args:
         axes: axes of the label.
         units: number of the unit in the set at each of its places, -1 elsewhere.
+        atoms: its atoms.
         size: units of the set.
 
     Returns:
         None when a copy is incomplete or spreads over more than one axis.
     """
-    for position in reversed(range(len(axes))):
-        if len(axes) > 1 and (units == units.take([0], axis=position)).all():
-            units = units.take([0], axis=position).squeeze(position)
-            axes = axes[:position] + axes[position + 1 :]
     for position in reversed(range(len(axes))):
         moved = np.moveaxis(units, position, -1)
         try:
@@ -91,8 +109,17 @@ def places_of(axes: tuple[int, ...], units: NDArray[np.int64], size: int) -> Pla
             return None
         rows = index // moved.shape[-1]
         if (rows == rows[:, :1]).all():
-            return Places((*axes[:position], *axes[position + 1 :], axes[position]), moved, index)
+            order = (*axes[:position], *axes[position + 1 :], axes[position])
+            return Places(order, moved, np.moveaxis(atoms, position, -1), index)
     return None
+
+
+def _spread(array: NDArray[Any], axes: tuple[int, ...], every: tuple[int, ...]) -> NDArray[Any]:
+    """An array over some axes as one over more of them, extent 1 where it has none."""
+    order = sorted(range(len(axes)), key=lambda i: axes[i])
+    return array.transpose(order)[
+        tuple(slice(None) if axis in axes else np.newaxis for axis in every)
+    ]
 
 
 def copies_of(units: NDArray[np.int64], size: int) -> NDArray[np.int64]:

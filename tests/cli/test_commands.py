@@ -168,15 +168,16 @@ def test_allocation(run, models, tmp_path, allocation):
     assert "the best of" not in outcome.out
 
 
-def test_no_lossless(run, models, tmp_path):
-    for option, wanted in (([], True), (["--no-lossless"], False), (["--lossless"], True)):
+@pytest.mark.parametrize("name", ["lossless", "components"])
+def test_steps_can_be_left_out(run, models, tmp_path, name):
+    for option, wanted in (([], True), ([f"--no-{name}"], False), ([f"--{name}"], True)):
         plan = tmp_path / "p.json"
         outcome = run(
             *("prune", models / "spirals_mlp.onnx", tmp_path / "o.onnx", "--plan", plan, *option),
             *("--calibration", models / "spirals_calibration.npz"),
         )
         assert outcome.code == 0, outcome.err
-        assert json.loads(plan.read_text())["options"]["lossless"] is wanted
+        assert json.loads(plan.read_text())["options"][name] is wanted
 
 
 def test_augment(run, models, tmp_path):

@@ -190,7 +190,9 @@ def test_what_is_not_linear_or_not_alike_is_left_alone(which: str) -> None:
     values = weights(w1=(6, 8), w2=(8, 5), **more)
     values |= {"u": np.ones(8, np.float32)} if "u" in more else {}
     pass_, _, _ = align(chain(f"{PLAIN} {{ {body} }}", values))
-    assert [len(one.units) for g in pass_.aligned.values() for one in g if len(one.units) == 8] == []
+    assert [
+        len(one.units) for g in pass_.aligned.values() for one in g if len(one.units) == 8
+    ] == []
 
 
 def test_a_wrong_model_is_not_touched() -> None:

@@ -14,7 +14,7 @@ from test_align_components import align, chain, fetch, ints, sizes, weights
 
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.load import load
-from onnxprune.passes.align_components import Aligned, AlignComponents
+from onnxprune.passes.align_components import AlignComponents, Aligned
 from onnxprune.surgery.bias import FullSize
 from onnxprune.surgery.merge import blank
 from onnxprune.surgery.slicing import slice_removed, zero_removed
@@ -120,7 +120,8 @@ def rotary(size: int) -> tuple[str, Weights]:
     """Rotate the first `size` dims of each head of `qh` and `kh`."""
     lines, angles = "", np.arange(5)[:, None] * np.tile([1.0, 0.1], size // 2)[None]
     for one in "qk":
-        lines += f"""{one}a = Slice({one}h, n0, n_half, last) {one}b1 = Slice({one}h, n_half, n_end, last)
+        lines += f"""{one}a = Slice({one}h, n0, n_half, last)
+            {one}b1 = Slice({one}h, n_half, n_end, last)
             {one}n = Neg({one}b1) {one}w = Concat<axis = -1>({one}n, {one}a)
             {one}f = Slice({one}h, n0, n_end, last)
             {one}c = Mul({one}f, cos) {one}s = Mul({one}w, sin) {one}o = Add({one}c, {one}s) """
