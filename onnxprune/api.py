@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -272,7 +273,9 @@ def _result(
     started: float,
     progress: Progress[Any],
 ) -> PruneResult:
-    plan = plan_of(loaded, analysis, built.removal, options)
+    # what `apply` is to do again, which need not be what was asked
+    done = replace(options, compensate=built.compensate)
+    plan = plan_of(loaded, analysis, built.removal, done)
     outputs: list[OutputComparison] = []
     if samples is not None:
         outputs = compare_outputs(

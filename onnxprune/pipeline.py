@@ -53,6 +53,7 @@ class Built:
         allocation: name of the way the removal was spread over the groups.
         trials: divergence measured for each way that was tried.
         note: what had to be done differently from what was asked, empty for nothing.
+        compensate: the compensation that is in the model.
     """
 
     model: ir.Model
@@ -63,6 +64,7 @@ class Built:
     allocation: str = ""
     trials: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    compensate: str = "none"
 
 
 def calibrate(
@@ -71,17 +73,13 @@ def calibrate(
     """Collect from the samples what criterion and compensation need; None without samples.
 
     Raises:
-        InputError: for a criterion or compensation that needs calibration when there is none.
+        InputError: for a compensation that needs calibration when there is none.
         CalibrationError: for unusable samples.
     """
     criterion = find_criterion(options.criterion)
-    for what, needed in (
-        (f"criterion {options.criterion}", criterion.needs_calibration),
-        (f"compensation {options.compensate}", options.compensate != "none"),
-    ):
-        if needed and samples is None:
-            raise InputError(f"{what} looks at activations; give --calibration")
     if samples is None:
+        if options.compensate != "none":
+            raise _needs_samples(f"compensation {options.compensate}")
         return None
     moments = statistics_of(analysis, samples, options, progress)
     walks = options.compensate == "least-squares" or getattr(criterion, "measures_curves", False)
@@ -118,6 +116,9 @@ def prune_model(
 def _pruned(
     analysis: Analysis, options: Options, samples: Samples | None, progress: Progress[Any]
 ) -> Built:
+    # who carries out a plan ranks nothing, and needs no samples for the criterion it was made with
+    if samples is None and find_criterion(options.criterion).needs_calibration:
+        raise _needs_samples(f"criterion {options.criterion}")
     measured = calibrate(analysis, options, samples, progress)
     groups = analysis.selected(options.include, options.exclude)
     if not groups:
@@ -147,7 +148,14 @@ def _pruned(
         # What is not cut stays as it was, bit for bit.
         cut = [group for group in groups if group.name in best.removal.classes]
         prepared = prepare(analysis, cut, options, measured, progress)
-    built = _finished(prepared.analysis, best.removal, options, prepared.calibration, progress)
+    try:
+        built = _finished(prepared.analysis, best.removal, options, prepared.calibration, progress)
+    except (CutError, VerificationError, RuntimeFailure) as error:
+        # Chosen anew, so that the plan says what is in the model and can be carried out again.
+        lesser = "mean" if options.compensate == "least-squares" else "none"
+        built = _pruned(analysis, replace(options, compensate=lesser), samples, progress)
+        note = f"{options.compensate} compensation was not possible: {error}"
+        return replace(built, note="; ".join(filter(None, (note, built.note))))
     return replace(built, dropped=dropped, allocation=best.name, trials=trials)
 
 
@@ -172,6 +180,10 @@ def rebuild(
         return _built(prepared.analysis, removal, options, prepared.calibration, progress)
 
 
+def _needs_samples(what: str) -> InputError:
+    return InputError(f"{what} looks at activations; give --calibration")
+
+
 def _finished(
     analysis: Analysis,
     removal: Removal,
@@ -179,18 +191,15 @@ def _finished(
     calibration: Calibration | None,
     progress: Progress[Any],
 ) -> Built:
-    """Build with full effort; without compensation, and a note, where nothing else holds."""
-    note = ""
-    for open_groups in (True, False):
-        try:
-            compensated = compensate(
-                analysis, removal, options, calibration, open_groups=open_groups, progress=progress
-            )
-            return _certified(analysis, compensated, options)
-        except (CutError, VerificationError, RuntimeFailure) as error:
-            note = f"{options.compensate} compensation was not possible: {error}"
-    built = _built(analysis, removal, replace(options, compensate="none"), None)
-    return replace(built, note=note)
+    """Build with full effort; with closed groups where open ones do not hold."""
+    try:
+        compensated = compensate(
+            analysis, removal, options, calibration, open_groups=True, progress=progress
+        )
+        return _certified(analysis, compensated, options)
+    except (CutError, VerificationError, RuntimeFailure):
+        compensated = compensate(analysis, removal, options, calibration, progress=progress)
+        return _certified(analysis, compensated, options)
 
 
 def _attempt(analysis: Analysis, removal: Removal, options: Options) -> Built | dict[str, str]:
@@ -224,14 +233,19 @@ def _built(
 ) -> Built:
     """Compensate, mask, slice and check one removal.
 
-    On the samples of the run that chose it, groups that were left open end as they did there.
+    On the samples of the run that chose it, groups that were left open end as they did there; where
+    they did not hold, that run went on with closed ones.
     """
-    for open_groups in (True, False):
+    try:
         compensated = compensate(
-            analysis, removal, options, calibration, open_groups=open_groups, progress=progress
+            analysis, removal, options, calibration, open_groups=True, progress=progress
         )
         if compensated.removal.same_as(removal):
-            break
+            return _certified(analysis, compensated, options)
+    except (CutError, VerificationError, RuntimeFailure):
+        if calibration is None:
+            raise
+    compensated = compensate(analysis, removal, options, calibration, progress=progress)
     return _certified(analysis, compensated, options)
 
 
@@ -256,4 +270,10 @@ def _certified(analysis: Analysis, compensated: Compensated, options: Options) -
             f"(tolerance {certificate.tolerance:.0e})"
         )
     check_result(analysis.model, sliced, feeds, got, options.runtime, tolerance)
-    return Built(sliced, removal, certificate, repairs=compensated.repairs)
+    return Built(
+        sliced,
+        removal,
+        certificate,
+        repairs=compensated.repairs,
+        compensate=options.compensate,
+    )

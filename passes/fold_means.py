@@ -41,6 +41,7 @@ Source: METHODS.md 2.1 (B = 0) and 2.4; An et al. 2024 (FLAP).
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -131,16 +132,17 @@ class FoldMeans(ir.passes.InPlacePass):
             and consumer.node not in self.skip
             and not self.cut.alive(layer).all()
         ]
-        originals = {
-            consumer.weight: weights[consumer.weight]
-            for consumer, _ in work
-            if consumer.weight is not None
-        }
+        originals = {}
+        for consumer, _ in work:
+            if consumer.weight is not None:
+                # a weight that the model picks by its input has no value to fold with
+                with contextlib.suppress(KeyError):
+                    originals[consumer.weight] = weights[consumer.weight]
         values = self._constant_values(model, work)
         modified = False
         for consumer, layer in work:
             node = self.target.nodes.get(consumer.node)
-            if consumer.weight is None or node is None or node.domain:
+            if consumer.weight not in originals or node is None or node.domain:
                 continue
             if node.op_type not in LINEAR_OPS:
                 continue

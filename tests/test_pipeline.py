@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from oracle import difference, feed, outputs, parse
 
 import onnxprune
-from onnxprune import InputError, NothingPrunable, TargetUnreachable, VerificationError
+from onnxprune import InputError, NothingPrunable, TargetUnreachable, VerificationError, pipeline
+from onnxprune.compensation import compensate
 from onnxprune.coupling.cut import Cut
+from onnxprune.errors import RuntimeFailure
 from onnxprune.surgery.attributes import ATTRIBUTES
 from onnxprune.surgery.slicing import slice_removed
 
@@ -225,3 +227,29 @@ def test_the_same_run_gives_the_same_bytes(name: str) -> None:
         return proto_of(result).SerializeToString(deterministic=True)
 
     assert once(1) == once(1) != once(2)
+
+
+@pytest.mark.parametrize("failing", [{"least-squares"}, {"least-squares", "mean"}, set()])
+@pytest.mark.parametrize("open_too", [False, True])
+def test_the_plan_says_which_compensation_is_in_the_model(
+    monkeypatch: pytest.MonkeyPatch, failing: set[str], open_too: bool
+) -> None:
+    """Where one fails, a lesser one is in, and the plan gives the same bytes again."""
+
+    def failing_compensate(*args: Any, **options: Any) -> Any:
+        sampled = args[3] is not None
+        opened = open_too and sampled and options.get("open_groups", False)
+        if args[2].compensate in failing or opened:
+            raise RuntimeFailure("it cannot be")
+        return compensate(*args, **options)
+
+    monkeypatch.setattr(pipeline, "compensate", failing_compensate)
+    source, data = MODELS / "digits_mlp.onnx", MODELS / "digits_mlp_calibration.npz"
+    given: dict[str, Any] = {"calibration": data, "threads": 1, "measure_latency": False}
+    result = onnxprune.prune(onnx.load(source), target={"macs": 0.5}, **given)
+    left = [one for one in ("least-squares", "mean", "none") if one not in failing]
+    assert result.plan.options["compensate"] == left[0]
+    assert ("not possible: it cannot be" in result.report.note) == bool(failing)
+    again = onnxprune.apply(onnx.load(source), result.plan, **given)
+    assert proto_of(again).SerializeToString() == proto_of(result).SerializeToString()
+    assert again.plan.options == result.plan.options

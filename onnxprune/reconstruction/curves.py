@@ -50,8 +50,9 @@ class Curve:
 
     def scalings(self) -> dict[str, NDArray[np.float64]]:
         """Error after each step, looked at in several ways; see `allocate.candidates`."""
-        raw = self.errors.sum(axis=1)
-        stream = (self.errors / np.maximum(self.stream, _TINY)).sum(axis=1)
+        errors = np.maximum(self.errors, 0)  # rounding makes small negative ones
+        raw = errors.sum(axis=1)
+        stream = (errors / np.maximum(self.stream, _TINY)).sum(axis=1)
         return {
             "balanced": np.sqrt(raw * stream),
             "raw": raw,
