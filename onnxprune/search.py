@@ -17,6 +17,7 @@ from onnxprune.coupling.cut import CutError
 from onnxprune.errors import RuntimeFailure, TargetUnreachable
 from onnxprune.importance import find_criterion
 from onnxprune.passes.least_squares import Settings
+from onnxprune.reconstruction.find import replaceable_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,8 @@ __all__ = ["Search"]
 
 _TRIAL = Settings(rows=32_768, iterations=3, ridges=(1e-3,), both_halves=False)
 _TRIAL_BATCHES = 16
+_WORK = 2e12
+_SOLVING = 4
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Search:
         """
         if len(ways) < 2 or calibration is None:
             return ways[0], {}
+        ways = ways[: self._affordable(calibration)]
         trials = {
             way.name: self._tried(way, calibration)
             for way in progress(ways, "trying allocations", len(ways))
@@ -105,6 +109,19 @@ class Search:
                 best = min((best, wider), key=lambda way: trials[way.name])
         return best, trials
 
+    def _affordable(self, calibration: Calibration) -> int:
+        """How many trials are worth their time: at least two, fewer for large layers."""
+        analysis = self.prepared.analysis
+        work = 1.0
+        for layer in replaceable_layers(analysis.model, analysis.coupling):
+            groups, _, unknowns = layer.shape
+            if unknowns <= _TRIAL.largest:
+                rows = min(
+                    _TRIAL.rows, layer.row_count(layer.output_shape) * len(calibration.feeds)
+                )
+                work += groups * unknowns**2 * (rows + _SOLVING * unknowns)
+        return max(2, int(_WORK / work))
+
     def _tried(self, way: Candidate, calibration: Calibration) -> float:
         """Divergence on the judging half with little effort; infinite where it cannot be built."""
         few = replace(calibration, feeds=_spread(calibration.feeds))
@@ -115,7 +132,6 @@ class Search:
                 self.options,
                 few,
                 settings=_TRIAL,
-                open_groups=True,
             )
         except (CutError, RuntimeFailure):
             return float("inf")

@@ -30,7 +30,8 @@ Conditions:
   along other axes; the producers; and in the end layers with weights of their own, or products of
   two activations that both carry them. An activation, normalisation, rotary embedding or fused
   attention node on the way leaves a set alone; so does a weight that something else uses as well.
-* labels stay what they are: units of a set change places only among themselves.
+* labels stay what they are: units of a set change places only among themselves. Units that are zero
+  where they are made and where they are read, as RemoveLossless leaves them, stay what they are.
 * the outputs must agree with the original's, to the certificate's tolerance; groups for which they
   do not are left as they were.
 
@@ -145,7 +146,7 @@ class AlignComponents(ir.passes.InPlacePass):
             found = balance(taken) if taken is not None else None
             if found is not None:
                 work.setdefault(one.group, []).append((one, found))
-        kept = self._agreeing(work)
+        kept = self._agreeing(work) if work else {}
         self.dropped = tuple(name for name in work if name not in kept)
         _apply(self.target, kept)
         self.aligned = {
@@ -198,4 +199,6 @@ def _apply(target: FullSize, work: dict[str, list[tuple[LinearSet, Components]]]
 def _described(one: LinearSet, found: Components) -> Aligned:
     nodes = [reader.layer.node for reader in one.readers] + [each.node for each in one.products]
     readers = tuple(node.outputs[0].name or "" for node in nodes)
-    return Aligned(one.units, found.energies, readers, bool(one.products))
+    order = np.argsort(-found.energies, kind="stable")
+    units = tuple(one.units[place] for place in order.tolist())
+    return Aligned(units, found.energies[order], readers, bool(one.products))

@@ -24,9 +24,9 @@ After::
   those there were are thrown away. Then both halves fit.
 
 Conditions: float weights that one node alone reads, of Conv, ConvTranspose, Gemm, MatMul, Einsum
-(a stack of matrices excepted); unknowns up to `Settings.largest`. A layer without further linear
-layers behind it (a classifier) is only touched when its own input was cut, and then with a strong
-ridge: calibration samples are often training samples, on which outputs are over-confident.
+(a stack of matrices excepted); unknowns up to `Settings.largest`. A layer that gives what the model
+returns (a classifier) is only touched when its own input was cut, and then with a strong ridge:
+calibration samples are often training samples, on which outputs are over-confident.
 
 Source: METHODS.md 2.1 to 2.4; QUALITY.md 2 and 4; Kwon et al. 2022; Frantar et al. 2022 (OBC).
 """
@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from onnxprune.reconstruction.layers import LinearLayer
     from onnxprune.surgery.bias import FullSize
 
+_BEHIND_SCORES = frozenset({"Add", "Softmax", "LogSoftmax", "Sigmoid", "Identity", "Flatten"})
+
 __all__ = ["LeastSquares", "OpenChoice", "Repair", "Settings"]
 
 
@@ -71,7 +73,7 @@ class Settings:
         rows: rows of each regression over all samples.
         iterations: rounds of moving targets on flat parts of an activation; 0 for none.
         ridges: strengths to choose from.
-        last_ridges: the same for layers without linear layers behind them.
+        last_ridges: the same for layers whose output the model returns.
         largest: unknowns of a regression above which a layer keeps its weights.
         row_bytes: memory for the rows of one layer.
         refit: fit layers too whose own weights are not cut.
@@ -173,7 +175,7 @@ class LeastSquares(ir.passes.InPlacePass):
         self._pruned = Walk(model, self.feeds, self.runtime)
         self._makers = {v.name: n for n in self.original.graph for v in n.outputs}
         layers = replaceable_layers(model, self.target.coupling)
-        last = _without_layers_behind(model.graph, [layer.node for layer in layers])
+        last = _give_scores(model.graph, [layer.node for layer in layers])
         for number, layer in enumerate(self.progress(layers, "least squares", len(layers))):
             repair = self._repair(layer, number, layer.node in last)
             self.repairs += [repair] if repair is not None else []
@@ -312,15 +314,17 @@ class LeastSquares(ir.passes.InPlacePass):
             self.target.add_to_output(node, delta, kind)
 
 
-def _without_layers_behind(graph: ir.Graph, layers: Sequence[ir.Node]) -> set[ir.Node]:
-    """Layers whose output reaches no further layer."""
-    mine = set(layers)
-    feeds_layer: set[ir.Value] = set()
-    last = set()
-    for node in reversed(list(graph)):
-        behind = any(value in feeds_layer for value in node.outputs)
-        if node in mine and not behind:
-            last.add(node)
-        if behind or node in mine:
-            feeds_layer.update(value for value in node.inputs if value is not None)
-    return last
+def _give_scores(graph: ir.Graph, layers: Sequence[ir.Node]) -> set[ir.Node]:
+    """Layers whose output the model returns, at most as probabilities."""
+    found = set()
+    returned = set(graph.outputs)
+    for node in layers:
+        value = node.outputs[0]
+        while value not in returned:
+            uses = list(value.uses())
+            if len(uses) != 1 or uses[0].node.op_type not in _BEHIND_SCORES:
+                break
+            value = uses[0].node.outputs[0]
+        else:
+            found.add(node)
+    return found

@@ -26,7 +26,6 @@ import numpy as np
 
 from onnxprune.model.constants import ConstantValues
 from onnxprune.progress import silent
-from onnxprune.reconstruction.contractions import Contraction
 from onnxprune.reconstruction.walk import Walk
 
 if TYPE_CHECKING:
@@ -48,6 +47,7 @@ __all__ = ["Components", "Moments", "balance", "measure"]
 _WORST_CONDITION = 1e4
 _MASKS = frozenset({"Mul", "Div", "Add", "Sub", "Where", "Cast", "Identity"})
 _LONGEST = 8
+_TABLE = 40_000_000
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Components:
     Attributes:
         matrix: T.
         inverse: its inverse, transposed: what is to be applied to the columns of a reader.
-        energies: error of dropping each component, descending.
+        energies: error of dropping each component; descending but for units left as they are.
     """
 
     matrix: NDArray[np.float64]
@@ -82,15 +82,30 @@ def balance(moments: Moments) -> Components | None:
     """Find the components of a set.
 
     Directions in which next to nothing happens are rounded up, so that T can be inverted safely;
-    T is scaled to leave the power of the units as it was.
+    T is scaled to leave the power of the units as it was. Units that are zero where they are made
+    and where they are read (another pass has blanked them) stay as they are.
 
     Returns:
         None when nothing varies, nothing counts, or something is not finite.
     """
     spread, weight = moments.spread, moments.weight
-    power = float(np.trace(spread))
-    if not (np.isfinite(spread).all() and np.isfinite(weight).all()):
+    used = np.flatnonzero(np.diagonal(spread) + np.diagonal(weight) != 0)
+    if not len(used) or not (np.isfinite(spread).all() and np.isfinite(weight).all()):
         return None
+    forward = _balanced(spread[np.ix_(used, used)], weight[np.ix_(used, used)])
+    if forward is None:
+        return None
+    matrix: NDArray[np.float64] = np.eye(len(spread))
+    matrix[np.ix_(used, used)] = forward
+    inverse = np.asarray(np.linalg.inv(matrix).T, np.float64)
+    return Components(matrix, inverse, _diagonal(matrix, spread) * _diagonal(inverse, weight))
+
+
+def _balanced(
+    spread: NDArray[np.float64], weight: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    """T, its rows in the order of their energies."""
+    power = float(np.trace(spread))
     if power <= 0 or np.trace(weight) <= 0:
         return None
     values, vectors = np.linalg.eigh(spread)
@@ -107,9 +122,8 @@ def balance(moments: Moments) -> Components | None:
         return None
     forward *= np.sqrt(power / _diagonal(forward, spread).sum())
     energies = _diagonal(forward, spread) * _diagonal(np.linalg.inv(forward).T, weight)
-    order = np.argsort(-energies, kind="stable")
-    forward = forward[order]
-    return Components(forward, np.linalg.inv(forward).T, energies[order])
+    ordered: NDArray[np.float64] = forward[np.argsort(-energies, kind="stable")]
+    return ordered
 
 
 def _diagonal(matrix: NDArray[np.float64], moments: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -124,7 +138,7 @@ def measure(
     sets: Sequence[LinearSet],
     feeds: Sequence[Mapping[str, NDArray[Any]]],
     runtime: Runtime,
-    rows: int = 16_384,
+    rows: int = 8192,
     seed: int = 0,
     progress: Progress[Any] = silent,
 ) -> list[Moments | None]:
@@ -163,14 +177,12 @@ def measure(
         if at in readers:
             layer = readers[at][0][1].layer
             weight = layer.matrix(np.asarray(constants[layer.weight]))[0]
-            output = layer.node.outputs[0].name or ""
-            made = walk.preview(layer.node, [output])[output].shape
-            table = drawn.rows_of(layer, walk[layer.data], layer.row_count(made))
+            table = drawn.rows_of(layer, walk[layer.data])
             for number, reader in readers[at]:
                 found[number].append(_of_reader(table, weight, reader))
         for number, product in products.get(at, ()):
             try:
-                shifted = softmax_ignores(product, coupling)
+                shifted = _ignored_by_softmax(product, coupling)
                 first, second = (
                     _moments(drawn.places_of(one, walk[name]), central=name == shifted)
                     for name, one in zip(product.names, product.places, strict=True)
@@ -187,15 +199,12 @@ class _Draw:
     def __init__(self, rows: int, seed: int, at: int) -> None:
         self._rows, self._seed, self._at = rows, seed, at
 
-    def rows_of(
-        self, layer: LinearLayer, data: Sequence[NDArray[Any]], first: int
-    ) -> NDArray[np.float32]:
-        """What a layer reads, [rows, unknowns], where the first batch gives so many rows."""
-        flat = isinstance(layer, Contraction)
-        used = [x for x in data if flat or x.shape[1:] == data[0].shape[1:]]
-        chosen = self._chosen([first * x.size // data[0].size for x in used])
+    def rows_of(self, layer: LinearLayer, data: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """What a layer reads, [rows, unknowns]."""
+        most = _TABLE // layer.shape[2]
+        chosen = self._chosen([layer.rows_of(x.shape) for x in data], most)
         return np.concatenate(
-            [layer.rows(x, ids)[:, 0] for x, ids in zip(used, chosen, strict=True)]
+            [layer.rows(x, ids)[:, 0] for x, ids in zip(data, chosen, strict=True)]
         )
 
     def places_of(self, places: Places, data: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
@@ -206,8 +215,8 @@ class _Draw:
         # a batch that was merged into the copies makes their number differ between batches
         return np.concatenate([one.reshape(-1, 1, one.shape[2]) for one in taken])
 
-    def _chosen(self, counts: Sequence[int]) -> list[NDArray[np.int64]]:
-        share = min(1.0, self._rows / max(sum(counts), 1))
+    def _chosen(self, counts: Sequence[int], most: int = _TABLE) -> list[NDArray[np.int64]]:
+        share = min(1.0, min(self._rows, most) / max(sum(counts), 1))
         return [
             np.sort(
                 np.random.default_rng([self._seed, self._at, batch]).choice(
@@ -249,7 +258,7 @@ def _moments(x: NDArray[np.float32], *, central: bool) -> NDArray[np.float64]:
     return flat.T @ flat / len(flat)
 
 
-def softmax_ignores(product: Product, coupling: Coupling) -> str:
+def _ignored_by_softmax(product: Product, coupling: Coupling) -> str:
     """Which operand of a product may be shifted by any vector without a softmax behind noticing.
 
     Returns:

@@ -47,6 +47,8 @@ class Contraction(LinearLayer):
         if any(self._extents[c] != self.data_shape[self._read.index(c)] for c in summed):
             raise ValueError("a summed axis is broadcast")
         self.output_axes = tuple(self._output.index(c) for c in own)
+        made, read = (prod(self._extents[c] for c in letters) for letters in (own, summed))
+        self.shape = (1, made, read)
         alpha = node.attributes.get("alpha") if node.op_type == "Gemm" else None
         self._alpha = 1.0 if alpha is None else alpha.as_float()
         if not self._alpha:

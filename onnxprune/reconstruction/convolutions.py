@@ -39,6 +39,11 @@ class Convolution(LinearLayer):
         group = node.attributes.get("group")
         self._groups = 1 if group is None else group.as_int()
         self._kernel = self.weight_shape[2:]
+        first, second, taps = *self.weight_shape[:2], prod(self._kernel)
+        if node.op_type == "ConvTranspose":
+            self.shape = (self._groups, second, first // self._groups * taps)
+        else:
+            self.shape = (self._groups, first // self._groups, second * taps)
         self._opset = opset
         self._transposed = node.op_type == "ConvTranspose"
         self._taps: dict[tuple[int, ...], NDArray[np.int64]] = {}

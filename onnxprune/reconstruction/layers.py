@@ -37,9 +37,11 @@ class LinearLayer(abc.ABC):
         weight_shape: shape of the constant.
         output_shape: traced shape of the output.
         output_axes: axes of the output whose positions the weight makes.
+        shape: groups, outputs and unknowns of M.
     """
 
     output_axes: tuple[int, ...]
+    shape: tuple[int, int, int]
 
     def __init__(self, node: ir.Node, slot: int, shapes: dict[str, tuple[int, ...]]) -> None:
         names = [value.name or "" if value is not None else "" for value in node.inputs[:2]]
@@ -89,8 +91,7 @@ class LinearLayer(abc.ABC):
 
         None when rows differ in them.
         """
-        empty = np.zeros(self.weight_shape, bool)
-        kept = np.ones_like(self.matrix(empty)[:, 0], bool)
+        kept = np.ones((self.shape[0], self.shape[2]), bool)
         for one in cut.coupling.tensors[self.data].layers:
             alive = cut.alive(one)
             if alive.all():

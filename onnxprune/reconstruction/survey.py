@@ -150,7 +150,7 @@ class Survey:
         layer = linear_layer(node, self._coupling, self._opset)
         if layer is None:
             return None
-        unknowns = layer.matrix(np.zeros(layer.weight_shape, np.bool_)).shape[2]
+        unknowns = layer.shape[2]
         if unknowns > self._settings.largest:
             return None
         self._walk.advance(node)

@@ -2,66 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
-from numpy.typing import NDArray
-from oracle import BATCHES, ONE_THREAD, Traced, difference, feed, outputs, parse, traced
+from aligning import align, batches, chain, fetch, sizes, weights
+from oracle import ONE_THREAD, difference, feed, outputs, traced
 
 from onnxprune.passes.align_components import AlignComponents
 from onnxprune.surgery.bias import FullSize
 from onnxprune.surgery.merge import blank
-
-Weights = dict[str, NDArray[Any]]
-Feeds = list[dict[str, NDArray[Any]]]
-
-
-def weights(**shapes: tuple[int, ...]) -> Weights:
-    rng = np.random.default_rng(0)
-    return {name: rng.standard_normal(one).astype(np.float32) for name, one in shapes.items()}
-
-
-def ints(*values: int) -> NDArray[np.int64]:
-    return np.array(values, np.int64)
-
-
-def batches(proto: onnx.ModelProto, count: int = 4) -> Feeds:
-    return [dict(feed(proto, 8, seed=seed)) for seed in range(count)]
-
-
-def align(proto: onnx.ModelProto) -> tuple[AlignComponents, Traced, Feeds]:
-    """Run the pass, and check that it changes no output."""
-    subject, feeds = traced(proto), batches(proto)
-    full = FullSize(subject.model.clone(), subject.coupling)
-    pass_ = AlignComponents(full, subject.groups, feeds, ONE_THREAD)
-    assert pass_(full.model).modified == bool(pass_.aligned)
-    assert not pass_.dropped
-    for group in pass_.aligned.values():
-        for one in group:
-            assert (np.diff(one.energies) <= 0).all()
-    result = ir.to_proto(full.model)
-    onnx.checker.check_model(result, full_check=True)
-    for batch in BATCHES:
-        inputs = feed(proto, batch, seed=batch)
-        assert difference(outputs(proto, inputs), outputs(result, inputs)) < 1e-5
-    return pass_, subject, feeds
-
-
-def sizes(pass_: AlignComponents) -> list[tuple[int, bool]]:
-    """Units of each set, and whether a product reads it."""
-    return sorted((len(one.units), one.product) for g in pass_.aligned.values() for one in g)
-
-
-def fetch(model: ir.Model, names: list[str], feeds: Feeds) -> list[dict[str, NDArray[Any]]]:
-    copy = model.clone()
-    made = {value.name: value for node in copy.graph for value in node.outputs}
-    known = {value.name for value in copy.graph.outputs}
-    copy.graph.outputs.extend(made[name] for name in names if name not in known)
-    return [outputs(ir.to_proto(copy), one) for one in feeds]
-
 
 PLAIN = "(float[N, 6] x) => (float[N, 5] y)"
 MAP = "(float[N, 4, 7, 7] x) => (float[N, 5, A, B] y)"
@@ -93,10 +42,6 @@ CHAINS = {
         weights(w1=(6, 8), w2=(8, 5), w3=(6, 8)),
     ),
 }
-
-
-def chain(text: str, values: Weights) -> onnx.ModelProto:
-    return parse(f'<ir_version: 8, opset_import: ["": 18]> g {text}', dict(values))
 
 
 @pytest.mark.parametrize("which", CHAINS)
@@ -222,3 +167,16 @@ def test_nothing_varies() -> None:
     text, values = CHAINS["MatMul"]
     values = values | {"w1": np.zeros_like(values["w1"])}
     assert not align(chain(text, values))[0].aligned
+
+
+def test_units_that_another_pass_has_blanked_stay_where_they_are() -> None:
+    text, values = CHAINS["MatMul"]
+    values = {name: array.copy() for name, array in values.items()}
+    for unit in (0, 3):
+        values["w1"][:, unit] = values["b1"][unit] = values["w2"][unit] = 0
+    pass_, _, _ = align(chain(text, values))
+    ((one,),) = pass_.aligned.values()
+    assert one.units[:5] == (1, 2, 4, 5, 6)
+    after = {name: t.numpy() for name, t in pass_.target.coupling.facts.constants.items()}
+    assert not np.concatenate([after["w1"][:, [0, 3]].T, after["w2"][[0, 3]]], axis=1).any()
+    assert not after["b1"][[0, 3]].any()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from numpy.typing import NDArray
+from aligning import Weights, align, chain, fetch, ints, sizes, weights
 from oracle import ONE_THREAD, difference, feed, outputs
-from test_align_components import align, chain, fetch, ints, sizes, weights
 
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.load import load
@@ -19,7 +18,7 @@ from onnxprune.surgery.bias import FullSize
 from onnxprune.surgery.merge import blank
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
-Weights = dict[str, NDArray[Any]]
+MODELS = Path(__file__).parents[2] / "models"
 
 TOKENS = "(float[N, 5, 12] x) => (float[N, 5, 7] y)"
 HEADS, SIZE = 3, 4
@@ -203,8 +202,8 @@ def test_the_cut_model_is_the_masked_one() -> None:
 
 
 def test_a_trained_transformer_keeps_more_with_fewer_dims() -> None:
-    proto = onnx.load("models/digits_transformer.onnx")
-    rows = dict(np.load("models/digits_transformer_calibration.npz"))
+    proto = onnx.load(MODELS / "digits_transformer.onnx")
+    rows = dict(np.load(MODELS / "digits_transformer_calibration.npz"))
     pass_, subject, _ = align(proto)
     full = FullSize(subject.model.clone(), subject.coupling)
     pass_ = AlignComponents(full, subject.groups, [rows], ONE_THREAD)
