@@ -207,4 +207,7 @@ def _plain_errors(view: GroupView, regressions: Mapping[Reading, Sequence[Reader
             errors = errors * view.per_unit(reading.units, power)
         share = errors / max(float(errors.sum()), _TINY)
         result.append(_Plain(share * variance, variance, stream, True))
+    if not result and not readers:
+        # nothing is seen of a group inside a Loop or If but its weights
+        result.append(_Plain(view.weight_share(), 1.0, 1.0, False))
     return result
