@@ -45,12 +45,24 @@ _REASONS = 5
 _OUTPUTS = 8
 
 
+class _Console(Console):
+    """A console that leaves it to the caller what happens when nobody reads on."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what rich would turn into exit code 1.
+
+        Raises:
+            BrokenPipeError: always.
+        """
+        raise BrokenPipeError
+
+
 def make_console(file: TextIO | None = None) -> Console:
     """Return a console: colour only on terminals that want it, and never over 100 columns."""
     stream = file or sys.stdout
-    console = Console(file=stream, markup=False, emoji=False, highlight=False)
+    console = _Console(file=stream, markup=False, emoji=False, highlight=False)
     width = min(console.width, _WIDTH) if stream.isatty() else _WIDTH
-    return Console(file=stream, markup=False, emoji=False, highlight=False, width=width)
+    return _Console(file=stream, markup=False, emoji=False, highlight=False, width=width)
 
 
 @dataclass(frozen=True)

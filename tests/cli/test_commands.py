@@ -282,9 +282,11 @@ def test_full_disk_leaves_no_model(run, models, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_reader_that_stops_early(models):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_reader_that_stops_early(models, unbuffered):
     process = subprocess.Popen(
         [sys.executable, "-m", "onnxprune", "inspect", str(models / "digits_resnet.onnx")],
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
