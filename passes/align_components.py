@@ -53,7 +53,7 @@ from onnxprune.progress import silent
 from onnxprune.reconstruction.components import balance, measure
 from onnxprune.reconstruction.linear_paths import linear_sets
 from onnxprune.surgery.bias import FullSize
-from onnxprune.surgery.merge import _replace
+from onnxprune.surgery.merge import replace_constant
 from onnxprune.verification.certificate import tolerance_for
 from onnxprune.verification.difference import largest_difference
 
@@ -193,7 +193,7 @@ def _apply(target: FullSize, work: dict[str, list[tuple[LinearSet, Components]]]
                 matrix = found.inverse if factor.inverse else found.matrix
                 arrays[name] = factor.places.multiplied(arrays[name], matrix)
     for name, array in arrays.items():
-        _replace(target, name, array.astype(constants[name].dtype.numpy()))
+        replace_constant(target, name, array.astype(constants[name].dtype.numpy()))
 
 
 def _described(one: LinearSet, found: Components) -> Aligned:

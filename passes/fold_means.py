@@ -52,7 +52,7 @@ from onnxprune.calibration.statistics import Tap
 from onnxprune.model.constants import ConstantValues
 from onnxprune.model.runtime import open_session, run
 from onnxprune.surgery.border import add_border_exact_constant
-from onnxprune.surgery.linear import LINEAR_OPS, apply_linear, axes_of_weight
+from onnxprune.surgery.linear import LINEAR_OPS, apply_linear, axes_of_weight, linear_node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -141,7 +141,7 @@ class FoldMeans(ir.passes.InPlacePass):
         values = self._constant_values(model, work)
         modified = False
         for consumer, layer in work:
-            node = self.target.nodes.get(consumer.node)
+            node = linear_node(self.target.nodes, consumer.node)
             if consumer.weight not in originals or node is None or node.domain:
                 continue
             if node.op_type not in LINEAR_OPS:

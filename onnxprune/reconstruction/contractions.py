@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from onnxprune.coupling.labels import Layer
 
-__all__ = ["Contraction"]
+__all__ = ["Contraction", "letters_of"]
 
 
 class Contraction(LinearLayer):
@@ -33,7 +33,7 @@ class Contraction(LinearLayer):
     def __init__(self, node: ir.Node, slot: int, shapes: dict[str, tuple[int, ...]]) -> None:
         super().__init__(node, slot, shapes)
         ranks = [len(shapes[v.name or ""]) if v is not None else 0 for v in node.inputs[:2]]
-        terms = _terms(node, ranks)
+        terms = letters_of(node, ranks)
         self._read, self._made, self._output = terms[1 - slot], terms[slot], terms[2]
         summed = [c for c in self._made if c not in self._output]
         own = [c for c in self._made if c in self._output and c not in self._read]
@@ -107,8 +107,16 @@ class Contraction(LinearLayer):
         return flat[ids].astype(np.float32)[:, np.newaxis]
 
 
-def _terms(node: ir.Node, ranks: list[int]) -> tuple[str, str, str]:
-    """Letters of the axes of both inputs and of the output."""
+def letters_of(node: ir.Node, ranks: list[int]) -> tuple[str, str, str]:
+    """Letters of the axes of both inputs and of the output of a Gemm, MatMul or Einsum.
+
+    Args:
+        node: the node.
+        ranks: of its two inputs.
+
+    Raises:
+        ValueError: for a product with a vector, or an Einsum of another kind.
+    """
     if node.op_type == "Einsum":
         equation = node.attributes["equation"].as_string().replace(" ", "")
         inputs, _, output = equation.partition("->")

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from onnxprune.coupling.trace import Coupling
     from onnxprune.reconstruction.layers import LinearLayer
 
-__all__ = ["linear_layer", "reading_unknowns", "replaceable_layers"]
+__all__ = ["WEIGHT_MOVEMENTS", "linear_layer", "reading_unknowns", "replaceable_layers"]
 
-_MOVEMENTS = frozenset({"Transpose", "Identity", "Reshape", "Cast", "Unsqueeze", "Squeeze"})
+WEIGHT_MOVEMENTS = frozenset({"Transpose", "Identity", "Reshape", "Cast", "Unsqueeze", "Squeeze"})
+"""Ops a weight may come through and still be replaced."""
 
 
 def linear_layer(node: ir.Node, coupling: Coupling, opset: int) -> LinearLayer | None:
@@ -79,7 +80,7 @@ def _owns_weight(layer: LinearLayer) -> bool:
             tensor = ir.convenience.get_const_tensor(value)
             is_float = tensor is not None and tensor.dtype.is_floating_point()
             return is_float and not value.is_graph_input()
-        if producer.op_type not in _MOVEMENTS or producer.domain:
+        if producer.op_type not in WEIGHT_MOVEMENTS or producer.domain:
             return False
         value = producer.inputs[0]
     return False

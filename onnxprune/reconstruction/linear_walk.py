@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from onnxprune.coupling.labels import Layer
 from onnxprune.coupling.step import node_id
-from onnxprune.reconstruction.contractions import _terms
-from onnxprune.reconstruction.find import _MOVEMENTS
+from onnxprune.reconstruction.contractions import letters_of
+from onnxprune.reconstruction.find import WEIGHT_MOVEMENTS
 from onnxprune.reconstruction.sides import Sides
 from onnxprune.reconstruction.unit_places import Places, copies_of, places_of
 from onnxprune.surgery.linear import LINEAR_OPS
@@ -271,7 +271,7 @@ class SetWalk:
         if len(names) != 2 or node.op_type in ("Conv", "ConvTranspose"):
             raise Unsuitable("", f"{node.op_type} with a weight that cannot be replaced")
         try:
-            terms = _terms(node, [len(self._tensors[name].shape) for name in names])
+            terms = letters_of(node, [len(self._tensors[name].shape) for name in names])
         except (ValueError, KeyError) as error:
             raise Unsuitable("", "a product that is not understood") from error
         carrying = [slot for slot, name in enumerate(names) if name in self._all]
@@ -372,7 +372,7 @@ class SetWalk:
         while value is not None and name not in self._constants:
             producer = value.producer()
             shared |= len(value.uses()) > 1 or value.is_graph_output()
-            if producer is None or producer.domain or producer.op_type not in _MOVEMENTS:
+            if producer is None or producer.domain or producer.op_type not in WEIGHT_MOVEMENTS:
                 raise Unsuitable("", "a constant that is worked out")
             self._explained.add(name)
             value = producer.inputs[0]

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxprune.coupling.labels import Layer, TensorLabels, rename
 from onnxprune.model.observe import constants_of
 from onnxprune.surgery.integers import Editor
+from onnxprune.surgery.linear import ADDED_TO
 from onnxprune.surgery.slicing import zero_removed
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class FullSize:
         graph.insert_after(node, add)
         output.replace_all_uses_with(total, replace_graph_outputs=True)
         add.replace_input_with(0, output)
-        inner = self.editor.unique_name(f"{name}/before_bias")
+        inner = self.editor.unique_name(f"{name}{ADDED_TO}")
         output.name = inner
         total.name = name
         self.nodes[name], self.nodes[inner] = add, node

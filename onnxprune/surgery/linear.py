@@ -11,12 +11,33 @@ import onnx_ir as ir
 from onnxprune.model.runtime import Runtime, open_session, run
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
-__all__ = ["LINEAR_OPS", "apply_linear", "axes_of_weight"]
+__all__ = ["ADDED_TO", "LINEAR_OPS", "apply_linear", "axes_of_weight", "linear_node"]
 
 LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"})
 """Ops of the default domain that multiply an activation with a weight."""
+
+ADDED_TO = "/before_bias"
+"""What the name of a tensor is followed by once something is added to it under its own name."""
+
+
+def linear_node(nodes: Mapping[str, ir.Node], name: str) -> ir.Node | None:
+    """Node that makes a tensor, behind terms which compensation has added to it.
+
+    Args:
+        nodes: node by the name of what it makes.
+        name: id of the node when the model was traced: the sum has taken over its first output.
+    """
+    node = nodes.get(name)
+    while node is not None and node.op_type == "Add" and node.inputs[0] is not None:
+        inner = node.inputs[0].name or ""
+        if not inner.startswith(f"{name}{ADDED_TO}"):
+            break
+        node = nodes.get(inner)
+    return node
 
 
 def apply_linear(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onnxprune.surgery.bias import FullSize
 
 __all__ = ["blank", "constants_of", "is_linear", "is_mergeable", "move_weights"]
+__all__ += ["replace_constant"]
 
 
 def is_linear(target: FullSize, reading: Reading) -> bool:
@@ -77,7 +78,7 @@ def move_weights(
         source, goal = (np.flatnonzero(reading.units == one) for one in (unit, kept))
         columns[goal] += factor * columns[source]
         columns[source] = 0
-    _replace(target, consumer.weight, array.astype(tensor.dtype.numpy()))
+    replace_constant(target, consumer.weight, array.astype(tensor.dtype.numpy()))
 
 
 def blank(target: FullSize, group: Group, units: Sequence[int]) -> None:
@@ -93,7 +94,7 @@ def blank(target: FullSize, group: Group, units: Sequence[int]) -> None:
         if owned.tensor not in target.coupling.divisors:
             array = tensor.numpy().copy()
             np.moveaxis(array, owned.axes, range(len(owned.axes)))[gone] = 0
-            _replace(target, owned.tensor, array)
+            replace_constant(target, owned.tensor, array)
 
 
 def constants_of(target: FullSize) -> ConstantValues:
@@ -101,7 +102,8 @@ def constants_of(target: FullSize) -> ConstantValues:
     return ConstantValues(target.model, target.coupling.facts.constants)
 
 
-def _replace(target: FullSize, name: str, array: NDArray[Any]) -> None:
+def replace_constant(target: FullSize, name: str, array: NDArray[Any]) -> None:
+    """Give a constant of the main graph another value of its shape and dtype."""
     old = target.coupling.facts.constants[name]
     tensor = ir.Tensor(array, dtype=old.dtype, name=old.name, doc_string=old.doc_string)
     tensor.metadata_props.update(old.metadata_props)
