@@ -33,6 +33,7 @@ from onnx import helper, numpy_helper
 import onnxprune
 from onnxprune.allocate.candidates import candidates
 from onnxprune.analysis import Analysis
+from onnxprune.building import build
 from onnxprune.cost.shapes import CutCost
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import find_groups, find_refusals
@@ -40,7 +41,6 @@ from onnxprune.coupling.trace import trace
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
 from onnxprune.options import Options
-from onnxprune.pipeline import build
 from onnxprune.ranking import rank
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.analysis import Analysis, analyse
+from onnxprune.building import Built
 from onnxprune.calibration.augment import VIEWS
 from onnxprune.calibration.samples import read_samples
 from onnxprune.cost.latency import measure_pair
@@ -24,7 +25,7 @@ from onnxprune.model.load import convert, load
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.size import loaded_bytes, model_bytes
 from onnxprune.options import ALLOCATIONS, COMPENSATIONS, Options, check_targets
-from onnxprune.pipeline import Built, prune_model, rebuild
+from onnxprune.pipeline import prune_model, rebuild
 from onnxprune.plan import Plan
 from onnxprune.planning import plan_of, planned_options, planned_removal
 from onnxprune.progress import silent

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from oracle import difference, feed, outputs, parse
 
 import onnxprune
-from onnxprune import InputError, NothingPrunable, TargetUnreachable, VerificationError, pipeline
+from onnxprune import InputError, NothingPrunable, TargetUnreachable, VerificationError, building
 from onnxprune.compensation import compensate
 from onnxprune.coupling.cut import Cut
 from onnxprune.errors import RuntimeFailure
@@ -111,7 +111,7 @@ def test_a_group_whose_cut_the_graph_cannot_express_stays_whole_alone() -> None:
 def test_a_wrong_surgery_is_caught_and_only_its_group_rolled_back(
     broken: str, left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxprune.pipeline.slice_removed", corrupt(broken))
+    monkeypatch.setattr("onnxprune.building.slice_removed", corrupt(broken))
     result = prune(branches())
     assert result.report.widths.keys() == {left}
     assert result.report.dropped.keys() == {f"{broken}[0]"}
@@ -132,14 +132,14 @@ def test_a_result_that_does_not_run_costs_only_its_group(monkeypatch: pytest.Mon
 
 def test_groups_that_only_fail_together_do_not_both_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     both = corrupt("w1", when=lambda cut: cut.touches("v1"))
-    monkeypatch.setattr("onnxprune.pipeline.slice_removed", both)
+    monkeypatch.setattr("onnxprune.building.slice_removed", both)
     result = prune(branches())
     assert len(result.report.widths) == len(result.report.dropped) == 1
     assert result.report.certificate.holds
 
 
 def test_when_every_surgery_fails_nothing_is_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxprune.pipeline.slice_removed", corrupt("w1", "v1"))
+    monkeypatch.setattr("onnxprune.building.slice_removed", corrupt("w1", "v1"))
     with pytest.raises((NothingPrunable, VerificationError), match="differs from the masked one"):
         prune(branches())
 
@@ -243,7 +243,7 @@ def test_the_plan_says_which_compensation_is_in_the_model(
             raise RuntimeFailure("it cannot be")
         return compensate(*args, **options)
 
-    monkeypatch.setattr(pipeline, "compensate", failing_compensate)
+    monkeypatch.setattr(building, "compensate", failing_compensate)
     source, data = MODELS / "digits_mlp.onnx", MODELS / "digits_mlp_calibration.npz"
     given: dict[str, Any] = {"calibration": data, "threads": 1, "measure_latency": False}
     result = onnxprune.prune(onnx.load(source), target={"macs": 0.5}, **given)

@@ -1,0 +1,151 @@
+"""From a removal to a model that passed every check: compensate, mask, slice, certify."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from onnxprune.allocate.choose import Removal
+from onnxprune.compensation import Calibration, Compensated, compensate
+from onnxprune.coupling.cut import Cut, CutError
+from onnxprune.errors import RuntimeFailure, VerificationError
+from onnxprune.model.execution import Execution
+from onnxprune.progress import silent
+from onnxprune.surgery.slicing import slice_removed, zero_removed
+from onnxprune.surgery.statistics import keep_statistics, restrict_statistics
+from onnxprune.verification.certificate import Certificate, certify, tolerance_for
+from onnxprune.verification.gates import check_result
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx_ir as ir
+
+    from onnxprune.analysis import Analysis
+    from onnxprune.options import Options
+    from onnxprune.passes.least_squares import Repair
+    from onnxprune.progress import Progress
+
+__all__ = ["Built", "attempt", "build", "finish"]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A result that passed every check.
+
+    Attributes:
+        model: the smaller model.
+        removal: what was removed.
+        certificate: the comparison with the masked model.
+        dropped: groups left whole because the graph could not follow their cut, with the reason.
+        repairs: what became of the layers that were to be solved anew.
+        allocation: name of the way the removal was spread over the groups.
+        trials: divergence measured for each way that was tried.
+        note: what had to be done differently from what was asked, empty for nothing.
+        compensate: the compensation that is in the model.
+    """
+
+    model: ir.Model
+    removal: Removal
+    certificate: Certificate
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    repairs: tuple[Repair, ...] = ()
+    allocation: str = ""
+    trials: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+    compensate: str = "none"
+
+
+def finish(
+    analysis: Analysis,
+    removal: Removal,
+    options: Options,
+    calibration: Calibration | None,
+    progress: Progress[Any],
+) -> Built:
+    """Build with full effort; with closed groups where open ones do not hold."""
+    try:
+        compensated = compensate(
+            analysis, removal, options, calibration, open_groups=True, progress=progress
+        )
+        return _certified(analysis, compensated, options)
+    except (CutError, VerificationError, RuntimeFailure):
+        compensated = compensate(analysis, removal, options, calibration, progress=progress)
+        return _certified(analysis, compensated, options)
+
+
+def attempt(analysis: Analysis, removal: Removal, options: Options) -> Built | dict[str, str]:
+    """Build and certify a removal; on failure return the groups to leave whole, with the reason."""
+    try:
+        return build(analysis, removal, options, None)
+    except CutError as error:
+        guilty = analysis.names_at(error.tensor, removal.classes)
+        if guilty:
+            return dict.fromkeys(guilty, str(error))
+        reason = str(error)
+    except (VerificationError, RuntimeFailure) as error:
+        reason = str(error)
+    if len(removal.classes) == 1:
+        return dict.fromkeys(removal.classes, reason)
+    names = sorted(removal.classes)
+    failing: dict[str, str] = {}
+    for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+        part = Removal({name: removal.classes[name] for name in half})
+        outcome = attempt(analysis, part, options)
+        failing |= outcome if isinstance(outcome, dict) else {}
+    return failing or dict.fromkeys(names[len(names) // 2 :], reason)
+
+
+def build(
+    analysis: Analysis,
+    removal: Removal,
+    options: Options,
+    calibration: Calibration | None,
+    progress: Progress[Any] = silent,
+) -> Built:
+    """Compensate, mask, slice and check one removal.
+
+    On the samples of the run that chose it, groups that were left open end as they did there; where
+    they did not hold, that run went on with closed ones.
+    """
+    try:
+        compensated = compensate(
+            analysis, removal, options, calibration, open_groups=True, progress=progress
+        )
+        if compensated.removal.same_as(removal):
+            return _certified(analysis, compensated, options)
+    except (CutError, VerificationError, RuntimeFailure):
+        if calibration is None:
+            raise
+    compensated = compensate(analysis, removal, options, calibration, progress=progress)
+    return _certified(analysis, compensated, options)
+
+
+def _certified(analysis: Analysis, compensated: Compensated, options: Options) -> Built:
+    """Mask, slice and compare."""
+    full, removal = compensated.full, compensated.removal
+    cut = Cut(full.coupling, removal.dead())
+    masked, sliced = full.model.clone(), full.model
+    zero_removed(masked, cut)
+    restrict_statistics(masked, cut)
+    slice_removed(sliced, cut)
+    keep_statistics(sliced, cut)
+    runs = analysis.runs()
+    feeds = [run.feed for run in runs]
+    wanted = Execution(masked, options.runtime, optimise=False).run_all(feeds)
+    got = Execution(sliced, options.runtime, optimise=False).run_all(feeds)
+    tolerance = tolerance_for(analysis.model)
+    certificate = certify([run.outputs for run in runs], wanted, got, tolerance)
+    if not certificate.holds:
+        raise VerificationError(
+            f"the sliced model differs from the masked one by {certificate.error:.1e} "
+            f"(tolerance {certificate.tolerance:.0e})"
+        )
+    check_result(analysis.model, sliced, feeds, got, options.runtime, tolerance)
+    return Built(
+        sliced,
+        removal,
+        certificate,
+        repairs=compensated.repairs,
+        compensate=options.compensate,
+    )
