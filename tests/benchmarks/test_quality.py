@@ -54,9 +54,13 @@ def test_embedding_metrics_ignore_lengths_and_the_sample_itself() -> None:
     from quality_subjects import embedding_metrics
 
     wanted = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
-    assert embedding_metrics(wanted, 3 * wanted) == pytest.approx({"cosine": 1, "neighbour": 1})
+    same = {"cosine": 1, "neighbour": 1, "retrieval": 1}
+    assert embedding_metrics(wanted, 3 * wanted) == pytest.approx(same)
     moved = np.array([[1.0, 0.0], [0.1, 0.9], [0.0, 1.0]])
     assert embedding_metrics(wanted, moved)["neighbour"] == pytest.approx(2 / 3)
+    turned = wanted @ np.array([[0.0, 1.0], [-1.0, 0.0]])
+    found = embedding_metrics(wanted, turned)
+    assert (found["neighbour"], found["retrieval"]) == pytest.approx((1, 1 / 3))
 
 
 def job(tmp_path: Path, **options: Any) -> dict[str, Any]:
