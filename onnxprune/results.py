@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
     import onnx_ir as ir
 
-    from onnxprune.cost.macs import NodeCost
+    from onnxprune.cost.nodes import NodeCost
     from onnxprune.coupling.groups import Group, Refused
     from onnxprune.plan import Plan
     from onnxprune.report.summary import Report, Sizes

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnxprune.allocate.order import RemovalStep
-    from onnxprune.cost.shapes import CutCost
+    from onnxprune.cost.kinds import CostModel
     from onnxprune.coupling.groups import Group
 
 __all__ = ["Candidate", "Ranked", "knapsack_candidates", "simple_candidates", "without_shared"]
+
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Candidate:
 
 
 def simple_candidates(
-    ranked: Sequence[Ranked], target: Mapping[str, float], cost: CutCost, *, comparable: bool
+    ranked: Sequence[Ranked], target: Mapping[str, float], cost: CostModel, *, comparable: bool
 ) -> list[Candidate]:
     """Spread the removal over the groups uniformly and, by comparable scores, globally.
 
@@ -79,32 +82,40 @@ def simple_candidates(
 
 
 def knapsack_candidates(
-    ranked: Sequence[Ranked], target: Mapping[str, float], cost: CutCost
+    ranked: Sequence[Ranked],
+    target: Mapping[str, float],
+    cost: CostModel,
+    scaling: str | None = None,
 ) -> list[Candidate]:
     """Spread the removal by every scaling of the error curves; none where there are no curves.
 
-    A target of channels is met by every group for itself, and several targets at once have no
-    single cost, so these give no candidates either.
+    Where channels are a target, every group gives up at least its share for itself and the curves
+    say which give up more; channels alone leave nothing to spread.
 
     Args:
         ranked: groups with their curves.
-        target: kind -> fraction to remain.
+        target: kind -> fraction to remain; all are met.
         cost: the cost model.
+        scaling: name of the only one wanted; None for all.
 
     Raises:
         TargetUnreachable: when removing everything that may go is not enough.
     """
-    if len(target) > 1 or "channels" in target or not ranked:
+    costs = {kind: share for kind, share in target.items() if kind != "channels"}
+    if not costs or not ranked:
         return []
-    ((kind, share),) = target.items()
     groups, orders = [one.group for one in ranked], [one.steps for one in ranked]
     start = choose(groups, orders, target, cost, comparable=False)
-    parts = [part for one in ranked for part in (one.parts or (one,))]
+    # parts of a group share its axes, so that each could give up its share and all too much
+    whole = "channels" in target
+    parts = [part for one in ranked for part in ((one,) if whole else one.parts or (one,))]
     groups, orders = [one.group for one in parts], [one.steps for one in parts]
+    gone = 1 - target.get("channels", 1.0) + _ROUNDING
+    least = [sum(step.fraction <= gone for step in order) for order in orders]
     found: list[Candidate] = []
-    for name in ranked[0].curves:
+    for name in ranked[0].curves if scaling is None else {scaling} & ranked[0].curves.keys():
         errors = [one.curves[name] for one in parts]
-        removal = allocate(groups, orders, errors, kind, share, cost, start)
+        removal = allocate(groups, orders, errors, costs, cost, start, least)
         if all(removal.classes != one.removal.classes for one in found):
             found.append(Candidate(name, removal))
     return found

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from onnxprune.allocate.order import RemovalStep
-    from onnxprune.cost.shapes import CutCost
+    from onnxprune.cost.kinds import CostModel
     from onnxprune.coupling.groups import Group
 
 __all__ = ["Removal", "choose"]
@@ -50,7 +50,7 @@ def choose(
     groups: Sequence[Group],
     orders: Sequence[Sequence[RemovalStep]],
     target: Mapping[str, float],
-    cost: CutCost,
+    cost: CostModel,
     *,
     comparable: bool,
 ) -> Removal:
@@ -59,8 +59,8 @@ def choose(
     Args:
         groups: the groups.
         orders: the removal order of each.
-        target: kind -> fraction to remain. `channels` is met by every group for itself, `params`
-            and `macs` by the model as a whole.
+        target: kind -> fraction to remain. `channels` is met by every group for itself, every
+            other kind is one of the cost model and met by the model as a whole.
         cost: the cost model.
         comparable: scores of different groups mean the same, so importance may decide where the
             removal goes; a `channels` target asks for the same fraction everywhere and overrules.
@@ -92,7 +92,7 @@ def choose(
 def _by_saving(
     groups: Sequence[Group],
     orders: Sequence[Sequence[RemovalStep]],
-    cost: CutCost,
+    cost: CostModel,
     kinds: Sequence[str],
 ) -> list[list[float]]:
     """Importance per saved share for each step, never falling along a group's order."""
@@ -102,7 +102,7 @@ def _by_saving(
         half = order[: max(len(order) // 2, 1)]
         dead = [one for step in half for one in step.classes]
         saved = cost.saved_by(group, dead)
-        share = sum(saved[kind] / max(full[kind], 1) for kind in kinds)
+        share = sum(_ratio(saved[kind], full[kind]) for kind in kinds)
         per_unit = max(share / max(_units(group, half), 1), 1e-15)
         prices = [step.score / (per_unit * max(_units(group, [step]), 1)) for step in order]
         keys.append(np.maximum.accumulate(prices).tolist() if prices else [])
@@ -117,7 +117,7 @@ def _shortest(
     steps: Sequence[tuple[float, int, int]],
     orders: Sequence[Sequence[RemovalStep]],
     wanted: Mapping[str, float],
-    cost: CutCost,
+    cost: CostModel,
 ) -> int:
     """Length of the shortest prefix of the steps that meets every target."""
     full = cost.after(())
@@ -125,7 +125,7 @@ def _shortest(
     def reached(count: int) -> dict[str, float]:
         dead = [one for _, n, p in steps[:count] for one in orders[n][p].classes]
         after = cost.after(dead)
-        return {kind: after[kind] / max(full[kind], 1) for kind in wanted}
+        return {kind: _ratio(after[kind], full[kind]) for kind in wanted}
 
     def met(count: int) -> bool:
         shares = reached(count)
@@ -135,10 +135,16 @@ def _shortest(
     if met(0):
         return 0
     if not met(high):
-        best = ", ".join(f"{kind}={share:.3f}" for kind, share in reached(high).items())
+        least = reached(high)
+        best = ", ".join(f"{kind}={share:.3f}" for kind, share in least.items())
         asked = ", ".join(f"{kind}={share}" for kind, share in wanted.items())
-        raise TargetUnreachable(f"the target {asked} cannot be reached; the best is {best}")
+        raise TargetUnreachable(f"the target {asked} cannot be reached; the best is {best}", least)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if met(middle) else (middle, high)
     return high
+
+
+def _ratio(part: float, whole: float) -> float:
+    """Part / whole; nothing of nothing is nothing."""
+    return part / whole if whole else 0.0

@@ -72,33 +72,48 @@ def removal_order(
     return steps
 
 
-def aligned(group: Group, order: Sequence[RemovalStep], multiple: int) -> list[RemovalStep]:
+def aligned(
+    group: Group, order: Sequence[RemovalStep], multiple: int, *, finer: bool = False
+) -> list[RemovalStep]:
     """Bundle steps so that every axis of the group keeps a multiple of some number of units.
 
     Args:
         group: the group the order belongs to.
         order: its removal order.
         multiple: 1 changes nothing; 8 or 16 are the widths in which kernels compute.
+        finer: where the order goes on behind the last such width, go on in half of the multiple,
+            and so on; else what is behind it is left out.
 
     Returns:
-        a removal order with fewer, larger steps; steps behind the last such width are left out.
+        a removal order with fewer, larger steps.
     """
-    if multiple == 1:
-        return list(order)
     left = [len(axis) for axis in group.axes]
+    result, rest = _bundles(group, order, left, multiple)
+    while finer and rest and multiple > 1:
+        multiple //= 2
+        more, rest = _bundles(group, rest, left, multiple)
+        result += more
+    return result
+
+
+def _bundles(
+    group: Group, order: Sequence[RemovalStep], left: list[int], multiple: int
+) -> tuple[list[RemovalStep], list[RemovalStep]]:
+    """Bundles of steps, and the steps behind the last; `left` becomes what the axes then keep."""
     number_of = {int(one): unit for unit, one in enumerate(group.units)}
     result: list[RemovalStep] = []
     waiting: list[RemovalStep] = []
+    now = list(left)
     for step in order:
         waiting.append(step)
         gone = {number_of[one] for one in step.classes if one in number_of}
-        left = [n - len(gone.intersection(axis)) for n, axis in zip(left, group.axes, strict=True)]
-        if all(n % multiple == 0 for n in left):
+        now = [n - len(gone.intersection(axis)) for n, axis in zip(now, group.axes, strict=True)]
+        if all(n % multiple == 0 for n in now):
             classes = tuple(one for each in waiting for one in each.classes)
             score = sum(each.score for each in waiting)
             result.append(RemovalStep(classes, step.fraction, score))
-            waiting = []
-    return result
+            waiting, left[:] = [], now
+    return result, waiting
 
 
 def _by_score(group: Group, scores: NDArray[np.float64]) -> list[RemovalStep]:

@@ -1,1 +1,1 @@
-"""What a model costs: parameters, bytes, multiply-accumulates, measured latency."""
+"""What a model costs: parameters, multiply-accumulates, bytes, memory, measured latency."""

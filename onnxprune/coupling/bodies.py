@@ -125,9 +125,10 @@ class Bodies:
         runs = (facts.first, facts.second)
         self._shapes = [dict(run.shapes) for run in runs]
         self._integers = [dict(run.integers) for run in runs]
+        self._kinds = [dict(run.types) for run in runs]
         self._constants = dict(facts.constants)
-        parts = zip(runs, self._shapes, self._integers, strict=True)
-        first, second = (replace(run, shapes=s, integers=i) for run, s, i in parts)
+        parts = zip(runs, self._shapes, self._integers, self._kinds, strict=True)
+        first, second = (replace(run, shapes=s, integers=i, types=k) for run, s, i, k in parts)
         second = first if facts.second is facts.first else second
         self.facts = replace(facts, first=first, second=second, constants=self._constants)
         self._model = model
@@ -143,10 +144,11 @@ class Bodies:
             self.closed[node] = f"{node.op_type} runs a subgraph {error}"
             return
         for graph, runs in zip(subgraphs(node), found, strict=True):
-            parts = zip(self._shapes, self._integers, runs, strict=True)
-            for shapes, integers, seen in parts:
+            parts = zip(self._shapes, self._integers, self._kinds, runs, strict=True)
+            for shapes, integers, kinds, seen in parts:
                 shapes |= seen.shapes
                 integers |= seen.integers
+                kinds |= seen.types
             self._constants |= constants_of(graph)
             for inner in graph:
                 if subgraphs(inner):
@@ -203,6 +205,7 @@ class Bodies:
             seen,
             shapes={name: shape for name, shape in seen.shapes.items() if name in own},
             integers={name: value for name, value in seen.integers.items() if name in own},
+            types={name: kind for name, kind in seen.types.items() if name in own},
         )
 
     def _formals(

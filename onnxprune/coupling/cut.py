@@ -42,7 +42,7 @@ class Cut:
     def __init__(self, coupling: Coupling, dead: Iterable[int]) -> None:
         self.coupling = coupling
         gone = np.zeros(coupling.relations.count, bool)
-        gone[list(dead)] = True
+        gone[dead if isinstance(dead, np.ndarray) else list(dead)] = True
         self._gone = gone
 
     def alive(self, layer: Layer) -> NDArray[np.bool_]:

@@ -43,12 +43,14 @@ class Observation:
         shapes: shape of every tensor that ran.
         integers: values of integer and boolean tensors of at most 4096 entries.
         outputs: what the model returned.
+        types: element type of every tensor that ran.
     """
 
     feed: Mapping[str, NDArray[Any]]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     integers: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     outputs: Mapping[str, Any] = field(default_factory=dict)
+    types: Mapping[str, ir.DataType] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,10 @@ def observe(
         RuntimeFailure: when the model does not run on the sample.
     """
     constants = constants_of(model.graph)
-    instrumented, shape_of = _with_shape_outputs(model, constants)
+    instrumented, shape_of, types = _with_shape_outputs(model, constants)
     execution = Execution(instrumented, runtime, optimise=False, arena=False)
-    probe = _Probe(execution, shape_of, constants, {value.name for value in model.graph.outputs})
+    returned = {value.name for value in model.graph.outputs}
+    probe = _Probe(execution, shape_of, types, constants, returned)
     specs = input_specs(model)
     first = _first_that_runs(probe, specs, rng) if sample is None else probe.run(sample)
     second = _at_larger_size(probe, specs, first, rng)
@@ -116,16 +119,28 @@ def observe(
 
 @dataclass(frozen=True)
 class _Probe:
-    """An instrumented model; `shape_of` says which of its outputs is the shape of which tensor."""
+    """An instrumented model.
+
+    Attributes:
+        execution: the model.
+        shape_of: which of its outputs is the shape of which tensor.
+        types: element types of these tensors.
+        constants: initializers and Constant outputs of the original.
+        returned: outputs of the original.
+    """
 
     execution: Execution
     shape_of: Mapping[str, str]
+    types: Mapping[str, ir.DataType]
     constants: Mapping[str, ir.TensorProtocol]
     returned: Set[str | None]
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> Observation:
         shapes: dict[str, tuple[int, ...]] = {name: tuple(a.shape) for name, a in feed.items()}
         shapes |= {name: tuple(tensor.shape.numpy()) for name, tensor in self.constants.items()}
+        types = {name: ir.DataType.from_numpy(a.dtype) for name, a in feed.items()}
+        types |= {name: ir.DataType(tensor.dtype) for name, tensor in self.constants.items()}
+        types |= self.types
         integers: dict[str, NDArray[Any]] = {}
         results = self.execution.run(feed)
         for name, result in results.items():
@@ -133,10 +148,11 @@ class _Probe:
                 shapes[self.shape_of[name]] = tuple(int(n) for n in result)
             elif isinstance(result, np.ndarray):
                 shapes[name] = result.shape
+                types[name] = ir.DataType.from_numpy(result.dtype)
                 if result.dtype.kind in "iub" and result.size <= _SMALL:
                     integers[name] = result
         outputs = {name: value for name, value in results.items() if name in self.returned}
-        return Observation(feed, shapes, integers, outputs)
+        return Observation(feed, shapes, integers, outputs, types)
 
 
 def _first_that_runs(
@@ -167,19 +183,25 @@ def _at_larger_size(
 
 def _with_shape_outputs(
     model: ir.Model, constants: Mapping[str, ir.TensorProtocol]
-) -> tuple[ir.Model, dict[str, str]]:
-    """A copy of the model that also returns the shape, or the small integers, of every tensor."""
+) -> tuple[ir.Model, dict[str, str], dict[str, ir.DataType]]:
+    """A copy of the model that also returns the shape, or the small integers, of every tensor.
+
+    Returns:
+        the copy, the tensor that each shape belongs to, and the element types of these tensors.
+    """
     probe = model.clone()
     _infer_types(probe)
     graph = probe.graph
     taken = {value.name for node in graph for value in (*node.inputs, *node.outputs) if value}
     known = {value.name for value in graph.outputs}
     shape_of: dict[str, str] = {}
+    types: dict[str, ir.DataType] = {}
     for node in list(graph):
         for value in node.outputs:
             if not value.name or value.name in known or value.name in constants:
                 continue
-            if _is_float(value):
+            kind = value.type.dtype if isinstance(value.type, ir.TensorType) else None
+            if kind is not None and kind.is_floating_point():
                 name = f"onnxprune/shape/{value.name}"
                 while name in taken:
                     name += "/"
@@ -189,13 +211,10 @@ def _with_shape_outputs(
                 graph.insert_after(node, shape)
                 graph.outputs.append(shape.outputs[0])
                 shape_of[name] = value.name
+                types[value.name] = kind
             else:
                 graph.outputs.append(value)
-    return probe, shape_of
-
-
-def _is_float(value: ir.Value) -> bool:
-    return isinstance(value.type, ir.TensorType) and value.type.dtype.is_floating_point()
+    return probe, shape_of, types
 
 
 def _infer_types(model: ir.Model) -> None:

@@ -10,6 +10,7 @@ import pytest
 from oracle import ONE_THREAD, Traced
 
 from onnxprune.allocate.candidates import (
+    Candidate,
     Ranked,
     knapsack_candidates,
     simple_candidates,
@@ -63,25 +64,63 @@ def test_the_least_error_is_spent() -> None:
     ranked, cost = ranked_groups("digits_resnet")
     (uniform,) = simple_candidates(ranked, {"macs": 0.5}, cost, comparable=False)
     best = knapsack_candidates(ranked, {"macs": 0.5}, cost)[0]
-
-    def error(classes: dict[str, tuple[int, ...]]) -> float:
-        total = 0.0
-        for one in ranked:
-            dead = set(classes.get(one.group.name, ()))
-            count = sum(dead.issuperset(step.classes) for step in one.steps)
-            total += float(one.curves["raw"][count - 1]) if count else 0.0
-        return total
-
-    assert error(dict(best.removal.classes)) < error(dict(uniform.removal.classes))
+    assert error(ranked, best, "raw") < error(ranked, uniform, "raw")
 
 
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_resnet", "digits_transformer"])
 @pytest.mark.parametrize(
-    "target", [{"channels": 0.5}, {"macs": 0.5, "params": 0.5}, {"channels": 0.5, "macs": 0.5}]
+    "target",
+    [
+        {"size": 0.8},
+        {"memory": 0.8},
+        {"macs": 0.7, "params": 0.7},
+        {"macs": 0.8, "size": 0.85, "memory": 0.8},
+        {"channels": 0.75, "macs": 0.6},
+    ],
+    ids=str,
 )
-def test_targets_without_a_single_cost_give_no_candidates(target: dict[str, float]) -> None:
+def test_all_targets_are_met_by_the_curves(name: str, target: dict[str, float]) -> None:
+    """With no more error than a uniform allocation, by the same curve, and no less can go."""
+    ranked, cost = ranked_groups(name)
+    (uniform,) = simple_candidates(ranked, target, cost, comparable=False)
+    found = knapsack_candidates(ranked, target, cost)
+    assert [one.name for one in found][:1] == ["raw"]
+    full = cost.after(())
+    for one in found:
+        after = cost.after(one.removal.dead())
+        kinds = target.keys() - {"channels"}
+        assert all(after[kind] <= target[kind] * full[kind] for kind in kinds)
+        assert error(ranked, one, one.name) <= error(ranked, uniform, one.name)
+        for ranking in ranked:
+            gone = set(one.removal.classes.get(ranking.group.name, ()))
+            for step in ranking.steps:
+                if step.fraction <= 1 - target.get("channels", 1.0):
+                    assert gone.issuperset(step.classes)
+
+
+def error(ranked: list[Ranked], candidate: Candidate, curve: str) -> float:
+    """Sum of the errors where a candidate ends."""
+    total = 0.0
+    for one in ranked:
+        dead = set(candidate.removal.classes.get(one.group.name, ()))
+        count = sum(dead.issuperset(step.classes) for step in one.steps)
+        total += float(one.curves[curve][count - 1]) if count else 0.0
+    return total
+
+
+def test_several_targets_are_spread_by_error() -> None:
+    """Not only met: the error is clearly below that of giving up the same everywhere."""
+    ranked, cost = ranked_groups("digits_resnet")
+    target = {"macs": 0.6, "params": 0.5}
+    (uniform,) = simple_candidates(ranked, target, cost, comparable=False)
+    best = knapsack_candidates(ranked, target, cost)[0]
+    assert error(ranked, best, "raw") < 0.9 * error(ranked, uniform, "raw")
+
+
+def test_channels_alone_leave_nothing_to_spread() -> None:
     ranked, cost = ranked_groups("digits_mlp")
-    assert knapsack_candidates(ranked, target, cost) == []
-    assert simple_candidates(ranked, target, cost, comparable=False)
+    assert knapsack_candidates(ranked, {"channels": 0.5}, cost) == []
+    assert simple_candidates(ranked, {"channels": 0.5}, cost, comparable=False)
 
 
 def test_no_curves_and_no_groups_give_no_candidates() -> None:
@@ -99,8 +138,8 @@ def test_simple_ways() -> None:
 
 def test_a_target_out_of_reach() -> None:
     ranked, cost = ranked_groups("digits_mlp")
-    with pytest.raises(TargetUnreachable):
-        knapsack_candidates(ranked, {"macs": 0.001}, cost)
+    with pytest.raises(TargetUnreachable, match=r"the best is macs=0\.\d+, memory=0\.\d+"):
+        knapsack_candidates(ranked, {"macs": 0.001, "memory": 0.9}, cost)
 
 
 def test_groups_that_one_layer_reads() -> None:

@@ -44,6 +44,9 @@ class Independent:
         number = int(group.name)
         return {"macs": self.tables[number][len({x for x in dead if x // UNITS == number})]}
 
+    def near(self, dead: Sequence[int]) -> Independent:
+        return self
+
 
 class Chain:
     """Layers between neighbours: each costs the product of the widths on its two sides."""
@@ -65,6 +68,9 @@ class Chain:
         left, place = self._left(dead), int(group.name) + 1
         return {"macs": left[place - 1] * left[place] + left[place] * left[place + 1]}
 
+    def near(self, dead: Sequence[int]) -> Chain:
+        return self
+
 
 def solve(
     cost: Any,
@@ -80,7 +86,7 @@ def solve(
         for group, order, count in zip(groups, orders, start, strict=True)
     }
     arrays = [np.array(one, np.float64) for one in errors]
-    return allocate(groups, orders, arrays, "macs", share, cost, Removal(classes))
+    return allocate(groups, orders, arrays, {"macs": share}, cost, Removal(classes))
 
 
 def widths_of(removal: Removal, orders: Sequence[Sequence[RemovalStep]]) -> list[int]:
@@ -204,10 +210,10 @@ def test_a_start_that_the_orders_do_not_follow_is_fallen_back_on() -> None:
     orders = [[RemovalStep((0,), 0.3, 0.0), RemovalStep((1,), 0.6, 0.0)]]
     groups: Any = [SimpleNamespace(name="0")]
     start = Removal({"0": (0, 1, 2)})
-    found = allocate(groups, orders, [np.array([1.0, 2.0])], "macs", 0.5, cost, start)
+    found = allocate(groups, orders, [np.array([1.0, 2.0])], {"macs": 0.5}, cost, start)
     assert found.same_as(start)
     other = Removal({"0": (1, 2, 0)})
-    again = allocate(groups, orders, [np.array([1.0, 2.0])], "macs", 0.8, cost, other)
+    again = allocate(groups, orders, [np.array([1.0, 2.0])], {"macs": 0.8}, cost, other)
     assert again.dead() == [0, 1]
 
 
@@ -220,3 +226,74 @@ def test_parts_of_one_group_are_joined() -> None:
     errors = [[5.0, 6.0], [0.1, 9.0]]
     removal = solve(cost, orders, errors, 0.8, [2, 2], names=["0", "0"])
     assert removal.classes == {"0": (2,)}
+
+
+class TwoKinds:
+    """Two kinds of cost, each from tables of its own."""
+
+    def __init__(self, **tables: Sequence[Sequence[float]]) -> None:
+        self.tables = tables
+
+    def _gone(self, dead: Sequence[int], number: int) -> int:
+        return len({one for one in dead if one // UNITS == number})
+
+    def after(self, dead: Sequence[int]) -> dict[str, float]:
+        return {
+            kind: sum(table[self._gone(dead, n)] for n, table in enumerate(tables))
+            for kind, tables in self.tables.items()
+        }
+
+    def touched(self, group: Any, dead: Sequence[int]) -> dict[str, float]:
+        number = int(group.name)
+        return {kind: t[number][self._gone(dead, number)] for kind, t in self.tables.items()}
+
+    def near(self, dead: Sequence[int]) -> TwoKinds:
+        return self
+
+
+def solve_both(
+    cost: TwoKinds, errors: Sequence[Sequence[float]], target: dict[str, float]
+) -> list[int]:
+    orders = [order_of(n, len(one)) for n, one in enumerate(errors)]
+    groups: Any = [SimpleNamespace(name=str(n)) for n in range(len(orders))]
+    start = {str(n): tuple(c for s in order for c in s.classes) for n, order in enumerate(orders)}
+    arrays = [np.array(one, np.float64) for one in errors]
+    removal = allocate(groups, orders, arrays, target, cost, Removal(start))
+    after, full = cost.after(removal.dead()), cost.after(())
+    assert all(after[kind] <= share * full[kind] for kind, share in target.items())
+    return widths_of(removal, orders)
+
+
+def test_budgets_on_different_groups_are_all_met() -> None:
+    """The first group alone pays for macs, the second for params; the third would pay for both."""
+    cost = TwoKinds(
+        macs=[[10, 8, 6, 4], [0, 0, 0, 0], [10, 8, 6, 4]],
+        params=[[0, 0, 0, 0], [10, 8, 6, 4], [10, 8, 6, 4]],
+    )
+    cheap, dear = [1.0, 2.0, 3.0], [10.0, 20.0, 30.0]
+    assert solve_both(cost, [cheap, cheap, dear], {"macs": 0.7, "params": 0.7}) == [3, 3, 0]
+    assert solve_both(cost, [dear, dear, cheap], {"macs": 0.7, "params": 0.7}) == [0, 0, 3]
+    assert solve_both(cost, [cheap, dear, dear], {"macs": 0.7, "params": 1.0}) == [3, 0, 0]
+
+
+def test_units_of_cost_do_not_matter() -> None:
+    """Seconds beside bytes: fractions far below 1 are costs like any others."""
+    bytes_ = [[10**9, 8 * 10**8, 6 * 10**8], [10**9, 9 * 10**8, 8 * 10**8]]
+    seconds = [[0.010, 0.009, 0.008], [0.010, 0.008, 0.006]]
+    cost = TwoKinds(size=bytes_, latency=seconds)
+    errors = [[1.0, 2.0], [1.0, 2.0]]
+    assert solve_both(cost, errors, {"size": 0.8}) == [2, 0]
+    assert solve_both(cost, errors, {"latency": 0.8}) == [0, 2]
+    assert solve_both(cost, errors, {"size": 0.85, "latency": 0.85}) == [1, 1]
+
+
+def test_steps_that_have_to_be_taken_are_taken() -> None:
+    cost = Independent([[10, 8, 6, 4], [10, 8, 6, 4]])
+    orders = [order_of(0, 3), order_of(1, 3)]
+    groups: Any = [SimpleNamespace(name=str(n)) for n in range(2)]
+    start = Removal({"0": (0, 1, 2), "1": (100, 101, 102)})
+    errors = [np.array([9.0, 18.0, 27.0]), np.array([1.0, 2.0, 3.0])]
+    found = allocate(groups, orders, errors, {"macs": 0.6}, cost, start, [1, 0])
+    assert widths_of(found, orders) == [1, 3]
+    free = allocate(groups, orders, errors, {"macs": 0.7}, cost, start)
+    assert widths_of(free, orders) == [0, 3]

@@ -12,7 +12,7 @@ from networks import BLOCKS, HEADS, Map, Net
 from numpy.typing import NDArray
 from oracle import Traced, parse, traced
 
-from onnxprune.allocate.order import RemovalStep, removal_order
+from onnxprune.allocate.order import RemovalStep, aligned, removal_order
 from onnxprune.coupling.closure import close
 from onnxprune.coupling.groups import Group
 
@@ -132,3 +132,36 @@ def test_small_removals_leave_room_for_the_only_one_that_cuts_an_axis() -> None:
     check_legal(group, goal)
     assert sum(set(step.classes) <= repeated for step in goal) == 3
     assert goal[-1].fraction == 0.5
+
+
+CHAIN = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 3] x) => (float[N, 4] y)
+    { a = MatMul(x, w1)  h = Relu(a)  y = MatMul(h, w2) }"""
+
+
+def widths(steps: list[RemovalStep], size: int) -> list[int]:
+    """What is left after each step."""
+    gone = np.cumsum([len(step.classes) for step in steps])
+    return [int(one) for one in size - gone]
+
+
+@pytest.mark.parametrize(
+    ("size", "finer", "left"),
+    [
+        (40, False, [32, 16]),
+        (40, True, [32, 16, 8, 4, 2, 1]),
+        (12, False, []),
+        (12, True, [8, 4, 2, 1]),
+    ],
+)
+def test_widths_kept_in_multiples_and_behind_the_last_in_halves(
+    size: int, finer: bool, left: list[int]
+) -> None:
+    weights = {"w1": np.ones((3, size), np.float32), "w2": np.ones((size, 4), np.float32)}
+    (group,) = traced(parse(CHAIN, weights)).groups
+    order = removal_order(group, np.arange(size, dtype=float))
+    steps = aligned(group, order, 16, finer=finer)
+    assert widths(steps, size) == left
+    assert [one for step in steps for one in step.classes] == [
+        one for step in order[: size - left[-1] if left else 0] for one in step.classes
+    ]
+    assert aligned(group, order, 1, finer=finer) == order

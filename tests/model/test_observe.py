@@ -209,3 +209,24 @@ def test_inputs_too_large_to_make_up_are_refused() -> None:
         g (float[N, 1099511627776] x) => (float[N] y) { y = ReduceMean<axes = [1]>(x) }""")
     with pytest.raises(InputError, match=r"'x' of shape .* is too large to be made up"):
         observed(proto)
+
+
+def test_element_types_of_floats_integers_and_constants() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float16[2, 8] x) => (float16[2, 3] y)
+        { h = MatMul(x, w) v, i = TopK(h, k) c = Cast<to = 1>(v) m = Greater(c, zero)
+          y = Cast<to = 10>(c) }"""
+    weights = {"w": np.ones((8, 5), np.float16), "k": np.array([3]), "zero": np.float32(0)}
+    proto = parse(text, {name: np.asarray(value) for name, value in weights.items()})
+    seen = observe(load(proto).model, ONE_THREAD, np.random.default_rng(0)).first
+    found = {name: seen.types[name].name for name in ("x", "w", "k", "h", "i", "c", "m", "y")}
+    assert found == {
+        "x": "FLOAT16",
+        "w": "FLOAT16",
+        "k": "INT64",
+        "h": "FLOAT16",
+        "i": "INT64",
+        "c": "FLOAT",
+        "m": "BOOL",
+        "y": "FLOAT16",
+    }

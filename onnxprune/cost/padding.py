@@ -1,0 +1,62 @@
+"""What convolutions compute for nothing because of widths that fill no whole block.
+
+Kernels of CPUs compute blocks of 8 (AVX2, NEON) or 16 (AVX-512) channels; a cut width between two
+multiples costs as much as the next one.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from onnxprune.cost.macs import node_macs
+from onnxprune.coupling.cut import Cut
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    from onnxprune.coupling.trace import Coupling
+
+__all__ = ["BLOCKS", "padded_macs"]
+
+BLOCKS = (8, 16)
+"""Channels that common kernels compute together."""
+
+
+def padded_macs(
+    graph: ir.Graph, coupling: Coupling, dead: Sequence[int], block: int
+) -> tuple[int, int]:
+    """Multiply-accumulates of the convolutions that a cut changes.
+
+    Args:
+        graph: the original's main graph.
+        coupling: its labels.
+        dead: removed classes.
+        block: channels that are computed together.
+
+    Returns:
+        as they are, and with every width that was cut rounded up to whole blocks; 0 and 0 where no
+        convolution is cut. Grouped convolutions are not counted.
+    """
+    cut, before = Cut(coupling, dead), coupling.facts.first.shapes
+    plain = padded = 0
+    for node in graph:
+        if node.op_type != "Conv" or not _ungrouped(node):
+            continue
+        weight = node.inputs[1]
+        name = (weight.name or "") if weight is not None else ""
+        if name not in before or not cut.touches(name):
+            continue
+        was, now = before[name][:2], cut.shape(name)[:2]
+        macs = node_macs(node, cut.shape)
+        whole = [-(-n // block) * block if n != w else n for n, w in zip(now, was, strict=True)]
+        plain += macs
+        padded += macs * prod(whole) // prod(now)
+    return plain, padded
+
+
+def _ungrouped(node: ir.Node) -> bool:
+    groups = node.attributes.get("group")
+    return groups is None or groups.as_int() == 1

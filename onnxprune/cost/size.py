@@ -1,0 +1,51 @@
+"""Bytes: what a tensor takes, and what of a serialised graph is no constant."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.model.observe import constants_of
+from onnxprune.model.tensors import swapped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["all_constants", "rest_bytes", "tensor_bytes"]
+
+
+def tensor_bytes(shape: tuple[int, ...], kind: ir.DataType) -> int:
+    """Bytes of a tensor, entries below a byte packed; 0 for strings, whose length is their own."""
+    if kind in (ir.DataType.STRING, ir.DataType.UNDEFINED):
+        return 0
+    return -(-prod(shape) * kind.bitwidth // 8)
+
+
+def all_constants(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
+    """Yield the values of initializers and Constant nodes, those in the bodies of nodes too."""
+    for one in (graph, *graph.subgraphs()):
+        yield from constants_of(one).values()
+
+
+def rest_bytes(graph: ir.Graph) -> int:
+    """Bytes of a serialised graph without the data of its constants: what a cut leaves as it is.
+
+    Names and types of the constants belong to it, and all of their strings. (Surgery forgets the
+    shapes declared inside the graph and adds a constant here and there, which is about as much.)
+    """
+    empty: dict[ir.Value, ir.TensorProtocol] = {}
+    inside = 0
+    for one in (graph, *graph.subgraphs()):
+        for name, tensor in constants_of(one).items():
+            value = one.initializers.get(name)
+            if tensor.dtype == ir.DataType.STRING:
+                continue
+            if value is None:
+                inside += tensor.nbytes
+            else:
+                empty[value] = ir.Tensor(np.zeros(0, np.float32), name=name)
+    with swapped(empty):
+        return int(ir.to_proto(graph).ByteSize()) - inside
