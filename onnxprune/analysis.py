@@ -37,12 +37,14 @@ class Analysis:
         coupling: its labels.
         groups: all groups of removable units.
         refused: axes that cannot be cut, and why.
+        reference: the model whose outputs are to be kept, where `model` has lost something already.
     """
 
     model: ir.Model
     coupling: Coupling
     groups: tuple[Group, ...]
     refused: tuple[Refused, ...]
+    reference: ir.Model | None = None
 
     def runs(self) -> list[Observation]:
         """The runs the model was observed in, one for each distinct size."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnxprune.analysis import Analysis
+    from onnxprune.cost.latency import Latency
     from onnxprune.options import Options
     from onnxprune.passes.least_squares import Repair
     from onnxprune.progress import Progress
@@ -43,6 +44,8 @@ class Built:
         trials: divergence measured for each way that was tried.
         note: what had to be done differently from what was asked, empty for nothing.
         compensate: the compensation that is in the model.
+        stages: what was gone after each step but the last, when there were several.
+        latency: measured against the original's, where that was a target.
     """
 
     model: ir.Model
@@ -54,6 +57,8 @@ class Built:
     trials: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     compensate: str = "none"
+    stages: tuple[Removal, ...] = ()
+    latency: Latency | None = None
 
 
 def finish(

@@ -111,7 +111,7 @@ def compensate(
     fixed = {n: c for n, c in removal.classes.items() if n not in {o.group.name for o in choices}}
     solving = LeastSquares(
         full,
-        analysis.model,
+        analysis.reference or analysis.model,
         Removal(fixed).dead(),
         calibration.feeds,
         options.runtime,

@@ -5,6 +5,11 @@ Every message is one line that names the thing, says what was expected and what 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
     "CalibrationError",
     "InputError",
@@ -43,7 +48,15 @@ class NothingPrunable(OnnxPruneError):
 
 
 class TargetUnreachable(NothingPrunable):
-    """The asked reduction cannot be reached; the message names the best that can."""
+    """The asked reduction cannot be reached; the message names the best that can.
+
+    Attributes:
+        best: kind -> smallest fraction that can remain, as far as it is known.
+    """
+
+    def __init__(self, message: str, best: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.best = dict(best or {})
 
 
 class VerificationError(OnnxPruneError):

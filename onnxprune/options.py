@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +10,20 @@ from typing import Any
 from onnxprune.errors import InputError
 from onnxprune.model.runtime import Runtime
 
-__all__ = ["ALLOCATIONS", "COMPENSATIONS", "TARGETS", "Options", "check_targets"]
+__all__ = [
+    "ALLOCATIONS",
+    "COMPENSATIONS",
+    "LATENCY",
+    "TARGETS",
+    "Options",
+    "check_max_drop",
+    "check_targets",
+]
 
-TARGETS = ("channels", "params", "macs")
+LATENCY = "latency"
+"""The target that is measured, not counted."""
+
+TARGETS = ("channels", "params", "macs", "size", "memory", LATENCY)
 COMPENSATIONS = ("none", "mean", "least-squares")
 ALLOCATIONS = ("auto", "uniform", "global")
 
@@ -29,13 +41,17 @@ class Options:
         include: name patterns; when there are any, only groups that own a matching tensor, or a
             tensor read by a matching node, are pruned.
         exclude: name patterns; tensors that match, and tensors of nodes that match, stay whole.
-        round_to: every cut axis keeps a multiple of this many units; 1 leaves widths as they come.
+        round_to: every cut axis keeps a multiple of this many units; 1 leaves widths as they come,
+            auto takes the steps measured on this machine where latency is a target, else 1.
         normalised_axes: axes that LayerNormalization, RMSNormalization or a mean runs over may be
             cut; the removed entries then count as zeros.
         lossless: take out first what goes without a trace, wherever anything is compensated.
         components: with least squares, choose among components instead of units wherever only
             linear maps are done to them.
         augment: views of calibration images to fit layers on as well: flip, shift.
+        steps: in how many steps to prune; after each, layers are solved and units ranked anew.
+        max_drop: how far the measured quality may fall, in its own unit; None for no limit. Every
+            fourth sample is then kept for measuring.
         seed: seed of everything random.
         runtime: providers and threads.
     """
@@ -46,11 +62,13 @@ class Options:
     allocation: str = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    round_to: int = 1
+    round_to: int | str = 1
     normalised_axes: bool = False
     lossless: bool = True
     components: bool = True
     augment: tuple[str, ...] = ()
+    steps: int = 1
+    max_drop: float | None = None
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -68,6 +86,8 @@ class Options:
             "lossless": self.lossless,
             "components": self.components,
             "augment": list(self.augment),
+            "steps": self.steps,
+            "max_drop": self.max_drop,
             "seed": self.seed,
         }
 
@@ -95,3 +115,20 @@ def check_targets(target: Mapping[str, float]) -> dict[str, float]:
             )
         checked[kind] = value
     return checked
+
+
+def check_max_drop(limit: float | None) -> float | None:
+    """Return a limit as a float.
+
+    Raises:
+        InputError: when it is no finite number from 0 on.
+    """
+    if limit is None:
+        return None
+    try:
+        value = float(limit)
+    except (TypeError, ValueError):
+        raise InputError(f"max_drop {limit!r} is not a number") from None
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"max_drop must be a number from 0 on, not {limit}")
+    return value

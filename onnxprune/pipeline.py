@@ -1,142 +1,35 @@
-"""The whole path of a run: calibrate, rewrite, rank, choose, build, roll back.
-
-Everything up to the ranking is the same for every target (`Ready`), so that runs with several
-targets share it.
-"""
+"""The whole path of a run: make ready, choose, build."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from onnxprune.analysis import Analysis, why_nothing
-from onnxprune.building import Built, attempt, build, finish
-from onnxprune.calibration.augment import augmented
-from onnxprune.calibration.sweep import sweep_batches
-from onnxprune.compensation import Calibration
-from onnxprune.cost.shapes import CutCost
+from onnxprune.approach import approach, best_of
+from onnxprune.building import Built, build, finish
+from onnxprune.choosing import Choice, Chooser, measured_latency, too_slow
+from onnxprune.compensation import compensate
 from onnxprune.coupling.cut import CutError
-from onnxprune.errors import InputError, NothingPrunable, RuntimeFailure, VerificationError
-from onnxprune.importance import find_criterion
-from onnxprune.preparation import Prepared, prepare
+from onnxprune.errors import RuntimeFailure, VerificationError
+from onnxprune.options import LATENCY
+from onnxprune.preparation import after, prepare
 from onnxprune.progress import silent
-from onnxprune.ranking import rank, statistics_of
-from onnxprune.search import Search
+from onnxprune.ready import Ready, aimed_at, calibrate, get_ready, gone_on
 from onnxprune.threads import matrix_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from onnxprune.allocate.candidates import Ranked
     from onnxprune.allocate.choose import Removal
+    from onnxprune.analysis import Analysis
     from onnxprune.calibration.samples import Samples
-    from onnxprune.coupling.groups import Group
     from onnxprune.options import Options
     from onnxprune.progress import Progress
 
-__all__ = ["Ready", "calibrate", "get_ready", "prune_model", "prune_ready", "rebuild"]
+__all__ = ["prune_model", "prune_ready", "rebuild"]
 
-
-@dataclass(frozen=True)
-class Ready:
-    """A model from which any target can be cut.
-
-    Attributes:
-        analysis: the original.
-        options: of the run; their target is the one that orders of removal were made for.
-        samples: None without calibration.
-        groups: what include and exclude leave.
-        measured: what the samples told of the original; None without.
-        prepared: the model, rewritten.
-        ranked: the groups with their removal orders.
-        cost: what any cut would cost.
-    """
-
-    analysis: Analysis
-    options: Options
-    samples: Samples | None
-    groups: Sequence[Group]
-    measured: Calibration | None
-    prepared: Prepared
-    ranked: Sequence[Ranked]
-    cost: CutCost
-
-
-def calibrate(
-    analysis: Analysis, options: Options, samples: Samples | None, progress: Progress[Any] = silent
-) -> Calibration | None:
-    """Collect from the samples what criterion and compensation need; None without samples.
-
-    Raises:
-        InputError: for a compensation that needs calibration when there is none.
-        CalibrationError: for unusable samples.
-    """
-    criterion = find_criterion(options.criterion)
-    if samples is None:
-        if options.compensate != "none":
-            raise _needs_samples(f"compensation {options.compensate}")
-        return None
-    moments = statistics_of(analysis, samples, options, progress)
-    walks = options.compensate == "least-squares" or getattr(criterion, "measures_curves", False)
-    first = analysis.coupling.facts.first
-    feeds = sweep_batches(samples, analysis.model, first, 1 + len(options.augment)) if walks else []
-    if options.augment and walks:
-        if isinstance((samples.specs[0].shape or (None,))[0], int):
-            raise InputError("augmentation adds to every batch, but the model fixes its size")
-        rng = np.random.default_rng(options.seed)
-        feeds = [augmented(feed, options.augment, rng) for feed in feeds]
-    return Calibration(samples, moments, feeds)
-
-
-def get_ready(
-    analysis: Analysis,
-    options: Options,
-    samples: Samples | None = None,
-    progress: Progress[Any] = silent,
-) -> Ready:
-    """Calibrate, rewrite and rank.
-
-    Raises:
-        InputError: for a criterion or compensation that needs calibration when there is none.
-        NothingPrunable: when there is no group.
-    """
-    # who carries out a plan ranks nothing, and needs no samples for the criterion it was made with
-    if samples is None and find_criterion(options.criterion).needs_calibration:
-        raise _needs_samples(f"criterion {options.criterion}")
-    with matrix_threads(options.runtime.threads):
-        measured = calibrate(analysis, options, samples, progress)
-        groups = analysis.selected(options.include, options.exclude)
-        if not groups:
-            raise NothingPrunable(why_nothing(analysis, options))
-        prepared = prepare(analysis, groups, options, measured, progress)
-        ranked = _ranked(prepared, groups, options, progress)
-    cost = CutCost(analysis.model.graph, analysis.coupling)
-    return Ready(analysis, options, samples, groups, measured, prepared, ranked, cost)
-
-
-def prune_ready(
-    ready: Ready, target: Mapping[str, float] | None = None, progress: Progress[Any] = silent
-) -> Built:
-    """Choose, compensate, cut and verify.
-
-    A group whose cut the graph cannot express, or for which the certificate fails, is left whole,
-    and the choice is made again without it.
-
-    Args:
-        ready: the model.
-        target: kind -> fraction to remain; None for that of the options.
-        progress: told about long loops.
-
-    Raises:
-        NothingPrunable: when no group is left, or (TargetUnreachable) the target is out of reach.
-        VerificationError: when no valid result could be built.
-    """
-    with matrix_threads(ready.options.runtime.threads):
-        if target is not None and dict(target) != dict(ready.options.target):
-            ready = _aimed_at(ready, target, progress)
-        return _pruned(ready, progress)
+_ATTEMPTS = 3
+_FAILURES = (CutError, VerificationError, RuntimeFailure)
 
 
 def prune_model(
@@ -149,14 +42,43 @@ def prune_model(
     return prune_ready(get_ready(analysis, options, samples, progress), None, progress)
 
 
+def prune_ready(
+    ready: Ready, target: Mapping[str, float] | None = None, progress: Progress[Any] = silent
+) -> Built:
+    """Choose, compensate, cut and verify.
+
+    Args:
+        ready: the model.
+        target: kind -> fraction to remain; None for that of the options.
+        progress: told about long loops.
+
+    Raises:
+        NothingPrunable: when no group is left, or (TargetUnreachable) the target is out of reach.
+        VerificationError: when no valid result could be built.
+    """
+    with matrix_threads(ready.options.runtime.threads):
+        if target is not None and dict(target) != dict(ready.options.target):
+            ready = aimed_at(ready, target, progress)
+        return _pruned(ready, progress)
+
+
 def rebuild(
     analysis: Analysis,
     removal: Removal,
     options: Options,
     samples: Samples | None = None,
     progress: Progress[Any] = silent,
+    stages: Sequence[Removal] = (),
 ) -> Built:
     """Carry out a removal that was chosen before.
+
+    Args:
+        analysis: the original.
+        removal: what is to go.
+        options: of the run that chose it.
+        samples: of that run.
+        progress: told about long loops.
+        stages: what was gone after each step but the last.
 
     Raises:
         CutError: when the graph cannot express it.
@@ -165,62 +87,90 @@ def rebuild(
     """
     with matrix_threads(options.runtime.threads):
         calibration = calibrate(analysis, options, samples, progress)
-        groups = [group for group in analysis.groups if group.name in removal.classes]
+        if options.steps > 1:
+            groups = analysis.selected(options.include, options.exclude)
+        else:
+            groups = [group for group in analysis.groups if group.name in removal.classes]
         prepared = prepare(analysis, groups, options, calibration, progress)
+        for stage in stages:
+            compensated = compensate(
+                prepared.analysis, stage, options, prepared.calibration, open_groups=True
+            )
+            prepared = after(prepared, compensated, options, progress)
         return build(prepared.analysis, removal, options, prepared.calibration, progress)
 
 
-def _needs_samples(what: str) -> InputError:
-    return InputError(f"{what} looks at activations; give --calibration")
-
-
-def _ranked(
-    prepared: Prepared, groups: Sequence[Group], options: Options, progress: Progress[Any]
-) -> list[Ranked]:
-    calibration = prepared.calibration
-    moments = calibration.moments if calibration is not None else {}
-    feeds = calibration.feeds if calibration is not None else ()
-    return rank(prepared.analysis, groups, options, moments, feeds, prepared.lossless, progress)
-
-
-def _aimed_at(ready: Ready, target: Mapping[str, float], progress: Progress[Any]) -> Ready:
-    """The same model for another target; only orders made for a fraction of channels change."""
-    options = replace(ready.options, target=dict(target))
-    if "channels" in {*target, *ready.options.target}:
-        ranked: Sequence[Ranked] = _ranked(ready.prepared, ready.groups, options, progress)
-    else:
-        ranked = ready.ranked
-    return replace(ready, options=options, ranked=ranked)
-
-
 def _pruned(ready: Ready, progress: Progress[Any]) -> Built:
-    options, prepared = ready.options, ready.prepared
-    plain = replace(options, compensate="none")
-    dropped: dict[str, str] = {}
-    while True:
-        left = [one for one in ready.ranked if one.group.name not in dropped]
-        search = Search(prepared, left, options, ready.cost)
-        ways = search.first_ways()
-        if not ways[0].removal.classes and any(share < 1 for share in options.target.values()):
-            raise NothingPrunable(why_nothing(ready.analysis, options, dropped))
-        outcome = attempt(prepared.analysis, ways[0].removal, plain)
-        if isinstance(outcome, Built):
-            break
-        dropped |= outcome
-    if options.compensate == "none":
-        return replace(outcome, dropped=dropped, allocation=ways[0].name)
-    best, trials = search.best(ways, prepared.calibration, progress)
-    if not set(prepared.aligned) <= best.removal.classes.keys():
+    ready, stages = _stepped(ready, progress)
+    chooser = Chooser(ready, progress)
+    choice = chooser.choose()
+    if ready.options.compensate == "none":
+        built = replace(choice.plain, allocation=choice.way.name)
+    else:
+        try:
+            built = _compensated(ready, chooser, choice, progress)
+        except _FAILURES as error:
+            return _with_less(ready, error, progress)
+    return replace(built, dropped=chooser.dropped, trials=choice.trials, stages=stages)
+
+
+def _with_less(ready: Ready, error: Exception, progress: Progress[Any]) -> Built:
+    """Choose anew, so that the plan says what is in the model and can be carried out again."""
+    lesser = "mean" if ready.options.compensate == "least-squares" else "none"
+    options = replace(ready.options, compensate=lesser)
+    built = _pruned(get_ready(ready.analysis, options, ready.samples, progress), progress)
+    note = f"{ready.options.compensate} compensation was not possible: {error}"
+    return replace(built, note="; ".join(filter(None, (note, built.note))))
+
+
+def _compensated(ready: Ready, chooser: Chooser, choice: Choice, progress: Progress[Any]) -> Built:
+    """Build with full effort; where latency counts, once more with another aim if it was missed."""
+    target = ready.options.target
+    if LATENCY not in target:
+        return _finished(ready, choice, progress)
+    asked, start = target[LATENCY], choice.aim[LATENCY]
+
+    def timed(aim: float) -> tuple[Built, float]:
+        here = choice if aim == start else chooser.at({**target, LATENCY: aim}, choice.way.name)
+        built = _finished(ready, here, progress)
+        latency = measured_latency(ready, built.model)
+        return replace(built, latency=latency), latency.ratio
+
+    tried = approach(LATENCY, asked, start, timed, rounds=_ATTEMPTS, close=0.05)
+    best = best_of(asked, tried)
+    if best is None:
+        raise too_slow(asked, tried)
+    return best.result
+
+
+def _finished(ready: Ready, choice: Choice, progress: Progress[Any]) -> Built:
+    prepared, removal = ready.prepared, choice.way.removal
+    if ready.options.steps == 1 and not set(prepared.aligned) <= removal.classes.keys():
         # What is not cut stays as it was, bit for bit.
-        cut = [group for group in ready.groups if group.name in best.removal.classes]
-        prepared = prepare(ready.analysis, cut, options, ready.measured, progress)
-    try:
-        built = finish(prepared.analysis, best.removal, options, prepared.calibration, progress)
-    except (CutError, VerificationError, RuntimeFailure) as error:
-        # Chosen anew, so that the plan says what is in the model and can be carried out again.
-        lesser = "mean" if options.compensate == "least-squares" else "none"
-        weaker = replace(options, compensate=lesser)
-        built = _pruned(get_ready(ready.analysis, weaker, ready.samples, progress), progress)
-        note = f"{options.compensate} compensation was not possible: {error}"
-        return replace(built, note="; ".join(filter(None, (note, built.note))))
-    return replace(built, dropped=dropped, allocation=best.name, trials=trials)
+        cut = [group for group in ready.groups if group.name in removal.classes]
+        prepared = prepare(ready.analysis, cut, ready.options, ready.measured, progress)
+    built = finish(prepared.analysis, removal, ready.options, prepared.calibration, progress)
+    return replace(built, allocation=choice.way.name)
+
+
+def _stepped(ready: Ready, progress: Progress[Any]) -> tuple[Ready, tuple[Removal, ...]]:
+    """Take all steps but the last: prune a little, compensate, rank anew on what is left.
+
+    Steps are even in proportion: of n steps towards a share s, the k-th keeps s^(k / n).
+    """
+    target, steps = ready.options.target, ready.options.steps
+    stages = []
+    for number in range(1, steps):
+        little = {kind: share ** (number / steps) for kind, share in target.items()}
+        choice = Chooser(aimed_at(ready, little, progress), progress).choose()
+        compensated = compensate(
+            ready.prepared.analysis,
+            choice.way.removal,
+            ready.options,
+            ready.prepared.calibration,
+            open_groups=True,
+            progress=progress,
+        )
+        stages.append(compensated.removal)
+        ready = gone_on(ready, compensated, progress)
+    return ready, tuple(stages)

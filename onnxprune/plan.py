@@ -58,6 +58,8 @@ class Plan:
         initializers: for every tensor that is cut, by axis, the kept indices in the original
             numbering.
         refused: axes that cannot be cut.
+        stages: for a run in several steps, what was gone after each but the last: removed units by
+            group id. Written only where there are any.
     """
 
     model: dict[str, Any]
@@ -65,6 +67,7 @@ class Plan:
     groups: tuple[PlannedGroup, ...]
     initializers: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     refused: tuple[PlannedRefusal, ...] = ()
+    stages: tuple[dict[str, tuple[int, ...]], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan file's content (version 1)."""
@@ -84,6 +87,7 @@ class Plan:
                 }
                 for group in self.groups
             ],
+            **({"stages": [_listed(one) for one in self.stages]} if self.stages else {}),
             "initializers": {
                 name: {str(axis): list(kept) for axis, kept in axes.items()}
                 for name, axes in self.initializers.items()
@@ -146,6 +150,10 @@ class Plan:
                     PlannedRefusal(str(one["axis"]), str(one["node"]), str(one["reason"]))
                     for one in data["refused"]
                 ),
+                stages=tuple(
+                    {str(name): _indices(removed) for name, removed in stage.items()}
+                    for stage in data.get("stages", ())
+                ),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: is not a complete plan ({error!r})") from None
@@ -160,6 +168,10 @@ def _group(data: dict[str, Any]) -> PlannedGroup:
         consumers=tuple(str(one) for one in data["consumers"]),
         inexact=bool(data.get("inexact", False)),
     )
+
+
+def _listed(stage: dict[str, tuple[int, ...]]) -> dict[str, list[int]]:
+    return {name: list(removed) for name, removed in stage.items()}
 
 
 def _indices(data: list[Any]) -> tuple[int, ...]:

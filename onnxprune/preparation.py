@@ -13,22 +13,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.allocate.choose import Removal
+from onnxprune.coupling.cut import Cut
 from onnxprune.passes.align_components import AlignComponents
 from onnxprune.passes.remove_lossless import RemoveLossless
 from onnxprune.progress import silent
 from onnxprune.ranking import statistics_of
 from onnxprune.surgery.bias import FullSize
+from onnxprune.surgery.slicing import zero_removed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from onnxprune.analysis import Analysis
-    from onnxprune.compensation import Calibration
+    from onnxprune.compensation import Calibration, Compensated
     from onnxprune.coupling.groups import Group
     from onnxprune.options import Options
     from onnxprune.progress import Progress
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "after", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,35 @@ def prepare(
         moments = statistics_of(rewritten, calibration.samples, options, progress)
         calibration = replace(calibration, moments=moments)
     return Prepared(rewritten, calibration, lossless, aligned)
+
+
+def after(
+    prepared: Prepared, compensated: Compensated, options: Options, progress: Progress[Any] = silent
+) -> Prepared:
+    """Go on from a model at full size that has lost something: what is gone is held at zero.
+
+    Args:
+        prepared: the model before.
+        compensated: the removal, made up for; its model is changed.
+        options: how to run the model.
+        progress: told about long loops.
+    """
+    full, removal = compensated.full, compensated.removal
+    zero_removed(full.model, Cut(full.coupling, removal.dead()))
+    before = prepared.analysis
+    analysis = replace(
+        before,
+        model=full.model,
+        coupling=full.coupling,
+        reference=before.reference or before.model,
+    )
+    calibration = prepared.calibration
+    if calibration is not None:
+        moments = statistics_of(analysis, calibration.samples, options, progress)
+        calibration = replace(calibration, moments=moments)
+    return replace(
+        prepared, analysis=analysis, calibration=calibration, lossless=dict(removal.classes)
+    )
 
 
 def _is_free(group: Group) -> bool:

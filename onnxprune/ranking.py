@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onnxprune.options import Options
     from onnxprune.progress import Progress
 
-__all__ = ["rank", "statistics_of", "tap_of"]
+__all__ = ["bundled", "rank", "statistics_of", "tap_of"]
 
 
 def statistics_of(
@@ -60,7 +60,7 @@ def rank(
     Args:
         analysis: the model.
         groups: those to rank.
-        options: criterion, target and alignment.
+        options: criterion and target.
         moments: activation statistics; empty without calibration.
         feeds: calibration batches for a criterion that measures error curves.
         first: by group, classes that go before all others.
@@ -86,7 +86,7 @@ def rank(
         for number, regressions in survey.groups(groups, progress):
             whole = whole_curve(views[number], regressions, goal)
             parts = [] if goal is not None else part_curves(views[number], regressions)
-            found[number] = _ranked(groups[number], whole, parts, options.round_to)
+            found[number] = _ranked(groups[number], whole, parts)
         return [found[number] for number in range(len(groups))]
     ranked = []
     rng = np.random.default_rng(options.seed)
@@ -98,15 +98,24 @@ def rank(
                 f"criterion {options.criterion} gave no {group.size} finite scores for {group.name}"
             )
         order = tuple(removal_order(group, _lowered(group, scores, first or {}), goal))
-        ranked.append(_aligned(Ranked(group, order, {}), options.round_to))
+        ranked.append(Ranked(group, order, {}))
     return ranked
 
 
-def _ranked(group: Group, whole: Curve, parts: Sequence[Curve], multiple: int) -> Ranked:
-    one, *others = (
-        _aligned(Ranked(group, curve.steps, curve.scalings()), multiple)
-        for curve in (whole, *parts)
-    )
+def bundled(one: Ranked, multiple: int, *, finer: bool = False) -> Ranked:
+    """Bundle the steps of a group so that its axes keep a multiple of some number of units.
+
+    Args:
+        one: the group with its removal order.
+        multiple: 1 changes nothing.
+        finer: go on in smaller steps behind the last such width.
+    """
+    whole = _bundled(one, multiple, finer)
+    return replace(whole, parts=tuple(_bundled(part, multiple, finer) for part in one.parts))
+
+
+def _ranked(group: Group, whole: Curve, parts: Sequence[Curve]) -> Ranked:
+    one, *others = (Ranked(group, curve.steps, curve.scalings()) for curve in (whole, *parts))
     return replace(one, parts=tuple(others))
 
 
@@ -129,11 +138,11 @@ def _lowered(
     return np.where(mine, scores.min(initial=0.0) - 1.0, scores)
 
 
-def _aligned(one: Ranked, multiple: int) -> Ranked:
+def _bundled(one: Ranked, multiple: int, finer: bool) -> Ranked:
     """Steps bundled to a multiple, with the errors at their ends."""
     if multiple == 1:
         return one
-    steps = tuple(aligned(one.group, one.steps, multiple))
+    steps = tuple(aligned(one.group, one.steps, multiple, finer=finer))
     ends = np.cumsum([len(step.classes) for step in one.steps])
     gone = np.cumsum([len(step.classes) for step in steps])
     places = np.searchsorted(ends, gone)

@@ -22,7 +22,7 @@ from onnxprune.reconstruction.find import replaceable_layers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onnxprune.cost.shapes import CutCost
+    from onnxprune.cost.kinds import CostModel
     from onnxprune.options import Options
     from onnxprune.preparation import Prepared
     from onnxprune.progress import Progress
@@ -31,8 +31,11 @@ __all__ = ["Search"]
 
 _TRIAL = Settings(rows=32_768, iterations=3, ridges=(1e-3,), both_halves=False)
 _TRIAL_BATCHES = 16
+# more batches where a model takes one sample at a time
+_TRIAL_SAMPLES = 48
 _WORK = 2e12
 _SOLVING = 4
+_SHARED = ", shared groups too"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Search:
     prepared: Prepared
     ranked: Sequence[Ranked]
     options: Options
-    cost: CutCost
+    cost: CostModel
 
     def first_ways(self) -> list[Candidate]:
         """Allocations by the options: one, unless several can be tried.
@@ -59,24 +62,42 @@ class Search:
         Raises:
             TargetUnreachable: when removing everything that may go is not enough.
         """
-        return [
-            Candidate(one.name, self.prepared.with_lossless(one.removal)) for one in self._ways()
-        ]
+        return [self._whole(one) for one in self._ways()]
 
-    def _ways(self) -> list[Candidate]:
+    def way(self, name: str) -> Candidate:
+        """The allocation with a name that `best` has given for another target.
+
+        Raises:
+            TargetUnreachable: when removing everything that may go is not enough.
+        """
+        scaling = name.removesuffix(_SHARED)
+        if scaling != name:
+            ways = knapsack_candidates(self.ranked, self.options.target, self.cost, scaling)
+            return self._whole(Candidate(name, ways[0].removal))
+        ways = self._ways(scaling)
+        return self._whole(next((one for one in ways if one.name == name), ways[0]))
+
+    def _whole(self, way: Candidate) -> Candidate:
+        return Candidate(way.name, self.prepared.with_lossless(way.removal))
+
+    def _ways(self, scaling: str | None = None) -> list[Candidate]:
         target, allocation = self.options.target, self.options.allocation
         comparable = find_criterion(self.options.criterion).comparable
         simple = simple_candidates(self.ranked, target, self.cost, comparable=comparable)
         if allocation != "auto":
             return [one for one in simple if one.name == allocation] or simple[:1]
         try:
-            ways = knapsack_candidates(without_shared(self.ranked), target, self.cost)
+            ways = knapsack_candidates(self._alone(), target, self.cost, scaling)
         except TargetUnreachable:
             ways = []
-        ways = ways or knapsack_candidates(self.ranked, target, self.cost)
+        ways = ways or knapsack_candidates(self.ranked, target, self.cost, scaling)
         if not ways:
             return simple[-1:] if "channels" not in target else simple[:1]
         return ways if self.options.compensate == "least-squares" else ways[:1]
+
+    def _alone(self) -> Sequence[Ranked]:
+        """Groups that one layer reads; all where every one has to give up its share."""
+        return self.ranked if "channels" in self.options.target else without_shared(self.ranked)
 
     def best(
         self, ways: Sequence[Candidate], calibration: Calibration | None, progress: Progress[Any]
@@ -99,12 +120,9 @@ class Search:
             for way in progress(ways, "trying allocations", len(ways))
         }
         best = min(ways, key=lambda way: trials[way.name])
-        if len(without_shared(self.ranked)) < len(self.ranked):
-            everywhere = knapsack_candidates(self.ranked, self.options.target, self.cost)
-            wider = next((one for one in everywhere if one.name == best.name), None)
-            if wider is not None and wider.removal.classes != best.removal.classes:
-                removal = self.prepared.with_lossless(wider.removal)
-                wider = Candidate(f"{best.name}, shared groups too", removal)
+        if len(self._alone()) < len(self.ranked):
+            wider = self.way(best.name + _SHARED)
+            if wider.removal.classes != best.removal.classes:
                 trials[wider.name] = self._tried(wider, calibration)
                 best = min((best, wider), key=lambda way: trials[way.name])
         return best, trials
@@ -140,9 +158,11 @@ class Search:
 
 def _spread(feeds: Sequence[Any]) -> list[Any]:
     """Some batches from all over the set, every second of them at an even place as before."""
-    if len(feeds) <= _TRIAL_BATCHES:
+    rows = max(len(next(iter(feeds[0].values()))), 1) if feeds else 1
+    count = max(_TRIAL_BATCHES, _TRIAL_SAMPLES // rows)
+    if len(feeds) <= count:
         return list(feeds)
-    places = [number * len(feeds) // _TRIAL_BATCHES for number in range(_TRIAL_BATCHES)]
+    places = [number * len(feeds) // count for number in range(count)]
     return [
         feeds[min(place + (place + number) % 2, len(feeds) - 1)]
         for number, place in enumerate(places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,32 @@ def test_the_plan_says_which_compensation_is_in_the_model(
     again = onnxprune.apply(onnx.load(source), result.plan, **given)
     assert proto_of(again).SerializeToString() == proto_of(result).SerializeToString()
     assert again.plan.options == result.plan.options
+
+
+@pytest.mark.parametrize("compensate", ["none", "mean", "least-squares"])
+def test_several_steps_go_on_from_each_other_and_can_be_carried_out_again(compensate: str) -> None:
+    source, data = MODELS / "digits_mlp.onnx", MODELS / "digits_mlp_calibration.npz"
+    given: dict[str, Any] = {"calibration": data, "threads": 1, "measure_latency": False}
+    options = {"target": {"macs": 0.4}, "compensate": compensate, "steps": 3}
+    result = onnxprune.prune(onnx.load(source), **options, **given)
+    removed = [*result.plan.stages, {one.id: one.removed for one in result.plan.groups}]
+    assert len(removed) == 3
+    for earlier, later in itertools.pairwise(removed):
+        assert all(set(units) <= set(later[name]) for name, units in earlier.items())
+        assert sum(map(len, earlier.values())) < sum(map(len, later.values()))
+    report = result.report
+    assert report.certificate.holds
+    assert report.result.macs <= 0.4 * report.original.macs
+    assert onnxprune.Plan.from_json(result.plan.to_json()) == result.plan
+    again = onnxprune.apply(onnx.load(source), result.plan, **given)
+    assert proto_of(again) == proto_of(result)
+
+
+def test_one_step_is_what_there_is_without_steps() -> None:
+    source, data = MODELS / "digits_mlp.onnx", MODELS / "digits_mlp_calibration.npz"
+    given: dict[str, Any] = {"calibration": data, "threads": 1, "measure_latency": False}
+    result = onnxprune.prune(onnx.load(source), target={"macs": 0.4}, **given)
+    assert result.plan.stages == ()
+    assert "stages" not in result.plan.to_dict()
+    with pytest.raises(InputError, match="steps must be 1 or more"):
+        onnxprune.prune(source, steps=0)

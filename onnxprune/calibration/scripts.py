@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
 """What a source that names a function looks like."""
 
 
-def load_function(source: str) -> Callable[[], Iterable[object]]:
+def load_function(source: str, purpose: str = "calibration") -> Callable[..., Any]:
     """Import a file and return one of its functions.
 
     Args:
         source: "path/to/module.py:function"; the path is relative to the working folder. The
             file can import its neighbours, as when it is run as a script.
+        purpose: what the function is for, for messages.
 
     Raises:
         CalibrationError: when there is no such file or function, or importing it fails.
@@ -33,10 +34,10 @@ def load_function(source: str) -> Callable[[], Iterable[object]]:
     match = FUNCTION.fullmatch(source)
     assert match is not None
     path = Path(match["file"])
-    where = f"calibration {source}"
+    where = f"{purpose} {source}"
     if not path.is_file():
         raise CalibrationError(f"{where}: no file {path}")
-    spec = importlib.util.spec_from_file_location(f"_onnxprune_calibration_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"_onnxprune_{purpose}_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -52,7 +53,7 @@ def load_function(source: str) -> Callable[[], Iterable[object]]:
     function: Any = getattr(module, match["name"], None)
     if not callable(function):
         raise CalibrationError(f"{where}: {path} has no function {match['name']!r}")
-    result: Callable[[], Iterable[object]] = function
+    result: Callable[..., Any] = function
     return result
 
 

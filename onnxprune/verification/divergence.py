@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-__all__ = ["divergence"]
+__all__ = ["divergence", "gives_scores"]
 
+_NORMALISED = ("Softmax", "LogSoftmax")
 _LINEAR = ("Gemm", "MatMul", "Add", "Conv")
 _SMALLEST = 1e-12
 _MASKED = -1e4
@@ -55,6 +56,12 @@ def divergence(
     return float(np.mean(found)) if found else 0.0
 
 
+def gives_scores(producer: ir.Node | None) -> bool:
+    """Whether an output made by this node may hold class scores."""
+    kind = producer.op_type if producer is not None else ""
+    return kind in (*_NORMALISED, *_LINEAR)
+
+
 def _of_output(
     producer: ir.Node | None, arrays: Sequence[tuple[NDArray[Any], NDArray[Any]]], opset: int
 ) -> float:
@@ -81,7 +88,7 @@ def _rows(array: NDArray[Any], producer: ir.Node | None, opset: int) -> NDArray[
     if not array.ndim:
         return array.astype(np.float64).reshape(1, 1)
     kind, axis = producer.op_type if producer is not None else "", -1
-    if producer is not None and kind in ("Softmax", "LogSoftmax"):
+    if producer is not None and kind in _NORMALISED:
         given = producer.attributes.get("axis")
         axis = given.as_int() if given is not None else -1 if opset >= 13 else 1
         if opset < 13:  # all axes from there on

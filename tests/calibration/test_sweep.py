@@ -28,11 +28,11 @@ def chain(batch: str = "N") -> tuple[ir.Model, Observation]:
     return model, observe(model, ONE_THREAD, np.random.default_rng(0)).first
 
 
-def taken(source: Any, largest: int, batch: str = "N") -> list[list[int]]:
+def taken(source: Any, largest: int, batch: str = "N", inputs: int = 0) -> list[list[int]]:
     """Numbers of the samples in each batch; samples hold their number."""
     model, observed = chain(batch)
     samples = read_samples(source, input_specs(model))
-    feeds = sweep_batches(samples, model, observed, largest=largest)
+    feeds = sweep_batches(samples, model, observed, largest=largest, inputs=inputs)
     return [feed["x"][:, 0].astype(int).tolist() for feed in feeds]
 
 
@@ -80,6 +80,22 @@ def test_samples_sorted_by_class_are_taken_from_all_classes() -> None:
     found = [one for batch in taken(numbered(1000), room_for(100)) for one in batch]
     assert len({one // 250 for one in found}) == 4
     assert found == sorted(set(found))
+
+
+def test_more_are_kept_for_later_than_fit_at_the_widest_place() -> None:
+    """Up to four times as many, in an order in which the first ones are from all over the set."""
+    batches = taken(numbered(1000), room_for(100), inputs=10**9)
+    found = [one for batch in batches for one in batch]
+    assert 300 <= len(found) <= 400
+    assert len(set(found)) == len(found)
+    assert found != sorted(found)
+    assert len({one // 250 for one in found[:100]}) == 4
+
+
+def test_no_more_are_kept_for_later_than_their_inputs_may_take() -> None:
+    one = 8 * 4
+    assert sum(map(len, taken(numbered(1000), room_for(100), inputs=200 * one))) <= 200
+    assert sum(map(len, taken(numbered(1000), room_for(100), inputs=one))) <= 100
 
 
 @pytest.mark.parametrize("source", [numbered(5), [numbered(5)], [numbered(3), numbered(2)]])

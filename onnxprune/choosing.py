@@ -1,0 +1,141 @@
+"""Which removal it is to be: allocations, groups that have to stay, and what was measured of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from onnxprune.analysis import why_nothing
+from onnxprune.approach import Attempt, approach, best_of
+from onnxprune.building import Built, attempt
+from onnxprune.cost.latency import Latency, measure_pair
+from onnxprune.errors import NothingPrunable, TargetUnreachable
+from onnxprune.options import LATENCY
+from onnxprune.search import Search
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx_ir as ir
+
+    from onnxprune.allocate.candidates import Candidate
+    from onnxprune.progress import Progress
+    from onnxprune.ready import Ready
+
+__all__ = ["Choice", "Chooser", "measured_latency", "too_slow"]
+
+_SECONDS = 1.5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A removal that can be built.
+
+    Attributes:
+        way: the allocation and its removal.
+        plain: the model without what is removed, nothing made up for.
+        aim: what the cost model was asked for: the target, but for a latency that it misjudges.
+        trials: divergence of the allocations that were tried.
+    """
+
+    way: Candidate
+    plain: Built
+    aim: Mapping[str, float]
+    trials: Mapping[str, float] = field(default_factory=dict)
+
+
+class Chooser:
+    """Chooses for one target.
+
+    A group whose cut the graph cannot express, or for which the certificate fails, is left whole,
+    and the choice is made again without it.
+
+    Args:
+        ready: the model and its target.
+        progress: told about long loops.
+
+    Attributes:
+        dropped: groups that are left whole, with the reason.
+    """
+
+    def __init__(self, ready: Ready, progress: Progress[Any]) -> None:
+        self.dropped: dict[str, str] = {}
+        self._ready = ready
+        self._progress = progress
+
+    def choose(self) -> Choice:
+        """Choose the allocation that diverges least, at the measured latency where that counts.
+
+        Raises:
+            NothingPrunable: when no group is left, or (TargetUnreachable) the target is out of
+                reach.
+        """
+        ready, target = self._ready, self._ready.options.target
+        first = self._in_time(target[LATENCY]) if LATENCY in target else self.at(target)
+        if ready.options.compensate == "none":
+            return first
+        search = self._search(first.aim)
+        best, trials = search.best(search.first_ways(), ready.prepared.calibration, self._progress)
+        if best.name == first.way.name:
+            return replace(first, trials=trials)
+        if LATENCY in target:
+            timed = self._in_time(target[LATENCY], best.name, first.aim[LATENCY])
+            return replace(timed, trials=trials)
+        return replace(first, way=best, trials=trials)
+
+    def at(self, aim: Mapping[str, float], name: str | None = None) -> Choice:
+        """Choose what the cost model says meets an aim.
+
+        Args:
+            aim: kind -> fraction to remain.
+            name: of the allocation; None for the first.
+
+        Raises:
+            NothingPrunable: as for `choose`.
+        """
+        ready = self._ready
+        while True:
+            search = self._search(aim)
+            way = search.way(name) if name is not None else search.first_ways()[0]
+            if not way.removal.classes and any(share < 1 for share in aim.values()):
+                raise NothingPrunable(why_nothing(ready.analysis, ready.options, self.dropped))
+            plain = replace(ready.options, compensate="none")
+            outcome = attempt(ready.prepared.analysis, way.removal, plain)
+            if isinstance(outcome, Built):
+                return Choice(way, outcome, dict(aim))
+            self.dropped |= outcome
+
+    def _search(self, aim: Mapping[str, float]) -> Search:
+        ready = self._ready
+        left = [one for one in ready.ranked if one.group.name not in self.dropped]
+        options = replace(ready.options, target=dict(aim))
+        return Search(ready.prepared, left, options, ready.cost)
+
+    def _in_time(self, asked: float, name: str | None = None, start: float | None = None) -> Choice:
+        """Ask the cost model for less or more until the measured latency is as asked."""
+        ready = self._ready
+
+        def build(aim: float) -> tuple[Choice, float]:
+            choice = self.at({**ready.options.target, LATENCY: aim}, name)
+            return choice, measured_latency(ready, choice.plain.model).ratio
+
+        tried = approach(LATENCY, asked, start or asked, build)
+        best = best_of(asked, tried)
+        if best is None:
+            raise too_slow(asked, tried)
+        return best.result
+
+
+def measured_latency(ready: Ready, model: ir.Model) -> Latency:
+    """Time a model against the original, on the feed it was traced with."""
+    feed = ready.analysis.coupling.facts.first.feed
+    return measure_pair(ready.analysis.model, model, feed, ready.options.runtime, _SECONDS)
+
+
+def too_slow(asked: float, tried: list[Attempt[Any]]) -> TargetUnreachable:
+    """Say how fast it can get."""
+    least = min(one.ratio for one in tried)
+    return TargetUnreachable(
+        f"the target latency={asked:g} cannot be reached; the best that was measured is "
+        f"latency={least:.3f}"
+    )

@@ -1,0 +1,173 @@
+"""Everything of a run that is the same for every target: calibrate, rewrite, rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.analysis import Analysis, why_nothing
+from onnxprune.calibration.augment import augmented
+from onnxprune.calibration.sweep import sweep_batches
+from onnxprune.compensation import Calibration, Compensated
+from onnxprune.cost.latency_multiples import group_multiples
+from onnxprune.cost.latency_table import LatencyTable
+from onnxprune.cost.shapes import CutCost
+from onnxprune.errors import InputError, NothingPrunable
+from onnxprune.importance import find_criterion
+from onnxprune.options import LATENCY
+from onnxprune.preparation import Prepared, after, prepare
+from onnxprune.progress import silent
+from onnxprune.ranking import bundled, rank, statistics_of
+from onnxprune.threads import matrix_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from onnxprune.allocate.candidates import Ranked
+    from onnxprune.calibration.samples import Samples
+    from onnxprune.cost.kinds import CostModel
+    from onnxprune.coupling.groups import Group
+    from onnxprune.options import Options
+    from onnxprune.progress import Progress
+
+__all__ = ["Ready", "aimed_at", "calibrate", "get_ready", "gone_on"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model from which any target can be cut.
+
+    Attributes:
+        analysis: the original.
+        options: of the run; their target is the one that orders of removal were made for.
+        samples: None without calibration.
+        groups: what include and exclude leave.
+        measured: what the samples told of the original; None without.
+        prepared: the model, rewritten.
+        ranked: the groups with their removal orders.
+        cost: what any cut would cost.
+        multiples: how many units each group keeps a multiple of, by name; 1 where nothing is said.
+    """
+
+    analysis: Analysis
+    options: Options
+    samples: Samples | None
+    groups: Sequence[Group]
+    measured: Calibration | None
+    prepared: Prepared
+    ranked: Sequence[Ranked]
+    cost: CostModel
+    multiples: Mapping[str, int]
+
+
+def calibrate(
+    analysis: Analysis, options: Options, samples: Samples | None, progress: Progress[Any] = silent
+) -> Calibration | None:
+    """Collect from the samples what criterion and compensation need; None without samples.
+
+    Raises:
+        InputError: for a compensation that needs calibration when there is none.
+        CalibrationError: for unusable samples.
+    """
+    criterion = find_criterion(options.criterion)
+    if samples is None:
+        if options.compensate != "none":
+            raise _needs_samples(f"compensation {options.compensate}")
+        return None
+    moments = statistics_of(analysis, samples, options, progress)
+    walks = options.compensate == "least-squares" or getattr(criterion, "measures_curves", False)
+    first = analysis.coupling.facts.first
+    feeds = sweep_batches(samples, analysis.model, first, 1 + len(options.augment)) if walks else []
+    if options.augment and walks:
+        if isinstance((samples.specs[0].shape or (None,))[0], int):
+            raise InputError("augmentation adds to every batch, but the model fixes its size")
+        rng = np.random.default_rng(options.seed)
+        feeds = [augmented(feed, options.augment, rng) for feed in feeds]
+    return Calibration(samples, moments, feeds)
+
+
+def get_ready(
+    analysis: Analysis,
+    options: Options,
+    samples: Samples | None = None,
+    progress: Progress[Any] = silent,
+) -> Ready:
+    """Calibrate, rewrite and rank.
+
+    Raises:
+        InputError: for a criterion or compensation that needs calibration when there is none.
+        NothingPrunable: when there is no group.
+    """
+    # who carries out a plan ranks nothing, and needs no samples for the criterion it was made with
+    if samples is None and find_criterion(options.criterion).needs_calibration:
+        raise _needs_samples(f"criterion {options.criterion}")
+    with matrix_threads(options.runtime.threads):
+        measured = calibrate(analysis, options, samples, progress)
+        groups = analysis.selected(options.include, options.exclude)
+        if not groups:
+            raise NothingPrunable(why_nothing(analysis, options))
+        prepared = prepare(analysis, groups, options, measured, progress)
+        cost, multiples = _costs(analysis, groups, options)
+        ranked = _ranked(prepared, groups, options, multiples, progress)
+    return Ready(analysis, options, samples, groups, measured, prepared, ranked, cost, multiples)
+
+
+def aimed_at(ready: Ready, target: Mapping[str, float], progress: Progress[Any]) -> Ready:
+    """The same model for another target; ranked anew where orders depend on it."""
+    options = replace(ready.options, target=dict(target))
+    kinds = {*target, *ready.options.target}
+    timed = LATENCY in target and LATENCY not in ready.options.target
+    cost, multiples = ready.cost, ready.multiples
+    if timed:
+        cost, multiples = _costs(ready.analysis, ready.groups, options)
+    ranked = ready.ranked
+    if timed or "channels" in kinds:
+        ranked = _ranked(ready.prepared, ready.groups, options, multiples, progress)
+    return replace(ready, options=options, ranked=ranked, cost=cost, multiples=multiples)
+
+
+def gone_on(ready: Ready, compensated: Compensated, progress: Progress[Any]) -> Ready:
+    """Rank anew on what is left after a removal; what is gone goes first from now on.
+
+    Layers that are solved later still aim at what the original computes.
+    """
+    prepared = after(ready.prepared, compensated, ready.options, progress)
+    ranked = _ranked(prepared, ready.groups, ready.options, ready.multiples, progress)
+    return replace(ready, prepared=prepared, ranked=ranked)
+
+
+def _needs_samples(what: str) -> InputError:
+    return InputError(f"{what} looks at activations; give --calibration")
+
+
+def _costs(
+    analysis: Analysis, groups: Sequence[Group], options: Options
+) -> tuple[CostModel, dict[str, int]]:
+    """What a cut would cost, and the multiples that groups keep; timed only for latency."""
+    graph, coupling = analysis.model.graph, analysis.coupling
+    multiples = {}
+    if isinstance(options.round_to, int):
+        multiples = {group.name: options.round_to for group in groups}
+    if LATENCY not in options.target:
+        return CutCost(graph, coupling), multiples
+    table = LatencyTable(analysis.model, coupling.facts, options.runtime)
+    if options.round_to == "auto":
+        multiples = group_multiples(table, graph, coupling, groups)
+    return CutCost(graph, coupling, {LATENCY: table.seconds}), multiples
+
+
+def _ranked(
+    prepared: Prepared,
+    groups: Sequence[Group],
+    options: Options,
+    multiples: Mapping[str, int],
+    progress: Progress[Any],
+) -> list[Ranked]:
+    calibration = prepared.calibration
+    moments = calibration.moments if calibration is not None else {}
+    feeds = calibration.feeds if calibration is not None else ()
+    found = rank(prepared.analysis, groups, options, moments, feeds, prepared.lossless, progress)
+    finer = options.round_to == "auto"
+    return [bundled(one, multiples.get(one.group.name, 1), finer=finer) for one in found]

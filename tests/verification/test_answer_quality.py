@@ -1,0 +1,117 @@
+"""How good answers are, in one number: accuracy, agreement, cosine or a caller's metric."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import parser
+
+from onnxprune import InputError
+from onnxprune.calibration.parts import divide
+from onnxprune.calibration.samples import read_samples
+from onnxprune.model.inputs import input_specs
+from onnxprune.model.runtime import Runtime
+from onnxprune.verification.quality import QualityMeasure
+
+POINTS = np.array([[1, 0], [0, 1], [3, 1], [1, 2], [2, 2.5], [5, 0], [0, 5], [4, 3]], np.float32)
+LABELS = np.array([0, 1, 0, 1, 0, 0, 1, 0])
+RUNTIME = Runtime(threads=1)
+
+
+def network(body: str, inputs: str = "float[n,2] x", outputs: str = "float[n,2] y") -> ir.Model:
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => ({outputs}) {{ {body} }}'
+    return ir.from_proto(parser.parse_model(text))
+
+
+SCORES = network("w = Constant<value = float[2,2] {1, 0, 0, 1}>() y = MatMul(x, w)")
+SWAPPED = network("w = Constant<value = float[2,2] {0, 1, 1, 0}>() y = MatMul(x, w)")
+PLAIN = network("y = Relu(x)")
+TURNED = network("w = Constant<value = float[2,2] {0, 1, 1, 0}>() z = MatMul(x, w) y = Relu(z)")
+
+
+def measure(model=SCORES, **options):
+    samples = read_samples({"x": POINTS}, input_specs(model))
+    return QualityMeasure(model, samples, RUNTIME, **options)
+
+
+def test_accuracy_in_percent_and_its_drop_in_points():
+    found = measure(labels=LABELS).of(SWAPPED)
+    assert (found.measure, found.original, found.result) == ("accuracy", 87.5, 12.5)
+    assert found.drop == 75
+    assert (found.samples, found.held_out) == (8, False)
+    assert found.to_dict()["drop"] == 75
+
+
+def test_labels_belong_to_the_samples_that_are_kept_out():
+    _, held = divide(read_samples({"x": POINTS}, input_specs(SCORES)))
+    wrong = 1 - LABELS
+    wrong[3::4] = LABELS[3::4]
+    found = QualityMeasure(SCORES, held, RUNTIME, labels=wrong, held_out=True).of(SCORES)
+    assert (found.original, found.samples, found.held_out) == (100, 2, True)
+
+
+def test_without_labels_scores_are_compared_by_the_greatest():
+    found = measure().of(SWAPPED)
+    assert (found.measure, found.original, found.result) == ("agreement", 100, 0)
+
+
+def test_without_labels_other_outputs_are_compared_by_cosine():
+    found = measure(PLAIN).of(TURNED)
+    turned = POINTS[:, ::-1]
+    cosines = (POINTS * turned).sum(1) / (POINTS**2).sum(1)
+    assert found.measure == "cosine"
+    assert found.result == pytest.approx(100 * cosines.mean())
+    assert found.original == pytest.approx(100)
+
+
+def test_classes_that_come_as_numbers_are_answers_themselves():
+    model = network("y = ArgMax<axis = 1, keepdims = 0>(x)", outputs="int64[n] y")
+    other = network("y = ArgMin<axis = 1, keepdims = 0>(x)", outputs="int64[n] y")
+    assert measure(model, labels=LABELS).of(other).original == 87.5
+    assert measure(model).of(other).result == 0
+
+
+def test_scores_of_every_place_of_an_image():
+    model = network("y = Relu(x)", "float[n,2,3,3] x", "float[n,2,3,3] y")
+    images = np.random.default_rng(0).random((4, 2, 3, 3), np.float32)
+    samples = read_samples({"x": images}, input_specs(model))
+    found = QualityMeasure(model, samples, RUNTIME, labels=images.argmax(1)).of(model)
+    assert found.result == 100
+
+
+def test_a_metric_sees_all_outputs_and_labels():
+    def largest(outputs, labels):
+        assert outputs["y"].shape == (8, 2)
+        return outputs["y"].max() + labels.sum()
+
+    found = measure(labels=LABELS, metric=largest).of(SCORES)
+    assert (found.measure, found.result) == ("largest", 8.0)
+
+
+def raising(outputs, labels):
+    raise KeyError("depth")
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        (raising, "raising raised KeyError"),
+        (lambda outputs, labels: float("nan"), "gave nan"),
+        (lambda outputs, labels: None, "TypeError"),
+        (lambda outputs, labels: outputs["y"], "TypeError"),
+    ],
+)
+def test_a_metric_that_fails_is_named(metric, words):
+    with pytest.raises(InputError, match=words):
+        measure(metric=metric)
+
+
+def test_labels_that_fit_no_output_are_refused():
+    with pytest.raises(InputError, match=r"labels of shape \[8, 3\] fit no output \(y \[8, 2\]\)"):
+        measure(labels=np.zeros((8, 3), np.int64))
+
+
+def test_an_output_that_broke_is_worth_nothing():
+    broken = network("zero = Constant<value = float {0.0}>() z = Div(x, zero) y = Relu(z)")
+    assert measure(PLAIN).of(broken).result == 0
