@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from onnxprune.api import Comparison, Inspection, PruneResult, apply, inspect, prune, verify
     from onnxprune.plan import Plan
     from onnxprune.report.summary import Report
+    from onnxprune.sensing import sensitivity
+    from onnxprune.sensitivity_rows import Sensitivity
+    from onnxprune.sweeping import sweep
+    from onnxprune.tradeoff import Sweep
 
 __all__ = [
     "CalibrationError",
@@ -38,11 +42,15 @@ __all__ = [
     "PruneResult",
     "Report",
     "RuntimeFailure",
+    "Sensitivity",
+    "Sweep",
     "TargetUnreachable",
     "VerificationError",
     "apply",
     "inspect",
     "prune",
+    "sensitivity",
+    "sweep",
     "verify",
 ]
 
@@ -55,6 +63,10 @@ _LAZY = {
     ),
     "Plan": "onnxprune.plan",
     "Report": "onnxprune.report.summary",
+    "Sensitivity": "onnxprune.sensitivity_rows",
+    "Sweep": "onnxprune.tradeoff",
+    "sensitivity": "onnxprune.sensing",
+    "sweep": "onnxprune.sweeping",
 }
 
 

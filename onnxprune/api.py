@@ -7,43 +7,41 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from onnxprune.analysis import Analysis, analyse
-from onnxprune.building import Built
-from onnxprune.calibration.augment import VIEWS
+from onnxprune.analysis import analyse
+from onnxprune.calibration.labels import read_labels
+from onnxprune.calibration.parts import divide
 from onnxprune.calibration.samples import read_samples
-from onnxprune.cost.latency import measure_pair
-from onnxprune.cost.macs import is_parameter, node_costs
-from onnxprune.cost.shapes import CutCost
+from onnxprune.calibration.scripts import load_function
+from onnxprune.checking import check_choice, check_method
+from onnxprune.cost.nodes import node_costs
 from onnxprune.coupling.cut import CutError
 from onnxprune.errors import InputError, VerificationError
-from onnxprune.importance import find_criterion
-from onnxprune.model.execution import is_heavy
+from onnxprune.max_drop import Limit, prune_within
 from onnxprune.model.inputs import input_specs
-from onnxprune.model.load import convert, load
+from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.size import loaded_bytes, model_bytes
-from onnxprune.options import ALLOCATIONS, COMPENSATIONS, Options, check_targets
+from onnxprune.model.size import loaded_bytes
+from onnxprune.options import COMPENSATIONS, Options
+from onnxprune.outcome import Outcome, batch_of, sizes_of
 from onnxprune.pipeline import prune_model, rebuild
 from onnxprune.plan import Plan
-from onnxprune.planning import plan_of, planned_options, planned_removal
+from onnxprune.planning import planned_options, planned_removal, planned_stages
 from onnxprune.progress import silent
-from onnxprune.report.summary import Report, Sizes
+from onnxprune.ready import get_ready
 from onnxprune.results import Comparison, Inspection, PruneResult
-from onnxprune.verification.comparison import OutputComparison, compare_outputs
+from onnxprune.verification.comparison import compare_outputs
 from onnxprune.verification.gates import check_interface
+from onnxprune.verification.quality import QualityMeasure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from onnxprune.calibration.samples import CalibrationSource, Samples
     from onnxprune.model.load import LoadedModel, ModelSource
     from onnxprune.progress import Progress
+    from onnxprune.verification.quality import Quality
 
 __all__ = ["Comparison", "Inspection", "PruneResult", "apply", "inspect", "prune", "verify"]
-
-_COMPARED_BATCHES = 16
 
 
 def prune(
@@ -51,12 +49,16 @@ def prune(
     *,
     calibration: CalibrationSource | None = None,
     target: Mapping[str, float] | None = None,
+    max_drop: float | None = None,
+    labels: Any = None,
+    metric: Callable[..., Any] | str | None = None,
     criterion: str | None = None,
     compensate: str | None = None,
     allocation: str = "auto",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    round_to: int = 1,
+    round_to: int | str = "auto",
+    steps: int = 1,
     normalised_axes: bool = False,
     lossless: bool = True,
     components: bool = True,
@@ -74,8 +76,17 @@ def prune(
         calibration: unlabelled samples: a mapping of input name to array (first axis = samples),
             an iterable of feeds, a path (.npz, .npy, folder, "module.py:function"), or anything
             with onnxruntime's `CalibrationDataReader.get_next()`.
-        target: kind -> fraction of the original that is to remain; `channels`, `params`, `macs`.
-            Default: channels=0.5.
+        target: kind -> fraction of the original that is to remain; `channels`, `params`, `macs`,
+            `size`, `memory` or `latency`; several are all met.
+            Default: channels=0.5, or with `max_drop` as far as that allows.
+        max_drop: how far the quality may fall at most. Quality is accuracy in percent with
+            `labels`, what `metric` gives, else the percentage of the original's answers that stay
+            (agreement of class scores, cosine of other outputs). It is measured on every fourth
+            sample, and nothing is fitted on these.
+        labels: one for each sample: array, `.npy`, `.npz` or text file. Without `max_drop` they
+            change nothing but the report.
+        metric: function of all outputs ({name: array [samples, ...]}) and their labels (None
+            without) whose result is higher for better answers; or "module.py:function".
         criterion: how units are ranked; default `reconstruction` with calibration, else `l2`.
         compensate: `least-squares` solves the layers anew whose input or output is cut, `mean`
             folds the removed channels' mean into biases, `none` does nothing; default
@@ -86,7 +97,9 @@ def prune(
         include: name patterns; only groups with a matching tensor or node are pruned.
         exclude: name patterns; matching tensors, and those of matching nodes, stay whole.
         round_to: every axis that is cut keeps a multiple of this many units: 8 or 16 suit the
-            convolution kernels of CPUs; 1 leaves widths as they come.
+            convolution kernels of CPUs; 1 leaves widths as they come. "auto": with a latency
+            target the steps in which kernels were measured to compute here, else 1.
+        steps: in how many steps to prune; after each, layers are solved and units ranked anew.
         normalised_axes: allow axes to be cut that normalisation statistics run over, such as the
             residual width of a transformer; the removed entries count as zeros from then on.
         lossless: before anything else take out units that are dead, constant, or copies of others;
@@ -108,37 +121,41 @@ def prune(
         VerificationError: when no result could be verified.
     """
     started = time.perf_counter()
-    runtime = Runtime(tuple(providers), threads)
-    runtime.validate()
-    if seed < 0:
-        raise InputError(f"the seed must be 0 or more, not {seed}")
-    if round_to < 1:
-        raise InputError(f"round_to must be 1 or more, not {round_to}")
-    options = Options(
-        target=check_targets({"channels": 0.5} if target is None else target),
-        criterion=criterion or ("l2" if calibration is None else "reconstruction"),
-        compensate=compensate or ("none" if calibration is None else "least-squares"),
+    options = check_method(
+        {"channels": 0.5} if target is None else target,
+        calibrated=calibration is not None,
+        max_drop=max_drop,
+        criterion=criterion,
+        compensate=compensate,
         allocation=allocation,
-        include=tuple(include),
-        exclude=tuple(exclude),
+        include=include,
+        exclude=exclude,
         round_to=round_to,
+        steps=steps,
         normalised_axes=normalised_axes,
         lossless=lossless,
         components=components,
-        augment=tuple(augment),
+        augment=augment,
         seed=seed,
-        runtime=runtime,
+        providers=providers,
+        threads=threads,
     )
-    find_criterion(options.criterion)
-    _check_choice("compensation", options.compensate, COMPENSATIONS)
-    _check_choice("allocation", options.allocation, ALLOCATIONS)
-    for view in options.augment:
-        _check_choice("augmentation", view, tuple(VIEWS))
     loaded = load(model)
     samples = _samples(loaded, calibration)
-    analysis = analyse(loaded.model, options, samples)
-    built = prune_model(analysis, options, samples, progress)
-    return _result(loaded, analysis, built, options, samples, measure_latency, started, progress)
+    fitted, measure = _divided(loaded, samples, labels, metric, options)
+    analysis = analyse(loaded.model, options, fitted)
+    if options.max_drop is not None and measure is not None:
+        ready = get_ready(analysis, options, fitted, progress)
+        goal = options.target if target is not None else None
+        within = prune_within(ready, Limit(options.max_drop, measure), goal, progress)
+        built = within.built
+        quality: Quality | None = within.quality
+        options = replace(options, target=within.target)
+    else:
+        built = prune_model(analysis, options, fitted, progress)
+        quality = measure.of(built.model) if measure is not None else None
+    result = Outcome(loaded, analysis, built, options, fitted, quality)
+    return result.finished(measure_latency, started, progress)
 
 
 def apply(
@@ -178,18 +195,22 @@ def apply(
         raise InputError("the plan was made for another model: the sha256 of the file differs")
     if compensate is None:
         compensate = "none" if calibration is None else str(plan.options.get("compensate", "mean"))
-    _check_choice("compensation", compensate, COMPENSATIONS)
+    check_choice("compensation", compensate, COMPENSATIONS)
     if compensate != "none" and calibration is None:
         raise InputError(f"compensation {compensate} looks at activations; give --calibration")
     samples = _samples(loaded, calibration)
     options = planned_options(plan, compensate, runtime)
+    if samples is not None and options.max_drop is not None:
+        samples, _ = divide(samples)
     analysis = analyse(loaded.model, options, samples)
     removal = planned_removal(analysis, plan)
     try:
-        built = rebuild(analysis, removal, options, samples, progress)
+        stages = planned_stages(analysis, plan)
+        built = rebuild(analysis, removal, options, samples, progress, stages)
     except CutError as error:
         raise VerificationError(f"the plan cannot be carried out: {error}") from error
-    return _result(loaded, analysis, built, options, samples, measure_latency, started, progress)
+    result = Outcome(loaded, analysis, built, options, samples)
+    return result.finished(measure_latency, started, progress)
 
 
 def inspect(
@@ -215,12 +236,10 @@ def inspect(
     loaded = load(model)
     options = Options(runtime=runtime)
     analysis = analyse(loaded.model, options, _samples(loaded, calibration))
-    facts = analysis.coupling.facts
-    parameters = [n for n, t in facts.constants.items() if is_parameter(t)]
-    nodes = node_costs(analysis.model.graph, facts.first.shapes.__getitem__, parameters)
+    nodes = node_costs(analysis.model.graph, analysis.coupling.facts)
     return Inspection(
-        sizes=_sizes(analysis, (), loaded_bytes(loaded)),
-        batch=_batch(analysis),
+        sizes=sizes_of(analysis, (), loaded_bytes(loaded)),
+        batch=batch_of(analysis),
         nodes=tuple(nodes),
         groups=analysis.groups,
         refused=analysis.refused,
@@ -250,77 +269,37 @@ def verify(
     outputs = compare_outputs(first.model, second.model, samples, runtime, progress=progress)
     options = Options(runtime=runtime)
     sizes = [
-        _sizes(analyse(m.model, options, samples), (), loaded_bytes(m)) for m in (first, second)
+        sizes_of(analyse(m.model, options, samples), (), loaded_bytes(m)) for m in (first, second)
     ]
     return Comparison(tuple(outputs), sizes[0], sizes[1])
-
-
-def _check_choice(what: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise InputError(f"unknown {what} {name!r}; there are {', '.join(known)}")
 
 
 def _samples(loaded: LoadedModel, calibration: CalibrationSource | None) -> Samples | None:
     return None if calibration is None else read_samples(calibration, input_specs(loaded.model))
 
 
-def _result(
+def _divided(
     loaded: LoadedModel,
-    analysis: Analysis,
-    built: Built,
-    options: Options,
     samples: Samples | None,
-    measure_latency: bool | None,
-    started: float,
-    progress: Progress[Any],
-) -> PruneResult:
-    # what `apply` is to do again, which need not be what was asked
-    done = replace(options, compensate=built.compensate)
-    plan = plan_of(loaded, analysis, built.removal, done)
-    outputs: list[OutputComparison] = []
-    if samples is not None:
-        outputs = compare_outputs(
-            analysis.model,
-            built.model,
-            samples,
-            options.runtime,
-            batches=_COMPARED_BATCHES,
-            progress=progress,
-        )
-    feed = analysis.coupling.facts.first.feed
-    latency = None
-    if measure_latency or (measure_latency is None and not is_heavy(analysis.model)):
-        latency = measure_pair(analysis.model, built.model, feed, options.runtime)
-
-    report = Report(
-        original=_sizes(analysis, (), loaded_bytes(loaded)),
-        result=_sizes(analysis, built.removal.dead(), model_bytes(built.model)),
-        batch=_batch(analysis),
-        certificate=built.certificate,
-        outputs=tuple(outputs),
-        latency=latency,
-        widths={one.id: (one.size, one.size - len(one.removed)) for one in plan.groups},
-        inexact=tuple(one.id for one in plan.groups if one.inexact),
-        refused=analysis.refused,
-        dropped=dict(built.dropped),
-        repairs=built.repairs,
-        allocation=built.allocation,
-        trials=dict(built.trials),
-        note=built.note,
-        seconds=time.perf_counter() - started,
+    labels: Any,
+    metric: Callable[..., Any] | str | None,
+    options: Options,
+) -> tuple[Samples | None, QualityMeasure | None]:
+    """Samples to fit on, and what measures quality: on others where that decides anything."""
+    held_out = options.max_drop is not None
+    if labels is None and metric is None and not held_out:
+        return samples, None
+    if samples is None:
+        what = "max_drop measures" if held_out else "labels and metrics need"
+        raise InputError(f"{what} outputs on samples; give --calibration")
+    known = None if labels is None else read_labels(labels, samples)
+    function = load_function(metric, "metric") if isinstance(metric, str) else metric
+    fitted, measured = divide(samples) if held_out else (samples, samples)
+    return fitted, QualityMeasure(
+        loaded.model,
+        measured,
+        options.runtime,
+        labels=known,
+        metric=function,
+        held_out=held_out,
     )
-
-    model = convert(built.model, loaded.kind)
-    return PruneResult(model, plan, report, built.model, loaded.path)
-
-
-def _sizes(analysis: Analysis, dead: Sequence[int], size: int) -> Sizes:
-    cost = CutCost(analysis.model.graph, analysis.coupling).after(dead)
-    return Sizes(cost["params"], cost["macs"], size)
-
-
-def _batch(analysis: Analysis) -> int:
-    """Rows of the first input of the traced feed."""
-    feed = analysis.coupling.facts.first.feed
-    first = next(iter(feed.values()), np.zeros(1))
-    return int(first.shape[0]) if first.ndim else 1

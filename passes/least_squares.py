@@ -42,9 +42,10 @@ import onnx_ir as ir
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.constants import ConstantValues
 from onnxprune.progress import silent
-from onnxprune.reconstruction.elimination import Reader, eliminate
+from onnxprune.reconstruction.admission import Admission
+from onnxprune.reconstruction.elimination import Elimination, cheapest_first
 from onnxprune.reconstruction.find import reading_unknowns, replaceable_layers
-from onnxprune.reconstruction.gram import Regression, Solution, gram_of
+from onnxprune.reconstruction.gram import Regression, Solution
 from onnxprune.reconstruction.problem import Half, Outcome, Problem, joined
 from onnxprune.reconstruction.targets import Sum, flat_parts, sum_behind
 from onnxprune.reconstruction.walk import Walk
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from onnxprune.coupling.groups import Group
     from onnxprune.model.runtime import Runtime
     from onnxprune.progress import Progress
+    from onnxprune.reconstruction.gram import Gram
     from onnxprune.reconstruction.layers import LinearLayer
     from onnxprune.surgery.bias import FullSize
 
@@ -81,7 +83,7 @@ class Settings:
     """
 
     rows: int = 65_536
-    iterations: int = 8
+    iterations: int = 5
     ridges: tuple[float, ...] = (1e-3, 1e-1)
     last_ridges: tuple[float, ...] = (0.3,)
     largest: int = 6000
@@ -171,8 +173,11 @@ class LeastSquares(ir.passes.InPlacePass):
             raise ValueError("LeastSquares changes the model its target was made with")
         self._cut = Cut(self.target.coupling, self.dead)
         self.target.mask(self._cut)
-        self._reference = Walk(self.original, self.feeds, self.runtime)
-        self._pruned = Walk(model, self.feeds, self.runtime)
+        first = self.target.coupling.facts.first
+        self._admission = Admission(self.original.graph, first, self.feeds, 2)
+        feeds = self.feeds[: self._admission.at_start]
+        self._reference = Walk(self.original, feeds, self.runtime)
+        self._pruned = Walk(model, feeds, self.runtime)
         self._makers = {v.name: n for n in self.original.graph for v in n.outputs}
         layers = replaceable_layers(model, self.target.coupling)
         last = _give_scores(model.graph, [layer.node for layer in layers])
@@ -190,10 +195,14 @@ class LeastSquares(ir.passes.InPlacePass):
         """Solve one layer; None when it has nothing to make up for."""
         name = layer.node.outputs[0].name or ""
         self._pruned.advance(layer.node)
+        self._admit(layer)
         problem: Problem | None = None
+        grams: tuple[Gram, Gram] | None = None
         if name in self.open_choices:
             problem = self._problem(layer, number)
-            self._choose(layer, problem, self.open_choices[name])
+            assert problem is not None
+            grams = problem.fit.gram(), problem.judge.gram()
+            self._choose(layer, problem.weight, grams, self.open_choices[name])
         kept = layer.kept_unknowns(self._cut)
         if kept is None:
             return None
@@ -207,24 +216,37 @@ class LeastSquares(ir.passes.InPlacePass):
         if problem is None:
             return Repair(name, np.nan, np.nan, False, "the original has no such tensor")
         ridges = self.settings.last_ridges if is_last else self.settings.ridges
-        outcome = problem.solve(kept, ridges, both_halves=self.settings.both_halves)
+        outcome = problem.solve(kept, ridges, both_halves=self.settings.both_halves, grams=grams)
         if outcome.solved or not whole:
             self._install(layer, outcome, problem)
         return Repair(name, outcome.before, outcome.after, outcome.solved)
 
-    def _choose(self, layer: LinearLayer, problem: Problem | None, choice: OpenChoice) -> None:
+    def _admit(self, layer: LinearLayer) -> None:
+        """Take along more batches where there is room, and few rows in those there are."""
+        held = len(self._pruned)
+        rows = sum(layer.rows_of(x.shape) for x in self._pruned[layer.data])
+        count = self._admission.at(layer.node, held, rows, layer.shape[2], self.settings.rows)
+        for walk in (self._reference, self._pruned):
+            walk.admit(self.feeds[held:count])
+
+    def _choose(
+        self,
+        layer: LinearLayer,
+        weight: NDArray[np.float64],
+        grams: tuple[Gram, Gram],
+        choice: OpenChoice,
+    ) -> None:
         """Decide which units of an open group go: those its reader misses least, here and now."""
-        assert problem is not None
         group, reading = choice.group, choice.group.readings[0]
-        both = problem.fit + problem.judge
-        gram = gram_of(both.rows, both.targets)
+        gram = grams[0] + grams[1]
         every = np.ones((1, gram.xx.shape[1]), bool)
-        fitted = Regression(gram, problem.weight, every, 1e-3).solve(gram)
-        weight = problem.weight if fitted is None else fitted.weight
+        regression = Regression(gram, weight, every, 1e-3)
+        fitted = regression.solve(gram)
+        weight = weight if fitted is None else fitted.weight
         units = reading_unknowns(layer, reading)
         assert units is not None
-        reader = Reader(weight[0], gram.covariance()[0], units[0], 1.0, 1.0)
-        order, _ = eliminate([reader], group.size, group.size - choice.count, 1e-3)
+        running = Elimination(weight[0], regression.inverses[0], units[0])
+        order, _ = cheapest_first([running], [1.0], group.size, group.size - choice.count)
         gone = sorted(unit for step in order for unit in step)
         self.chosen[group.name] = tuple(int(group.units[unit]) for unit in gone)
         self.dead += self.chosen[group.name]

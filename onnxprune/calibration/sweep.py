@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onnxprune.calibration.feeds import batch_rows
 from onnxprune.model.pieces import node_reads
 
@@ -16,9 +18,15 @@ if TYPE_CHECKING:
     from onnxprune.calibration.samples import Samples
     from onnxprune.model.observe import Observation
 
-__all__ = ["sweep_batches", "widest_cut"]
+__all__ = ["WALK_BYTES", "cuts", "sweep_batches", "widest_cut"]
 
-_BYTES = 1_200_000_000
+WALK_BYTES = 1_200_000_000
+"""What activations of two walks may take together."""
+
+_INPUT_BYTES = 300_000_000
+# what comes late is run from the start, so there must not be too much of it
+_LATE_SHARE = 4
+_GOLDEN = (5**0.5 - 1) / 2
 _BATCH = 64
 _LEAST_BATCHES = 4
 
@@ -28,20 +36,23 @@ def sweep_batches(
     model: ir.Model,
     observed: Observation,
     views: int = 1,
-    largest: int = _BYTES,
+    largest: int = WALK_BYTES,
+    inputs: int = _INPUT_BYTES,
 ) -> list[Mapping[str, NDArray[Any]]]:
-    """Read as many samples as two walks can hold, from all over the set when it has more.
+    """Read samples for walks, from all over the set when there are more than can be held.
 
     Args:
         samples: calibration samples.
         model: the original.
         observed: its traced shapes.
         views: how many samples each will be made into.
-        largest: bytes that activations of both walks may take together.
+        largest: bytes that activations of two walks may take together.
+        inputs: bytes that samples may take which only fit where activations are narrow.
 
     Returns:
         Batches; at least one, and at least four where the samples can be cut that small: half of
-        them fit, half judge.
+        them fit, half judge. Any first few of them come from all over the set when not all fit
+        everywhere; `reconstruction/admission.py` says how many fit where.
     """
     traced = batch_rows(observed.feed, samples.specs) or 1
     limit = max(
@@ -49,22 +60,34 @@ def sweep_batches(
     )
     count = samples.count if samples.count is not None else _BATCH * _LEAST_BATCHES
     size = max(1, min(_BATCH, min(count, limit) // _LEAST_BATCHES))
+    one = max(sum(array.nbytes for array in observed.feed.values()) // traced, 1)
+    most = max(limit, min(inputs // views // one, _LATE_SHARE * limit))
     # samples may be sorted by class, so those that fit in are taken from all over the set
-    share = min(limit / count, 1.0) if samples.count is not None else 1.0
+    share = min(most / count, 1.0) if samples.count is not None else 1.0
     feeds: list[Mapping[str, NDArray[Any]]] = []
     have = 0
     for number, feed in enumerate(samples.batches(size)):
         if number and int(number * share) == int((number - 1) * share):
             continue
-        have += batch_rows(feed, samples.specs) or 1
-        if feeds and have > limit:
+        rows = batch_rows(feed, samples.specs) or 1
+        if feeds and have + rows > most:
             break
+        have += rows
         feeds.append(feed)
-    return feeds
+    if have <= limit:
+        return feeds
+    # those with the smallest fractional parts of a multiple of an irrational lie evenly spaced
+    order = np.argsort(np.arange(len(feeds)) * _GOLDEN % 1.0, kind="stable")
+    return [feeds[place] for place in order]
 
 
 def widest_cut(graph: ir.Graph, shapes: Mapping[str, Sequence[int]]) -> int:
     """Most bytes that a run has to hold between two nodes, counting 4 bytes for each element."""
+    return max((live for _, live in cuts(graph, shapes)), default=0)
+
+
+def cuts(graph: ir.Graph, shapes: Mapping[str, Sequence[int]]) -> list[tuple[ir.Node, int]]:
+    """Bytes that a run has to hold while it is at each node, in graph order."""
     nodes = list(graph)
     last: dict[ir.Value, int] = {}
     for position, node in enumerate(nodes):
@@ -72,16 +95,14 @@ def widest_cut(graph: ir.Graph, shapes: Mapping[str, Sequence[int]]) -> int:
             last[value] = position
     sizes = {v: _bytes(v, shapes) for v in last if not v.is_initializer()}
     live = sum(size for value, size in sizes.items() if value.producer() is None)
-    widest = live
+    found = []
     for position, node in enumerate(nodes):
-        for value in node.outputs:
-            if value in sizes:
-                live += sizes[value]
-        widest = max(widest, live)
+        live += sum(sizes[value] for value in node.outputs if value in sizes)
+        found.append((node, live))
         for value in dict.fromkeys(node_reads(node)):
             if last[value] == position and value in sizes:
                 live -= sizes[value]
-    return widest
+    return found
 
 
 def _bytes(value: ir.Value, shapes: Mapping[str, Sequence[int]]) -> int:

@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         return _complain(f"error: {error}", error.exit_code)
-    except KeyboardInterrupt:
-        return _complain("interrupted; nothing was written", _INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        return _complain(f"interrupted; {str(interrupt) or 'nothing was written'}", _INTERRUPTED)
     except BrokenPipeError:
         # the reader has seen enough; the flush at exit would complain once more
         with contextlib.suppress(OSError, ValueError):

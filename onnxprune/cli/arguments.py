@@ -52,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prune(commands)
     _add_verify(commands)
     _add_apply(commands)
+    _add_sweep(commands)
+    _add_sensitivity(commands)
     return parser
 
 
@@ -74,9 +76,34 @@ def _add_prune(commands: Any) -> None:
         metavar="KIND=FRACTION",
         action=_Targets,
         default={},
-        help="what is to remain of the original: channels=0.5, params=0.5 or macs=0.5; repeatable; "
-        "default channels=0.5",
+        help="what is to remain of the original: channels=0.5, params=0.5, macs=0.5, size=0.5, "
+        "memory=0.5 or latency=0.5; repeatable, all are met; default channels=0.5",
     )
+    parser.add_argument(
+        "--max-drop",
+        metavar="X",
+        type=float,
+        help="go no further than the measured quality falls by X: points of accuracy with "
+        "--labels, the unit of --metric, else percent of the original's answers; measured on every "
+        "fourth sample, which nothing is fitted on; without --target as far as that allows",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="one whole number for each sample, .npy, .npz or text; for measuring only",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="FUNCTION",
+        help="module.py:function taking {output: array} and the labels, higher is better",
+    )
+    _add_method(parser)
+    parser.add_argument("--plan", metavar="FILE", help="write what was removed, as JSON")
+    _add_common(parser)
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    """How to prune: what all commands have in common that choose what goes."""
     parser.add_argument(
         "--criterion",
         metavar="NAME",
@@ -124,18 +151,24 @@ def _add_prune(commands: Any) -> None:
     parser.add_argument(
         "--round-to",
         metavar="N",
-        type=_whole,
-        default=1,
-        help="keep a multiple of N channels on every cut axis; 8 or 16 suit CPUs; default 1",
+        type=_whole_or_auto,
+        default="auto",
+        help="keep a multiple of N channels on every cut axis; default auto: with a latency target "
+        "the steps measured on this machine, else 1",
     )
     parser.add_argument(
         "--normalised-axes",
         action="store_true",
         help="also cut axes that normalisation statistics run over (residual width)",
     )
-    parser.add_argument("--plan", metavar="FILE", help="write what was removed, as JSON")
+    parser.add_argument(
+        "--steps",
+        metavar="N",
+        type=_whole,
+        default=1,
+        help="prune in N steps: after each, layers are solved and units ranked anew; default 1",
+    )
     parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="default 0")
-    _add_common(parser)
 
 
 def _add_verify(commands: Any) -> None:
@@ -156,9 +189,75 @@ def _add_apply(commands: Any) -> None:
     _add_common(parser)
 
 
-def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
-    from onnxprune.cli import commands as functions
+def _add_sweep(commands: Any) -> None:
+    parser = _command(commands, "sweep", "accuracy/cost trade-off curve")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--calibration", metavar="DATA", required=True, help=_CALIBRATION)
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="folder for sweep.json and sweep.svg, written after every budget; the same command "
+        "goes on where an earlier one stopped; made if missing",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="KIND=F[,F]",
+        action=_Budgets,
+        default=[],
+        help="budgets, one after another: what is to remain of the original, as for prune; "
+        "repeatable; default macs=0.9,0.8,0.7,0.6,0.5,0.4,0.3",
+    )
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="also write the models that no other beats, with their plans: DIR/macs-0.50.onnx",
+    )
+    parser.add_argument(
+        "--latency",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="time every result; default: unless the weights exceed 512 MB",
+    )
+    _add_method(parser)
+    _add_common(parser)
 
+
+def _add_sensitivity(commands: Any) -> None:
+    parser = _command(commands, "sensitivity", "how much each group alone can lose")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="not with --merge")
+    parser.add_argument("--calibration", metavar="DATA", help=_CALIBRATION)
+    parser.add_argument(
+        "--keep",
+        metavar="F[,F]",
+        type=_fractions,
+        help="fractions of its units that a group is cut to; default 0.75,0.5,0.25",
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        type=_shard,
+        help="measure every N-th group only, from the I-th on; --merge puts the parts together",
+    )
+    parser.add_argument(
+        "--merge",
+        metavar="FILE",
+        nargs="+",
+        help="measure nothing: put JSON files of the same study together and show them",
+    )
+    _add_method(parser)
+    _add_common(
+        parser,
+        json="write the figures, after every group; groups that FILE has already are not measured "
+        "again; - for standard output",
+    )
+
+
+def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    from onnxprune.cli import commands as single_runs
+    from onnxprune.cli import studies
+
+    functions = studies if name in studies.__all__ else single_runs
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=_EXIT_CODES
     )
@@ -176,8 +275,10 @@ def _add_compensate(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", metavar="FILE", help="write the figures; - for standard output")
+def _add_common(
+    parser: argparse.ArgumentParser, json: str = "write the figures; - for standard output"
+) -> None:
+    parser.add_argument("--json", metavar="FILE", help=json)
     parser.add_argument(
         "--providers",
         metavar="NAME[,NAME]",
@@ -204,6 +305,26 @@ def _whole(text: str) -> int:
     return number
 
 
+def _whole_or_auto(text: str) -> int | str:
+    return text if text == "auto" else _whole(text)
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(one) for one in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of fractions such as 0.75,0.5"
+        ) from None
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N, such as 2/4")
+    return int(number), int(count)
+
+
 class _Targets(argparse.Action):
     """Collects KIND=FRACTION; what the kinds and fractions may be is the API's to say."""
 
@@ -219,6 +340,22 @@ class _Targets(argparse.Action):
         if kind in targets:
             raise argparse.ArgumentError(self, f"{kind} is given twice")
         setattr(namespace, self.dest, targets | {kind: fraction})
+
+
+class _Budgets(argparse.Action):
+    """Collects KIND=F,F,F as one target for each fraction."""
+
+    def __call__(
+        self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        kind, _, fractions = str(values).partition("=")
+        given = fractions.split(",")
+        if not (kind and all(given)):
+            raise argparse.ArgumentError(
+                self, f"{values!r} is not of the form KIND=F,F, such as macs=0.7,0.5"
+            )
+        budgets = [{kind: fraction} for fraction in given]
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *budgets])
 
 
 class _Names(argparse.Action):

@@ -26,6 +26,7 @@ import numpy as np
 
 from onnxprune.model.constants import ConstantValues
 from onnxprune.progress import silent
+from onnxprune.reconstruction.admission import Admission
 from onnxprune.reconstruction.walk import Walk
 
 if TYPE_CHECKING:
@@ -157,7 +158,8 @@ def measure(
     Returns:
         None for a set whose places at the size of the batches are unknown.
     """
-    walk = Walk(model, feeds, runtime)
+    admission = Admission(model.graph, coupling.facts.first, feeds, 1)
+    walk = Walk(model, feeds[: admission.at_start], runtime)
     constants = ConstantValues(model, coupling.facts.constants)
     place = {id(node): number for number, node in enumerate(model.graph)}
     readers: dict[int, list[tuple[int, Regressor]]] = defaultdict(list)

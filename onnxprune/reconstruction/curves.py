@@ -144,7 +144,7 @@ def _scores(
     """Relative error of each unit alone."""
     scores = np.zeros(group.size)
     for reader in readers:
-        scores += Elimination(reader, _RIDGE).scores(group.size) / max(reader.variance, _TINY)
+        scores += Elimination.of(reader, _RIDGE).scores(group.size) / max(reader.variance, _TINY)
     for one in plain:
         scores += one.errors / max(one.variance, _TINY)
     return scores
@@ -154,7 +154,7 @@ def _along(
     group: Group, steps: Sequence[RemovalStep], readers: Sequence[Reader], plain: Sequence[_Plain]
 ) -> Curve:
     """Errors along a given order."""
-    running = [Elimination(reader, _RIDGE) for reader in readers]
+    running = [Elimination.of(reader, _RIDGE) for reader in readers]
     number = {int(one): unit for unit, one in enumerate(group.units)}
     rises = np.zeros((len(steps), len(readers) + len(plain)))
     for place, step in enumerate(steps):

@@ -23,15 +23,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.reconstruction.positive import positive_inverse
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["SMALLEST", "Elimination", "Reader", "eliminate"]
+__all__ = ["SMALLEST", "Elimination", "Reader", "cheapest_first", "eliminate"]
 
 SMALLEST = 1e-30
 """Smallest variance that errors are divided by."""
 
 _SHARE_AT_ONCE = 32
+_ROWS_AT_ONCE = 512
+_LEAST_LEFT = 0.85
 
 
 @dataclass(frozen=True)
@@ -57,54 +61,72 @@ class Elimination:
     """One reader while its units go.
 
     Args:
-        reader: the reader.
-        ridge: share of the mean diagonal that is added to the covariance.
+        weight: its weights, float64 [O, D].
+        inverse: of the covariance of its unknowns, float64 [D, D]; overwritten.
+        unit: unit of each unknown, -1 where it is not the group's: [D].
     """
 
-    def __init__(self, reader: Reader, ridge: float) -> None:
-        self._weight = reader.weight.copy()
+    def __init__(
+        self,
+        weight: NDArray[np.float64],
+        inverse: NDArray[np.float64],
+        unit: NDArray[np.int64],
+    ) -> None:
+        # unknowns along the first axis, so that those of one unit are rows
+        self._weight = np.ascontiguousarray(weight.T)
+        self._inverse = inverse
+        self._rows = _rows_of_units(unit)
+        self._left = np.ones(len(inverse), bool)
+
+    @classmethod
+    def of(cls, reader: Reader, ridge: float) -> Elimination:
+        """Start with a reader; `ridge` is the share of its mean variance that is added to each."""
         square = reader.covariance.copy()
         largest = float(np.abs(square).max(initial=0.0))
         square[np.diag_indices_from(square)] += (
             ridge * float(np.trace(square)) / max(len(square), 1) + 1e-10 * largest + 1e-30
         )
-        self._inverse = np.linalg.inv(square)
-        units, inverse = np.unique(reader.unit, return_inverse=True)
-        order = np.argsort(inverse, kind="stable")
-        parts = np.split(order, np.cumsum(np.bincount(inverse))[:-1])
-        self._columns = {
-            int(unit): part for unit, part in zip(units, parts, strict=True) if unit >= 0
-        }
+        return cls(reader.weight, positive_inverse(square), reader.unit)
 
     def scores(self, size: int) -> NDArray[np.float64]:
         """Error that each unit left would cost alone: float [size], 0 for those gone or absent."""
         result = np.zeros(size)
         by_length: dict[int, list[int]] = {}
-        for unit, columns in self._columns.items():
-            by_length.setdefault(len(columns), []).append(unit)
+        for unit, rows in self._rows.items():
+            by_length.setdefault(len(rows), []).append(unit)
         for units in by_length.values():
-            columns = np.stack([self._columns[unit] for unit in units])
-            blocks = self._inverse[columns[:, :, None], columns[:, None]]
-            weights = self._weight[:, columns].transpose(1, 0, 2)
-            squares = weights.swapaxes(1, 2) @ weights
+            rows = np.stack([self._rows[unit] for unit in units])
+            blocks = self._inverse[rows[:, :, None], rows[:, None]]
+            weights = self._weight[rows]
+            squares = weights @ weights.swapaxes(1, 2)
             result[units] = np.einsum("uij,uji->u", np.linalg.inv(blocks), squares)
         return np.maximum(result, 0.0)
 
     def remove(self, units: Iterable[int]) -> float:
         """Remove units together and return how much the error rises."""
-        parts = [self._columns.pop(unit) for unit in units if unit in self._columns]
+        parts = [self._rows.pop(unit) for unit in units if unit in self._rows]
         if not parts:
             return 0.0
         gone = np.concatenate(parts)
-        weight, rows = self._weight[:, gone].copy(), self._inverse[gone].copy()
-        spread = np.linalg.solve(rows[:, gone], rows)
-        inner = np.linalg.solve(rows[:, gone], weight.T)
-        self._weight -= weight @ spread
-        self._inverse -= rows.T @ spread
-        self._weight[:, gone] = 0.0
-        self._inverse[gone] = 0.0
-        self._inverse[:, gone] = 0.0
-        return max(float(np.einsum("do,od->", inner, weight)), 0.0)
+        weight, rows = self._weight[gone], self._inverse[gone]
+        inner = np.linalg.inv(rows[:, gone])
+        spread = inner @ rows
+        self._weight -= spread.T @ weight
+        for start in range(0, len(self._inverse), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            self._inverse[part] -= rows[:, part].T @ spread
+        self._left[gone] = False
+        if self._left.mean() < _LEAST_LEFT:
+            self._shrink()
+        return max(float(np.einsum("do,do->", inner @ weight, weight)), 0.0)
+
+    def _shrink(self) -> None:
+        """Let go of the unknowns that are gone."""
+        left = np.flatnonzero(self._left)
+        self._weight, self._inverse = self._weight[left], self._inverse[np.ix_(left, left)]
+        place = np.cumsum(self._left) - 1
+        self._rows = {unit: place[rows] for unit, rows in self._rows.items()}
+        self._left = np.ones(len(left), bool)
 
 
 def eliminate(
@@ -116,20 +138,27 @@ def eliminate(
         readers: those who read it.
         size: number of units.
         least: how many stay.
-        ridge: see `Elimination`.
+        ridge: see `Elimination.of`.
 
     Returns:
         units in the order of their removal, each in a list of its own, and what each step adds to
         the error of each reader: float [steps, readers].
     """
-    running = [Elimination(reader, ridge) for reader in readers]
+    running = [Elimination.of(reader, ridge) for reader in readers]
+    return cheapest_first(running, [reader.variance for reader in readers], size, least)
+
+
+def cheapest_first(
+    running: Sequence[Elimination], variances: Sequence[float], size: int, least: int
+) -> tuple[list[list[int]], NDArray[np.float64]]:
+    """The same for readers that are prepared, with the variance of the output of each."""
     alive = np.ones(size, bool)
     order: list[list[int]] = []
     rises: list[NDArray[np.float64]] = []
     while (left := int(alive.sum())) > least:
         total = np.zeros(size)
-        for reader, one in zip(readers, running, strict=True):
-            total += one.scores(size) / max(reader.variance, SMALLEST)
+        for variance, one in zip(variances, running, strict=True):
+            total += one.scores(size) / max(variance, SMALLEST)
         total[~alive] = np.inf
         count = min(max(left // _SHARE_AT_ONCE, 1), left - least)
         units = [int(unit) for unit in np.argsort(total, kind="stable")[:count]]
@@ -137,4 +166,11 @@ def eliminate(
         order += [[unit] for unit in units]
         shares = total[units] + SMALLEST
         rises += list(np.outer(shares / shares.sum(), [one.remove(units) for one in running]))
-    return order, np.array(rises).reshape(len(order), len(readers))
+    return order, np.array(rises).reshape(len(order), len(running))
+
+
+def _rows_of_units(unit: NDArray[np.int64]) -> dict[int, NDArray[np.intp]]:
+    units, inverse = np.unique(unit, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(inverse))[:-1])
+    return {int(one): part for one, part in zip(units, parts, strict=True) if one >= 0}

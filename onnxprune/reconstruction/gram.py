@@ -14,11 +14,17 @@ Source: METHODS.md 2.1 and 2.2; Kwon et al. 2022 for the target.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Gram", "Regression", "Solution", "gram_of", "input_sums"]
+from onnxprune.reconstruction.positive import positive_inverse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Gram", "MomentSums", "Regression", "Solution", "gram_of"]
 
 _CHUNK = 16384
 _LARGEST_GROWTH = 50.0
@@ -55,9 +61,15 @@ class Gram:
             self.yy + other.yy,
         )
 
-    def with_targets(self, rows: NDArray[np.float32], targets: NDArray[np.float32]) -> Gram:
-        """The same rows with other targets."""
-        xy, y, yy = _with(rows, self.x, targets)
+    def with_targets(
+        self, parts: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    ) -> Gram:
+        """The same rows with other targets.
+
+        Args:
+            parts: rows and their targets, in as many parts as there are; all rows of these sums.
+        """
+        xy, y, yy = _with_targets(self.x, self.count, parts)
         return Gram(self.count, self.x, self.xx, y, xy, yy)
 
     def with_bias(self, weight: NDArray[np.float64]) -> Solution:
@@ -75,20 +87,6 @@ class Gram:
         mean = self.x / self.count
         return self.xy / self.count - mean[:, :, None] * (self.y / self.count)[:, None]
 
-    def target_variance(self) -> float:
-        """Variance of the targets, summed over groups and outputs."""
-        return float((self.yy / self.count - (self.y / self.count) ** 2).sum())
-
-    def error(self, solution: Solution) -> float:
-        """Mean squared error of a prediction, summed over groups and outputs."""
-        weight, bias = solution.weight, solution.bias
-        linear = weight @ self.xx
-        squares = np.einsum("god,god->go", linear, weight)
-        crossed = np.einsum("god,gdo->go", weight, self.xy)
-        along_x = np.einsum("god,gd->go", weight, self.x)
-        total = self.yy + squares - 2 * crossed + 2 * bias * (along_x - self.y)
-        return float((total / self.count + bias**2).sum())
-
 
 @dataclass(frozen=True)
 class Solution:
@@ -103,6 +101,13 @@ class Solution:
         made = rows.swapaxes(0, 1) @ matrix + self.bias[:, None].astype(np.float32)
         return made.swapaxes(0, 1)
 
+    def towards(self, other: Solution, stride: float) -> Solution:
+        """Go from here to another solution: 0 stays, 1 arrives, more goes beyond."""
+        return Solution(
+            self.weight + stride * (other.weight - self.weight),
+            self.bias + stride * (other.bias - self.bias),
+        )
+
     def finite(self) -> bool:
         """Whether every number is finite."""
         return bool(np.isfinite(self.weight).all() and np.isfinite(self.bias).all())
@@ -115,37 +120,75 @@ def gram_of(rows: NDArray[np.float32], targets: NDArray[np.float32]) -> Gram:
         rows: [rows, g, D].
         targets: [rows, g, O].
     """
-    x, xx = input_sums(rows)
-    xy, y, yy = _with(rows, x, targets)
+    x, xx = _input_sums(rows)
+    xy, y, yy = _with_targets(x, len(rows), [(rows, targets)])
     return Gram(len(rows), x, xx, y, xy, yy)
 
 
-def input_sums(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+class MomentSums:
+    """First and second moments of rows that come in many small parts."""
+
+    def __init__(self) -> None:
+        self._waiting: list[NDArray[np.float32]] = []
+        self._rows = self._count = 0
+        self._sums: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Take in rows [rows, g, D]."""
+        self._waiting.append(rows)
+        self._rows += len(rows)
+        # a sum costs as much as the product of so many rows
+        if self._rows >= min(_CHUNK, 2 * rows.shape[2]):
+            self._sum_up()
+
+    def covariance(self) -> NDArray[np.float64]:
+        """Covariance of the unknowns, [g, D, D]; of no rows at all there is none."""
+        self._sum_up()
+        assert self._sums is not None
+        mean = self._sums[0] / self._count
+        return self._sums[1] / self._count - mean[:, :, None] * mean[:, None]
+
+    def _sum_up(self) -> None:
+        if self._waiting:
+            x, xx = _input_sums(np.concatenate(self._waiting))
+            if self._sums is not None:
+                x, xx = self._sums[0] + x, self._sums[1] + xx
+            self._sums = x, xx
+            self._count += self._rows
+            self._waiting, self._rows = [], 0
+
+
+def _input_sums(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sums over rows [rows, g, D] that hold no targets: x [g, D] and xx [g, D, D]."""
     total = rows.sum(axis=0, dtype=np.float64)
     middle = (total / max(len(rows), 1)).astype(np.float32)
     square = np.zeros((rows.shape[1], rows.shape[2], rows.shape[2]))
     for start in range(0, len(rows), _CHUNK):
-        x = (rows[start : start + _CHUNK] - middle).transpose(1, 2, 0)
-        square += x @ x.swapaxes(1, 2)
+        x = (rows[start : start + _CHUNK] - middle).swapaxes(0, 1)
+        square += x.swapaxes(1, 2) @ x
+    # m d' + d m' + n m m' as one product, d being what is left of the sum around the mean m
     shift = middle.astype(np.float64)
-    crossed = shift[:, :, None] * (total - len(rows) * shift)[:, None]
-    square += crossed + crossed.swapaxes(1, 2)
-    square += len(rows) * shift[:, :, None] * shift[:, None]
+    rest = total - len(rows) / 2 * shift
+    square += np.stack([shift, rest], axis=2) @ np.stack([rest, shift], axis=1)
     return total, square
 
 
-def _with(
-    rows: NDArray[np.float32], x: NDArray[np.float64], targets: NDArray[np.float32]
+def _with_targets(
+    x: NDArray[np.float64],
+    count: int,
+    parts: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Sums that hold targets: xy, y, yy; `x` is the sum of the rows."""
-    y = targets.sum(axis=0, dtype=np.float64)
-    middle = (y / max(len(rows), 1)).astype(np.float32)
+    """Sums that hold targets: xy, y, yy; `x` is the sum of all `count` rows."""
+    y = np.asarray(sum(targets.sum(axis=0, dtype=np.float64) for _, targets in parts))
+    yy = np.zeros_like(y)
+    middle = (y / max(count, 1)).astype(np.float32)
     xy = x[:, :, None] * middle.astype(np.float64)[:, None]
-    for start in range(0, len(rows), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        xy += rows[part].transpose(1, 2, 0) @ (targets[part] - middle).transpose(1, 0, 2)
-    return xy, y, np.einsum("rgo,rgo->go", targets, targets, dtype=np.float64)
+    for rows, targets in parts:
+        yy += np.einsum("rgo,rgo->go", targets, targets, dtype=np.float64)
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            xy += rows[part].transpose(1, 2, 0) @ (targets[part] - middle).swapaxes(0, 1)
+    return xy, y, yy
 
 
 class Regression:
@@ -156,6 +199,9 @@ class Regression:
         towards: weights the ridge pulls to, [g, O, D].
         kept: bool [g, D].
         ridge: strength as a share of the mean diagonal of the covariance.
+
+    Attributes:
+        inverses: inverse of the covariance of the kept unknowns of each group, ridge included.
     """
 
     def __init__(
@@ -164,14 +210,14 @@ class Regression:
         self._towards = towards
         self._kept = kept
         self._pulls: list[float] = []
-        self._inverses: list[NDArray[np.float64]] = []
+        self.inverses: list[NDArray[np.float64]] = []
         for group, covariance in enumerate(gram.covariance()):
             square = covariance[np.ix_(kept[group], kept[group])]
             largest = float(np.abs(covariance).max(initial=0.0))
             pull = ridge * float(np.trace(square)) / max(len(square), 1) + 1e-12 * largest + 1e-30
             square[np.diag_indices_from(square)] += pull
             self._pulls.append(pull)
-            self._inverses.append(np.linalg.inv(square))
+            self.inverses.append(positive_inverse(square))
 
     def solve(self, gram: Gram) -> Solution | None:
         """Solve for weights; those of removed unknowns are zero.
@@ -184,7 +230,7 @@ class Regression:
         """
         weight = np.zeros_like(self._towards)
         crossed = gram.cross_covariance()
-        parts = zip(self._kept, self._pulls, self._inverses, strict=True)
+        parts = zip(self._kept, self._pulls, self.inverses, strict=True)
         for group, (alive, pull, inverse) in enumerate(parts):
             right = crossed[group][alive] + pull * self._towards[group][:, alive].T
             weight[group][:, alive] = (inverse @ right).T

@@ -7,9 +7,10 @@ activation, the target is moved to what the layer gives anyway, as long as that 
     t = min(W x, 0)  where y <= 0, for a Relu
 
 and the regression is solved again: a majorisation in which only the right-hand side changes
-(QUALITY.md 4). What falls from round to round is a bound on the error behind the activation (where
-the original is not flat, it counts how far below the prediction lies), so the judging half also
-chooses between the first and the last round.
+(QUALITY.md 4). Going beyond its minimum, up to twice as far, is no step up either, and takes fewer
+rounds. What falls from round to round is a bound on the error behind the activation (where the
+original is not flat, it counts how far below the prediction lies), so the judging half also chooses
+between the first and the last round.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnxprune.reconstruction.targets import FlatParts
+
+_STRIDE = 1.6
+_TINY = float(np.finfo(float).tiny)
 
 __all__ = ["Half", "Outcome", "Problem", "joined"]
 
@@ -48,6 +52,10 @@ class Half:
     def __add__(self, other: Half) -> Half:
         """Rows of both."""
         return joined([self, other])
+
+    def gram(self) -> Gram:
+        """Sums over the rows."""
+        return gram_of(self.rows, self.targets)
 
 
 @dataclass(frozen=True)
@@ -86,56 +94,98 @@ class Problem:
     iterations: int
 
     def solve(
-        self, kept: NDArray[np.bool_], ridges: Sequence[float], *, both_halves: bool
+        self,
+        kept: NDArray[np.bool_],
+        ridges: Sequence[float],
+        *,
+        both_halves: bool,
+        grams: tuple[Gram, Gram] | None = None,
     ) -> Outcome:
-        """Solve over the kept unknowns, bool [g, D], with the ridge that judges best."""
-        gram = gram_of(self.fit.rows, self.fit.targets)
-        check = gram_of(self.judge.rows, self.judge.targets)
-        scale = max(check.target_variance(), np.finfo(float).tiny)
+        """Solve over the kept unknowns with the ridge that judges best before targets move.
+
+        Args:
+            kept: unknowns, bool [g, D].
+            ridges: strengths to choose from.
+            both_halves: fit on both in the end.
+            grams: sums over the rows of both halves where they are known.
+        """
+        gram = grams[0] if grams is not None else self.fit.gram()
+        scale = max(float(self.judge.targets.var(axis=0, dtype=np.float64).sum()), _TINY)
         plain = gram.with_bias(self.weight * kept[:, None])
-        before = self._error(plain, check) / scale
-        found = [
-            (self._error(solution, check) / scale, ridge, place, solution)
-            for ridge in ridges
-            for place, solution in enumerate(self.fitted(gram, self.fit, kept, ridge))
-        ]
-        after, ridge, place, solution = min(
-            found, key=lambda one: one[0], default=(before, 0.0, 0, plain)
-        )
+        before = self._error(plain) / scale
+        best: tuple[float, float, Regression, Solution] | None = None
+        for strength in ridges:
+            tried = Regression(gram, self.weight, kept, strength)
+            found = tried.solve(gram)
+            error = self._error(found) / scale if found is not None else np.inf
+            if found is not None and (best is None or error < best[0]):
+                best = error, strength, tried, found
+        if best is None:
+            return Outcome(plain, False, before, before)
+        after, ridge, regression, solution = best
+        moved = self._moved_solution(regression, solution, gram, [self.fit])
+        further = self._error(moved) / scale if moved is not solution else after
+        moves = further < after
+        after, solution = (further, moved) if moves else (after, solution)
         if not after < before:  # NaN is no improvement either
             return Outcome(plain, False, before, before)
         if both_halves:
-            whole = self.fitted(gram + check, self.fit + self.judge, kept, ridge)
-            solution = whole[place] if place < len(whole) else solution
+            del best, regression  # an inverse that may be large
+            gram = gram + (grams[1] if grams is not None else self.judge.gram())
+            whole = self.fitted(gram, [self.fit, self.judge], kept, ridge, moves=moves)
+            solution = solution if whole is None else whole
         return Outcome(solution, True, before, after)
 
-    def _error(self, solution: Solution, check: Gram) -> float:
-        if self.flat is None:
-            return check.error(solution)
-        low, high = self.flat.low, self.flat.high
+    def _error(self, solution: Solution) -> float:
+        """Mean squared error on the judging half, behind the activation where there is one."""
         half = self.judge
-        lost = np.clip(solution.predict(half.rows) + half.others, low, high)
-        lost -= np.clip(half.targets + half.others, low, high)
+        lost = solution.predict(half.rows)
+        if self.flat is None:
+            lost -= half.targets
+        else:
+            lost = np.clip(lost + half.others, self.flat.low, self.flat.high)
+            lost -= np.clip(half.targets + half.others, self.flat.low, self.flat.high)
         return float(np.einsum("rgo,rgo->", lost, lost, dtype=np.float64) / len(lost))
 
     def fitted(
-        self, gram: Gram, half: Half, kept: NDArray[np.bool_], ridge: float
-    ) -> list[Solution]:
-        """Solutions before and after targets were moved; none where weights blow up."""
+        self,
+        gram: Gram,
+        halves: Sequence[Half],
+        kept: NDArray[np.bool_],
+        ridge: float,
+        *,
+        moves: bool = True,
+    ) -> Solution | None:
+        """Weights and bias after targets were moved; None where weights blow up.
+
+        Args:
+            gram: sums over the rows.
+            halves: the rows.
+            kept: unknowns, bool [g, D].
+            ridge: its strength.
+            moves: False leaves targets where they are.
+        """
         regression = Regression(gram, self.weight, kept, ridge)
         first = regression.solve(gram)
-        if first is None:
-            return []
-        if self.flat is None or not self.iterations:
-            return [first]
+        if first is None or not moves:
+            return first
+        return self._moved_solution(regression, first, gram, halves)
+
+    def _moved_solution(
+        self, regression: Regression, first: Solution, gram: Gram, halves: Sequence[Half]
+    ) -> Solution:
+        """Go on from the first solution with targets that move; it itself where none can."""
         solution = first
-        for _ in range(self.iterations):
-            moved = _moved(half, solution.predict(half.rows), self.flat)
-            better = regression.solve(gram.with_targets(half.rows, moved))
+        for _ in range(self.iterations if self.flat is not None else 0):
+            assert self.flat is not None
+            parts = [
+                (half.rows, _moved(half, solution.predict(half.rows), self.flat)) for half in halves
+            ]
+            better = regression.solve(gram.with_targets(parts))
             if better is None:
                 break
-            solution = better
-        return [first, solution]
+            solution = solution.towards(better, _STRIDE)
+        return solution
 
 
 def joined(halves: Sequence[Half]) -> Half:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.progress import silent
+from onnxprune.reconstruction.admission import Admission
 from onnxprune.reconstruction.elimination import Reader
 from onnxprune.reconstruction.find import linear_layer, reading_unknowns
-from onnxprune.reconstruction.gram import input_sums
+from onnxprune.reconstruction.gram import MomentSums
 from onnxprune.reconstruction.targets import sum_behind
 from onnxprune.reconstruction.walk import Walk
 
@@ -93,7 +94,9 @@ class Survey:
         self._constants = constants
         self._settings = settings or SurveySettings()
         self._seed = seed
-        self._walk = Walk(model, feeds, runtime)
+        self._feeds = feeds
+        self._admission = Admission(model.graph, coupling.facts.first, feeds, 1)
+        self._walk = Walk(model, feeds[: self._admission.at_start], runtime)
         self._nodes = {v.name: n for n in model.graph for v in n.outputs if v.name}
         self._place = {id(node): place for place, node in enumerate(model.graph)}
         self._opset = model.opset_imports.get("", 1)
@@ -165,16 +168,16 @@ class Survey:
 
     def _covariance(self, layer: LinearLayer, unknowns: int, position: int) -> NDArray[np.float64]:
         """Covariance of the unknowns over rows drawn from all batches."""
+        wanted = max(self._settings.rows, self._settings.rows_per_unknown * unknowns)
+        held, rows = len(self._walk), sum(layer.rows_of(x.shape) for x in self._walk[layer.data])
+        count = self._admission.at(layer.node, held, rows, unknowns, wanted)
+        self._walk.admit(self._feeds[held:count])
         data = self._walk[layer.data]
         counts = [layer.rows_of(batch.shape) for batch in data]
-        wanted = max(self._settings.rows, self._settings.rows_per_unknown * unknowns)
         share = min(1.0, wanted / sum(counts))
-        square, total, count = np.zeros(1), np.zeros(1), 0
+        total = MomentSums()
         for number, (batch, most) in enumerate(zip(data, counts, strict=True)):
             rng = np.random.default_rng([self._seed, position, number])
             ids = np.sort(rng.choice(most, max(int(most * share), 1), replace=False))
-            x, xx = input_sums(layer.rows(batch, ids))
-            square, total = square + xx, total + x
-            count += len(ids)
-        mean = total / count
-        return np.asarray(square / count - mean[:, :, np.newaxis] * mean[:, np.newaxis])
+            total.add(layer.rows(batch, ids))
+        return total.covariance()

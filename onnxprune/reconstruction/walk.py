@@ -46,8 +46,13 @@ class Walk:
             for value in model.graph.outputs
             if value.name and value.is_initializer() and value.const_value is not None
         }
+        self._constants: dict[str, NDArray[Any]] = constants
         self._values: list[dict[str, NDArray[Any]]] = [constants | dict(feed) for feed in feeds]
         self._types: dict[str, ir.TypeProtocol | None] = {}
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self._values)
 
     def __contains__(self, name: object) -> bool:
         return name in self._values[0]
@@ -90,6 +95,23 @@ class Walk:
         for values in self._values:
             for name in values.keys() - wanted:
                 del values[name]
+
+    def admit(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+        """Take further batches along: they are run through all that the others have behind them.
+
+        Args:
+            feeds: inputs of the model.
+        """
+        if not feeds:
+            return
+        nodes = [node for node in self._model.graph if node in self._done]
+        made = {value.name for node in nodes for value in node.outputs}
+        fetched = [name for name in self._values[0] if name in made]
+        batches = [self._constants | dict(feed) for feed in feeds]
+        found = self._run(nodes, fetched, batches) if fetched else [{} for _ in batches]
+        held = self._values[0].keys() - made
+        for values, new in zip(batches, found, strict=True):
+            self._values.append({name: values[name] for name in held} | new)
 
     def _before(self, upto: ir.Node | None) -> list[ir.Node]:
         """Nodes that have not run yet, up to one and without it."""

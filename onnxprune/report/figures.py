@@ -45,9 +45,9 @@ def share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def bar(fraction: float, letter: str = "#") -> str:
+def bar(fraction: float, letter: str = "#", length: int = _BAR) -> str:
     """Return a bar of the given part of the full length; anything above zero shows."""
-    return letter * (max(1, round(min(fraction, 1.0) * _BAR)) if fraction > 0 else 0)
+    return letter * (max(1, round(min(fraction, 1.0) * length)) if fraction > 0 else 0)
 
 
 def printable(name: str, width: int | None = None) -> str:

@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onnxprune.cost.latency import Latency
     from onnxprune.coupling.groups import Refused
     from onnxprune.passes.least_squares import Repair
     from onnxprune.verification.certificate import Certificate
     from onnxprune.verification.comparison import OutputComparison
+    from onnxprune.verification.quality import Quality
 
 __all__ = ["Report", "Sizes"]
 
@@ -20,14 +23,23 @@ class Sizes:
     """What a model costs.
 
     Attributes:
-        params: elements of its floating-point constants.
+        params: elements of floating-point constants and of quantised weights.
         macs: multiply-accumulates for one run at the traced size.
         bytes: size of the serialised model, external data included.
+        weights: bytes of its constants.
+        activations: most bytes of activations alive at one time, at the traced size.
+        memory: weights + activations.
+        extents: the traced size: rows of the first input as "batch", then by name the extent of
+            every other axis of an input that the model leaves open.
     """
 
     params: int
     macs: int
     bytes: int
+    weights: int
+    activations: int
+    memory: int
+    extents: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,8 @@ class Report:
         certificate: the proof of the surgery.
         outputs: outputs of result and original compared on the calibration samples; empty without.
         latency: measured in alternation; None when it was not.
+        padding: channels that a kernel computes together -> MACs of the cut convolutions with
+            widths rounded up to whole blocks over those without; empty where none was cut.
         widths: per group name its size before and after.
         inexact: names of cut groups whose normalisation statistics run over fewer entries now.
         refused: axes that cannot be cut.
@@ -48,6 +62,7 @@ class Report:
         repairs: what became of the layers that were to be solved anew.
         allocation: name of the way the removal was spread over the groups.
         trials: divergence of the outputs for each way that was tried.
+        quality: of original and result on samples, when labels, a metric or a limit were given.
         note: what was done differently from what was asked, empty for nothing.
         seconds: duration of the run.
     """
@@ -58,6 +73,7 @@ class Report:
     certificate: Certificate
     outputs: tuple[OutputComparison, ...]
     latency: Latency | None
+    padding: dict[int, float]
     widths: dict[str, tuple[int, int]]
     inexact: tuple[str, ...]
     refused: tuple[Refused, ...]
@@ -65,6 +81,7 @@ class Report:
     repairs: tuple[Repair, ...]
     allocation: str
     trials: dict[str, float]
+    quality: Quality | None
     note: str
     seconds: float
 
@@ -72,4 +89,5 @@ class Report:
         """Return plain data for JSON."""
         data = asdict(self)
         data["certificate"]["holds"] = self.certificate.holds
+        data["quality"] = None if self.quality is None else self.quality.to_dict()
         return data

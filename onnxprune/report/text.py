@@ -22,24 +22,26 @@ from onnxprune.report.figures import (
     size,
 )
 from onnxprune.report.reasons import group_refusals
+from onnxprune.report.savings import doubts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from onnxprune.cost.macs import NodeCost
+    from onnxprune.cost.nodes import NodeCost
     from onnxprune.coupling.groups import Group, Refused
     from onnxprune.plan import Plan
     from onnxprune.report.summary import Report, Sizes
     from onnxprune.results import Comparison, Inspection
     from onnxprune.verification.comparison import OutputComparison
 
-__all__ = ["TextReport", "make_console"]
+__all__ = ["TextReport", "make_console", "make_table"]
 
 T = TypeVar("T")
 
 _WIDTH = 100
 _NAME = 50
 _LAYERS = 15
+_BAR = 6
 _GROUPS = 8
 _REASONS = 5
 _OUTPUTS = 8
@@ -86,6 +88,7 @@ class TextReport:
             [
                 *effort_rows(report, self.verbose),
                 ("certificate", _certificate(report)),
+                *_quality(report),
                 *_dropped(report.dropped, self.verbose),
             ]
         )
@@ -97,23 +100,19 @@ class TextReport:
         sizes = inspection.sizes
         self._title(title)
         self._lines(
-            [
-                ("MACs", f"{count(sizes.macs)} (batch {inspection.batch})"),
-                ("parameters", count(sizes.params)),
-                ("file size", size(sizes.bytes)),
-            ]
+            (one.name, f"{one.shown(sizes)} ({_at(sizes)})" if one.traced else one.shown(sizes))
+            for one in _KINDS
         )
-        self._layers(inspection.nodes, sizes)
+        self._layers(inspection.nodes)
         self._groups(inspection.groups)
         self._refusals(inspection.refused)
 
     def compared(self, title: str, comparison: Comparison) -> None:
         """Print what `verify` measured."""
         self._title(title)
-        table = _table("", ">original", ">pruned", ">remains")
-        for name, before, after in _size_rows(comparison.original, comparison.pruned):
-            shown = size if name == "file size" else count
-            table.add_row(name, shown(before), shown(after), percent(share(after, before)))
+        table = make_table("", ">original", ">pruned", ">remains")
+        for row in _size_rows(comparison.original, comparison.pruned):
+            table.add_row(*row)
         self._print(table)
         self._outputs(comparison.outputs)
 
@@ -122,29 +121,27 @@ class TextReport:
         self._print(text)
 
     def _costs(self, report: Report) -> None:
-        table = _table("", ">before", ">after", ">remains", "")
-        batch = f"batch {report.batch}"
-        for name, before, after in _size_rows(report.original, report.result):
-            shown = size if name == "file size" else count
-            note = batch if name == "MACs" else ""
-            table.add_row(name, shown(before), shown(after), percent(share(after, before)), note)
+        table = make_table("", ">before", ">after", ">remains", "")
+        where = _at(report.original)
+        rows = _size_rows(report.original, report.result)
+        for kind, row in zip(_KINDS, rows, strict=True):
+            table.add_row(*row, where if kind.traced else "")
         latency = report.latency
         if latency is not None:
+            low, high = latency.interval
             table.add_row(
                 "latency",
                 milliseconds(latency.original),
                 milliseconds(latency.result),
                 percent(latency.ratio),
-                f"{batch}; quartiles {percent(latency.low)} to {percent(latency.high)}",
+                f"{where}; between {percent(low)} and {percent(high)}",
             )
         self._print(table)
-        fell = 1 - share(report.result.macs, report.original.macs)
-        if latency is not None and fell > 0 and latency.high >= 1:
-            gain = "did not fall" if latency.low >= 1 else "shows no clear gain"
-            self._print(f"The MACs fell by {percent(fell)}, but the measured latency {gain}.")
+        for sentence in doubts(report):
+            self._print(sentence)
 
     def _widths(self, plan: Plan) -> None:
-        table = _table("group", "kind", ">before", ">after", ">remains")
+        table = make_table("group", "kind", ">before", ">after", ">remains")
         shown = self._largest(plan.groups, [len(one.removed) for one in plan.groups], _GROUPS)
         for one in shown:
             left = one.size - len(one.removed)
@@ -160,22 +157,30 @@ class TextReport:
         if any(one.inexact for one in plan.groups):
             self._print("inexact: normalisation statistics of these run over fewer entries now.")
 
-    def _layers(self, nodes: Sequence[NodeCost], sizes: Sizes) -> None:
-        table = _table("layer", "op", ">MACs", ">share", "", ">parameters", "")
+    def _layers(self, nodes: Sequence[NodeCost]) -> None:
+        table = make_table("layer", "op", ">MACs", "", ">params", ">bytes", "", ">output", "")
         letter = "#" if self.console.options.ascii_only else "█"
-        macs = max((one.macs for one in nodes), default=0)
-        parameters = max((one.parameters for one in nodes), default=0)
-        weights = [share(one.macs, macs) + share(one.parameters, parameters) for one in nodes]
+        most = [max((part(one) for one in nodes), default=0) for part in _BARS]
+        weights = [
+            sum(share(part(one), top) for part, top in zip(_BARS, most, strict=True))
+            for one in nodes
+        ]
         shown = self._largest(nodes, weights, _LAYERS)
         for one in shown:
+            macs, bytes_, output = (
+                bar(share(part(one), top), letter, _BAR)
+                for part, top in zip(_BARS, most, strict=True)
+            )
             table.add_row(
-                printable(one.node, 30),
-                printable(one.op_type, 14),
+                printable(one.node, 24),
+                printable(one.op_type, 10),
                 count(one.macs),
-                percent(share(one.macs, sizes.macs)),
-                bar(share(one.macs, macs), letter),
+                macs,
                 count(one.parameters),
-                bar(share(one.parameters, parameters), letter),
+                size(one.bytes),
+                bytes_,
+                size(one.activations),
+                output,
             )
         if nodes:
             self._print(table)
@@ -185,7 +190,7 @@ class TextReport:
         if not groups:
             self._print("Nothing can be pruned.")
             return
-        table = _table("group that can be pruned", "kind", ">units", ">tensors", "read by")
+        table = make_table("group that can be pruned", "kind", ">units", ">tensors", "read by")
         shown = self._largest(groups, [one.size for one in groups], _GROUPS)
         for one in shown:
             readers = list(dict.fromkeys(reading.consumer.node for reading in one.readings))
@@ -203,7 +208,7 @@ class TextReport:
     def _outputs(self, outputs: Sequence[OutputComparison]) -> None:
         if not outputs:
             return
-        table = _table("output on the samples", ">same answer", ">cosine", ">relative error")
+        table = make_table("output on the samples", ">same answer", ">cosine", ">relative error")
         shown = outputs if self.verbose else outputs[:_OUTPUTS]
         for one in shown:
             table.add_row(
@@ -219,7 +224,7 @@ class TextReport:
         reasons = group_refusals(refused)
         if not reasons:
             return
-        table = _table("stays whole because", ">axes", ">parameters", "for example")
+        table = make_table("stays whole because", ">axes", ">parameters", "for example")
         shown = reasons if self.verbose else reasons[:_REASONS]
         for one in shown:
             table.add_row(
@@ -265,7 +270,7 @@ class TextReport:
         self.console.file.write("".join(f"{line.rstrip()}\n" for line in lines))
 
 
-def _table(*headings: str) -> Table:
+def make_table(*headings: str) -> Table:
     """A table without lines; headings that start with > stand over numbers."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for heading in headings:
@@ -276,12 +281,51 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _size_rows(before: Sizes, after: Sizes) -> list[tuple[str, int, int]]:
-    return [
-        ("MACs", before.macs, after.macs),
-        ("parameters", before.params, after.params),
-        ("file size", before.bytes, after.bytes),
-    ]
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of cost as it is shown.
+
+    Attributes:
+        name: what people call it.
+        figure: takes it from the costs of a model.
+        text: writes it.
+        traced: it depends on the traced size.
+    """
+
+    name: str
+    figure: Callable[[Sizes], int]
+    text: Callable[[int], str]
+    traced: bool
+
+    def shown(self, sizes: Sizes) -> str:
+        """The figure as text."""
+        return self.text(self.figure(sizes))
+
+
+_KINDS = (
+    _Kind("MACs", lambda sizes: sizes.macs, count, True),
+    _Kind("parameters", lambda sizes: sizes.params, count, False),
+    _Kind("file size", lambda sizes: sizes.bytes, size, False),
+    _Kind("peak activations", lambda sizes: sizes.activations, size, True),
+    _Kind("memory", lambda sizes: sizes.memory, size, True),
+)
+
+_BARS: tuple[Callable[[NodeCost], int], ...] = (
+    lambda node: node.macs,
+    lambda node: node.bytes,
+    lambda node: node.activations,
+)
+
+
+def _size_rows(before: Sizes, after: Sizes) -> Iterator[tuple[str, str, str, str]]:
+    for one in _KINDS:
+        remains = percent(share(one.figure(after), one.figure(before)))
+        yield one.name, one.shown(before), one.shown(after), remains
+
+
+def _at(sizes: Sizes) -> str:
+    """The traced size in words."""
+    return ", ".join(f"{printable(name)} {extent}" for name, extent in sizes.extents.items())
 
 
 def _certificate(report: Report) -> str:
@@ -292,6 +336,16 @@ def _certificate(report: Report) -> str:
         f"{verdict}: cut and masked model agree within {one.error:.2g} (allowed "
         f"{one.tolerance:.0e}) on {inputs}; the original's outputs moved by {percent(one.effect)}"
     )
+
+
+def _quality(report: Report) -> list[tuple[str, str]]:
+    """What a measure says of original and result; nothing where none was asked for."""
+    one = report.quality
+    if one is None:
+        return []
+    where = "kept out of calibration" if one.held_out else "the calibration saw them too"
+    text = f"{one.original:.4g} -> {one.result:.4g}, on {one.samples} samples ({where})"
+    return [(printable(one.measure, _NAME), text)]
 
 
 def _dropped(dropped: dict[str, str], verbose: bool) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune import api
+from onnxprune import outcome
 from onnxprune.cli import main
 from onnxprune.cost.latency import measure_pair
 
@@ -42,7 +42,7 @@ def models() -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time no longer than it takes to have figures."""
-    monkeypatch.setattr(api, "measure_pair", functools.partial(measure_pair, seconds=0.0))
+    monkeypatch.setattr(outcome, "measure_pair", functools.partial(measure_pair, seconds=0.0))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import Options
-from onnxprune.ranking import rank, statistics_of
+from onnxprune.ranking import bundled, rank, statistics_of
 from onnxprune.threads import matrix_threads
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -120,7 +120,7 @@ def test_every_width_can_be_reached() -> None:
     assert [len(step.classes) for step in one.steps] == [1] * 159
     fractions = [step.fraction for step in one.steps]
     np.testing.assert_allclose(fractions, np.arange(1, 160) / 160)
-    _, (eight,), _ = ranked(parse(body, weights), {"x": x}, round_to=8)
+    eight = bundled(one, 8)
     assert [len(step.classes) for step in eight.steps] == [8] * 19
     np.testing.assert_allclose(eight.curves["raw"], one.curves["raw"][7::8])
 

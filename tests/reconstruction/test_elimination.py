@@ -48,7 +48,7 @@ UNITS = {
 @pytest.mark.parametrize("ridge", [1e-6, 1e-2, 1.0])
 def test_errors_add_up_to_that_of_solving_anew(name: str, ridge: float) -> None:
     one = reader(3, UNITS[name])
-    running = Elimination(one, ridge)
+    running = Elimination.of(one, ridge)
     total, gone = 0.0, list[int]()
     for units in ([2], [0, 4], [3]):
         if len(units) == 1:
@@ -70,7 +70,7 @@ def test_without_a_ridge_the_error_is_the_mean_squared_error_of_the_best_weights
     rows -= rows.mean(axis=0)
     weight = rng.standard_normal((2, 6))
     one = Reader(weight, rows.T @ rows / 60, np.arange(6), 1.0, 1.0)
-    running = Elimination(one, 0.0)
+    running = Elimination.of(one, 0.0)
     error = running.remove([1, 4]) + running.remove([2])
     left = rows[:, [0, 3, 5]]
     wanted = rows @ weight.T
@@ -133,7 +133,7 @@ def test_wide_groups_lose_several_at_a_time_with_exact_errors_in_the_end() -> No
     for count in (4, 7, 100):  # ends of rounds
         wanted = true_error(one, gone[:count], 1e-3)
         assert rises[:count].sum() == pytest.approx(wanted, rel=1e-5)
-    first = Elimination(one, 1e-3).scores(130)
+    first = Elimination.of(one, 1e-3).scores(130)
     assert gone[:4] == np.argsort(first)[:4].tolist()
 
 

@@ -75,7 +75,9 @@ def test_moving_targets_never_raise_the_error_behind_the_activation(
     half = half if alone else with_others(half, seed)
     kept, gram = without(1, 4, 6), gram_of(half.rows, half.targets)
     problems = [Problem(weight, half, half, flat, rounds) for rounds in range(6)]
-    predicted = [one.fitted(gram, half, kept, 1e-9)[-1].predict(half.rows) for one in problems]
+    fitted = [one.fitted(gram, [half], kept, 1e-9) for one in problems]
+    predicted = [one.predict(half.rows) for one in fitted if one is not None]
+    assert len(predicted) == len(problems)
     bounds = [bound(flat, half, one) for one in predicted]
     for before, after in itertools.pairwise(bounds):
         assert after <= before * (1 + 1e-4)

@@ -230,3 +230,29 @@ def test_outputs_that_are_inputs_or_constants() -> None:
     (values,) = walk.values(["y", "x", "w"])
     np.testing.assert_array_equal(values["w"], [1, 2])
     np.testing.assert_array_equal(values["x"], values["y"])
+
+
+@pytest.mark.parametrize("stop", ["a", "d", "y", "e", None])
+def test_batches_that_come_later_catch_up(stop: str | None) -> None:
+    model, feeds, _ = branches()
+    whole, late = Walk(model, feeds, ONE_THREAD), Walk(model, feeds[:1], ONE_THREAD)
+    for walk in (whole, late):
+        walk.advance(node_of(model, stop) if stop is not None else None)
+    late.admit(feeds[1:])
+    assert len(late) == len(whole) == 2
+    assert held(late) == held(whole)
+    assert all(values.keys() == held(late) for values in late._values)
+    for name in held(whole):
+        for got, wanted in zip(late[name], whole[name], strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+    for walk in (whole, late):
+        walk.advance(None)
+    np.testing.assert_allclose(late["z"][1], whole["z"][1], rtol=1e-5, atol=1e-6)
+
+
+def test_batches_catch_up_with_what_ran_ahead_on_one_branch_only() -> None:
+    model, feeds, _ = branches()
+    walk = Walk(model, feeds[:1], ONE_THREAD)
+    walk.advance(node_of(model, "d"), keep=["d"], past=True)
+    walk.admit(feeds[1:])
+    assert held(walk) == walk._values[1].keys() == {"a", "c", "d"}

@@ -7,6 +7,7 @@ import io
 import pytest
 
 from onnxprune.cost.latency import Latency
+from onnxprune.cost.nodes import NodeCost
 from onnxprune.coupling.groups import Refused
 from onnxprune.passes.least_squares import Repair
 from onnxprune.plan import Plan, PlannedGroup
@@ -14,8 +15,10 @@ from onnxprune.report.figures import bar, count, milliseconds, percent, printabl
 from onnxprune.report.reasons import group_refusals
 from onnxprune.report.summary import Report, Sizes
 from onnxprune.report.text import TextReport, make_console
+from onnxprune.results import Inspection
 from onnxprune.verification.certificate import Certificate
 from onnxprune.verification.comparison import OutputComparison
+from onnxprune.verification.quality import Quality
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,7 @@ def test_other_figures():
     assert (milliseconds(1.5), milliseconds(0)) == ("1500 ms", "0 ms")
     assert (percent(0.7434), percent(12.3456), percent(None)) == ("74.3 %", "1235 %", "-")
     assert (bar(0), bar(1e-9), bar(1.0)) == ("", "#", "#" * 10)
+    assert (bar(0.5, "*", 6), bar(7, "*", 6)) == ("***", "******")
     assert printable("a\x1b[31m\nb") == "a?[31m?b"
     assert printable("abcdefghij", 6) == "ab..ij"
 
@@ -58,7 +62,10 @@ def test_refusals_add_up_by_reason():
     assert (second.parameters, second.axes) == (20, 1)
 
 
-def shown(groups=1, verbose=False, ratio=(0.4, 0.5, 0.6), name="w[batch]", **efforts):
+SIZES = Sizes(1000, 2000, 5000, 4000, 2400, 6400, {"batch": 2, "length\x1b": 8})
+
+
+def shown(groups=1, verbose=False, ratio=(0.4, 0.5, 0.6), name="w[batch]", run=1e-3, **efforts):
     plan = Plan(
         {},
         {},
@@ -69,18 +76,26 @@ def shown(groups=1, verbose=False, ratio=(0.4, 0.5, 0.6), name="w[batch]", **eff
     )
     low, middle, high = ratio
     report = Report(
-        original=Sizes(1000, 2000, 5000),
-        result=Sizes(500, 1000, 2500),
+        original=SIZES,
+        result=Sizes(500, 1000, 2500, 2000, 1800, 3800, SIZES.extents),
         batch=2,
         certificate=Certificate(1e-7, 1e-4, 2, 0.1),
         outputs=(OutputComparison("y", 0.99, 0.1, 0.95),),
-        latency=Latency(1e-3, middle * 1e-3, middle, low, high, 9),
+        latency=Latency(run, middle * run, middle, low, high, 9, (low, high)),
         widths={},
         inexact=(),
         refused=(),
         dropped={"odd[0]": "the graph cannot follow"},
         seconds=1.0,
-        **{"repairs": (), "allocation": "uniform", "trials": {}, "note": "", **efforts},
+        **{
+            "repairs": (),
+            "allocation": "uniform",
+            "trials": {},
+            "padding": {},
+            "quality": None,
+            "note": "",
+            **efforts,
+        },
     )
     stream = io.StringIO()
     TextReport(make_console(stream), verbose).pruned("in -> out", report, plan)
@@ -104,9 +119,83 @@ def test_pruned_says_everything():
     assert not any(line.endswith(" ") for line in text.splitlines())
 
 
-def test_latency_without_gain_is_said():
-    assert "latency shows no clear gain" in shown(ratio=(0.9, 0.98, 1.1))
-    assert "latency did not fall" in shown(ratio=(1.1, 1.2, 1.3))
+def test_every_kind_of_cost_stands_side_by_side_with_the_size_it_refers_to():
+    lines = [" ".join(line.split()) for line in shown().splitlines()]
+    for line in (
+        "MACs 2.00 k 1.00 k 50.0 % batch 2, length? 8",
+        "parameters 1.00 k 500 50.0 %",
+        "file size 5.00 kB 2.50 kB 50.0 %",
+        "peak activations 2.40 kB 1.80 kB 75.0 % batch 2, length? 8",
+        "memory 6.40 kB 3.80 kB 59.4 % batch 2, length? 8",
+    ):
+        assert line in lines
+
+
+def layers(*costs, verbose=False):
+    nodes = tuple(NodeCost(f"layer{i}", "MatMul", *cost) for i, cost in enumerate(costs))
+    inspection = Inspection(sizes=SIZES, batch=2, nodes=nodes, groups=(), refused=())
+    stream = io.StringIO()
+    TextReport(make_console(stream), verbose).inspected("a model", inspection)
+    return stream.getvalue()
+
+
+def test_inspected_gives_totals_and_layers_with_bars():
+    bar_of = "\u2588"
+    text = layers((2000, 500, 2000, 80), (1000, 250, 1000, 0), (0, 1, 4, 40))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for line in (
+        "MACs 2.00 k (batch 2, length? 8)",
+        "parameters 1.00 k",
+        "peak activations 2.40 kB (batch 2, length? 8)",
+        f"layer0 MatMul 2.00 k {bar_of * 6} 500 2.00 kB {bar_of * 6} 80 B {bar_of * 6}",
+        f"layer1 MatMul 1.00 k {bar_of * 3} 250 1.00 kB {bar_of * 3} 0 B",
+        f"layer2 MatMul 0 1 4 B {bar_of} 40 B {bar_of * 3}",
+    ):
+        assert line in lines
+
+
+def test_inspected_keeps_to_100_columns_and_to_the_largest_layers():
+    largest = (999_400_000_000, 999_400_000, 999_400_000, 999_400_000)
+    nodes = [(n, n, n, n) for n in range(1, 20)]
+    text = layers(largest, *nodes)
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert "and 5 more layers" in text
+    assert ("layer19" in text, "layer3 " in text) == (True, False)
+    assert "more layers" not in layers(largest, *nodes, verbose=True)
+    long = NodeCost("a" * 60, "Quantised" * 3, *largest)
+    stream = io.StringIO()
+    inspection = Inspection(sizes=SIZES, batch=2, nodes=(long,), groups=(), refused=())
+    TextReport(make_console(stream)).inspected("a model", inspection)
+    row = next(line for line in stream.getvalue().splitlines() if line.startswith("aaa"))
+    assert len(row) <= 100
+    assert row.count("\u2588") == 18
+
+
+def said(**options):
+    """What is printed, without its line breaks."""
+    return " ".join(shown(**options).split())
+
+
+def test_latency_without_gain_is_said_with_the_reason():
+    slower, unclear = (1.1, 1.2, 1.3), (0.9, 0.98, 1.1)
+    assert "latency shows no clear gain: the time goes elsewhere." in said(ratio=unclear)
+    assert "latency did not fall: the time goes elsewhere." in said(ratio=slower)
+    assert "did not fall: so small a model spends its time on calls" in said(ratio=slower, run=9e-5)
+    assert "did not fall: widths between the blocks" in said(ratio=slower, padding={16: 1.3})
+    assert "latency did not" not in said()
+
+
+def test_what_alignment_would_buy_is_said():
+    text = said(padding={8: 1.05, 16: 1.314})
+    assert "more than the MACs above (1.31 x with blocks of 16). --round-to 16 or" in text
+    assert "blocks" not in said(padding={8: 1.0, 16: 1.05})
+
+
+def test_quality_names_its_measure_and_its_samples():
+    held = Quality("accuracy", 90.25, 89.0, 256, held_out=True)
+    assert "accuracy 90.25 -> 89, on 256 samples (kept out of calibration)" in said(quality=held)
+    seen = Quality("my\x1bmetric", 1.0, 0.5, 8, held_out=False)
+    assert "my?metric 1 -> 0.5, on 8 samples (the calibration saw them too)" in said(quality=seen)
 
 
 def test_long_lists_fold_to_the_largest():

@@ -1,0 +1,122 @@
+"""What makes two long measurements parts of one: the same model, options and samples.
+
+Their results are written to a file as they come, so that a run that was interrupted goes on where
+it stopped, and runs on several machines are put together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime as ort
+
+from onnxprune import __version__
+from onnxprune.calibration.statistics import BATCH
+from onnxprune.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from onnxprune.calibration.samples import Samples
+    from onnxprune.options import Options
+
+__all__ = ["Study", "read_study", "samples_digest", "study_of", "written"]
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """What every result of a study was measured with.
+
+    Attributes:
+        model: sha256 of the model file.
+        samples: sha256 of the calibration samples.
+        options: how it is pruned, without the target, and what else decides the results.
+        versions: of the libraries the results depend on.
+    """
+
+    model: str
+    samples: str
+    options: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+    def differences(self, other: Study) -> list[str]:
+        """Names of what differs from another study; empty when results may be mixed."""
+        found = [
+            name for name in ("model", "samples") if getattr(self, name) != getattr(other, name)
+        ]
+        for mine, theirs in ((self.options, other.options), (self.versions, other.versions)):
+            names = [*mine, *(name for name in theirs if name not in mine)]
+            found += [name for name in names if mine.get(name) != theirs.get(name)]
+        return found
+
+
+def study_of(sha256: str, samples: Samples, options: Options, **more: Any) -> Study:
+    """Describe a study.
+
+    Args:
+        sha256: digest of the model.
+        samples: calibration samples; they are read once.
+        options: of the run.
+        **more: further settings that decide the results, as JSON has them.
+    """
+    method = {name: value for name, value in options.to_dict().items() if name != "target"}
+    runtime = {"providers": list(options.runtime.providers), "threads": options.runtime.threads}
+    versions = {"onnxprune": __version__, "onnxruntime": ort.__version__}
+    return Study(sha256, samples_digest(samples), method | runtime | more, versions)
+
+
+def samples_digest(samples: Samples) -> str:
+    """Return the sha256 of names, types, shapes and values, in hexadecimal."""
+    digest = hashlib.sha256()
+    for feed in samples.batches(BATCH):
+        for name, array in feed.items():
+            digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+            # strings are Python objects: their addresses say nothing
+            digest.update(
+                repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
+            )
+    return digest.hexdigest()
+
+
+def written(study: Study, form: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file of results holds, as plain data."""
+    return {"format": form, "version": _VERSION, "study": study.to_dict(), **results}
+
+
+def read_study(path: str | Path, form: str) -> tuple[Study, dict[str, Any]]:
+    """Read a file of results.
+
+    Args:
+        path: a JSON file.
+        form: its "format", such as "onnxprune-sweep".
+
+    Returns:
+        the study and everything else in the file.
+
+    Raises:
+        InputError: when it cannot be read or holds something else.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise InputError(f"{path}: is not a JSON file; expected {form}") from None
+    if not isinstance(data, dict) or data.get("format") != form:
+        raise InputError(f"{path}: is not a file of the format {form}")
+    if data.get("version") != _VERSION:
+        raise InputError(f"{path}: has version {data.get('version')}, expected {_VERSION}")
+    try:
+        return Study(**data["study"]), data
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: is damaged: it does not say what was studied") from None

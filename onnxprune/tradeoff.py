@@ -1,0 +1,247 @@
+"""The trade-off between what a model costs and how far its outputs are from the original's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxprune.errors import InputError
+from onnxprune.model.save import check_writable, write_text_atomic
+from onnxprune.report.figures import share
+from onnxprune.report.plain import json_text
+from onnxprune.report.tradeoff_chart import tradeoff_chart
+from onnxprune.study import Study, read_study, written
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from onnxprune.results import PruneResult
+
+__all__ = ["Sweep", "SweepPoint", "file_stem"]
+
+_FORMAT = "onnxprune-sweep"
+_COUNTED = {"params": "params", "macs": "macs", "size": "bytes", "memory": "memory"}
+"""Kind of target -> figure of a model that it is a fraction of."""
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One budget.
+
+    Attributes:
+        target: kind -> fraction of the original that was to remain.
+        status: "done", "unreachable", or "failed" when no result could be verified.
+        reason: why there is no result; empty where there is one.
+        original: costs of the original.
+        result: costs of the result; empty where there is none, like all that follows.
+        channels: fraction of the units of all groups that is left.
+        latency: seconds of `original` and `result`, `ratio` with the interval `low` to `high`;
+            None when it was not measured.
+        outputs: by output agreement, cosine, relative error and signal to noise in dB, compared
+            on the samples.
+        divergence: of the outputs from the original's on the samples that judge trials; infinite
+            for outputs that are not finite, None where there is no result.
+        seconds: what the point took.
+        file: name of its model in the folder of the sweep; None when it was not saved.
+        run: the result itself, while it is in memory.
+    """
+
+    target: Mapping[str, float]
+    status: str = "done"
+    reason: str = ""
+    original: Mapping[str, Any] | None = None
+    result: Mapping[str, Any] | None = None
+    channels: float | None = None
+    latency: Mapping[str, Any] | None = None
+    outputs: tuple[Mapping[str, Any], ...] = ()
+    divergence: float | None = None
+    seconds: float = 0.0
+    file: str | None = None
+    run: PruneResult | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result."""
+        return self.status == "done"
+
+    def remains(self, kind: str) -> float:
+        """Fraction of a cost that is left.
+
+        Args:
+            kind: that of a target; where it was not counted or measured, the fraction asked for.
+        """
+        before, after = self.original or {}, self.result or {}
+        name = _COUNTED.get(kind, kind)
+        measured: float | None = None
+        if name in before and name in after:
+            measured = share(after[name], before[name]) if before[name] else 1.0
+        elif kind == "latency" and self.latency is not None:
+            measured = self.latency["ratio"]
+        elif kind == "channels":
+            measured = self.channels
+        return measured if measured is not None else self.target.get(kind, 1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        data = {name: value for name, value in vars(self).items() if name != "run"}
+        return data | {"target": dict(self.target), "outputs": [dict(one) for one in self.outputs]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SweepPoint:
+        """Read what `to_dict` gave, from JSON."""
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        point = cls(**known | {"outputs": tuple(data.get("outputs", ()))})
+        # JSON has no infinity
+        lost = point.done and point.divergence is None
+        return replace(point, divergence=math.inf) if lost else point
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `sweep` returns.
+
+    Attributes:
+        study: what all points have in common.
+        points: in the order asked for.
+        source: the model's file, which nothing may overwrite; None for a model in memory.
+    """
+
+    study: Study
+    points: tuple[SweepPoint, ...] = ()
+    source: Path | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of cost that the targets are about."""
+        return tuple(dict.fromkeys(kind for one in self.points for kind in one.target))
+
+    def pareto(self) -> tuple[SweepPoint, ...]:
+        """Points that no other beats: none diverges less at the same costs or fewer."""
+        done = [one for one in self.points if one.done]
+        keys = [(_divergence(one), *(one.remains(kind) for kind in self.kinds)) for one in done]
+        return tuple(
+            point
+            for point, key in zip(done, keys, strict=True)
+            if not any(_beats(other, key) for other in keys)
+        )
+
+    def with_point(self, point: SweepPoint) -> Sweep:
+        """Add a point, in place of one with the same target."""
+        others = [one for one in self.points if dict(one.target) != dict(point.target)]
+        return replace(self, points=(*others, point))
+
+    def find(self, target: Mapping[str, float]) -> SweepPoint | None:
+        """The point with a target."""
+        return next((one for one in self.points if dict(one.target) == dict(target)), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        best = self.pareto()
+        points = [one.to_dict() | {"pareto": any(one is b for b in best)} for one in self.points]
+        return written(self.study, _FORMAT, {"points": points})
+
+    def save(self, folder: str | Path, *, models: bool = True) -> Sweep:
+        """Write `sweep.json`, `sweep.svg` and the models of the Pareto points.
+
+        Args:
+            folder: made if it is missing (not those above it).
+            models: write models and plans, of the results that are still in memory.
+
+        Returns:
+            the sweep, its points with the names of the files.
+
+        Raises:
+            InputError: when something cannot be written.
+        """
+        target = make_folder(folder)
+        saved = self
+        for point in self.pareto() if models else ():
+            if point.run is not None:
+                saved = _replaced(saved, point, save_point(point, target))
+        saved.write(target)
+        return saved
+
+    def write(self, folder: Path) -> None:
+        """Write `sweep.json` and, where there is any result, `sweep.svg`."""
+        write_text_atomic(folder / "sweep.json", json_text(self.to_dict()))
+        if any(one.done for one in self.points):
+            write_text_atomic(folder / "sweep.svg", tradeoff_chart(self))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Sweep:
+        """Read the `sweep.json` of a folder.
+
+        Raises:
+            InputError: when there is none, or it is damaged.
+        """
+        path = Path(folder) / "sweep.json"
+        study, data = read_study(path, _FORMAT)
+        try:
+            return cls(study, tuple(map(SweepPoint.from_dict, data["points"])))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise InputError(f"{path}: is damaged; delete it to start afresh") from None
+
+
+def file_stem(target: Mapping[str, float]) -> str:
+    """Name of the files of a point, such as macs-0.50."""
+    return "+".join(f"{kind}-{_fraction(value)}" for kind, value in target.items())
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Make a folder, and make sure that files can be written there.
+
+    Raises:
+        InputError: when that is not possible.
+    """
+    path = Path(folder)
+    check_folder(path)
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made: {error.strerror or error}") from None
+    check_writable(path / "sweep.json")
+    return path
+
+
+def check_folder(folder: str | Path) -> None:
+    """Make sure that a folder can be made or is there, without making it.
+
+    Raises:
+        InputError: when it is a file, or the folder above is missing or not writable.
+    """
+    path = Path(folder)
+    if path.is_dir():
+        check_writable(path / "sweep.json")
+    elif path.exists():
+        raise InputError(f"{path}: is a file; name a folder")
+    else:
+        check_writable(path)
+
+
+def save_point(point: SweepPoint, folder: Path) -> SweepPoint:
+    """Write plan and model of a point; return it with the name of the file."""
+    assert point.run is not None
+    stem = file_stem(point.target)
+    write_text_atomic(folder / f"{stem}.plan.json", point.run.plan.to_json())
+    point.run.save(folder / f"{stem}.onnx")
+    return replace(point, file=f"{stem}.onnx")
+
+
+def _fraction(value: float) -> str:
+    return f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
+
+
+def _divergence(point: SweepPoint) -> float:
+    return math.inf if point.divergence is None else point.divergence
+
+
+def _beats(one: Iterable[float], other: Iterable[float]) -> bool:
+    """Whether one is nowhere worse, and somewhere better."""
+    pairs = list(zip(one, other, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def _replaced(sweep: Sweep, old: SweepPoint, new: SweepPoint) -> Sweep:
+    return replace(sweep, points=tuple(new if one is old else one for one in sweep.points))
