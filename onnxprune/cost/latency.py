@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from math import comb
+from math import exp, lgamma, log
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,13 +127,19 @@ def median_interval(
         confidence: between 0 and 1.
     """
     ordered, count = sorted(values), len(values)
-    outside, rank = 2 * 0.5**count, 0
+    outside, rank = 2 * _share_of(count, 0), 0
     while rank < (count - 1) // 2:
-        outside += 2 * comb(count, rank + 1) * 0.5**count
+        outside += 2 * _share_of(count, rank + 1)
         if outside > 1 - confidence:
             break
         rank += 1
     return ordered[rank], ordered[count - 1 - rank]
+
+
+def _share_of(count: int, heads: int) -> float:
+    """Probability of so many heads when a fair coin is thrown so often."""
+    ways = lgamma(count + 1) - lgamma(heads + 1) - lgamma(count - heads + 1)
+    return exp(ways - count * log(2))
 
 
 def _settled(times: Sequence[tuple[float, float]]) -> bool:

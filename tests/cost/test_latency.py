@@ -22,6 +22,8 @@ def test_the_interval_of_a_median_is_that_of_the_sign_test(count: int, low: int,
 
 
 def test_the_interval_of_few_values_is_their_range() -> None:
+    low, high = median_interval([float(n) for n in range(10_000)])
+    assert (low, high) == pytest.approx((5000 - 98, 5000 + 98), abs=2)
     assert median_interval([3.0]) == (3.0, 3.0)
     assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
 
