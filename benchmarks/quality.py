@@ -58,6 +58,8 @@ ABLATIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("criterion=l2", {"criterion": "l2"}),
     ("variance, mean", {"criterion": "variance", "compensate": "mean"}),
     ("l2, none", {"criterion": "l2", "compensate": "none"}),
+    ("steps=2", {"steps": 2}),
+    ("steps=4", {"steps": 4}),
 )
 
 
