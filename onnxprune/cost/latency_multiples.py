@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.coupling.closure import close
-from onnxprune.coupling.cut import Cut, CutError
+from onnxprune.coupling.cut import shapes_after
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnxprune.cost.latency_table import LatencyTable
-    from onnxprune.cost.macs import ShapeOf
     from onnxprune.coupling.groups import Group
     from onnxprune.coupling.trace import Coupling
 
@@ -66,7 +65,7 @@ def _multiple(
     nodes = {id(node): node for name in names for node in readers.get(name, ())}
     multiples: dict[int, int] = {}
     for removed in _small_removals(group):
-        shape_of = _shapes(coupling, removed)
+        shape_of = shapes_after(coupling, removed)
         units = set(removed)
         gone = max(len(units.intersection(group.units[list(axis)].tolist())) for axis in group.axes)
         for number, node in nodes.items():
@@ -100,19 +99,6 @@ def _small_removals(group: Group) -> Iterator[list[int]]:
         killed = close(group.constraints, by_class, np.zeros(len(cost), bool), [seed], cost)
         if killed is not None:
             yield [int(one) for one in killed]
-
-
-def _shapes(coupling: Coupling, removed: Sequence[int]) -> ShapeOf:
-    """Shapes after a removal; a tensor that it leaves ragged keeps its own."""
-    cut, observed = Cut(coupling, removed), coupling.facts.first.shapes
-
-    def shape_of(name: str) -> tuple[int, ...]:
-        try:
-            return cut.shape(name)
-        except CutError:
-            return observed[name]
-
-    return shape_of
 
 
 def _in_units(step: int, change: int, units: int) -> int:

@@ -18,7 +18,7 @@ from onnxprune.cost.macs import ShapeOf, node_macs
 from onnxprune.cost.memory import Lifetimes
 from onnxprune.cost.nodes import is_parameter, tensors_of
 from onnxprune.cost.size import all_constants, rest_bytes, tensor_bytes
-from onnxprune.coupling.cut import Cut, CutError
+from onnxprune.coupling.cut import shapes_after
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -86,7 +86,7 @@ class CutCost:
 
     def after(self, dead: Classes) -> Costs:
         """Return the cost of every kind with the classes `dead` removed."""
-        shape_of = self._shapes(dead)
+        shape_of = shapes_after(self._coupling, dead)
         bytes_of = partial(self._bytes, shape_of)
         constants = self._constants(self._whole, shape_of)
 
@@ -114,7 +114,7 @@ class CutCost:
         model, or the cut given to `near`.
         """
         part = self._part_of(group)
-        shape_of = self._shapes(dead)
+        shape_of = shapes_after(self._coupling, dead)
         constants = self._constants(part, shape_of)
 
         def activations() -> float:
@@ -143,19 +143,6 @@ class CutCost:
         nearer = copy(self)
         nearer._shares = cache(partial(self._peak_shares, dead))
         return nearer
-
-    def _shapes(self, dead: Classes) -> ShapeOf:
-        cut = Cut(self._coupling, dead)
-        observed = self._facts.first.shapes
-
-        @cache
-        def shape_of(name: str) -> tuple[int, ...]:
-            try:
-                return cut.shape(name)
-            except CutError:
-                return observed[name]
-
-        return shape_of
 
     def _bytes(self, shape_of: ShapeOf, name: str) -> int:
         """Bytes of a tensor; 0 for what has no shape: sequences, tensors in closed bodies."""
@@ -221,7 +208,7 @@ class CutCost:
         return found
 
     def _peak_shares(self, dead: Classes) -> Mapping[str, float]:
-        return self._lifetimes.shares(partial(self._bytes, self._shapes(dead)))
+        return self._lifetimes.shares(partial(self._bytes, shapes_after(self._coupling, dead)))
 
 
 def _difference(before: Costs, after: Costs, kind: str) -> float:

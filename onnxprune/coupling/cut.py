@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,14 +10,14 @@ import numpy as np
 from onnxprune.coupling.closure import alive_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from numpy.typing import NDArray
 
     from onnxprune.coupling.labels import Layer
     from onnxprune.coupling.trace import Coupling
 
-__all__ = ["Cut", "CutError"]
+__all__ = ["Cut", "CutError", "shapes_after"]
 
 
 class CutError(Exception):
@@ -148,6 +149,24 @@ class Cut:
             part = self.alive(layer).transpose(order)
             alive &= part[tuple(slice(None) if a in layer.axes else np.newaxis for a in axes)]
         return tuple(axes), alive
+
+
+def shapes_after(coupling: Coupling, dead: Iterable[int]) -> Callable[[str], tuple[int, ...]]:
+    """Shape of any tensor by name at the first observed size, with some classes removed.
+
+    A tensor that the removal leaves ragged keeps its shape; such a cut cannot be built anyway. The
+    function raises KeyError for a tensor that was not observed.
+    """
+    cut, observed = Cut(coupling, dead), coupling.facts.first.shapes
+
+    @cache
+    def shape_of(name: str) -> tuple[int, ...]:
+        try:
+            return cut.shape(name)
+        except CutError:
+            return observed[name]
+
+    return shape_of
 
 
 def _overlapping(layers: Iterable[Layer]) -> list[list[Layer]]:
