@@ -29,6 +29,18 @@ def blocks(document, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+DOCUMENTS = ("README.md", "docs/concepts.md", "docs/howto.md", "docs/design.md")
+
+
+def all_blocks(language):
+    """The blocks of a language, each named by its document and number."""
+    return [
+        pytest.param(block, id=f"{document}-{number}")
+        for document in DOCUMENTS
+        for number, block in enumerate(blocks(document, language), 1)
+    ]
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A working folder with models/, and a bin/ whose commands use the running interpreter."""
@@ -43,7 +55,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-@pytest.mark.parametrize("block", blocks("README.md", "bash"))
+@pytest.mark.parametrize("block", all_blocks("bash"))
 def test_commands(folder, block):
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -58,7 +70,7 @@ def test_commands(folder, block):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("block", blocks("README.md", "python"))
+@pytest.mark.parametrize("block", all_blocks("python"))
 def test_python(folder, block):
     done = subprocess.run(
         [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False
@@ -68,9 +80,10 @@ def test_python(folder, block):
     assert done.stdout
 
 
-def test_readme_has_examples():
-    assert blocks("README.md", "bash")
-    assert blocks("README.md", "python")
+@pytest.mark.parametrize("document", [one for one in DOCUMENTS if "design" not in one])
+def test_documents_have_examples(document):
+    assert blocks(document, "bash") or document.endswith("concepts.md")
+    assert blocks(document, "python")
 
 
 def test_criterion_example(monkeypatch):

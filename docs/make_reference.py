@@ -1,0 +1,62 @@
+"""Write docs/reference.md from the docstrings of the public names; needs griffe2md (extra dev).
+
+    python docs/make_reference.py            # writes it
+    python docs/make_reference.py --check    # exit code 1 when it is not up to date
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import griffe
+from griffe2md import ConfigDict, render_object_docs
+
+import onnxprune
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = ROOT / "docs" / "reference.md"
+HEAD = """# Reference
+
+Made from the docstrings by `python docs/make_reference.py`; all of it can be imported from `onnxprune`.
+"""
+LOOK = ConfigDict(
+    heading_level=2,
+    show_root_full_path=False,
+    show_root_toc_entry=False,
+    show_if_no_docstring=False,
+    show_submodules=False,
+    show_bases=True,
+    docstring_style="google",
+    docstring_section_style="list",
+    annotations_path="brief",
+    show_signature_annotations=True,
+    separate_signature=True,
+    line_length=100,
+)
+
+
+def reference() -> str:
+    """The page: every public name in the order of the alphabet."""
+    package = griffe.load(
+        "onnxprune", search_paths=[ROOT], docstring_parser="google", resolve_aliases=True
+    )
+    parts = [HEAD]
+    for name in sorted(onnxprune.__all__, key=str.lower):
+        home = getattr(onnxprune, name)
+        path = f"{home.__module__.removeprefix('onnxprune.')}.{home.__qualname__}"
+        parts.append(render_object_docs(package[path], LOOK))
+    return "\n".join(parts)
+
+
+def main() -> int:
+    """Write or check the page."""
+    text = reference()
+    if "--check" in sys.argv[1:]:
+        return 0 if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text else 1
+    TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
