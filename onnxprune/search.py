@@ -20,7 +20,7 @@ from onnxprune.passes.least_squares import Settings
 from onnxprune.reconstruction.find import replaceable_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from onnxprune.cost.kinds import CostModel
     from onnxprune.options import Options
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["Search"]
 
 _TRIAL = Settings(rows=32_768, iterations=3, ridges=(1e-3,), both_halves=False)
+# more batches where a model takes one sample at a time, fewer where a sample takes long
 _TRIAL_BATCHES = 16
-# more batches where a model takes one sample at a time
-_TRIAL_SAMPLES = 48
+_TRIAL_SAMPLES = 64
+_TRIAL_MACS = 1e12
 _WORK = 2e12
 _SOLVING = 4
 _SHARED = ", shared groups too"
@@ -142,7 +143,9 @@ class Search:
 
     def _tried(self, way: Candidate, calibration: Calibration) -> float:
         """Divergence on the judging half with little effort; infinite where it cannot be built."""
-        few = replace(calibration, feeds=_spread(calibration.feeds))
+        few = replace(
+            calibration, feeds=_spread(calibration.feeds, self._trial_batches(calibration))
+        )
         try:
             trial = compensate(
                 self.prepared.analysis,
@@ -155,11 +158,23 @@ class Search:
             return float("inf")
         return trial.divergence if trial.divergence is not None else float("inf")
 
+    def _trial_batches(self, calibration: Calibration) -> int:
+        """How many batches a trial takes: at least two, one to fit and one to judge."""
+        batch = calibration.feeds[0]
+        rows = max(len(next(iter(batch.values()))), 1)
+        traced = self.prepared.analysis.coupling.facts.first.feed
+        share = _bytes(batch) / max(_bytes(traced), 1)
+        macs = share * self.cost.after(())["macs"]
+        most = max(_TRIAL_BATCHES, _TRIAL_SAMPLES // rows)
+        return max(2, min(most, -int(-_TRIAL_MACS // max(2 * macs, 1))))
 
-def _spread(feeds: Sequence[Any]) -> list[Any]:
+
+def _bytes(feed: Mapping[str, Any]) -> int:
+    return sum(array.nbytes for array in feed.values())
+
+
+def _spread(feeds: Sequence[Any], count: int) -> list[Any]:
     """Some batches from all over the set, every second of them at an even place as before."""
-    rows = max(len(next(iter(feeds[0].values()))), 1) if feeds else 1
-    count = max(_TRIAL_BATCHES, _TRIAL_SAMPLES // rows)
     if len(feeds) <= count:
         return list(feeds)
     places = [number * len(feeds) // count for number in range(count)]

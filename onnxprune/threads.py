@@ -16,11 +16,12 @@ def matrix_threads(threads: int) -> Iterator[None]:
     """Limit the threads of numpy's matrix products for a while.
 
     Args:
-        threads: how many; 0 for one. Several threads that wait for each other on a machine that is
-            busy with something else can be ten times slower than one, and how many there are
-            would change the last digits of the result.
+        threads: how many there are for everything; matrix products take half of them, and one for
+            0. Those that wait for each other on a machine that is busy with something else can be
+            ten times slower than one, and how many there are would change the last digits of the
+            result.
     """
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(limits=threads or 1, user_api="blas"):
+    with threadpool_limits(limits=max(threads // 2, 1), user_api="blas"):
         yield

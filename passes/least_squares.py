@@ -51,7 +51,7 @@ from onnxprune.reconstruction.targets import Sum, flat_parts, sum_behind
 from onnxprune.reconstruction.walk import Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -135,6 +135,8 @@ class LeastSquares(ir.passes.InPlacePass):
         settings: how to solve.
         seed: of the rows that are drawn.
         progress: told about every layer.
+        altered: sums that a term was taken out of: the layers that are left in them are solved
+            anew although they read what they did, and so is a classifier that is not cut.
     """
 
     def __init__(
@@ -148,10 +150,12 @@ class LeastSquares(ir.passes.InPlacePass):
         settings: Settings | None = None,
         seed: int = 0,
         progress: Progress[Any] = silent,
+        altered: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.target = target
         self.original = original
+        self.altered = altered
         self.dead = list(dead)
         self.feeds = feeds
         self.runtime = runtime
@@ -181,7 +185,7 @@ class LeastSquares(ir.passes.InPlacePass):
         self._makers = {v.name: n for n in self.original.graph for v in n.outputs}
         layers = replaceable_layers(model, self.target.coupling)
         last = _give_scores(model.graph, [layer.node for layer in layers])
-        for number, layer in enumerate(self.progress(layers, "least squares", len(layers))):
+        for number, layer in enumerate(self.progress(layers, "solving layers", len(layers))):
             repair = self._repair(layer, number, layer.node in last)
             self.repairs += [repair] if repair is not None else []
         for walk in (self._reference, self._pruned):
@@ -207,7 +211,8 @@ class LeastSquares(ir.passes.InPlacePass):
         if kept is None:
             return None
         whole = bool(kept.all() and layer.kept_outputs(self._cut).all())
-        if whole and (is_last or not self.settings.refit or self._unchanged(layer)):
+        given_up = is_last and not self.altered
+        if whole and (given_up or not self.settings.refit or self._unchanged(layer)):
             return None
         if kept.shape[1] > self.settings.largest:
             reason = f"{kept.shape[1]} unknowns are more than {self.settings.largest}"
@@ -254,7 +259,10 @@ class LeastSquares(ir.passes.InPlacePass):
 
     def _unchanged(self, layer: LinearLayer) -> bool:
         """Whether the layer reads, and is added to, exactly what it is in the original."""
-        names = [layer.data, *self._sum(layer).others]
+        total = self._sum(layer)
+        if total.name in self.altered:
+            return False
+        names = [layer.data, *total.others]
         for name in names:
             if name in self._makers:
                 self._reference.advance(self._makers[name], keep=names, past=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Admission"]
 
 _ROWS_PER_UNKNOWN = 10
-_LEAST_GROWTH = 1.25
+_LEAST_GROWTH = 1.5
 
 
 class Admission:
@@ -74,7 +74,7 @@ class Admission:
         name = node.outputs[0].name or ""
         count = min(needed, self._fitting(self._widest.get(name, self._most)))
         # each time the whole way up to here is run again
-        return count if count >= min(_LEAST_GROWTH * held, len(self._scales)) else held
+        return count if count >= _LEAST_GROWTH * held else held
 
     def _fitting(self, widest: int) -> int:
         total = 0.0

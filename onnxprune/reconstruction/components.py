@@ -173,7 +173,7 @@ def measure(
     unknown: set[int] = set()
     nodes = list(model.graph)
     stops = sorted({*readers, *products})
-    for at in progress(stops, "components", len(stops)):
+    for at in progress(stops, "finding components", len(stops)):
         walk.advance(nodes[at])
         drawn = _Draw(rows, seed, at)
         if at in readers:

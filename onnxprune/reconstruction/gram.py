@@ -87,6 +87,16 @@ class Gram:
         mean = self.x / self.count
         return self.xy / self.count - mean[:, :, None] * (self.y / self.count)[:, None]
 
+    def error(self, solution: Solution) -> float:
+        """Mean squared error of a prediction, summed over groups and outputs."""
+        weight, bias = solution.weight, solution.bias
+        linear = weight @ self.xx
+        squares = np.einsum("god,god->go", linear, weight)
+        crossed = np.einsum("god,gdo->go", weight, self.xy)
+        along_x = np.einsum("god,gd->go", weight, self.x)
+        total = self.yy + squares - 2 * crossed + 2 * bias * (along_x - self.y)
+        return float((total / self.count + bias**2).sum())
+
 
 @dataclass(frozen=True)
 class Solution:

@@ -109,35 +109,44 @@ class Problem:
             both_halves: fit on both in the end.
             grams: sums over the rows of both halves where they are known.
         """
-        gram = grams[0] if grams is not None else self.fit.gram()
+        gram, check = grams or (self.fit.gram(), None)
+        if check is None and self._sums_are_cheaper(len(ridges), both_halves=both_halves):
+            check = self.judge.gram()
         scale = max(float(self.judge.targets.var(axis=0, dtype=np.float64).sum()), _TINY)
         plain = gram.with_bias(self.weight * kept[:, None])
-        before = self._error(plain) / scale
+        before = self._error(plain, check) / scale
         best: tuple[float, float, Regression, Solution] | None = None
         for strength in ridges:
             tried = Regression(gram, self.weight, kept, strength)
             found = tried.solve(gram)
-            error = self._error(found) / scale if found is not None else np.inf
+            error = self._error(found, check) / scale if found is not None else np.inf
             if found is not None and (best is None or error < best[0]):
                 best = error, strength, tried, found
         if best is None:
             return Outcome(plain, False, before, before)
         after, ridge, regression, solution = best
         moved = self._moved_solution(regression, solution, gram, [self.fit])
-        further = self._error(moved) / scale if moved is not solution else after
+        further = self._error(moved, check) / scale if moved is not solution else after
         moves = further < after
         after, solution = (further, moved) if moves else (after, solution)
         if not after < before:  # NaN is no improvement either
             return Outcome(plain, False, before, before)
         if both_halves:
             del best, regression  # an inverse that may be large
-            gram = gram + (grams[1] if grams is not None else self.judge.gram())
+            gram = gram + (check or self.judge.gram())
             whole = self.fitted(gram, [self.fit, self.judge], kept, ridge, moves=moves)
             solution = solution if whole is None else whole
         return Outcome(solution, True, before, after)
 
-    def _error(self, solution: Solution) -> float:
+    def _sums_are_cheaper(self, predictions: int, *, both_halves: bool) -> bool:
+        """Whether sums over the judging rows cost less than to predict them again and again."""
+        _, outputs, unknowns = self.weight.shape
+        return self.flat is None and (both_halves or unknowns <= 2 * outputs * predictions)
+
+    def _error(self, solution: Solution, check: Gram | None) -> float:
         """Mean squared error on the judging half, behind the activation where there is one."""
+        if self.flat is None and check is not None:
+            return check.error(solution)
         half = self.judge
         lost = solution.predict(half.rows)
         if self.flat is None:

@@ -121,7 +121,7 @@ class Survey:
         for number, group in enumerate(groups):
             if not group.readings:
                 yield number, {}
-        for position, name in enumerate(progress(names, "error curves", len(names))):
+        for position, name in enumerate(progress(names, "ranking units", len(names))):
             seen[name] = self._measure(self._nodes[name], position)
             for number, left in enumerate(waiting):
                 if name in left:

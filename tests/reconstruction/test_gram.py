@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxprune.reconstruction.gram import Gram, MomentSums, Regression, gram_of
+from onnxprune.reconstruction.gram import Gram, MomentSums, Regression, Solution, gram_of
 
 Rows = NDArray[np.float32]
 COUNT, GROUPS, UNKNOWNS, OUTPUTS = 200, 2, 7, 3
@@ -104,6 +104,15 @@ def test_covariances_are_those_of_the_rows() -> None:
         np.testing.assert_allclose(
             gram.cross_covariance()[group], whole[:UNKNOWNS, UNKNOWNS:], rtol=1e-4, atol=1e-3
         )
+
+
+def test_the_error_is_that_of_the_rows() -> None:
+    rows, targets = rows_and_targets(mean=1.0)
+    rng = np.random.default_rng(2)
+    solution = Solution(rng.standard_normal((GROUPS, OUTPUTS, UNKNOWNS)), rng.random((GROUPS, 3)))
+    squares = (solution.predict(rows) - targets).astype(np.float64) ** 2
+    wanted = squares.sum(axis=(1, 2)).mean()
+    assert gram_of(rows, targets).error(solution) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_large_mean_does_not_hide_the_variance() -> None:

@@ -155,3 +155,16 @@ def test_a_relu_lets_a_layer_forget_how_negative_it_was() -> None:
     plain = Problem(weight, fit, judge, RELU, 0).solve(kept, (1e-6,), both_halves=False)
     moved = Problem(weight, fit, judge, RELU, 8).solve(kept, (1e-6,), both_halves=False)
     assert moved.after < 0.95 * plain.after
+
+
+@pytest.mark.parametrize("flat", [None, RELU])
+@pytest.mark.parametrize("both", [False, True])
+def test_sums_that_are_known_already_change_nothing(flat: FlatParts | None, both: bool) -> None:
+    fit, judge, weight = halves(6, noise=0.5)
+    problem = Problem(weight, fit, judge, flat, 3)
+    known = problem.solve(
+        without(2), (1e-3, 0.1), both_halves=both, grams=(fit.gram(), judge.gram())
+    )
+    fresh = problem.solve(without(2), (1e-3, 0.1), both_halves=both)
+    np.testing.assert_allclose(known.solution.weight, fresh.solution.weight, rtol=1e-6)
+    assert known.after == pytest.approx(fresh.after, rel=1e-4)
