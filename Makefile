@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types build clean
+.PHONY: help venv demo test browser-test lint format types build clean
 
 help:
 	@echo "make demo    prune a small model and show what happened"
 	@echo "make test    run the tests"
+	@echo "make browser-test  open the HTML pages in a headless Chromium"
 	@echo "make lint    check style        make format  repair it"
 	@echo "make types   check types        make build   build the wheel into dist/"
 	@echo "make venv    only set up $(VENV)  make clean   remove everything built"
@@ -32,6 +33,16 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# Chromium comes from Debian where that is possible; without one the tests are skipped and say so.
+browser-test: $(VENV)/.installed-dev
+	@command -v chromedriver >/dev/null || \
+	    { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && \
+	      apt-get update -qq && \
+	      apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core; } || \
+	    echo "no Chromium here, and none can be installed: browser tests are skipped"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	$(BIN)/python -m pytest tests/browser -rs
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -24,6 +24,8 @@ from onnxprune.errors import (
 
 if TYPE_CHECKING:
     from onnxprune.api import Comparison, Inspection, PruneResult, apply, inspect, prune, verify
+    from onnxprune.pipelines.results import PipelineResult
+    from onnxprune.pipelines.run import run_pipeline
     from onnxprune.plan import Plan
     from onnxprune.report.summary import Report
     from onnxprune.sensing import sensitivity
@@ -38,6 +40,7 @@ __all__ = [
     "Inspection",
     "NothingPrunable",
     "OnnxPruneError",
+    "PipelineResult",
     "Plan",
     "PruneResult",
     "Report",
@@ -49,6 +52,7 @@ __all__ = [
     "apply",
     "inspect",
     "prune",
+    "run_pipeline",
     "sensitivity",
     "sweep",
     "verify",
@@ -61,10 +65,12 @@ _LAZY = {
         ("Comparison", "Inspection", "PruneResult", "apply", "inspect", "prune", "verify"),
         "onnxprune.api",
     ),
+    "PipelineResult": "onnxprune.pipelines.results",
     "Plan": "onnxprune.plan",
     "Report": "onnxprune.report.summary",
     "Sensitivity": "onnxprune.sensitivity_rows",
     "Sweep": "onnxprune.tradeoff",
+    "run_pipeline": "onnxprune.pipelines.run",
     "sensitivity": "onnxprune.sensing",
     "sweep": "onnxprune.sweeping",
 }

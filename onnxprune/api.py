@@ -28,6 +28,7 @@ from onnxprune.plan import Plan
 from onnxprune.planning import planned_options, planned_removal, planned_stages
 from onnxprune.progress import silent
 from onnxprune.ready import get_ready
+from onnxprune.report.network import find_network
 from onnxprune.results import Comparison, Inspection, PruneResult
 from onnxprune.verification.comparison import compare_outputs
 from onnxprune.verification.gates import check_interface
@@ -35,6 +36,8 @@ from onnxprune.verification.quality import QualityMeasure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from onnxprune.calibration.samples import CalibrationSource, Samples
     from onnxprune.model.load import LoadedModel, ModelSource
@@ -53,6 +56,7 @@ def prune(
     labels: Any = None,
     metric: Callable[..., Any] | str | None = None,
     criterion: str | None = None,
+    loss: str | Callable[..., Any] | None = None,
     compensate: str | None = None,
     allocation: str = "auto",
     include: Sequence[str] = (),
@@ -83,11 +87,16 @@ def prune(
             `labels`, what `metric` gives, else the percentage of the original's answers that stay
             (agreement of class scores, cosine of other outputs). It is measured on every fourth
             sample, and nothing is fitted on these.
-        labels: one for each sample: array, `.npy`, `.npz` or text file. Without `max_drop` they
-            change nothing but the report.
+        labels: one for each sample: array, `.npy`, `.npz` or text file. Without `max_drop`, and
+            without a criterion by gradients, they change nothing but the report.
         metric: function of all outputs ({name: array [samples, ...]}) and their labels (None
             without) whose result is higher for better answers; or "module.py:function".
         criterion: how units are ranked; default `reconstruction` with calibration, else `l2`.
+        loss: what the criteria `taylor` and `fisher` differentiate: `cross-entropy`, `mse` (labels
+            are then targets), a function of all outputs and the labels that gives the loss of each
+            sample, or {output: gradient}; or "module.py:function". Default: cross-entropy for
+            class scores, mse for other outputs. Labels that are not given are drawn from the
+            model's own outputs.
         compensate: `least-squares` solves the layers anew whose input or output is cut, `mean`
             folds the removed channels' mean into biases, `none` does nothing; default
             `least-squares` with calibration, else `none`.
@@ -126,6 +135,7 @@ def prune(
         calibrated=calibration is not None,
         max_drop=max_drop,
         criterion=criterion,
+        loss=loss,
         compensate=compensate,
         allocation=allocation,
         include=include,
@@ -142,17 +152,17 @@ def prune(
     )
     loaded = load(model)
     samples = _samples(loaded, calibration)
-    fitted, measure = _divided(loaded, samples, labels, metric, options)
+    fitted, measure, known = _divided(loaded, samples, labels, metric, options)
     analysis = analyse(loaded.model, options, fitted)
     if options.max_drop is not None and measure is not None:
-        ready = get_ready(analysis, options, fitted, progress)
+        ready = get_ready(analysis, options, fitted, progress, known)
         goal = options.target if target is not None else None
         within = prune_within(ready, Limit(options.max_drop, measure), goal, progress)
         built = within.built
         quality: Quality | None = within.quality
         options = replace(options, target=within.target)
     else:
-        built = prune_model(analysis, options, fitted, progress)
+        built = prune_model(analysis, options, fitted, progress, known)
         quality = measure.of(built.model) if measure is not None else None
     result = Outcome(loaded, analysis, built, options, fitted, quality)
     return result.finished(measure_latency, started, progress)
@@ -243,6 +253,9 @@ def inspect(
         nodes=tuple(nodes),
         groups=analysis.groups,
         refused=analysis.refused,
+        network=find_network(
+            analysis.model.graph, analysis.coupling, analysis.groups, analysis.refused
+        ),
     )
 
 
@@ -284,22 +297,24 @@ def _divided(
     labels: Any,
     metric: Callable[..., Any] | str | None,
     options: Options,
-) -> tuple[Samples | None, QualityMeasure | None]:
-    """Samples to fit on, and what measures quality: on others where that decides anything."""
+) -> tuple[Samples | None, QualityMeasure | None, NDArray[Any] | None]:
+    """Samples to fit on, what measures quality (on others where that decides anything), labels."""
     held_out = options.max_drop is not None
     if labels is None and metric is None and not held_out:
-        return samples, None
+        return samples, None, None
     if samples is None:
         what = "max_drop measures" if held_out else "labels and metrics need"
         raise InputError(f"{what} outputs on samples; give --calibration")
-    known = None if labels is None else read_labels(labels, samples)
+    classes = options.loss in (None, "cross-entropy")
+    known = None if labels is None else read_labels(labels, samples, whole=classes)
     function = load_function(metric, "metric") if isinstance(metric, str) else metric
     fitted, measured = divide(samples) if held_out else (samples, samples)
-    return fitted, QualityMeasure(
+    measure = QualityMeasure(
         loaded.model,
         measured,
         options.runtime,
-        labels=known,
+        labels=known if classes or function is not None else None,
         metric=function,
         held_out=held_out,
     )
+    return fitted, measure, known

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from onnxprune.allocate.candidates import Ranked
     from onnxprune.analysis import Analysis
     from onnxprune.cost.latency import Latency
     from onnxprune.options import Options
@@ -46,6 +47,7 @@ class Built:
         compensate: the compensation that is in the model.
         stages: what was gone after each step but the last, when there were several.
         latency: measured against the original's, where that was a target.
+        ranked: the groups with the removal orders it was chosen from; empty for a replayed plan.
     """
 
     model: ir.Model
@@ -59,6 +61,7 @@ class Built:
     compensate: str = "none"
     stages: tuple[Removal, ...] = ()
     latency: Latency | None = None
+    ranked: tuple[Ranked, ...] = ()
 
 
 def finish(

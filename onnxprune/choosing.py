@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.analysis import why_nothing
@@ -11,6 +12,7 @@ from onnxprune.building import Built, attempt
 from onnxprune.cost.latency import Latency, measure_pair
 from onnxprune.errors import NothingPrunable, TargetUnreachable
 from onnxprune.options import LATENCY
+from onnxprune.progress import during
 from onnxprune.search import Search
 
 if TYPE_CHECKING:
@@ -117,7 +119,8 @@ class Chooser:
 
         def build(aim: float) -> tuple[Choice, float]:
             choice = self.at({**ready.options.target, LATENCY: aim}, name)
-            return choice, measured_latency(ready, choice.plain.model).ratio
+            work = partial(measured_latency, ready, choice.plain.model)
+            return choice, during(self._progress, "measuring latency", work).ratio
 
         tried = approach(LATENCY, asked, start or asked, build)
         best = best_of(asked, tried)

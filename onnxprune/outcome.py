@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import convert
 from onnxprune.model.size import loaded_bytes, model_bytes
 from onnxprune.planning import plan_of
+from onnxprune.progress import during
+from onnxprune.report.accounts import accounts_of
+from onnxprune.report.network import find_network
+from onnxprune.report.provenance import provenance_of
 from onnxprune.report.summary import Report, Sizes
 from onnxprune.results import PruneResult
 from onnxprune.verification.comparison import OutputComparison, compare_outputs
@@ -70,7 +75,8 @@ class Outcome:
         wanted = measure_latency or (measure_latency is None and not is_heavy(analysis.model))
         if latency is None and wanted:
             feed = analysis.coupling.facts.first.feed
-            latency = measure_pair(analysis.model, built.model, feed, runtime)
+            work = partial(measure_pair, analysis.model, built.model, feed, runtime)
+            latency = during(progress, "measuring latency", work)
         report = Report(
             original=sizes_of(analysis, (), loaded_bytes(self.loaded)),
             result=sizes_of(analysis, built.removal.dead(), model_bytes(built.model)),
@@ -89,6 +95,21 @@ class Outcome:
             quality=self.quality,
             note=built.note,
             seconds=time.perf_counter() - started,
+            network=find_network(
+                analysis.model.graph,
+                analysis.coupling,
+                analysis.groups,
+                analysis.refused,
+                built.removal.dead(),
+            ),
+            groups=accounts_of(
+                analysis.groups,
+                {one.id: len(one.removed) for one in plan.groups},
+                built.ranked,
+            ),
+            provenance=provenance_of(
+                self.loaded.path, self.loaded.sha256, plan.options, self.options.runtime
+            ),
         )
         model = convert(built.model, self.loaded.kind)
         return PruneResult(model, plan, report, built.model, self.loaded.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.approach import approach, best_of
@@ -13,12 +14,14 @@ from onnxprune.coupling.cut import CutError
 from onnxprune.errors import RuntimeFailure, VerificationError
 from onnxprune.options import LATENCY
 from onnxprune.preparation import after, prepare
-from onnxprune.progress import silent
+from onnxprune.progress import during, silent
 from onnxprune.ready import Ready, aimed_at, calibrate, get_ready, gone_on
 from onnxprune.threads import matrix_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from onnxprune.allocate.choose import Removal
     from onnxprune.analysis import Analysis
@@ -37,9 +40,10 @@ def prune_model(
     options: Options,
     samples: Samples | None = None,
     progress: Progress[Any] = silent,
+    labels: NDArray[Any] | None = None,
 ) -> Built:
     """Do all of it for one target; see `get_ready` and `prune_ready`."""
-    return prune_ready(get_ready(analysis, options, samples, progress), None, progress)
+    return prune_ready(get_ready(analysis, options, samples, progress, labels), None, progress)
 
 
 def prune_ready(
@@ -111,14 +115,21 @@ def _pruned(ready: Ready, progress: Progress[Any]) -> Built:
             built = _compensated(ready, chooser, choice, progress)
         except _FAILURES as error:
             return _with_less(ready, error, progress)
-    return replace(built, dropped=chooser.dropped, trials=choice.trials, stages=stages)
+    return replace(
+        built,
+        dropped=chooser.dropped,
+        trials=choice.trials,
+        stages=stages,
+        ranked=tuple(ready.ranked),
+    )
 
 
 def _with_less(ready: Ready, error: Exception, progress: Progress[Any]) -> Built:
     """Choose anew, so that the plan says what is in the model and can be carried out again."""
     lesser = "mean" if ready.options.compensate == "least-squares" else "none"
     options = replace(ready.options, compensate=lesser)
-    built = _pruned(get_ready(ready.analysis, options, ready.samples, progress), progress)
+    labels = ready.measured.labels if ready.measured is not None else None
+    built = _pruned(get_ready(ready.analysis, options, ready.samples, progress, labels), progress)
     note = f"{ready.options.compensate} compensation was not possible: {error}"
     return replace(built, note="; ".join(filter(None, (note, built.note))))
 
@@ -133,7 +144,8 @@ def _compensated(ready: Ready, chooser: Chooser, choice: Choice, progress: Progr
     def timed(aim: float) -> tuple[Built, float]:
         here = choice if aim == start else chooser.at({**target, LATENCY: aim}, choice.way.name)
         built = _finished(ready, here, progress)
-        latency = measured_latency(ready, built.model)
+        work = partial(measured_latency, ready, built.model)
+        latency = during(progress, "measuring latency", work)
         return replace(built, latency=latency), latency.ratio
 
     tried = approach(LATENCY, asked, start, timed, rounds=_ATTEMPTS, close=0.05)

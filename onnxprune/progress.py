@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias, TypeVar
 
-__all__ = ["Progress", "silent"]
+__all__ = ["Progress", "during", "silent"]
 
 T = TypeVar("T")
 
 Progress: TypeAlias = Callable[[Iterable[T], str, "int | None"], Iterator[T]]
 """Wraps an iterable: (items, what is being done, how many items or None) -> the same items."""
+
+
+def during(progress: Progress[T], description: str, work: Callable[[], T]) -> T:
+    """Do work that has no steps to count, and say meanwhile what is being done."""
+    (result,) = progress((do() for do in (work,)), description, None)
+    return result
 
 
 def silent(items: Iterable[T], _description: str, _total: int | None = None) -> Iterator[T]:

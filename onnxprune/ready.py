@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,20 +16,25 @@ from onnxprune.cost.latency_multiples import group_multiples
 from onnxprune.cost.latency_table import LatencyTable
 from onnxprune.cost.shapes import CutCost
 from onnxprune.errors import InputError, NothingPrunable
+from onnxprune.gradients.losses import Objective
+from onnxprune.gradients.masks import mask_gradients
 from onnxprune.importance import find_criterion
 from onnxprune.options import LATENCY
 from onnxprune.preparation import Prepared, after, prepare
-from onnxprune.progress import silent
-from onnxprune.ranking import bundled, rank, statistics_of
+from onnxprune.progress import during, silent
+from onnxprune.ranking import bundled, rank, statistics_of, tap_of
 from onnxprune.threads import matrix_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from onnxprune.allocate.candidates import Ranked
     from onnxprune.calibration.samples import Samples
     from onnxprune.cost.kinds import CostModel
     from onnxprune.coupling.groups import Group
+    from onnxprune.importance.base import MaskGradients
     from onnxprune.options import Options
     from onnxprune.progress import Progress
 
@@ -49,6 +55,8 @@ class Ready:
         ranked: the groups with their removal orders.
         cost: what any cut would cost.
         multiples: how many units each group keeps a multiple of, by name; 1 where nothing is said.
+        gradients: of the loss with respect to masks of the units, by group name; empty unless the
+            criterion needs them.
     """
 
     analysis: Analysis
@@ -60,10 +68,15 @@ class Ready:
     ranked: Sequence[Ranked]
     cost: CostModel
     multiples: Mapping[str, int]
+    gradients: Mapping[str, MaskGradients] = field(default_factory=dict)
 
 
 def calibrate(
-    analysis: Analysis, options: Options, samples: Samples | None, progress: Progress[Any] = silent
+    analysis: Analysis,
+    options: Options,
+    samples: Samples | None,
+    progress: Progress[Any] = silent,
+    labels: NDArray[Any] | None = None,
 ) -> Calibration | None:
     """Collect from the samples what criterion and compensation need; None without samples.
 
@@ -85,7 +98,7 @@ def calibrate(
             raise InputError("augmentation adds to every batch, but the model fixes its size")
         rng = np.random.default_rng(options.seed)
         feeds = [augmented(feed, options.augment, rng) for feed in feeds]
-    return Calibration(samples, moments, feeds)
+    return Calibration(samples, moments, feeds, labels)
 
 
 def get_ready(
@@ -93,8 +106,17 @@ def get_ready(
     options: Options,
     samples: Samples | None = None,
     progress: Progress[Any] = silent,
+    labels: NDArray[Any] | None = None,
 ) -> Ready:
     """Calibrate, rewrite and rank.
+
+    Args:
+        analysis: the original.
+        options: of the run.
+        samples: None without calibration.
+        progress: told about long loops.
+        labels: of what the samples came from, for the loss of a criterion by gradients; None to
+            draw them from the outputs.
 
     Raises:
         InputError: for a criterion or compensation that needs calibration when there is none.
@@ -104,14 +126,17 @@ def get_ready(
     if samples is None and find_criterion(options.criterion).needs_calibration:
         raise _needs_samples(f"criterion {options.criterion}")
     with matrix_threads(options.runtime.threads):
-        measured = calibrate(analysis, options, samples, progress)
+        measured = calibrate(analysis, options, samples, progress, labels)
         groups = analysis.selected(options.include, options.exclude)
         if not groups:
             raise NothingPrunable(why_nothing(analysis, options))
         prepared = prepare(analysis, groups, options, measured, progress)
-        cost, multiples = _costs(analysis, groups, options)
-        ranked = _ranked(prepared, groups, options, multiples, progress)
-    return Ready(analysis, options, samples, groups, measured, prepared, ranked, cost, multiples)
+        cost, multiples = _costs(analysis, groups, options, progress)
+        slopes = _gradients(prepared, groups, options, progress)
+        ranked = _ranked(prepared, groups, options, multiples, slopes, progress)
+    return Ready(
+        analysis, options, samples, groups, measured, prepared, ranked, cost, multiples, slopes
+    )
 
 
 def aimed_at(ready: Ready, target: Mapping[str, float], progress: Progress[Any]) -> Ready:
@@ -121,10 +146,12 @@ def aimed_at(ready: Ready, target: Mapping[str, float], progress: Progress[Any])
     timed = LATENCY in target and LATENCY not in ready.options.target
     cost, multiples = ready.cost, ready.multiples
     if timed:
-        cost, multiples = _costs(ready.analysis, ready.groups, options)
+        cost, multiples = _costs(ready.analysis, ready.groups, options, progress)
     ranked = ready.ranked
     if timed or "channels" in kinds:
-        ranked = _ranked(ready.prepared, ready.groups, options, multiples, progress)
+        ranked = _ranked(
+            ready.prepared, ready.groups, options, multiples, ready.gradients, progress
+        )
     return replace(ready, options=options, ranked=ranked, cost=cost, multiples=multiples)
 
 
@@ -134,8 +161,9 @@ def gone_on(ready: Ready, compensated: Compensated, progress: Progress[Any]) -> 
     Layers that are solved later still aim at what the original computes.
     """
     prepared = after(ready.prepared, compensated, ready.options, progress)
-    ranked = _ranked(prepared, ready.groups, ready.options, ready.multiples, progress)
-    return replace(ready, prepared=prepared, ranked=ranked)
+    slopes = _gradients(prepared, ready.groups, ready.options, progress)
+    ranked = _ranked(prepared, ready.groups, ready.options, ready.multiples, slopes, progress)
+    return replace(ready, prepared=prepared, ranked=ranked, gradients=slopes)
 
 
 def _needs_samples(what: str) -> InputError:
@@ -143,7 +171,7 @@ def _needs_samples(what: str) -> InputError:
 
 
 def _costs(
-    analysis: Analysis, groups: Sequence[Group], options: Options
+    analysis: Analysis, groups: Sequence[Group], options: Options, progress: Progress[Any]
 ) -> tuple[CostModel, dict[str, int]]:
     """What a cut would cost, and the multiples that groups keep; timed only for latency."""
     graph, coupling = analysis.model.graph, analysis.coupling
@@ -154,8 +182,39 @@ def _costs(
         return CutCost(graph, coupling), multiples
     table = LatencyTable(analysis.model, coupling.facts, options.runtime)
     if options.round_to == "auto":
-        multiples = group_multiples(table, graph, coupling, groups)
+        work = partial(group_multiples, table, graph, coupling, groups)
+        multiples = during(progress, "timing kernels", work)
     return CutCost(graph, coupling, {LATENCY: table.seconds}), multiples
+
+
+def _gradients(
+    prepared: Prepared, groups: Sequence[Group], options: Options, progress: Progress[Any]
+) -> dict[str, MaskGradients]:
+    """Gradients of units that become zero, or their mean where that is made up for."""
+    calibration = prepared.calibration
+    if calibration is None or not getattr(
+        find_criterion(options.criterion), "needs_gradients", False
+    ):
+        return {}
+    means = {}
+    if options.compensate != "none":
+        taps = {
+            one: tap_of(prepared.analysis.coupling, one)
+            for group in groups
+            for one in group.readings
+        }
+        known = calibration.moments
+        means = {one: known[tap].mean for one, tap in taps.items() if tap in known}
+    return mask_gradients(
+        prepared.analysis.model,
+        groups,
+        calibration.samples,
+        Objective(options.loss, calibration.labels),
+        options.runtime,
+        seed=options.seed,
+        means=means,
+        progress=progress,
+    )
 
 
 def _ranked(
@@ -163,11 +222,14 @@ def _ranked(
     groups: Sequence[Group],
     options: Options,
     multiples: Mapping[str, int],
+    gradients: Mapping[str, MaskGradients],
     progress: Progress[Any],
 ) -> list[Ranked]:
     calibration = prepared.calibration
     moments = calibration.moments if calibration is not None else {}
     feeds = calibration.feeds if calibration is not None else ()
-    found = rank(prepared.analysis, groups, options, moments, feeds, prepared.lossless, progress)
+    found = rank(
+        prepared.analysis, groups, options, moments, feeds, prepared.lossless, gradients, progress
+    )
     finer = options.round_to == "auto"
     return [bundled(one, multiples.get(one.group.name, 1), finer=finer) for one in found]

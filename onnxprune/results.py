@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from onnxprune.model.save import save
+from onnxprune.model.save import check_writable, save, write_text_atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import onnx
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from onnxprune.cost.nodes import NodeCost
     from onnxprune.coupling.groups import Group, Refused
     from onnxprune.plan import Plan
+    from onnxprune.report.network import Network
     from onnxprune.report.summary import Report, Sizes
     from onnxprune.verification.comparison import OutputComparison
 
@@ -47,6 +49,27 @@ class PruneResult:
         """
         save(self._ir, path, protect=self._source)
 
+    def save_report(
+        self,
+        path: str | Path,
+        *,
+        command: Sequence[str] = (),
+        model_file: str | Path | None = None,
+    ) -> None:
+        """Write the report as one self-contained HTML file, atomically.
+
+        Args:
+            path: the file to write.
+            command: the words of the command line that made it; empty for none.
+            model_file: where the model was saved; its digest is shown then.
+
+        Raises:
+            InputError: when the path is that of the input, or cannot be written.
+        """
+        check_writable(path, self._source)
+        page = self.report.to_html(command=command, model_file=model_file)
+        write_text_atomic(path, page)
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -58,6 +81,7 @@ class Inspection:
         nodes: cost of every node that multiplies or reads parameters.
         groups: groups of removable units.
         refused: axes that cannot be cut, and why.
+        network: the layers and how they are connected.
     """
 
     sizes: Sizes
@@ -65,6 +89,21 @@ class Inspection:
     nodes: tuple[NodeCost, ...]
     groups: tuple[Group, ...]
     refused: tuple[Refused, ...]
+    network: Network
+
+    def save_svg(self, path: str | Path, title: str = "") -> None:
+        """Draw the network as an SVG file, written atomically.
+
+        Args:
+            path: the file to write.
+            title: above the picture.
+
+        Raises:
+            InputError: when the path cannot be written, or pygraphviz is not installed.
+        """
+        from onnxprune.report.network_picture import network_svg
+
+        write_text_atomic(path, network_svg(self.network, title=title))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -122,6 +122,16 @@ class Sensitivity:
         }
         return written(self.study, _FORMAT, results)
 
+    def to_html(self, title: str = "") -> str:
+        """Return one self-contained HTML page.
+
+        Args:
+            title: what the model is called; empty for a model in memory.
+        """
+        from onnxprune.report.sensitivity_page import sensitivity_page
+
+        return sensitivity_page(self, title)
+
     def write(self, file: str | Path) -> None:
         """Write a JSON file atomically.
 

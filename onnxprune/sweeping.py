@@ -38,12 +38,15 @@ if TYPE_CHECKING:
     from onnxprune.ready import Ready
     from onnxprune.results import PruneResult
 
-__all__ = ["TARGETS", "sweep"]
+__all__ = ["BASELINES", "TARGETS", "sweep"]
 
 TARGETS: tuple[Mapping[str, float], ...] = tuple(
     {"macs": tenths / 10} for tenths in range(9, 2, -1)
 )
 """Budgets of a sweep that asks for none: nine to three tenths of the MACs."""
+
+BASELINES = ("random", "l1")
+"""Criteria of the usual baselines: chance, and the norm of the weights."""
 
 
 def sweep(
@@ -51,6 +54,7 @@ def sweep(
     *,
     calibration: CalibrationSource,
     targets: Sequence[Mapping[str, float]] = TARGETS,
+    baselines: Sequence[str] = (),
     folder: str | Path | None = None,
     save: bool = False,
     measure_latency: bool | None = None,
@@ -66,9 +70,11 @@ def sweep(
         model: as for `prune`.
         calibration: as for `prune`, and not optional.
         targets: one for each point, as for `prune`.
-        folder: where `sweep.json` and `sweep.svg` are written after every point. When they are
-            there from a run with the same model, samples and options, its points are not computed
-            again, and stay; otherwise they are replaced. Made if missing.
+        baselines: criteria that need no samples, such as `BASELINES`; with each, every target is
+            also met by taking the same fraction of every group and making up for nothing.
+        folder: where `sweep.json`, `sweep.svg` and `sweep.html` are written after every point. When
+            they are there from a run with the same model, samples and options, its points are not
+            computed again, and stay; otherwise they are replaced. Made if missing.
         save: write the models and plans of the Pareto points to the folder, too.
         measure_latency: as for `prune`.
         progress: told about long loops.
@@ -99,9 +105,11 @@ def sweep(
     if target_folder is not None:
         done = _resumed(target_folder, done)
     missing = [one for one in wanted if not _is_finished(done, one, target_folder, save)]
-    if missing:
+    compared = [(b, one) for b in baselines for one in wanted if done.find(one, b) is None]
+    if missing or compared:
         # widths are rounded for latency, and would stay so for what comes after it
-        base = next((one for one in missing if LATENCY not in one), missing[0])
+        waiting = missing or wanted
+        base = next((one for one in waiting if LATENCY not in one), waiting[0])
         options = replace(options, target=base)
         analysis = analyse(loaded.model, options, samples)
         ready = get_ready(analysis, options, samples, progress)
@@ -114,6 +122,11 @@ def sweep(
             done = done.with_point(run.point(target, told))
             if target_folder is not None:
                 done = _kept(done, target_folder, save=save)
+        for name in dict.fromkeys(name for name, _ in compared):
+            targets = [one for other, one in compared if other == name]
+            for target in progress(targets, f"baseline {name}", len(targets)):
+                point = run.baseline(name).point(target)
+                done = done.with_point(replace(point, baseline=name, run=None))
     done = _ordered(done, wanted)
     if target_folder is not None:
         done.write(target_folder)
@@ -131,7 +144,24 @@ class _Run:
     judge: Judge
     measure_latency: bool | None
 
-    def point(self, target: Mapping[str, float], progress: Progress[Any]) -> SweepPoint:
+    def baseline(self, criterion: str) -> _Run:
+        """The same model cut in a simple way: each group by the same fraction, nothing made up for.
+
+        Raises:
+            InputError: for a criterion that is unknown or needs samples.
+        """
+        options = replace(
+            self.options,
+            criterion=criterion,
+            compensate="none",
+            allocation="uniform",
+            augment=(),
+            steps=1,
+        )
+        ready = get_ready(self.ready.analysis, options)
+        return replace(self, ready=ready, options=options)
+
+    def point(self, target: Mapping[str, float], progress: Progress[Any] = silent) -> SweepPoint:
         """Prune to one target and measure."""
         begun = time.perf_counter()
         try:
@@ -152,6 +182,7 @@ class _Run:
             outputs=tuple(_with_noise(one) for one in figures["outputs"]),
             divergence=self.judge.divergence(built.model),
             seconds=time.perf_counter() - begun,
+            widths=run.report.widths,
             run=run,
         )
 

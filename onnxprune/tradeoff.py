@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from onnxprune.report.tradeoff_chart import tradeoff_chart
 from onnxprune.study import Study, read_study, written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from onnxprune.results import PruneResult
 
@@ -45,6 +45,8 @@ class SweepPoint:
             for outputs that are not finite, None where there is no result.
         seconds: what the point took.
         file: name of its model in the folder of the sweep; None when it was not saved.
+        widths: by group the units before and after, of the groups that lose any.
+        baseline: criterion of a baseline; empty for the sweep's own points.
         run: the result itself, while it is in memory.
     """
 
@@ -59,6 +61,8 @@ class SweepPoint:
     divergence: float | None = None
     seconds: float = 0.0
     file: str | None = None
+    widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    baseline: str = ""
     run: PruneResult | None = None
 
     @property
@@ -86,13 +90,19 @@ class SweepPoint:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         data = {name: value for name, value in vars(self).items() if name != "run"}
-        return data | {"target": dict(self.target), "outputs": [dict(one) for one in self.outputs]}
+        return data | {
+            "target": dict(self.target),
+            "outputs": [dict(one) for one in self.outputs],
+            "widths": {name: list(sizes) for name, sizes in self.widths.items()},
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SweepPoint:
         """Read what `to_dict` gave, from JSON."""
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-        point = cls(**known | {"outputs": tuple(data.get("outputs", ()))})
+        widths = {name: (int(a), int(b)) for name, (a, b) in data.get("widths", {}).items()}
+        outputs = tuple(data.get("outputs", ()))
+        point = cls(**known | {"outputs": outputs, "widths": widths})
         # JSON has no infinity
         lost = point.done and point.divergence is None
         return replace(point, divergence=math.inf) if lost else point
@@ -105,11 +115,13 @@ class Sweep:
     Attributes:
         study: what all points have in common.
         points: in the order asked for.
+        baselines: the same budgets met in simple ways, for comparison.
         source: the model's file, which nothing may overwrite; None for a model in memory.
     """
 
     study: Study
     points: tuple[SweepPoint, ...] = ()
+    baselines: tuple[SweepPoint, ...] = ()
     source: Path | None = None
 
     @property
@@ -128,22 +140,32 @@ class Sweep:
         )
 
     def with_point(self, point: SweepPoint) -> Sweep:
-        """Add a point, in place of one with the same target."""
-        others = [one for one in self.points if dict(one.target) != dict(point.target)]
-        return replace(self, points=(*others, point))
+        """Add a point, among the baselines if it is one, in place of one with the same target."""
+        if point.baseline:
+            return replace(self, baselines=_with(self.baselines, point))
+        return replace(self, points=_with(self.points, point))
 
-    def find(self, target: Mapping[str, float]) -> SweepPoint | None:
+    def find(self, target: Mapping[str, float], baseline: str = "") -> SweepPoint | None:
         """The point with a target."""
-        return next((one for one in self.points if dict(one.target) == dict(target)), None)
+        among = self.baselines if baseline else self.points
+        wanted = baseline, dict(target)
+        return next((one for one in among if (one.baseline, dict(one.target)) == wanted), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         best = self.pareto()
         points = [one.to_dict() | {"pareto": any(one is b for b in best)} for one in self.points]
-        return written(self.study, _FORMAT, {"points": points})
+        baselines = [one.to_dict() for one in self.baselines]
+        return written(self.study, _FORMAT, {"points": points, "baselines": baselines})
+
+    def to_html(self) -> str:
+        """Return one self-contained HTML page."""
+        from onnxprune.report.sweep_page import sweep_page
+
+        return sweep_page(self)
 
     def save(self, folder: str | Path, *, models: bool = True) -> Sweep:
-        """Write `sweep.json`, `sweep.svg` and the models of the Pareto points.
+        """Write `sweep.json`, `sweep.svg`, `sweep.html` and the models of the Pareto points.
 
         Args:
             folder: made if it is missing (not those above it).
@@ -164,10 +186,11 @@ class Sweep:
         return saved
 
     def write(self, folder: Path) -> None:
-        """Write `sweep.json` and, where there is any result, `sweep.svg`."""
+        """Write `sweep.json` and, where there is any result, `sweep.svg` and `sweep.html`."""
         write_text_atomic(folder / "sweep.json", json_text(self.to_dict()))
         if any(one.done for one in self.points):
             write_text_atomic(folder / "sweep.svg", tradeoff_chart(self))
+            write_text_atomic(folder / "sweep.html", self.to_html())
 
     @classmethod
     def load(cls, folder: str | Path) -> Sweep:
@@ -179,7 +202,12 @@ class Sweep:
         path = Path(folder) / "sweep.json"
         study, data = read_study(path, _FORMAT)
         try:
-            return cls(study, tuple(map(SweepPoint.from_dict, data["points"])))
+            points, baselines = data["points"], data.get("baselines", ())
+            return cls(
+                study,
+                tuple(map(SweepPoint.from_dict, points)),
+                tuple(map(SweepPoint.from_dict, baselines)),
+            )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(f"{path}: is damaged; delete it to start afresh") from None
 
@@ -241,6 +269,13 @@ def _beats(one: Iterable[float], other: Iterable[float]) -> bool:
     """Whether one is nowhere worse, and somewhere better."""
     pairs = list(zip(one, other, strict=True))
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def _with(points: Sequence[SweepPoint], new: SweepPoint) -> tuple[SweepPoint, ...]:
+    """Points with a new one in place of that of the same target."""
+    wanted = new.baseline, dict(new.target)
+    others = [one for one in points if (one.baseline, dict(one.target)) != wanted]
+    return (*others, new)
 
 
 def _replaced(sweep: Sweep, old: SweepPoint, new: SweepPoint) -> Sweep:

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         arguments = build_parser().parse_args(argv)
+        arguments.words = ["onnxprune", *(sys.argv[1:] if argv is None else argv)]
     except UsageError as error:
         return _complain(f"error: {error}", _BAD_USAGE)
     try:

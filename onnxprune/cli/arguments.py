@@ -6,6 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnxprune import __version__
+from onnxprune.cli.pipelines import add_pipeline_options
+from onnxprune.cli.values import Budgets, Names, Targets, fractions, shard, whole, whole_or_auto
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -54,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_apply(commands)
     _add_sweep(commands)
     _add_sensitivity(commands)
+    _add_passes(commands)
     return parser
 
 
@@ -63,6 +66,11 @@ def _add_inspect(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--calibration", metavar="DATA", help=_CALIBRATION)
+    parser.add_argument(
+        "--svg",
+        metavar="FILE",
+        help="draw the network: widths, groups by colour; needs pip install 'onnxprune[report]'",
+    )
     _add_common(parser)
 
 
@@ -74,7 +82,7 @@ def _add_prune(commands: Any) -> None:
     parser.add_argument(
         "--target",
         metavar="KIND=FRACTION",
-        action=_Targets,
+        action=Targets,
         default={},
         help="what is to remain of the original: channels=0.5, params=0.5, macs=0.5, size=0.5, "
         "memory=0.5 or latency=0.5; repeatable, all are met; default channels=0.5",
@@ -90,7 +98,7 @@ def _add_prune(commands: Any) -> None:
     parser.add_argument(
         "--labels",
         metavar="FILE",
-        help="one whole number for each sample, .npy, .npz or text; for measuring only",
+        help="one whole number for each sample, .npy, .npz or text; for measuring, and for --loss",
     )
     parser.add_argument(
         "--metric",
@@ -98,7 +106,9 @@ def _add_prune(commands: Any) -> None:
         help="module.py:function taking {output: array} and the labels, higher is better",
     )
     _add_method(parser)
+    add_pipeline_options(parser)
     parser.add_argument("--plan", metavar="FILE", help="write what was removed, as JSON")
+    _add_report(parser)
     _add_common(parser)
 
 
@@ -108,7 +118,15 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "--criterion",
         metavar="NAME",
         help="how units are ranked: l1, l2, redundancy, random, or with samples reconstruction, "
-        "variance, std, activity; default reconstruction with samples, l2 without",
+        "variance, std, activity, taylor, fisher; default reconstruction with samples, l2 without",
+    )
+    parser.add_argument(
+        "--loss",
+        metavar="NAME",
+        help="what taylor and fisher differentiate: cross-entropy, mse, or module.py:function "
+        "taking {output: array} and the labels and giving the loss of each sample; default "
+        "cross-entropy for class scores, mse for other outputs; labels that are not given are "
+        "drawn from the model's own outputs",
     )
     _add_compensate(parser, "default least-squares with samples, none without")
     parser.add_argument(
@@ -135,7 +153,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--augment",
         metavar="VIEW[,VIEW]",
-        action=_Names,
+        action=Names,
         default=[],
         help="views of calibration images to fit layers on as well: flip, shift; for models that "
         "take images flipped and shifted; default none",
@@ -151,7 +169,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--round-to",
         metavar="N",
-        type=_whole_or_auto,
+        type=whole_or_auto,
         default="auto",
         help="keep a multiple of N channels on every cut axis; default auto: with a latency target "
         "the steps measured on this machine, else 1",
@@ -164,11 +182,11 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps",
         metavar="N",
-        type=_whole,
+        type=whole,
         default=1,
         help="prune in N steps: after each, layers are solved and units ranked anew; default 1",
     )
-    parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="default 0")
+    parser.add_argument("--seed", metavar="N", type=whole, default=0, help="default 0")
 
 
 def _add_verify(commands: Any) -> None:
@@ -186,6 +204,7 @@ def _add_apply(commands: Any) -> None:
     parser.add_argument("out", metavar="OUT", help="file to write, after everything is verified")
     parser.add_argument("--calibration", metavar="DATA", help=_CALIBRATION)
     _add_compensate(parser, "default: what the plan says with samples, none without")
+    _add_report(parser)
     _add_common(parser)
 
 
@@ -197,13 +216,13 @@ def _add_sweep(commands: Any) -> None:
         "--out",
         metavar="DIR",
         required=True,
-        help="folder for sweep.json and sweep.svg, written after every budget; the same command "
-        "goes on where an earlier one stopped; made if missing",
+        help="folder for sweep.json, sweep.svg and sweep.html, written after every budget; the "
+        "same command goes on where an earlier one stopped; made if missing",
     )
     parser.add_argument(
         "--target",
         metavar="KIND=F[,F]",
-        action=_Budgets,
+        action=Budgets,
         default=[],
         help="budgets, one after another: what is to remain of the original, as for prune; "
         "repeatable; default macs=0.9,0.8,0.7,0.6,0.5,0.4,0.3",
@@ -212,6 +231,12 @@ def _add_sweep(commands: Any) -> None:
         "--save",
         action="store_true",
         help="also write the models that no other beats, with their plans: DIR/macs-0.50.onnx",
+    )
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="also cut to the same budgets at random and by weight norms (l1), every group by the "
+        "same fraction and nothing made up for, for comparison",
     )
     parser.add_argument(
         "--latency",
@@ -230,13 +255,13 @@ def _add_sensitivity(commands: Any) -> None:
     parser.add_argument(
         "--keep",
         metavar="F[,F]",
-        type=_fractions,
+        type=fractions,
         help="fractions of its units that a group is cut to; default 0.75,0.5,0.25",
     )
     parser.add_argument(
         "--shard",
         metavar="I/N",
-        type=_shard,
+        type=shard,
         help="measure every N-th group only, from the I-th on; --merge puts the parts together",
     )
     parser.add_argument(
@@ -244,6 +269,11 @@ def _add_sensitivity(commands: Any) -> None:
         metavar="FILE",
         nargs="+",
         help="measure nothing: put JSON files of the same study together and show them",
+    )
+    parser.add_argument(
+        "--html",
+        metavar="FILE.html",
+        help="write a heat map of groups and fractions as one HTML page that needs nothing else",
     )
     _add_method(parser)
     _add_common(
@@ -253,11 +283,17 @@ def _add_sensitivity(commands: Any) -> None:
     )
 
 
+def _add_passes(commands: Any) -> None:
+    parser = _command(commands, "passes", "the passes that are installed, and their options")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="only this one, in full")
+    _add_common(parser)
+
+
 def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     from onnxprune.cli import commands as single_runs
-    from onnxprune.cli import studies
+    from onnxprune.cli import pipelines, studies
 
-    functions = studies if name in studies.__all__ else single_runs
+    functions = next(one for one in (studies, pipelines, single_runs) if name in one.__all__)
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=_EXIT_CODES
     )
@@ -275,6 +311,14 @@ def _add_compensate(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--report",
+        metavar="FILE.html",
+        help="write what was done and what it cost as one HTML page that needs nothing else",
+    )
+
+
 def _add_common(
     parser: argparse.ArgumentParser, json: str = "write the figures; - for standard output"
 ) -> None:
@@ -282,87 +326,14 @@ def _add_common(
     parser.add_argument(
         "--providers",
         metavar="NAME[,NAME]",
-        action=_Names,
+        action=Names,
         default=[],
         help="onnxruntime execution providers; default CPUExecutionProvider",
     )
     parser.add_argument(
-        "--threads", metavar="N", type=_whole, default=0, help="default 0: onnxruntime decides"
+        "--threads", metavar="N", type=whole, default=0, help="default 0: onnxruntime decides"
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and warnings")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     loudness.add_argument("-v", "--verbose", action="store_true", help="show lists in full")
-
-
-def _whole(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return number
-
-
-def _whole_or_auto(text: str) -> int | str:
-    return text if text == "auto" else _whole(text)
-
-
-def _fractions(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(one) for one in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of fractions such as 0.75,0.5"
-        ) from None
-
-
-def _shard(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N, such as 2/4")
-    return int(number), int(count)
-
-
-class _Targets(argparse.Action):
-    """Collects KIND=FRACTION; what the kinds and fractions may be is the API's to say."""
-
-    def __call__(
-        self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        kind, equals, fraction = str(values).partition("=")
-        if not (kind and equals and fraction):
-            raise argparse.ArgumentError(
-                self, f"{values!r} is not of the form KIND=FRACTION, such as macs=0.5"
-            )
-        targets = dict(getattr(namespace, self.dest))
-        if kind in targets:
-            raise argparse.ArgumentError(self, f"{kind} is given twice")
-        setattr(namespace, self.dest, targets | {kind: fraction})
-
-
-class _Budgets(argparse.Action):
-    """Collects KIND=F,F,F as one target for each fraction."""
-
-    def __call__(
-        self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        kind, _, fractions = str(values).partition("=")
-        given = fractions.split(",")
-        if not (kind and all(given)):
-            raise argparse.ArgumentError(
-                self, f"{values!r} is not of the form KIND=F,F, such as macs=0.7,0.5"
-            )
-        budgets = [{kind: fraction} for fraction in given]
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *budgets])
-
-
-class _Names(argparse.Action):
-    """Collects names separated by commas."""
-
-    def __call__(
-        self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        names = [name.strip() for name in str(values).split(",") if name.strip()]
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *names])

@@ -6,6 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from onnxprune.cli import pipelines
 from onnxprune.cli.shared import (
     STANDARD_OUTPUT,
     check_outputs,
@@ -29,10 +30,12 @@ def inspect(arguments: Namespace) -> None:
     """Say what can be pruned and what every layer costs."""
     from onnxprune import api
 
-    check_outputs(arguments)
+    check_outputs(arguments, arguments.svg)
     inspection = api.inspect(
         arguments.model, calibration=arguments.calibration, **runtime(arguments)
     )
+    if arguments.svg is not None:
+        inspection.save_svg(arguments.svg, os.path.basename(arguments.model))
     write_json(arguments, inspection.to_dict())
     if text := text_report(arguments):
         text.inspected(arguments.model, inspection)
@@ -42,7 +45,10 @@ def prune(arguments: Namespace) -> None:
     """Prune a model and write it."""
     from onnxprune import api
 
-    check_outputs(arguments, arguments.out, arguments.plan)
+    if pipelines.is_pipeline(arguments):
+        pipelines.run(arguments)
+        return
+    check_outputs(arguments, arguments.out, arguments.plan, arguments.report)
     result = api.prune(
         arguments.model,
         calibration=arguments.calibration,
@@ -61,7 +67,7 @@ def apply(arguments: Namespace) -> None:
     from onnxprune import api
     from onnxprune.plan import Plan
 
-    check_outputs(arguments, arguments.out, inputs=[arguments.plan])
+    check_outputs(arguments, arguments.out, arguments.report, inputs=[arguments.plan])
     plan = Plan.load(arguments.plan)
     result = api.apply(
         arguments.model,
@@ -122,6 +128,9 @@ def _finish(arguments: Namespace, result: PruneResult, plan: str | None) -> Text
                 with contextlib.suppress(OSError):
                     os.unlink(path)
         raise
+    if arguments.report is not None:
+        # last, because it tells the digest of the model's file
+        result.save_report(arguments.report, command=arguments.words, model_file=arguments.out)
     if to_file is None:
         write_json(arguments, written)
     text = text_report(arguments)

@@ -29,6 +29,7 @@ STANDARD_OUTPUT = "-"
 
 _METHOD = (
     "criterion",
+    "loss",
     "compensate",
     "allocation",
     "include",

@@ -28,6 +28,7 @@ def sweep(arguments: Namespace) -> None:
             arguments.model,
             calibration=arguments.calibration,
             targets=arguments.target or sweeping.TARGETS,
+            baselines=sweeping.BASELINES if arguments.baselines else (),
             folder=arguments.out,
             save=arguments.save,
             measure_latency=arguments.latency,
@@ -46,11 +47,16 @@ def sweep(arguments: Namespace) -> None:
 
 def sensitivity(arguments: Namespace) -> None:
     """Cut each group alone, or put together what was measured in parts."""
+    from onnxprune.model.save import write_text_atomic
+
     found = _merged(arguments) if arguments.merge else _measured(arguments)
+    named = arguments.model or ", ".join(arguments.merge)
+    if arguments.html is not None:
+        write_text_atomic(arguments.html, found.to_html(Path(named).name))
     if arguments.merge or arguments.json == STANDARD_OUTPUT:
         write_json(arguments, found.to_dict())
     if text := _text(arguments):
-        text.sensed(arguments.model or ", ".join(arguments.merge), found)
+        text.sensed(named, found)
 
 
 def _measured(arguments: Namespace) -> Sensitivity:
@@ -58,7 +64,7 @@ def _measured(arguments: Namespace) -> Sensitivity:
 
     if arguments.model is None or arguments.calibration is None:
         raise InputError("give MODEL and --calibration, or --merge with files to put together")
-    check_outputs(arguments)
+    check_outputs(arguments, arguments.html)
     file = arguments.json if arguments.json != STANDARD_OUTPUT else None
     try:
         return sensing.sensitivity(
@@ -77,6 +83,7 @@ def _measured(arguments: Namespace) -> Sensitivity:
 
 
 def _merged(arguments: Namespace) -> Sensitivity:
+    from onnxprune.model.save import check_writable
     from onnxprune.sensitivity_rows import Sensitivity
 
     given = ("model", "calibration", "keep", "shard")
@@ -84,7 +91,9 @@ def _merged(arguments: Namespace) -> Sensitivity:
         raise InputError(
             "--merge measures nothing: leave out MODEL, --calibration, --keep, --shard"
         )
-    check_outputs(arguments)
+    check_outputs(arguments, arguments.html)
+    for part in arguments.merge if arguments.html is not None else ():
+        check_writable(arguments.html, Path(part))
     first, *others = map(Sensitivity.load, arguments.merge)
     return first.merge(*others)
 

@@ -5,32 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from xml.sax.saxutils import escape
 
 from onnxprune.report.figures import printable
 
-__all__ = ["Dot", "Line", "Panel", "draw"]
+__all__ = ["Dot", "Line", "Panel", "chart_style", "draw", "inline"]
 
-_WIDTH, _HEIGHT = 460, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 18, 40, 48
-_TICKS = 7
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 34, 46
+_LEGEND = 22
+_LETTER = 6.6
+_TICK_WIDTH, _TICK_HEIGHT = 64, 44
 _MARGIN = 0.06
 _COLOURS = 4
-_STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #24292f; }
-.title { font-weight: 600; font-size: 13px; }
-.grid { stroke: #d8dee4; } .frame { fill: none; stroke: #8c959f; }
-.paper { fill: #ffffff; } .hollow { fill: #ffffff; }
-polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.c0 { stroke: #0969da; } .c1 { stroke: #bc4c00; } .c2 { stroke: #1a7f37; } .c3 { stroke: #8250df; }
-.f0 { fill: #0969da; } .f1 { fill: #bc4c00; } .f2 { fill: #1a7f37; } .f3 { fill: #8250df; }
-@media (prefers-color-scheme: dark) {
-text { fill: #e6edf3; } .grid { stroke: #30363d; } .frame { stroke: #7d8590; }
-.paper { fill: #0d1117; } .hollow { fill: #0d1117; }
-.c0 { stroke: #58a6ff; } .c1 { stroke: #f0883e; } .c2 { stroke: #3fb950; } .c3 { stroke: #bc8cff; }
-.f0 { fill: #58a6ff; } .f1 { fill: #f0883e; } .f2 { fill: #3fb950; } .f3 { fill: #bc8cff; }
-}
-"""
+_STYLE = Path(__file__).parent / "templates" / "chart.css"
 
 
 @dataclass(frozen=True)
@@ -52,10 +40,19 @@ class Dot:
 
 @dataclass(frozen=True)
 class Line:
-    """A named line through its filled dots, from left to right."""
+    """A named line through its filled dots, from left to right.
+
+    Attributes:
+        name: in the legend; empty for none.
+        dots: in any order.
+        muted: dashed: what the others are compared with.
+        marked: dots are drawn, not only the line through them.
+    """
 
     name: str
     dots: tuple[Dot, ...]
+    muted: bool = False
+    marked: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,8 @@ class Panel:
         show_x: how numbers of the x axis are written.
         show_y: the same for the y axis.
         logarithmic: the y axis shows powers.
+        width: of the drawing.
+        height: of the drawing.
     """
 
     title: str
@@ -77,21 +76,50 @@ class Panel:
     show_x: Callable[[float], str]
     show_y: Callable[[float], str]
     logarithmic: bool = False
+    width: int = 460
+    height: int = 340
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return not any(line.dots for line in self.lines)
+
+
+def chart_style() -> str:
+    """Return the style sheet of drawings, for pages that hold them."""
+    return _STYLE.read_text(encoding="utf-8")
+
+
+def inline(panel: Panel) -> str:
+    """Return one panel as an SVG element for a page with `chart_style`; empty without dots."""
+    if panel.empty:
+        return ""
+    return "".join(
+        [
+            f'<svg class="chart" viewBox="0 0 {panel.width} {panel.height}" role="img" ',
+            f'aria-label="{_text(panel.title)}">',
+            *_panel(panel),
+            "</svg>",
+        ]
+    )
 
 
 def draw(panels: Sequence[Panel], title: str) -> str:
     """Return an SVG document with panels side by side; panels without dots are left out."""
-    shown = [one for one in panels if any(line.dots for line in one.lines)]
-    width = max(len(shown), 1) * _WIDTH
+    shown = [one for one in panels if not one.empty]
+    width = sum(one.width for one in shown) or 1
+    height = max((one.height for one in shown), default=1)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_HEIGHT}" '
-        f'width="{width}" height="{_HEIGHT}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" role="img">',
         f"<title>{_text(title)}</title>",
-        f"<style>{_STYLE}</style>",
-        f'<rect class="paper" width="{width}" height="{_HEIGHT}"/>',
+        f"<style>{chart_style()}</style>",
+        f'<rect class="paper" width="{width}" height="{height}"/>',
     ]
-    for number, panel in enumerate(shown):
-        parts += [f'<g transform="translate({number * _WIDTH} 0)">', *_panel(panel), "</g>"]
+    left = 0
+    for panel in shown:
+        parts += [f'<g transform="translate({left} 0)">', *_panel(panel), "</g>"]
+        left += panel.width
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -118,10 +146,11 @@ class _Scale:
         part = (shown - self.low) / (self.high - self.low)
         return round(self.start + part * (self.end - self.start), 1)
 
-    def ticks(self) -> list[float]:
-        """Round values within the scale."""
+    def ticks(self, space: float) -> list[float]:
+        """Round values within the scale, at about this distance on the paper."""
         if not self.logarithmic:
-            return _steps(self.low, self.high)
+            number = max(abs(self.end - self.start) / space, 2)
+            return _steps(self.low, self.high, number)
         decades = range(math.ceil(self.low), math.floor(self.high) + 1)
         # few decades have no room for powers of ten alone
         within = (1,) if len(decades) > 2 else (1, 2, 5)
@@ -132,42 +161,54 @@ class _Scale:
 
 def _panel(panel: Panel) -> list[str]:
     dots = [dot for line in panel.lines for dot in line.dots]
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    legend = sum(bool(line.name) for line in panel.lines) > 1
+    top = _TOP + (_LEGEND if legend else 0)
+    right, bottom = panel.width - _RIGHT, panel.height - _BOTTOM
     across = _scale([dot.x for dot in dots], _LEFT, right, False)
-    up = _scale([dot.y for dot in dots], bottom, _TOP, panel.logarithmic)
-    parts = [f'<text class="title" x="{_LEFT}" y="22">{_text(panel.title)}</text>']
-    for value in across.ticks():
+    up = _scale([dot.y for dot in dots], bottom, top, panel.logarithmic)
+    parts = [f'<text class="title" x="{_LEFT}" y="20">{_text(panel.title)}</text>']
+    for value in across.ticks(_TICK_WIDTH):
         x = across.place(value)
-        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{bottom}"/>')
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>')
         parts.append(_label(x, bottom + 17, "middle", panel.show_x(value)))
-    for value in up.ticks():
+    for value in up.ticks(_TICK_HEIGHT):
         y = up.place(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
         parts.append(_label(_LEFT - 7, y + 4, "end", panel.show_y(value)))
     parts.append(
-        f'<rect class="frame" x="{_LEFT}" y="{_TOP}" width="{right - _LEFT}" '
-        f'height="{bottom - _TOP}"/>'
+        f'<rect class="frame" x="{_LEFT}" y="{top}" width="{right - _LEFT}" '
+        f'height="{bottom - top}"/>'
     )
-    parts.append(_label((_LEFT + right) / 2, bottom + 38, "middle", panel.x_title))
+    parts.append(_label((_LEFT + right) / 2, bottom + 37, "middle", panel.x_title))
     for number, line in enumerate(panel.lines):
         parts += _line(line, number % _COLOURS, across, up)
-        if len(panel.lines) > 1:
-            y = _TOP + 16 + 16 * number
-            parts.append(f'<circle class="f{number % _COLOURS}" cx="{right - 12}" cy="{y}" r="4"/>')
-            parts.append(_label(right - 22, y + 4, "end", line.name))
+    return [*parts, *_legend(panel.lines)] if legend else parts
+
+
+def _legend(lines: Sequence[Line]) -> list[str]:
+    """Names in a row below the title, each behind a piece of its line."""
+    parts: list[str] = []
+    x = float(_LEFT)
+    for number, line in enumerate(lines):
+        if not line.name:
+            continue
+        colour = f"c{number % _COLOURS}{' muted' if line.muted else ''}"
+        parts.append(f'<polyline class="{colour}" points="{x:g},38 {x + 20:g},38"/>')
+        parts.append(_label(x + 26, 42, "start", line.name))
+        x += 26 + _LETTER * len(line.name) + 18
     return parts
 
 
 def _line(line: Line, colour: int, across: _Scale, up: _Scale) -> list[str]:
     dots = sorted(line.dots, key=lambda dot: dot.x)
     path = " ".join(f"{across.place(d.x)},{up.place(d.y)}" for d in dots if d.filled)
-    parts = [f'<polyline class="c{colour}" points="{path}"/>']
-    for dot in dots:
+    dashed = " muted" if line.muted else ""
+    parts = [f'<polyline class="c{colour}{dashed}" points="{path}"/>']
+    for dot in dots if line.marked else ():
         fill = f"f{colour}" if dot.filled else "hollow"
-        parts.append(
-            f'<circle class="{fill} c{colour}" cx="{across.place(dot.x)}" cy="{up.place(dot.y)}" '
-            f'r="4"><title>{_text(dot.label)}</title></circle>'
-        )
+        label = f"<title>{_text(dot.label)}</title>" if dot.label else ""
+        place = f'cx="{across.place(dot.x)}" cy="{up.place(dot.y)}"'
+        parts.append(f'<circle class="{fill} c{colour}" {place} r="4">{label}</circle>')
     return parts
 
 
@@ -179,9 +220,9 @@ def _scale(values: Sequence[float], start: float, end: float, logarithmic: bool)
     return _Scale(low - margin, high + margin, start, end, logarithmic)
 
 
-def _steps(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / _TICKS
+def _steps(low: float, high: float, most: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten, at most so many."""
+    rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(one * power for one in (1, 2, 5, 10) if one * power >= rough)
     numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
@@ -193,4 +234,5 @@ def _label(x: float, y: float, anchor: str, text: str) -> str:
 
 
 def _text(text: str) -> str:
-    return escape(printable(text))
+    """Text that is safe in elements and attributes; lines stay lines."""
+    return escape("\n".join(map(printable, text.split("\n"))), {'"': "&quot;"})

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from onnxprune.report.figures import percent, printable, share
+from onnxprune.report.kinds import KIND_NAMES, target_text
 from onnxprune.report.text import TextReport, make_table
-from onnxprune.report.tradeoff_chart import KIND_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class StudyText(TextReport):
             self._print("beaten: another point costs no more and diverges less.")
         for one in sweep.points:
             if not one.done:
-                self._print(f"{_asked(one.target)} {one.status}: {printable(one.reason)}")
+                self._print(f"{target_text(one.target)} {one.status}: {printable(one.reason)}")
 
     def sensed(self, title: str, found: Sensitivity) -> None:
         """Print the groups, the most sensitive first."""
@@ -74,7 +74,7 @@ class StudyText(TextReport):
 
 
 def _point_row(one: SweepPoint, best: bool) -> list[str]:
-    asked = _asked(one.target)
+    asked = target_text(one.target)
     if not one.done:
         return [
             asked,
@@ -89,7 +89,7 @@ def _point_row(one: SweepPoint, best: bool) -> list[str]:
     latency = percent(one.latency["ratio"]) if one.latency is not None else "-"
     agreements = [out["agreement"] for out in one.outputs if out.get("agreement") is not None]
     return [
-        _asked(one.target),
+        target_text(one.target),
         *remains,
         latency,
         percent(min(agreements, default=None)),
@@ -121,10 +121,6 @@ def _divergences(cuts: Sequence[GroupCut]) -> list[str]:
 def _cost_kind(costs: Mapping[str, int]) -> str:
     """MACs, or parameters for a model that has none."""
     return "macs" if costs["macs"] else "params"
-
-
-def _asked(target: Mapping[str, float]) -> str:
-    return ", ".join(f"{kind}={fraction:g}" for kind, fraction in target.items())
 
 
 def _short(divergence: float | None) -> str:

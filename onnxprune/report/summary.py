@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from onnxprune.cost.latency import Latency
     from onnxprune.coupling.groups import Refused
     from onnxprune.passes.least_squares import Repair
+    from onnxprune.report.accounts import GroupAccount
+    from onnxprune.report.network import Network
+    from onnxprune.report.provenance import Provenance
     from onnxprune.verification.certificate import Certificate
     from onnxprune.verification.comparison import OutputComparison
     from onnxprune.verification.quality import Quality
@@ -56,6 +60,7 @@ class Report:
         padding: channels that a kernel computes together -> MACs of the cut convolutions with
             widths rounded up to whole blocks over those without; empty where none was cut.
         widths: per group name its size before and after.
+        groups: every group of the model with its error curve, those left whole too.
         inexact: names of cut groups whose normalisation statistics run over fewer entries now.
         refused: axes that cannot be cut.
         dropped: groups left whole because the graph could not follow, with the reason.
@@ -65,6 +70,8 @@ class Report:
         quality: of original and result on samples, when labels, a metric or a limit were given.
         note: what was done differently from what was asked, empty for nothing.
         seconds: duration of the run.
+        provenance: versions, machine, options and the original's digest.
+        network: the layers and their widths, for the picture; not part of the JSON.
     """
 
     original: Sizes
@@ -84,10 +91,28 @@ class Report:
     quality: Quality | None
     note: str
     seconds: float
+    groups: tuple[GroupAccount, ...] = ()
+    provenance: Provenance | None = None
+    network: Network | None = None
+
+    def to_html(self, *, command: Sequence[str] = (), model_file: str | Path | None = None) -> str:
+        """Return one self-contained HTML page.
+
+        Args:
+            command: the words of the command line that made it; empty for none.
+            model_file: where the result was saved; its digest is shown then.
+
+        Raises:
+            OSError: when that file cannot be read.
+        """
+        from onnxprune.report.run_page import run_page
+
+        return run_page(self, command=command, model_file=model_file)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        data = asdict(self)
+        data = asdict(replace(self, network=None))
+        del data["network"]
         data["certificate"]["holds"] = self.certificate.holds
         data["quality"] = None if self.quality is None else self.quality.to_dict()
         return data

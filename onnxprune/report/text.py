@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnxprune.report.costs import COSTS, cost_rows, traced_size
 from onnxprune.report.efforts import effort_rows
 from onnxprune.report.figures import (
     bar,
@@ -23,14 +24,15 @@ from onnxprune.report.figures import (
 )
 from onnxprune.report.reasons import group_refusals
 from onnxprune.report.savings import doubts
+from onnxprune.report.verdict import certificate_text, certificate_verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from onnxprune.cost.nodes import NodeCost
     from onnxprune.coupling.groups import Group, Refused
     from onnxprune.plan import Plan
-    from onnxprune.report.summary import Report, Sizes
+    from onnxprune.report.summary import Report
     from onnxprune.results import Comparison, Inspection
     from onnxprune.verification.comparison import OutputComparison
 
@@ -81,13 +83,14 @@ class TextReport:
 
     def pruned(self, title: str, report: Report, plan: Plan) -> None:
         """Print what `prune` or `apply` did."""
+        one = report.certificate
         self._title(f"{title}   {durations(report.seconds)}")
         self._costs(report)
         self._widths(plan)
         self._lines(
             [
                 *effort_rows(report, self.verbose),
-                ("certificate", _certificate(report)),
+                ("certificate", f"{certificate_verdict(one)}: {certificate_text(one)}"),
                 *_quality(report),
                 *_dropped(report.dropped, self.verbose),
             ]
@@ -98,10 +101,11 @@ class TextReport:
     def inspected(self, title: str, inspection: Inspection) -> None:
         """Print what `inspect` found."""
         sizes = inspection.sizes
+        where = traced_size(sizes)
         self._title(title)
         self._lines(
-            (one.name, f"{one.shown(sizes)} ({_at(sizes)})" if one.traced else one.shown(sizes))
-            for one in _KINDS
+            (one.name, f"{one.shown(sizes)} ({where})" if one.traced else one.shown(sizes))
+            for one in COSTS
         )
         self._layers(inspection.nodes)
         self._groups(inspection.groups)
@@ -111,8 +115,8 @@ class TextReport:
         """Print what `verify` measured."""
         self._title(title)
         table = make_table("", ">original", ">pruned", ">remains")
-        for row in _size_rows(comparison.original, comparison.pruned):
-            table.add_row(*row)
+        for row in cost_rows(comparison.original, comparison.pruned):
+            table.add_row(*row.cells())
         self._print(table)
         self._outputs(comparison.outputs)
 
@@ -122,10 +126,9 @@ class TextReport:
 
     def _costs(self, report: Report) -> None:
         table = make_table("", ">before", ">after", ">remains", "")
-        where = _at(report.original)
-        rows = _size_rows(report.original, report.result)
-        for kind, row in zip(_KINDS, rows, strict=True):
-            table.add_row(*row, where if kind.traced else "")
+        where = traced_size(report.original)
+        for row in cost_rows(report.original, report.result):
+            table.add_row(*row.cells(), where if row.kind.traced else "")
         latency = report.latency
         if latency is not None:
             low, high = latency.interval
@@ -281,61 +284,11 @@ def make_table(*headings: str) -> Table:
     return table
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of cost as it is shown.
-
-    Attributes:
-        name: what people call it.
-        figure: takes it from the costs of a model.
-        text: writes it.
-        traced: it depends on the traced size.
-    """
-
-    name: str
-    figure: Callable[[Sizes], int]
-    text: Callable[[int], str]
-    traced: bool
-
-    def shown(self, sizes: Sizes) -> str:
-        """The figure as text."""
-        return self.text(self.figure(sizes))
-
-
-_KINDS = (
-    _Kind("MACs", lambda sizes: sizes.macs, count, True),
-    _Kind("parameters", lambda sizes: sizes.params, count, False),
-    _Kind("file size", lambda sizes: sizes.bytes, size, False),
-    _Kind("peak activations", lambda sizes: sizes.activations, size, True),
-    _Kind("memory", lambda sizes: sizes.memory, size, True),
-)
-
 _BARS: tuple[Callable[[NodeCost], int], ...] = (
     lambda node: node.macs,
     lambda node: node.bytes,
     lambda node: node.activations,
 )
-
-
-def _size_rows(before: Sizes, after: Sizes) -> Iterator[tuple[str, str, str, str]]:
-    for one in _KINDS:
-        remains = percent(share(one.figure(after), one.figure(before)))
-        yield one.name, one.shown(before), one.shown(after), remains
-
-
-def _at(sizes: Sizes) -> str:
-    """The traced size in words."""
-    return ", ".join(f"{printable(name)} {extent}" for name, extent in sizes.extents.items())
-
-
-def _certificate(report: Report) -> str:
-    one = report.certificate
-    verdict = "holds" if one.holds else "FAILS"
-    inputs = "1 input" if one.runs == 1 else f"{one.runs} inputs"
-    return (
-        f"{verdict}: cut and masked model agree within {one.error:.2g} (allowed "
-        f"{one.tolerance:.0e}) on {inputs}; the original's outputs moved by {percent(one.effect)}"
-    )
 
 
 def _quality(report: Report) -> list[tuple[str, str]]:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from onnxprune.report.chart import Dot, Line, Panel, draw
-from onnxprune.report.figures import percent
+from onnxprune.report.figures import percent, printable
+from onnxprune.report.kinds import KIND_NAMES, target_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from onnxprune.tradeoff import Sweep, SweepPoint
 
-__all__ = ["KIND_NAMES", "tradeoff_chart"]
+__all__ = ["answer_measure", "tradeoff_chart", "tradeoff_panels"]
 
-KIND_NAMES = {
-    "channels": "channels",
-    "params": "parameters",
-    "macs": "MACs",
-    "size": "file size",
-    "memory": "memory",
-    "latency": "latency",
-}
 _LEAST = 1e-9
+_COSTS = ("macs", "latency", "size", "params")
+_WIDTHS_SHOWN = 8
+_NAME = 30
+
+Measure: TypeAlias = "Callable[[SweepPoint], float | None]"
 
 
 def tradeoff_chart(sweep: Sweep) -> str:
@@ -32,45 +29,83 @@ def tradeoff_chart(sweep: Sweep) -> str:
     The cost is that of the targets, MACs where they are of several kinds.
     """
     kind = sweep.kinds[0] if len(sweep.kinds) == 1 else "macs"
-    x_title = f"{KIND_NAMES.get(kind, kind)} that remain"
-    draws = _Curves(sweep, kind)
-    answers, name = _answers(sweep)
-    panels = [
-        Panel("Divergence of the outputs", x_title, draws.of(_divergence), _part, _short, True),
-        Panel(name, x_title, draws.of(answers), _part, percent),
-    ]
+    panels = [_divergence_panel(sweep, kind), _answer_panel(sweep, kind)]
     if kind != "latency":
-        panels.append(Panel("Measured latency", x_title, draws.of(_latency), _part, _part))
+        lines = _lines(sweep, kind, _latency)
+        panels.append(Panel("Measured latency", _axis(kind), lines, _part, _part))
     return draw(panels, "Trade-off between cost and quality, by onnxprune sweep")
 
 
-class _Curves:
-    """One line for each kind of target."""
+def tradeoff_panels(sweep: Sweep, *, diverging: bool) -> list[Panel]:
+    """Quality over MACs, latency, size and parameters.
 
-    def __init__(self, sweep: Sweep, kind: str) -> None:
-        self.sweep = sweep
-        self.kind = kind
-        self.best = sweep.pareto()
-
-    def of(self, value: Callable[[SweepPoint], float | None]) -> tuple[Line, ...]:
-        lines: dict[str, list[Dot]] = {}
-        for point in self.sweep.points:
-            y = value(point) if point.done else None
-            if y is not None and math.isfinite(y):
-                name = " + ".join(KIND_NAMES.get(kind, kind) for kind in point.target)
-                asked = ", ".join(f"{kind}={share:g}" for kind, share in point.target.items())
-                best = any(point is one for one in self.best)
-                dot = Dot(point.remains(self.kind), y, asked, best)
-                lines.setdefault(name, []).append(dot)
-        return tuple(Line(name, tuple(dots)) for name, dots in lines.items())
+    Args:
+        sweep: what was found.
+        diverging: quality is the divergence of the outputs, else how often the answer is the same.
+    """
+    panel = _divergence_panel if diverging else _answer_panel
+    return [one for kind in _COSTS if not (one := panel(sweep, kind)).empty]
 
 
-def _answers(sweep: Sweep) -> tuple[Callable[[SweepPoint], float | None], str]:
+def answer_measure(sweep: Sweep) -> tuple[Measure, str]:
     """How often the answer is the same, or the cosine for outputs that give none."""
     outputs = [one for point in sweep.points for one in point.outputs]
     if any(one.get("agreement") is not None for one in outputs):
         return lambda point: _lowest(point, "agreement"), "Same answer as the original"
     return lambda point: _lowest(point, "cosine"), "Cosine to the original's outputs"
+
+
+def _divergence_panel(sweep: Sweep, kind: str) -> Panel:
+    lines = _lines(sweep, kind, _divergence)
+    title = f"Divergence of the outputs by {KIND_NAMES.get(kind, kind)}"
+    return Panel(title, _axis(kind), lines, _part, _short, True)
+
+
+def _answer_panel(sweep: Sweep, kind: str) -> Panel:
+    answers, name = answer_measure(sweep)
+    title = f"{name} by {KIND_NAMES.get(kind, kind)}"
+    return Panel(title, _axis(kind), _lines(sweep, kind, answers), _part, _part)
+
+
+def _axis(kind: str) -> str:
+    return f"{KIND_NAMES.get(kind, kind)} that {'remains' if kind == 'latency' else 'remain'}"
+
+
+def _lines(sweep: Sweep, kind: str, value: Measure) -> tuple[Line, ...]:
+    """One line for each kind of target; points that are beaten stand beside it."""
+    best = sweep.pareto()
+    lines: dict[str, list[Dot]] = {}
+    for point in (*sweep.points, *sweep.baselines):
+        y = value(point) if point.done else None
+        timed = kind != "latency" or point.latency is not None
+        if y is not None and math.isfinite(y) and timed:
+            name = point.baseline or _targets_name(sweep, point)
+            on_line = bool(point.baseline) or any(point is one for one in best)
+            dot = Dot(point.remains(kind), y, _told(point), on_line)
+            lines.setdefault(name, []).append(dot)
+    simple = {one.baseline for one in sweep.baselines}
+    return tuple(Line(name, tuple(dots), muted=name in simple) for name, dots in lines.items())
+
+
+def _targets_name(sweep: Sweep, point: SweepPoint) -> str:
+    if len({tuple(one.target) for one in sweep.points}) == 1 and sweep.baselines:
+        return "onnxprune"
+    return " + ".join(KIND_NAMES.get(kind, kind) for kind in point.target)
+
+
+def _told(point: SweepPoint) -> str:
+    """What a dot says: the target, what remains, and the widths."""
+    asked = target_text(point.target)
+    figures = [f"{KIND_NAMES[kind]} {percent(point.remains(kind))}" for kind in ("macs", "params")]
+    if point.latency is not None:
+        figures.append(f"latency {percent(point.latency['ratio'])}")
+    if point.divergence is not None:
+        figures.append(f"divergence {_short(point.divergence)}")
+    largest = sorted(point.widths.items(), key=lambda one: one[1][1] - one[1][0])[:_WIDTHS_SHOWN]
+    widths = [f"{printable(name, _NAME)}: {a} -> {b}" for name, (a, b) in largest]
+    more = len(point.widths) - len(widths)
+    lines = [f"{point.baseline}, {asked}" if point.baseline else asked, ", ".join(figures), *widths]
+    return "\n".join([*lines, *([f"and {more} more groups"] if more else [])])
 
 
 def _lowest(point: SweepPoint, figure: str) -> float | None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxprune.calibration.parts import numbered
 from onnxprune.calibration.statistics import BATCH
 from onnxprune.model.runtime import open_session, run
 from onnxprune.progress import silent
+from onnxprune.verification.worst import WorstSample, WorstSamples
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from onnxprune.model.runtime import Runtime
     from onnxprune.progress import Progress
 
-__all__ = ["OutputComparison", "compare_outputs"]
+__all__ = ["OutputComparison", "WorstSample", "compare_outputs"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,15 @@ class OutputComparison:
             integer outputs.
         agreement: fraction of samples with the same largest entry along the last axis (or, for
             integer outputs, of equal entries); None for outputs with one value per sample.
+        worst: the samples on which the two disagree most, the worst first; none for integer
+            outputs, and none on which the two are equal.
     """
 
     output: str
     cosine: float | None
     relative_error: float | None
     agreement: float | None
+    worst: tuple[WorstSample, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -50,8 +55,9 @@ class _Sums:
     def __init__(self) -> None:
         self.cosine = self.difference = self.reference = 0.0
         self.samples = self.equal = self.choices = 0
+        self.worst = WorstSamples()
 
-    def add(self, before: NDArray[Any], after: NDArray[Any]) -> None:
+    def add(self, numbers: NDArray[Any], before: NDArray[Any], after: NDArray[Any]) -> None:
         if before.dtype.kind in "iubOSU":
             self.equal += int((before == after).sum())
             self.choices += before.size
@@ -69,6 +75,7 @@ class _Sums:
             chosen = before.argmax(axis=-1) == after.argmax(axis=-1)
             self.equal += int(chosen.sum())
             self.choices += chosen.size
+        self.worst.add(numbers, before, after)
 
     def finish(self, name: str) -> OutputComparison:
         measured = self.samples > 0
@@ -78,6 +85,7 @@ class _Sums:
             cosine=self.cosine / self.samples if measured else None,
             relative_error=float(np.sqrt(self.difference / scale)) if measured else None,
             agreement=self.equal / self.choices if self.choices else None,
+            worst=self.worst.found(),
         )
 
 
@@ -106,10 +114,10 @@ def compare_outputs(
     first, second = open_session(original, runtime), open_session(pruned, runtime)
     sums: dict[str, _Sums] = {}
     total = batches or (None if samples.count is None else -(-samples.count // BATCH))
-    feeds = islice(samples.batches(BATCH), batches)
-    for feed in progress(feeds, "comparing", total):
+    feeds = islice(numbered(samples, BATCH), batches)
+    for numbers, feed in progress(feeds, "comparing outputs", total):
         before, after = run(first, feed), run(second, feed)
         for name, value in before.items():
             if isinstance(value, np.ndarray) and value.shape == np.shape(after[name]):
-                sums.setdefault(name, _Sums()).add(value, np.asarray(after[name]))
+                sums.setdefault(name, _Sums()).add(numbers, value, np.asarray(after[name]))
     return [one.finish(name) for name, one in sums.items()]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from onnxprune.model.runtime import Runtime
 
-__all__ = ["check_interface", "check_result"]
+__all__ = ["check_interface", "check_result", "check_runs"]
 
 
 def check_result(
@@ -30,22 +30,38 @@ def check_result(
     runtime: Runtime,
     tolerance: float,
 ) -> None:
-    """Check a result before it is handed out.
+    """Check a result before it is handed out: its interface, and what `check_runs` checks.
+
+    Raises:
+        VerificationError: when the interface differs, or the model does not run as it should.
+    """
+    check_interface(original, result)
+    check_runs(original, result, feeds, outputs, runtime, tolerance)
+
+
+def check_runs(
+    original: ir.Model,
+    result: ir.Model,
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    outputs: Sequence[Mapping[str, Any]],
+    runtime: Runtime,
+    tolerance: float,
+) -> None:
+    """Check that a model is valid and runs.
 
     Args:
-        original: the model that was given.
-        result: the smaller one.
+        original: the model it was made of.
+        result: the model.
         feeds: inputs to run it on.
         outputs: what it makes of them, run exactly as written.
         runtime: how to run it.
         tolerance: of the certificate; onnxruntime's optimisations may cost ten times that.
 
     Raises:
-        VerificationError: when its interface differs, `onnx.checker` refuses it although it
-            accepted the original, or onnxruntime with its usual optimisations cannot run it or
-            computes something else with them.
+        VerificationError: when `onnx.checker` refuses it although it accepted the original, or
+            onnxruntime with its usual optimisations cannot run it or computes something else with
+            them.
     """
-    check_interface(original, result)
     complaint = _checker_complaint(result)
     if complaint and not _checker_complaint(original):
         raise VerificationError(f"onnx.checker refuses the result: {complaint}")

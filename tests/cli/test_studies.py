@@ -72,7 +72,8 @@ def test_sweep_without_saving_leaves_no_models(run, given, tmp_path):
     (point,) = json.loads(outcome.out)["points"]
     assert point["latency"] is None
     assert point["file"] is None
-    assert sorted(one.name for one in (tmp_path / "o").iterdir()) == ["sweep.json", "sweep.svg"]
+    names = ["sweep.html", "sweep.json", "sweep.svg"]
+    assert sorted(one.name for one in (tmp_path / "o").iterdir()) == names
 
 
 def test_sweep_has_default_budgets(run, given, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from onnxprune.coupling.groups import Refused
 from onnxprune.passes.least_squares import Repair
 from onnxprune.plan import Plan, PlannedGroup
 from onnxprune.report.figures import bar, count, milliseconds, percent, printable, size
+from onnxprune.report.network import Network
 from onnxprune.report.reasons import group_refusals
 from onnxprune.report.summary import Report, Sizes
 from onnxprune.report.text import TextReport, make_console
@@ -133,7 +134,7 @@ def test_every_kind_of_cost_stands_side_by_side_with_the_size_it_refers_to():
 
 def layers(*costs, verbose=False):
     nodes = tuple(NodeCost(f"layer{i}", "MatMul", *cost) for i, cost in enumerate(costs))
-    inspection = Inspection(sizes=SIZES, batch=2, nodes=nodes, groups=(), refused=())
+    inspection = Inspection(SIZES, 2, nodes, (), (), Network((), ()))
     stream = io.StringIO()
     TextReport(make_console(stream), verbose).inspected("a model", inspection)
     return stream.getvalue()
@@ -164,7 +165,7 @@ def test_inspected_keeps_to_100_columns_and_to_the_largest_layers():
     assert "more layers" not in layers(largest, *nodes, verbose=True)
     long = NodeCost("a" * 60, "Quantised" * 3, *largest)
     stream = io.StringIO()
-    inspection = Inspection(sizes=SIZES, batch=2, nodes=(long,), groups=(), refused=())
+    inspection = Inspection(SIZES, 2, (long,), (), (), Network((), ()))
     TextReport(make_console(stream)).inspected("a model", inspection)
     row = next(line for line in stream.getvalue().splitlines() if line.startswith("aaa"))
     assert len(row) <= 100

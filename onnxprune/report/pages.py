@@ -1,0 +1,90 @@
+"""Self-contained HTML pages: templates, style and script in one file, nothing from elsewhere.
+
+Names in models are hostile input: everything a template prints is escaped and without control
+characters, and the page's own content policy lets no script run but the one it was written with.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from onnxprune import __version__
+from onnxprune.report.chart import chart_style
+from onnxprune.report.figures import count, percent, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["render", "significant"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """Return a page.
+
+    Args:
+        template: name of a file in `templates/`.
+        content: what it prints; markup has to be `markupsafe.Markup`, all else is escaped.
+    """
+    script = _read("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            {
+                **content,
+                "policy": policy,
+                "script": Markup(script),
+                "style": Markup(_read("page.css") + chart_style()),
+                "version": __version__,
+            }
+        )
+    )
+
+
+def significant(number: float | None) -> str:
+    """Return three significant digits, "-" for none."""
+    return "-" if number is None else f"{number:.3g}"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_without_control,
+    )
+    environment.filters |= {
+        "count": count,
+        "percent": percent,
+        "significant": significant,
+        "decimals": _decimals,
+    }
+    return environment
+
+
+def _without_control(value: Any) -> Any:
+    """What a template prints, names without control characters."""
+    return printable(value) if type(value) is str else value
+
+
+def _decimals(number: float | None, digits: int) -> str:
+    return "-" if number is None else f"{number:.{digits}f}"
+
+
+def _read(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")

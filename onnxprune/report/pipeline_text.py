@@ -1,0 +1,101 @@
+"""Pipelines and passes as plain tables, at most 100 columns wide."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from onnxprune.report.figures import durations, percent, printable, share, size
+from onnxprune.report.text import TextReport, make_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from onnxprune.cost.latency import Latency
+    from onnxprune.pipelines.options import PassOption
+    from onnxprune.pipelines.registry import InstalledPass
+    from onnxprune.pipelines.results import PipelineResult, StepReport
+    from onnxprune.report.summary import Sizes
+
+__all__ = ["PipelineText"]
+
+_NAME = 30
+_DOUBTFUL = 0.2
+_WIDTH = 98
+_INDENTED: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "        "}
+
+
+class PipelineText(TextReport):
+    """Prints pipelines."""
+
+    def ran(self, title: str, result: PipelineResult) -> None:
+        """Print what the model cost after each pass, and how far its outputs had moved."""
+        self._title(title)
+        headings = ("MACs", "params", "file size", "latency", "same answer", "cosine", "time")
+        table = make_table("after", *(f">{one}" for one in headings))
+        for step in result.steps:
+            table.add_row(*_step_row(step, result.original))
+        self._print(table)
+        last = result.steps[-1].sizes
+        self._print(f"file: {size(result.original.bytes)} -> {size(last.bytes)}")
+        for step in result.steps:
+            for line in _remarks(step):
+                self._print(f"{printable(step.name, _NAME)}: {line}")
+
+    def listed(self, passes: Sequence[InstalledPass], *, in_full: bool) -> None:
+        """Print passes and their options."""
+        for one in passes:
+            lines = [f"{printable(one.name, _NAME)}: {printable(one.summary)}"]
+            if in_full:
+                lines += [line for option in one.options for line in _option(option)]
+            else:
+                names = ", ".join(option.name for option in one.options) or "none"
+                lines += textwrap.wrap(f"options: {names}", _WIDTH, **_INDENTED)
+            self._print("\n".join(lines))
+
+
+def _option(option: PassOption) -> list[str]:
+    default = "required" if option.required else f"default {_value(option.default)}"
+    text = f"{option.name} ({option.expects}; {default}): {printable(option.help)}"
+    return textwrap.wrap(text, _WIDTH, **_INDENTED)
+
+
+def _step_row(step: StepReport, original: Sizes) -> tuple[str, ...]:
+    now = step.sizes
+    agreements = [one.agreement for one in step.outputs if one.agreement is not None]
+    cosines = [one.cosine for one in step.outputs if one.cosine is not None]
+    return (
+        printable(step.name, _NAME),
+        percent(share(now.macs, original.macs)),
+        percent(share(now.params, original.params)),
+        percent(share(now.bytes, original.bytes)),
+        _latency(step.latency) if step.latency is not None else "",
+        percent(min(agreements)) if agreements else "",
+        f"{min(cosines):.4f}" if cosines else "",
+        durations(step.seconds),
+    )
+
+
+def _latency(measured: Latency) -> str:
+    """The ratio; marked where the machine was too busy to tell it to a tenth."""
+    low, high = measured.interval
+    doubtful = high - low > _DOUBTFUL * measured.ratio
+    return f"{'~' if doubtful else ''}{percent(measured.ratio)}"
+
+
+def _remarks(step: StepReport) -> Iterator[str]:
+    if step.new_interface:
+        yield "has other inputs or outputs; what follows is compared with the model it made"
+    if not step.modified:
+        yield "found nothing to change"
+    if step.remark:
+        yield step.remark
+
+
+def _value(default: Any) -> str:
+    if default is inspect.Parameter.empty or default is None:
+        return "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(default) if default != () else "none"

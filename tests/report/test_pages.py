@@ -1,0 +1,152 @@
+"""Pages stand alone, say everything, and believe no name."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+
+import pages
+import pytest
+from pages import HOSTILE, Page
+
+import onnxprune
+
+MODELS = Path(__file__).parents[2] / "models"
+
+ALL = {
+    "run": lambda: pages.report().to_html(command=["onnxprune", "prune", "a b.onnx"]),
+    "sweep": lambda: pages.sweep().to_html(),
+    "sensitivity": lambda: pages.sensitivity().to_html(HOSTILE),
+}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_nothing_comes_from_elsewhere(kind: str) -> None:
+    page = Page(ALL[kind]())
+    assert page.count("link") == page.count("img") == page.count("iframe") == 0
+    for tag, attributes in page.elements:
+        assert "src" not in attributes, tag
+        assert not (attributes.get("href") or "#").startswith(("http", "//")), tag
+    style = ALL[kind]().partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "prefers-color-scheme: dark" in style
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_names_cannot_break_out(kind: str) -> None:
+    text = ALL[kind]()
+    page = Page(text)
+    assert page.count("script") == 1
+    assert not any(name.startswith("on") for _, given in page.elements for name in given)
+    assert "<script>document.title" in page.text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_only_the_script_it_was_written_with_may_run(kind: str) -> None:
+    text = ALL[kind]()
+    policies = [one.get("content") or "" for tag, one in Page(text).elements if tag == "meta"]
+    (policy,) = (one for one in policies if "default-src 'none'" in one)
+    script = text.rpartition("<script>")[2].rpartition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_a_run_says_everything(tmp_path: Path) -> None:
+    model = tmp_path / "small.onnx"
+    model.write_bytes(b"a model")
+    text = pages.report().to_html(command=["onnxprune", "prune", "a b.onnx"], model_file=model)
+    page = Page(text)
+    for words in (
+        "accuracy 98.9 original 99.1; 450 samples, held out",
+        "MACs 50.0 %",
+        "45.0 % to 55.0 %, 95 % interval",
+        "Certificate holds. The cut and masked model agree within 1e-07",
+        "on 2 inputs that react to what was removed",
+        "onnx.checker accepts the file",
+        "20 % 10 %",
+        "too many unknowns",
+        "stream 0.02",
+        "root could not be built",
+        "41 3 4 0.5",
+        "0.25, 2",
+        "1.50 x with blocks of 16",
+        "onnxprune prune 'a b.onnx'",
+        "sha256 " + "ab" * 32,
+        "sha256 " + hashlib.sha256(b"a model").hexdigest(),
+        "seed 7",
+        "target macs=0.5",
+        "steps 1",
+    ):
+        assert words in page.text
+    assert {"group-1", "group-2", "group-3"} <= {one.get("id") for _, one in page.elements}
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    bare = pages.report(
+        outputs=(), latency=None, quality=None, repairs=(), trials={}, refused=(), dropped={},
+        note="", padding={}, groups=(), provenance=None, inexact=(),
+    )  # fmt: skip
+    page = Page(bare.to_html())
+    ids = {one["id"] for tag, one in page.elements if tag == "h2"}
+    assert ids == {"costs", "groups", "origin"}
+
+
+def test_a_model_of_500_groups_stays_below_3_megabytes() -> None:
+    text = pages.report(500).to_html()
+    assert Page(text).count("tr") > 500
+    assert len(text.encode()) < 3_000_000
+
+
+def test_a_sweep_shows_points_baselines_and_what_is_out_of_reach() -> None:
+    page = Page(pages.sweep().to_html())
+    for words in ("macs=0.8 onnxprune", "macs=0.5 random", "macs=0.01 unreachable", "random"):
+        assert words in page.text
+    # four costs by two measures, of one line each and its baseline
+    assert page.count("svg") == 8
+    alone = Page(pages.sweep(baselines=False).to_html())
+    assert "random" not in alone.text
+
+
+def test_a_heat_map_is_the_stronger_the_worse() -> None:
+    page = Page(pages.sensitivity().to_html())
+    shares = [
+        float((one["style"] or "").removeprefix("--share:"))
+        for tag, one in page.elements
+        if tag == "td" and one.get("class") == "warmth"
+    ]
+    # "second" comes first: without limit, then the worst that is finite; the least is colourless
+    assert shares == [1.0, 1.0, 0.0, pytest.approx(0.5, abs=1e-3)]
+    assert "infinite" in page.text
+    assert "waiting" in page.text
+
+
+def test_a_real_run_has_curves_and_the_samples_that_moved_most(tmp_path: Path) -> None:
+    result = onnxprune.prune(
+        MODELS / "digits_mlp.onnx",
+        calibration=MODELS / "digits_mlp_calibration.npz",
+        target={"macs": 0.5},
+        measure_latency=False,
+    )
+    for group in result.report.groups:
+        assert group.curve is not None
+        assert group.curve.kept[0] == group.size
+        assert group.curve.error[0] == 0
+        assert min(group.curve.error) <= group.curve.chosen <= max(group.curve.error)
+    assert any(one.kept < one.size for one in result.report.groups)
+    assert any(one.worst for one in result.report.outputs)
+    result.save_report(tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    classes = [given.get("class") for tag, given in page.elements if tag == "svg"]
+    assert classes.count("spark") == classes.count("chart") == len(result.report.groups)
+
+
+def test_a_report_is_never_written_over_the_model(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes((MODELS / "digits_mlp.onnx").read_bytes())
+    result = onnxprune.prune(model, target={"params": 0.8}, measure_latency=False)
+    with pytest.raises(onnxprune.InputError, match="would overwrite the input"):
+        result.save_report(model)
