@@ -11,13 +11,14 @@ import onnx_ir as ir
 
 from onnxprune.coupling.bodies import Bodies, body_of, captured, subgraphs
 from onnxprune.coupling.labels import TensorLabels, align_nesting
+from onnxprune.coupling.opening import Opening
 from onnxprune.coupling.relations import Relations
 from onnxprune.coupling.rules import RULES
 from onnxprune.coupling.settled import settled_values
 from onnxprune.coupling.step import Consumer, Refusal, Statistic, Step, node_id
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Callable, Collection, Container, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -46,6 +47,7 @@ class Coupling:
         classes: class of every atom once all is known, 0 for the frozen ones: int32 [atoms].
         settled: tensors whose observed values hold for every input of the observed size.
         closed: ids of the nodes whose bodies nobody has looked into.
+        renumbered: ids of the lookups whose indices will speak of what is left of their table.
     """
 
     relations: Relations
@@ -58,6 +60,7 @@ class Coupling:
     classes: NDArray[np.int32]
     settled: frozenset[str]
     closed: frozenset[str]
+    renumbered: frozenset[str] = frozenset()
 
     def value(self, name: str) -> NDArray[Any] | None:
         """Value of a constant, or of an integer tensor that does not depend on data."""
@@ -75,22 +78,31 @@ class Coupling:
         } - {0}
 
 
-def trace(model: ir.Model, facts: Facts, *, normalised: bool = False) -> Coupling:
+def trace(
+    model: ir.Model, facts: Facts, *, normalised: bool = False, opening: Opening | None = None
+) -> Coupling:
     """Label every tensor of a model.
 
     Args:
         model: unchanged.
         facts: its shapes and integers at a concrete size (`onnxprune.model.observe`).
         normalised: axes that normalisation statistics run over may be cut.
+        opening: parts of the interface that may be cut; default none.
     """
     bodies = Bodies(model, facts)
-    walk = _Walk(model, bodies, normalised)
+    opening = opening or Opening()
+    walk = _Walk(model, bodies, normalised, opening)
     walk.along(model.graph)
     relations = walk.relations
     relations.node = "graph output"
     for value in model.graph.outputs:
         if value.name in walk.tensors:
-            _freeze(relations, walk.tensors[value.name], "the model's interface stays as it is")
+            _freeze(
+                relations,
+                walk.tensors[value.name],
+                "the model's interface stays as it is",
+                opening.axes.get(value.name, frozenset()),
+            )
     _demand_product_cuts(relations, walk.tensors, bodies.facts)
     _close_definitions(relations)
     return Coupling(
@@ -104,13 +116,14 @@ def trace(model: ir.Model, facts: Facts, *, normalised: bool = False) -> Couplin
         classes=relations.find(np.arange(relations.count, dtype=np.int32)),
         settled=walk.settled,
         closed=frozenset(node_id(node) for node in bodies.closed),
+        renumbered=opening.renumbered,
     )
 
 
 class _Walk:
     """What is collected on the way through a graph and the bodies of its nodes."""
 
-    def __init__(self, model: ir.Model, bodies: Bodies, normalised: bool) -> None:
+    def __init__(self, model: ir.Model, bodies: Bodies, normalised: bool, opening: Opening) -> None:
         self.relations = Relations()
         self.divisors = frozenset(
             _divisors(model.graph, {n: {n} for n in bodies.facts.constants}, bodies.closed)
@@ -123,6 +136,7 @@ class _Walk:
         self._model = model
         self._bodies = bodies
         self._normalised = normalised
+        self._rules = opening.rules
 
     def along(self, graph: ir.Graph) -> None:
         """Apply the rule of every node."""
@@ -142,7 +156,7 @@ class _Walk:
                 normalised=self._normalised and outermost,
             )
             try:
-                _apply_rule(step, self._bodies.closed.get(node))
+                _apply_rule(step, self._bodies.closed.get(node), self._rules.get(node_id(node)))
             except Refusal as refusal:
                 self.relations.node = display_name(node)
                 _refuse(step, str(refusal))
@@ -217,11 +231,11 @@ def _sources(graph: ir.Graph, facts: Facts, divisors: frozenset[str]) -> dict[st
     return tensors
 
 
-def _apply_rule(step: Step, closed: str | None) -> None:
+def _apply_rule(step: Step, closed: str | None, rule: Callable[[Step], None] | None) -> None:
     node = step.node
     if closed:
         raise Refusal(closed)
-    rule = RULES.get((node.domain, node.op_type))
+    rule = rule or RULES.get((node.domain, node.op_type))
     if rule is None:
         domain = f"{node.domain}::" if node.domain else ""
         raise Refusal(f"there is no coupling rule for {domain}{node.op_type}")
@@ -266,12 +280,16 @@ def _freeze_rest(step: Step) -> None:
         _freeze(step.relations, labels, text)
 
 
-def _freeze(relations: Relations, labels: TensorLabels, text: str) -> None:
+def _freeze(
+    relations: Relations, labels: TensorLabels, text: str, spared: Collection[int] = ()
+) -> None:
+    """Freeze what lies on none of the spared axes."""
     labels.integer = False
     labels.materialise(relations)
     for layer in labels.layers:
-        relations.freeze(layer.atoms, text)
-    labels.layers = ()
+        if not set(layer.axes) & set(spared):
+            relations.freeze(layer.atoms, text)
+    labels.layers = tuple(one for one in labels.layers if set(one.axes) & set(spared))
 
 
 def _demand_product_cuts(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.coupling.cut import CutError
+from onnxprune.coupling.step import node_id
 from onnxprune.surgery.integers import set_attribute
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def _gather(site: Site) -> None:
     nested = site.node.op_type == "GatherND"
     axis = 0 if nested else int(site.attribute("axis", 0)) % rank
     rows = site.cut.positions(name, axis)
-    if rows is None:
+    if rows is None or node_id(site.node) in site.cut.coupling.renumbered:
         return
     index = site.cut.coupling.value(site.input(1))
     if index is None:

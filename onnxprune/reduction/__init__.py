@@ -1,0 +1,1 @@
+"""Smaller interfaces and fewer blocks: classes, vocabulary, residual branches."""

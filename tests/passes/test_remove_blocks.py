@@ -1,0 +1,161 @@
+"""Residual branches go as a whole; the layers around them make up for what they can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from oracle import ONE_THREAD, outputs
+from reducing import Weights, changed, declared, graph, shapes, weights
+
+from onnxprune.calibration.samples import Samples, read_samples
+from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
+from onnxprune.model.inputs import input_specs
+from onnxprune.model.load import load
+from onnxprune.passes.remove_blocks import RemoveBlocks
+
+MODELS = Path(__file__).parents[2] / "models"
+# Two branches on a stream that a linear layer makes; the first is linear, the second is small.
+BODY = """x0 = Gemm (x, a, c)
+          f1 = MatMul (x0, b1) y1 = Add (x0, f1)
+          u = MatMul (y1, b2) r = Relu (u) f2 = MatMul (r, b3) y2 = Add (y1, f2)
+          n = Relu (y2) y = MatMul (n, d)"""
+
+
+def network() -> onnx.ModelProto:
+    values = weights(a=(6, 8), c=(8,), b1=(8, 8), b2=(8, 4), b3=(4, 8), d=(8, 3))
+    values["b3"] = np.asarray(values["b3"] * 0.05, np.float32)
+    return graph("(float[N, 6] x) => (float[N, 3] y)", BODY, values)
+
+
+def samples_of(proto: onnx.ModelProto, count: int = 256) -> Samples:
+    x = np.random.default_rng(1).standard_normal((count, 6)).astype(np.float32)
+    return read_samples({"x": x}, input_specs(load(proto).model))
+
+
+def remove(proto: onnx.ModelProto, **options: Any) -> tuple[RemoveBlocks, onnx.ModelProto]:
+    samples = options.pop("samples", None) or samples_of(proto)
+    pass_ = RemoveBlocks(samples=samples, runtime=ONE_THREAD, **options)
+    return pass_, changed(pass_, proto)
+
+
+def apart(proto: onnx.ModelProto, result: onnx.ModelProto, inputs: Weights) -> float:
+    """Mean squared difference as a share of the variance, on inputs of no sample."""
+    wanted, got = (outputs(one, inputs)["y"].astype(np.float64) for one in (proto, result))
+    return float(((wanted - got) ** 2).mean() / wanted.var())
+
+
+@pytest.fixture
+def fresh() -> dict[str, NDArray[np.generic]]:
+    x = np.random.default_rng(2).standard_normal((400, 6))
+    return {"x": x.astype(np.float32)}
+
+
+@pytest.mark.parametrize("rank_by", ["divergence", "influence"])
+def test_smallest_branch_goes_first(rank_by: str, fresh: Weights) -> None:
+    proto = network()
+    pass_, result = remove(proto, count=1, rank_by=rank_by)
+    assert pass_.details["removed"] == ["y2"]
+    assert {"b2", "b3"}.isdisjoint(shapes(result))
+    assert declared(result) == declared(proto)
+    assert apart(proto, result, fresh) < 0.05
+
+
+def test_linear_branch_is_taken_over_by_the_layer_before(fresh: Weights) -> None:
+    """x0 + x0 B is a linear map of x: the first layer can give it, if the branch is linear."""
+    body = "x0 = Gemm (x, a, c) f = MatMul (x0, b) s = Add (x0, f) n = Relu (s) y = Gemm (n, d, e)"
+    values = weights(a=(6, 8), c=(8,), b=(8, 8), d=(8, 3), e=(3,))
+    proto = graph("(float[N, 6] x) => (float[N, 3] y)", body, values)
+    _, repaired = remove(proto, count=1)
+    _, plain = remove(proto, count=1, repair="mean")
+    assert [node.op_type for node in repaired.graph.node] == ["Gemm", "Relu", "Gemm"]
+    assert apart(proto, repaired, fresh) < 1e-4 < apart(proto, plain, fresh)
+
+
+def test_mean_of_a_constant_branch_is_exact(fresh: Weights) -> None:
+    """A branch that gives the same for every input goes into the bias before it."""
+    proto = network()
+    for tensor in proto.graph.initializer:
+        if tensor.name == "b2":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros((8, 4), np.float32), "b2"))
+    pass_, result = remove(proto, count=1, repair="mean")
+    assert pass_.details["removed"] == ["y2"]
+    assert apart(proto, result, fresh) < 1e-10
+
+
+def test_convolutional_branch_leaves_a_mean_for_each_channel() -> None:
+    body = """x0 = Relu (x) f = Conv <pads = [1, 1, 1, 1]> (x0, w) s = Add (x0, f) n = Relu (s)
+              p = GlobalAveragePool (n) y = Flatten (p)"""
+    proto = graph("(float[N, 4, 5, 5] x) => (float[N, 4] y)", body, weights(w=(4, 4, 3, 3)))
+    x = np.random.default_rng(0).standard_normal((64, 4, 5, 5)).astype(np.float32)
+    samples = read_samples({"x": x}, input_specs(load(proto).model))
+    _, result = remove(proto, count=1, repair="mean", samples=samples)
+    assert list(shapes(result).values()) == [(4, 1, 1)]
+    assert "Conv" not in [node.op_type for node in result.graph.node]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6])
+def test_target_decides_how_many(share: float) -> None:
+    proto = network()
+    pass_, result = remove(proto, target={"params": share})
+    sizes = [sum(int(np.prod(one)) for one in shapes(p).values()) for p in (proto, result)]
+    assert sizes[1] <= share * sizes[0]
+    assert len(pass_.details["removed"]) == (1 if share == 0.9 else 2)
+
+
+def test_divergence_limits_how_many() -> None:
+    proto = network()
+    pass_, _ = remove(proto, max_divergence=0.02, repair="mean")
+    assert pass_.details["removed"] == ["y2"]
+    assert pass_.details["divergence"] <= 0.02
+    pass_, result = remove(proto, max_divergence=1e-9, repair="mean")
+    assert pass_.details["removed"] == []
+    assert shapes(result) == shapes(proto)
+
+
+def test_branch_that_is_read_elsewhere_stays() -> None:
+    body = "f = MatMul (x, a) s = Add (x, f) y = Concat <axis = 1> (s, f)"
+    proto = graph("(float[N, 6] x) => (float[N, 12] y)", body, weights(a=(6, 6)))
+    with pytest.raises(NothingPrunable, match="0 residual blocks"):
+        remove(proto, count=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, InputError, "one of count"),
+        ({"count": 1, "max_divergence": 0.1}, InputError, "one of count"),
+        ({"count": 3}, NothingPrunable, "has 2 residual blocks"),
+        ({"target": {"size": 0.5}}, InputError, "macs, params or latency"),
+        ({"target": {"params": 0.1}}, TargetUnreachable, "still misses params=0.1"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        remove(network(), **options)
+
+
+def test_samples_are_needed() -> None:
+    with pytest.raises(InputError, match="give calibration samples"):
+        RemoveBlocks(count=1)(load(network()).model)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "found"), [("digits_resnet", "images", 4), ("digits_transformer", "rows", 4)]
+)
+def test_repair_keeps_accuracy_of_trained_networks(name: str, data: str, found: int) -> None:
+    proto = onnx.load(MODELS / f"{name}.onnx")
+    specs = input_specs(load(proto).model)
+    samples = read_samples(MODELS / f"{name}_calibration.npz", specs)
+    with np.load(MODELS / f"{name}_test.npz") as file:
+        inputs, labels = {data: file[data]}, file["labels"]
+    accuracy = {}
+    for repair in ("mean", "least-squares"):
+        pass_, result = remove(proto, count=2, repair=repair, samples=samples)
+        assert pass_.details["blocks"] == found
+        accuracy[repair] = (outputs(result, inputs)["logits"].argmax(axis=1) == labels).mean()
+    assert accuracy["least-squares"] > max(accuracy["mean"] + 0.1, 0.94)
