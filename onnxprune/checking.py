@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from onnxprune.calibration.augment import VIEWS
+from onnxprune.calibration.scripts import FUNCTION, load_function
 from onnxprune.errors import InputError
+from onnxprune.gradients.losses import LOSSES
 from onnxprune.importance import find_criterion
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import ALLOCATIONS, COMPENSATIONS, Options, check_max_drop, check_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Method", "check_choice", "check_method"]
 
@@ -20,6 +22,7 @@ class Method(TypedDict, total=False):
     """Arguments that `prune`, `sweep` and `sensitivity` have in common; see `prune`."""
 
     criterion: str | None
+    loss: str | Callable[..., Any] | None
     compensate: str | None
     allocation: str
     include: Sequence[str]
@@ -41,6 +44,7 @@ def check_method(
     calibrated: bool,
     max_drop: float | None = None,
     criterion: str | None = None,
+    loss: str | Callable[..., Any] | None = None,
     compensate: str | None = None,
     allocation: str = "auto",
     include: Sequence[str] = (),
@@ -71,6 +75,7 @@ def check_method(
     options = Options(
         target=check_targets(target),
         criterion=criterion or ("reconstruction" if calibrated else "l2"),
+        loss=_checked_loss(loss),
         compensate=compensate or ("least-squares" if calibrated else "none"),
         allocation=allocation,
         include=tuple(include),
@@ -91,6 +96,15 @@ def check_method(
     for view in options.augment:
         check_choice("augmentation", view, tuple(VIEWS))
     return options
+
+
+def _checked_loss(loss: str | Callable[..., Any] | None) -> str | Callable[..., Any] | None:
+    """A known name, or a function."""
+    if not isinstance(loss, str) or loss in LOSSES:
+        return loss
+    if FUNCTION.fullmatch(loss):
+        return load_function(loss, "loss")
+    raise InputError(f"unknown loss {loss!r}; there are {', '.join(LOSSES)}, or module.py:function")
 
 
 def check_choice(what: str, name: str, known: Sequence[str]) -> None:

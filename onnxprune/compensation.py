@@ -39,11 +39,13 @@ class Calibration:
         samples: all of them.
         moments: activation statistics of every reading.
         feeds: the batches that layers are fitted on.
+        labels: of what the samples came from, for gradients of a loss; None where they are drawn.
     """
 
     samples: Samples
     moments: Mapping[Tap, Moments]
     feeds: Sequence[Mapping[str, NDArray[Any]]] = ()
+    labels: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,8 @@ class Options:
         target: kind -> fraction of the original that is to remain.
         criterion: name of the importance criterion.
         compensate: none, mean or least-squares.
+        loss: of a criterion by gradients: cross-entropy, mse, a function, or None for what suits
+            each output.
         allocation: how the removal is spread over the groups: uniform, global (by comparable
             scores), or auto, which tries several ways and keeps what diverges least.
         include: name patterns; when there are any, only groups that own a matching tensor, or a
@@ -59,6 +61,7 @@ class Options:
     target: Mapping[str, float] = field(default_factory=lambda: {"channels": 0.5})
     criterion: str = "l2"
     compensate: str = "none"
+    loss: str | Callable[..., Any] | None = None
     allocation: str = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -78,6 +81,7 @@ class Options:
             "target": dict(self.target),
             "criterion": self.criterion,
             "compensate": self.compensate,
+            "loss": getattr(self.loss, "__name__", self.loss),
             "allocation": self.allocation,
             "include": list(self.include),
             "exclude": list(self.exclude),

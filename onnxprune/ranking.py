@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnxprune.calibration.samples import Samples
     from onnxprune.coupling.groups import Group
     from onnxprune.coupling.trace import Coupling
+    from onnxprune.importance.base import MaskGradients
     from onnxprune.options import Options
     from onnxprune.progress import Progress
 
@@ -53,6 +54,7 @@ def rank(
     moments: Mapping[Tap, Moments],
     feeds: Sequence[Mapping[str, NDArray[Any]]] = (),
     first: Mapping[str, Sequence[int]] | None = None,
+    gradients: Mapping[str, MaskGradients] | None = None,
     progress: Progress[Any] = silent,
 ) -> list[Ranked]:
     """Rank the units of groups by the criterion.
@@ -64,6 +66,7 @@ def rank(
         moments: activation statistics; empty without calibration.
         feeds: calibration batches for a criterion that measures error curves.
         first: by group, classes that go before all others.
+        gradients: by group, for a criterion that needs them.
         progress: told about long loops.
 
     Raises:
@@ -71,8 +74,12 @@ def rank(
     """
     criterion = find_criterion(options.criterion)
     constants = ConstantValues(analysis.model, analysis.coupling.facts.constants)
+    known = gradients or {}
     goal = 1 - options.target["channels"] if options.target.keys() == {"channels"} else None
-    views = [_view(analysis, group, constants, moments) for group in groups]
+    views = [
+        replace(_view(analysis, group, constants, moments), gradients=known.get(group.name))
+        for group in groups
+    ]
     if getattr(criterion, "measures_curves", False):
         survey = Survey(
             analysis.model,

@@ -1,4 +1,4 @@
-"""Labels of samples, for measuring only: arrays, .npy, .npz or one number a line."""
+"""Labels of samples, for measuring and for losses: arrays, .npy, .npz or one number a line."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ _KEY = "labels"
 _BATCH = 256
 
 
-def read_labels(source: Any, samples: Samples) -> NDArray[np.int64]:
+def read_labels(source: Any, samples: Samples, *, whole: bool = True) -> NDArray[Any]:
     """Read one label for each sample.
 
     Args:
         source: an array-like of whole numbers; a `.npy` file, a `.npz` file (the array called
             `labels`, or the only one) or a text file with one number a line.
         samples: what the labels belong to, in the same order.
+        whole: take whole numbers only, else any number: targets of a regression.
 
     Returns:
-        int64 [samples, ...].
+        int64 [samples, ...], or float64 where not all numbers are whole.
 
     Raises:
         InputError: when the source cannot be read, or holds another number of labels.
@@ -43,16 +44,18 @@ def read_labels(source: Any, samples: Samples) -> NDArray[np.int64]:
         raw = np.asarray(source) if path is None else _from_path(Path(path), where)
         with np.errstate(invalid="ignore"):
             labels = raw.astype(np.int64)
-        whole = raw.dtype.kind in "iubf" and labels.ndim > 0 and bool((labels == raw).all())
+        numbers = raw.dtype.kind in "iubf" and raw.ndim > 0
+        all_whole = numbers and bool((labels == raw).all())
     except (OSError, ValueError, TypeError) as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{where}: cannot be read: {line}") from error
-    if not whole:
-        raise InputError(f"{where}: expected whole numbers, one for each sample")
+    if not (all_whole if whole else numbers):
+        kind = "whole numbers" if whole else "numbers"
+        raise InputError(f"{where}: expected {kind}, one for each sample")
     count = samples.count if samples.count is not None else _counted(samples)
     if len(labels) != count:
         raise InputError(f"{where}: {len(labels)} labels for {count} samples; give one for each")
-    return labels
+    return labels if all_whole else raw.astype(np.float64)
 
 
 def _from_path(path: Path, where: str) -> NDArray[Any]:

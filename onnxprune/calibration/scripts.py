@@ -14,22 +14,36 @@ import onnx
 from onnxprune.errors import CalibrationError
 from onnxprune.model.inputs import InputSpec
 
-__all__ = ["FUNCTION", "first_line", "load_function", "pb_feeds"]
+__all__ = ["FUNCTION", "first_line", "load_attribute", "load_function", "pb_feeds"]
 
 FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
 """What a source that names a function looks like."""
 
 
 def load_function(source: str, purpose: str = "calibration") -> Callable[..., Any]:
-    """Import a file and return one of its functions.
-
-    Args:
-        source: "path/to/module.py:function"; the path is relative to the working folder. The
-            file can import its neighbours, as when it is run as a script.
-        purpose: what the function is for, for messages.
+    """Import a file and return one of its functions; see `load_attribute`.
 
     Raises:
         CalibrationError: when there is no such file or function, or importing it fails.
+    """
+    function = load_attribute(source, purpose)
+    if not callable(function):
+        path, _, name = source.rpartition(":")
+        raise CalibrationError(f"{purpose} {source}: {path} has no function {name!r}")
+    result: Callable[..., Any] = function
+    return result
+
+
+def load_attribute(source: str, purpose: str = "calibration") -> Any:
+    """Import a file and return what it calls by a name.
+
+    Args:
+        source: "path/to/module.py:name"; the path is relative to the working folder. The file can
+            import its neighbours, as when it is run as a script.
+        purpose: what it is for, for messages.
+
+    Raises:
+        CalibrationError: when there is no such file, importing it fails, or it lacks the name.
     """
     match = FUNCTION.fullmatch(source)
     assert match is not None
@@ -50,11 +64,9 @@ def load_function(source: str, purpose: str = "calibration") -> Callable[..., An
         raise CalibrationError(f"{where}: importing it: {first_line(error)}") from error
     finally:
         sys.path.remove(str(path.absolute().parent))
-    function: Any = getattr(module, match["name"], None)
-    if not callable(function):
+    if not hasattr(module, match["name"]):
         raise CalibrationError(f"{where}: {path} has no function {match['name']!r}")
-    result: Callable[..., Any] = function
-    return result
+    return getattr(module, match["name"])
 
 
 def pb_feeds(

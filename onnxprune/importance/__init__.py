@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from onnxprune.errors import InputError
 from onnxprune.importance.activation import Activity, Std, Variance
 from onnxprune.importance.base import Criterion, GroupView
+from onnxprune.importance.gradient import Fisher, Taylor
 from onnxprune.importance.magnitude import L1, L2
 from onnxprune.importance.random import Random
 from onnxprune.importance.reconstruction import Reconstruction
@@ -28,6 +29,8 @@ _BUILT_IN: tuple[Callable[[], Criterion], ...] = (
     Std,
     Variance,
     Activity,
+    Taylor,
+    Fisher,
     Random,
     Redundancy,
     Reconstruction,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from onnxprune.coupling.groups import Group, Reading
     from onnxprune.model.constants import ConstantValues
 
-__all__ = ["Criterion", "GroupView"]
+__all__ = ["Criterion", "GroupView", "MaskGradients"]
 
 
 @runtime_checkable
@@ -39,6 +39,21 @@ class Criterion(Protocol):
 
 
 @dataclass(frozen=True)
+class MaskGradients:
+    """Gradients of the loss of each sample with respect to a mask of ones on the units.
+
+    Attributes:
+        count: number of samples.
+        mean_magnitude: average absolute value over samples, float [size].
+        mean_square: average square over samples, float [size].
+    """
+
+    count: int
+    mean_magnitude: NDArray[np.float64]
+    mean_square: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class GroupView:
     """A group with the values a criterion may need.
 
@@ -46,11 +61,14 @@ class GroupView:
         group: units, owned tensors and readings.
         constants: values of the constant tensors of the model, by name.
         moments: activation statistics of each reading; empty without calibration.
+        gradients: of the loss with respect to the units' mask; None unless the criterion has a true
+            attribute `needs_gradients`.
     """
 
     group: Group
     constants: ConstantValues
     moments: Mapping[Reading, Moments]
+    gradients: MaskGradients | None = None
 
     def per_unit(
         self, units: NDArray[np.int64], values: NDArray[np.float64]

@@ -224,7 +224,7 @@ def test_random_scores_follow_the_seed_alone() -> None:
 
 
 def test_the_names_are_those_of_the_command_line() -> None:
-    looking = ["std", "variance", "activity"]
+    looking = ["std", "variance", "activity", "taylor", "fisher"]
     built_in = ["l1", "l2", *looking, "random", "redundancy", "reconstruction"]
     assert criterion_names()[: len(built_in)] == built_in
     needing = {name for name in built_in if find_criterion(name).needs_calibration}

@@ -1,0 +1,289 @@
+"""Losses, and their gradients with respect to the outputs of a model.
+
+Class scores have the cross-entropy, its gradient with respect to the scores before the softmax is
+p - 1(label). Other outputs have half the squared error, with the gradient y - target. A function of
+the user's gives the loss of each sample, which is then differentiated numerically with respect to
+the outputs, or the gradients themselves.
+
+Without labels these are drawn from the distribution that the model itself states: a class from
+its probabilities, a target from the normal distribution around y with the deviation that this
+output has over the first batch. Squared gradients then average to the Fisher information, not to
+the "empirical Fisher" of the given labels. Drawn classes, and their loss, are those at temperature
+2: at 1 nearly all gradients of a network that is sure of its answers come from a few samples.
+Source: Kunstner et al. 2019; Theis et al. 2018; Park et al. 2024 (K-prune) for the temperature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.errors import InputError
+from onnxprune.verification.divergence import gives_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+__all__ = ["LOSSES", "Head", "LossGradient", "Objective", "heads_of"]
+
+LOSSES = ("cross-entropy", "mse")
+_NORMALISED = ("Softmax", "LogSoftmax")
+_HANDING_ON = ("Identity", "Cast", "Dropout")
+_TEMPERATURE = 2.0
+_SMALLEST = 1e-30
+_STEP = 1e-3
+_MOST_ENTRIES = 10_000
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What importance is measured against.
+
+    Attributes:
+        loss: one of LOSSES, or a function of all outputs ({name: array [samples, ...]}) and their
+            labels (None without) that gives the loss of each sample, float [samples], or gradients
+            by output name; None takes cross-entropy for class scores and mse for other outputs.
+        labels: of all samples, [count, ...]; None to draw them from the model's own outputs.
+    """
+
+    loss: str | Callable[..., Any] | None = None
+    labels: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a loss meets the model.
+
+    Attributes:
+        output: name of the output.
+        seed: name of the tensor that the gradient is taken with respect to: what a softmax reads,
+            or the output itself.
+        scores: whether it holds class scores.
+        axis: along which they lie; from there on all axes where `flattened`.
+        flattened: as Softmax does before operator set 13.
+        probability: how probabilities come of the output: itself, exp, or softmax.
+    """
+
+    output: str
+    seed: str
+    scores: bool
+    axis: int = -1
+    flattened: bool = False
+    probability: str = "softmax"
+
+
+def heads_of(model: ir.Model, loss: str | Callable[..., Any] | None) -> list[Head]:
+    """Where the loss meets the outputs of a model: one head for each floating-point output."""
+    opset = model.opset_imports.get("", 1)
+    heads = []
+    for value in model.graph.outputs:
+        if value.type is not None and value.dtype is not None and value.dtype.is_integer():
+            continue
+        heads.append(_head(value, loss, opset))
+    return heads
+
+
+def _head(value: ir.Value, loss: str | Callable[..., Any] | None, opset: int) -> Head:
+    name, producer = value.name or "", _maker(value)
+    if loss == "mse" or callable(loss) or (loss is None and not gives_scores(producer)):
+        return Head(name, name, scores=False)
+    kind = producer.op_type if producer is not None else ""
+    if producer is not None and kind in _NORMALISED:
+        given = producer.attributes.get("axis")
+        axis = given.as_int() if given is not None else -1 if opset >= 13 else 1
+        read = producer.inputs[0]
+        seed = (read.name or "") if read is not None else name
+        return Head(name, seed, True, axis, opset < 13, kind)
+    return Head(name, name, scores=True, axis=1 if kind == "Conv" else -1)
+
+
+def _maker(value: ir.Value) -> ir.Node | None:
+    """The node that computes the entries of an output, whatever hands them on."""
+    node = value.producer()
+    while node is not None and node.op_type in _HANDING_ON and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
+
+
+class LossGradient:
+    """Gradients of a loss, summed over samples, with respect to the outputs of a model.
+
+    Args:
+        heads: where the loss meets the model.
+        loss: the user's function; None where the heads say all.
+        rng: draws labels.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        loss: str | Callable[..., Any] | None,
+        rng: np.random.Generator,
+    ) -> None:
+        self._heads = heads
+        self._function = loss if callable(loss) else None
+        self._rng = rng
+        self._deviation: dict[str, float] = {}
+
+    def of(
+        self, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None
+    ) -> dict[str, NDArray[np.float64]]:
+        """Gradients for the outputs of a batch.
+
+        Args:
+            outputs: by name.
+            labels: of its samples; None draws them.
+
+        Returns:
+            by name of the seed tensor, shaped like it.
+
+        Raises:
+            InputError: when labels fit no output, or the function gives no losses.
+        """
+        heads = [head for head in self._heads if _is_float(outputs.get(head.output))]
+        if self._function is not None:
+            return _by_function(self._function, heads, outputs, labels)
+        if labels is None:
+            return {head.seed: self._drawn(head, outputs[head.output]) for head in heads}
+        for head in heads:
+            target = _fitting(head, outputs[head.output], labels)
+            if target is not None:
+                value = outputs[head.output].astype(np.float64)
+                start = _probabilities(head, value) if head.scores else value
+                return {head.seed: start - target}
+        shapes = ", ".join(f"{head.output} {list(outputs[head.output].shape)}" for head in heads)
+        raise InputError(
+            f"labels of shape {list(labels.shape)} fit no output ({shapes}); give a class for each "
+            "row of scores for cross-entropy, targets of the output's shape for mse, or a loss "
+            "function"
+        )
+
+    def _drawn(self, head: Head, output: NDArray[Any]) -> NDArray[np.float64]:
+        value = output.astype(np.float64)
+        if head.scores and np.prod(_rows(head, value).shape[1:]) > 1:
+            probability = _probabilities(head, value, _TEMPERATURE)
+            rows = _rows(head, probability)
+            drawn = (rows.cumsum(axis=1) < self._rng.random((len(rows), 1))).sum(axis=1)
+            classes = np.minimum(drawn, rows.shape[1] - 1)
+            target = _unrows(head, np.eye(rows.shape[1])[classes], value.shape)
+            return (probability - target) / _TEMPERATURE
+        scale = self._deviation.setdefault(head.output, float(value.std()) or 1.0)
+        return self._rng.standard_normal(value.shape) / scale
+
+
+def _fitting(head: Head, output: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64] | None:
+    """Labels as a target of the output's shape; None when they do not fit it."""
+    if not head.scores:
+        fits = output.size == labels.size and output.shape[0] == len(labels)
+        return labels.reshape(output.shape).astype(np.float64) if fits else None
+    rows = _rows(head, output)
+    if labels.size != len(rows) or labels.dtype.kind not in "iu" or rows.shape[1] < 2:
+        return None
+    classes = labels.reshape(-1)
+    if classes.min() < 0 or classes.max() >= rows.shape[1]:
+        raise InputError(
+            f"the labels lie between {classes.min()} and {classes.max()}, but {head.output} has "
+            f"{rows.shape[1]} classes, counted from 0"
+        )
+    return _unrows(head, np.eye(rows.shape[1])[classes], output.shape)
+
+
+def _probabilities(
+    head: Head, value: NDArray[np.float64], temperature: float = 1.0
+) -> NDArray[np.float64]:
+    """Probabilities of classes, of scores divided by a temperature."""
+    rows = _rows(head, value)
+    if head.probability == "Softmax":
+        rows = np.log(np.maximum(rows, _SMALLEST))
+    rows = rows / temperature
+    raised = np.exp(rows - rows.max(axis=1, keepdims=True))
+    return _unrows(head, raised / raised.sum(axis=1, keepdims=True), value.shape)
+
+
+def _rows(head: Head, value: NDArray[Any]) -> NDArray[Any]:
+    """Scores as rows, [rows, classes]."""
+    if value.ndim == 0:
+        return value.reshape(1, 1)
+    axis = head.axis % value.ndim
+    if head.flattened:
+        return value.reshape(-1, int(np.prod(value.shape[axis:])))
+    return np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
+
+
+def _unrows(head: Head, rows: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    if head.flattened:
+        return rows.reshape(shape)
+    axis = head.axis % len(shape)
+    moved = (*shape[:axis], *shape[axis + 1 :], shape[axis])
+    return np.moveaxis(rows.reshape(moved), -1, axis)
+
+
+def _by_function(
+    function: Callable[..., Any],
+    heads: Sequence[Head],
+    outputs: Mapping[str, NDArray[Any]],
+    labels: NDArray[Any] | None,
+) -> dict[str, NDArray[np.float64]]:
+    name = str(getattr(function, "__name__", "loss"))
+    values = {head.output: outputs[head.output].astype(np.float64) for head in heads}
+    found = _called(function, name, {**outputs, **values}, labels)
+    if isinstance(found, Mapping):
+        for key, gradient in found.items():
+            if key not in values or np.shape(gradient) != values[key].shape:
+                raise InputError(
+                    f"the loss {name} gave a gradient {list(np.shape(gradient))} for {key!r}; "
+                    "expected names and shapes of outputs"
+                )
+        return {key: np.asarray(gradient, np.float64) for key, gradient in found.items()}
+    return {key: _differenced(function, name, {**outputs, **values}, labels, key) for key in values}
+
+
+def _differenced(
+    function: Callable[..., Any],
+    name: str,
+    outputs: Mapping[str, NDArray[Any]],
+    labels: NDArray[Any] | None,
+    key: str,
+) -> NDArray[np.float64]:
+    """Central differences with respect to one entry of every sample at a time."""
+    value = outputs[key]
+    entries = value[0].size
+    if entries > _MOST_ENTRIES:
+        raise InputError(
+            f"the loss {name} is differentiated numerically, and {key!r} has {entries} entries for "
+            "each sample; let it give {output: gradient}"
+        )
+    gradient = np.zeros((len(value), entries))
+    for entry in range(entries):
+        losses = []
+        for sign in (1, -1):
+            moved = value.copy().reshape(len(value), entries)
+            step = _STEP * np.maximum(np.abs(moved[:, entry]), 1.0)
+            moved[:, entry] += sign * step
+            changed = {**outputs, key: moved.reshape(value.shape)}
+            losses.append(np.asarray(_called(function, name, changed, labels), np.float64))
+        if any(one.shape != (len(value),) for one in losses):
+            raise InputError(
+                f"the loss {name} gave {list(losses[0].shape)}, expected one loss for each of "
+                f"{len(value)} samples, or {{output: gradient}}"
+            )
+        gradient[:, entry] = (losses[0] - losses[1]) / (2 * step)
+    return gradient.reshape(value.shape)
+
+
+def _called(function: Callable[..., Any], name: str, outputs: Any, labels: Any) -> Any:
+    try:
+        return function(dict(outputs), labels)
+    except Exception as error:  # somebody else's code
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(f"the loss {name} raised {type(error).__name__}: {first}") from error
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fV" and value.size > 0

@@ -1,0 +1,61 @@
+"""What the loss changes by when a unit goes, estimated from gradients.
+
+    taylor: score_j = E |g_j|            fisher: score_j = E[g_j^2] / 2
+
+g_j is the derivative of one sample's loss with respect to a mask of one on unit j, at the inputs of
+all its readers (`onnxprune.gradients.masks`); E averages over samples.
+
+Taylor is the first-order change of the loss, its size taken sample by sample: on a trained network
+signed changes cancel. Source: Molchanov et al. 2017, eq. 8, as a sum over places, without the
+normalisation by layer, as the masks of all layers have the same unit. Fisher is the second-order
+change, with the Hessian replaced by the Fisher information. Source: Theis et al. 2018; Kwon et al.
+2022 for masks; Molchanov et al. 2019 call its double Taylor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from onnxprune.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from onnxprune.importance.base import GroupView, MaskGradients
+
+__all__ = ["Fisher", "Taylor"]
+
+
+class Taylor:
+    """First-order change of the loss."""
+
+    name: ClassVar[str] = "taylor"
+    needs_calibration: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
+
+    def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return float [size]."""
+        del rng
+        return _gradients(group).mean_magnitude
+
+
+class Fisher:
+    """Second-order change of the loss."""
+
+    name: ClassVar[str] = "fisher"
+    needs_calibration: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
+
+    def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return float [size]."""
+        del rng
+        return _gradients(group).mean_square / 2
+
+
+def _gradients(group: GroupView) -> MaskGradients:
+    if group.gradients is None:
+        raise InputError(f"{group.group.name}: no gradients; give --calibration")
+    return group.gradients

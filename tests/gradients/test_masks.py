@@ -1,0 +1,219 @@
+"""The gradient of a mask, against scaling a unit by hand where its readers read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from oracle import ONE_THREAD, Traced, parse, traced
+
+from onnxprune.calibration.samples import read_samples
+from onnxprune.coupling.groups import Group
+from onnxprune.errors import InputError
+from onnxprune.gradients.losses import Objective
+from onnxprune.gradients.masks import mask_gradients
+from onnxprune.importance.base import MaskGradients
+from onnxprune.model.inputs import input_specs
+from onnxprune.model.runtime import open_session, run
+
+MODELS = Path(__file__).parents[2] / "models"
+_STEP = 2e-2
+
+
+def gradients_of(
+    subject: Traced, samples: Any, objective: Objective, groups: list[Group] | None = None
+) -> dict[str, MaskGradients]:
+    read = read_samples(samples, input_specs(subject.model))
+    return mask_gradients(
+        subject.model, subject.groups if groups is None else groups, read, objective, ONE_THREAD
+    )
+
+
+def scaled(proto: onnx.ModelProto, group: Group, unit: int, factor: float) -> onnx.ModelProto:
+    """The network in which every reader of a group reads a unit times a factor."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    for number, reading in enumerate(group.readings):
+        tensor = reading.consumer.tensor
+        node = next(n for n in changed.graph.node if reading.consumer.node in n.output)
+        mask = np.where(reading.units == unit, factor, 1.0).astype(np.float32)
+        order = np.argsort(reading.axes)
+        rank = max(reading.axes) + 1
+        extents = dict(zip(reading.axes, mask.shape, strict=True))
+        trailing = [1] * (rank_of(changed, tensor) - rank)
+        mask = mask.transpose(order).reshape([extents.get(a, 1) for a in range(rank)] + trailing)
+        name = f"mask_{number}"
+        changed.graph.initializer.append(onnx.numpy_helper.from_array(mask, name))
+        multiply = onnx.helper.make_node("Mul", [tensor, name], [f"{name}_out"])
+        place = list(changed.graph.node).index(node)
+        for slot, read in enumerate(node.input):
+            if read == tensor:
+                node.input[slot] = f"{name}_out"
+        changed.graph.node.insert(place, multiply)
+    return changed
+
+
+def rank_of(proto: onnx.ModelProto, tensor: str) -> int:
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    values = (*inferred.value_info, *inferred.input, *inferred.output)
+    found = next(one for one in values if one.name == tensor)
+    return len(found.type.tensor_type.shape.dim)
+
+
+def losses(proto: onnx.ModelProto, feed: Any, labels: NDArray[Any]) -> NDArray[np.float64]:
+    """Cross-entropy of each sample."""
+    scores = list(run(open_session(proto, ONE_THREAD), feed).values())[-1].astype(np.float64)
+    if not np.allclose(scores.sum(axis=1), 1):
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    logs = np.log(scores / scores.sum(axis=1, keepdims=True))
+    return -logs[np.arange(len(labels)), labels]
+
+
+def by_differences(
+    proto: onnx.ModelProto, group: Group, unit: int, feed: Any, labels: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Derivative of each sample's loss with respect to the mask, by a five-point difference."""
+    around = [
+        losses(scaled(proto, group, unit, 1 + step * _STEP), feed, labels)
+        for step in (-2, -1, 1, 2)
+    ]
+    return (around[0] - 8 * around[1] + 8 * around[2] - around[3]) / (12 * _STEP)
+
+
+def samples_of(name: str, count: int) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    with np.load(MODELS / f"{name}_test.npz") as file:
+        arrays = {key: file[key][:count] for key in file.files}
+    return arrays, arrays.pop("labels").astype(np.int64)
+
+
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_resnet", "digits_transformer"])
+def test_the_gradient_of_a_mask_is_what_scaling_the_unit_does(name: str) -> None:
+    proto = onnx.load(MODELS / f"{name}.onnx")
+    feed, labels = samples_of(name, 24)
+    subject = traced(proto)
+    found = gradients_of(subject, feed, Objective("cross-entropy", labels))
+    assert {group.name for group in subject.groups} == found.keys()
+    for group in subject.groups:
+        gradients = found[group.name]
+        assert gradients.count == 24
+        most = float(np.sqrt(gradients.mean_square).max())
+        for unit in np.argsort(gradients.mean_square)[-2:].tolist():
+            wanted = by_differences(proto, group, unit, feed, labels)
+            close = {"rtol": 0.03, "atol": 0.01 * most}
+            np.testing.assert_allclose(
+                np.sqrt(gradients.mean_square[unit]), np.sqrt((wanted**2).mean()), **close
+            )
+            np.testing.assert_allclose(
+                gradients.mean_magnitude[unit], np.abs(wanted).mean(), **close
+            )
+
+
+NETWORK = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 3, 4] input) => (float[N, 2] y)
+    { a = Conv(input, w1) h = Tanh(a) c = Conv(h, w2) p = GlobalAveragePool(c)
+      y = Flatten(p) }"""
+
+
+def weights(**shapes: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(one).astype(np.float32) for name, one in shapes.items()}
+
+
+def made_up(*shape: int) -> dict[str, NDArray[Any]]:
+    return {"input": np.random.default_rng(1).standard_normal(shape).astype(np.float32)}
+
+
+def test_of_a_linear_reader_by_hand() -> None:
+    """y = mean over places of W h, so that dL/dm_j = mean_p h_jp (W' dL/dy)_j."""
+    w = weights(w1=(5, 3, 1), w2=(2, 5, 1))
+    subject, feed = traced(parse(NETWORK, w)), made_up(7, 3, 4)
+    labels = np.random.default_rng(2).standard_normal((7, 2))
+    found = gradients_of(subject, feed, Objective("mse", labels))["w1[0]"]
+    h = np.tanh(np.einsum("oi,nip->nop", w["w1"][..., 0], feed["input"]))
+    y = np.einsum("oi,nip->no", w["w2"][..., 0], h) / 4
+    by_hand = h.mean(axis=2) * ((y - labels) @ w["w2"][..., 0])
+    np.testing.assert_allclose(found.mean_square, (by_hand**2).mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(found.mean_magnitude, np.abs(by_hand).mean(axis=0), rtol=1e-4)
+
+
+def test_towards_the_mean_only_what_varies_counts() -> None:
+    w = weights(w1=(5, 3, 1), w2=(2, 5, 1))
+    w["w1"][2] = 0
+    text = NETWORK.replace("h = Tanh(a)", "b = Add(a, one) h = Tanh(b)")
+    subject = traced(parse(text, {**w, "one": np.ones((5, 1), np.float32)}))
+    feed = made_up(7, 3, 4)
+    group = next(one for one in subject.groups if "w1[0]" in one.name)
+    (reading,) = group.readings
+    h = np.tanh(np.einsum("oi,nip->nop", w["w1"][..., 0], feed["input"]) + 1)
+    read = read_samples(feed, input_specs(subject.model))
+    found = mask_gradients(
+        subject.model,
+        [group],
+        read,
+        Objective("mse"),
+        ONE_THREAD,
+        means={reading: h.mean(axis=(0, 2))},
+    )[group.name]
+    still = found.mean_magnitude == found.mean_magnitude.min()
+    assert found.mean_magnitude[still] < 1e-6
+    assert (found.mean_magnitude[~still] > 1e-3).all()
+
+
+def test_samples_are_told_apart_whatever_the_batch() -> None:
+    """Time comes first inside, so that rows of the activations are no samples."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 6, 3] input) => (float[N, 2] y)
+        { t = Transpose<perm = [1, 0, 2]>(input) a = MatMul(t, w1) h = Tanh(a)
+          c = MatMul(h, w2) y = ReduceMean<axes = [0], keepdims = 0>(c) }"""
+    subject = traced(parse(text, weights(w1=(3, 5), w2=(5, 2))))
+    feed, labels = made_up(6, 6, 3), np.arange(6) % 2
+    together = gradients_of(subject, feed, Objective("cross-entropy", labels))["w1[1]"]
+    alone = [{"input": feed["input"][i : i + 1]} for i in range(6)]
+    apart = gradients_of(subject, alone, Objective("cross-entropy", labels))["w1[1]"]
+    assert together.count == apart.count == 6
+    np.testing.assert_allclose(together.mean_square, apart.mean_square, rtol=1e-4)
+
+
+def test_rows_of_several_places_are_added_up_by_sample() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 4, 3] input) => (float[N, 2] y)
+        { f = Reshape(input, flat) a = Gemm(f, w1) h = Tanh(a) c = Gemm(h, w2)
+          r = Reshape(c, back) y = ReduceMean<axes = [1], keepdims = 0>(r) }"""
+    w = weights(w1=(3, 5), w2=(5, 2))
+    w |= {"flat": np.array([-1, 3]), "back": np.array([-1, 4, 2])}
+    subject, feed = traced(parse(text, w)), made_up(6, 4, 3)
+    labels = np.arange(6) % 2
+    found = gradients_of(subject, feed, Objective("cross-entropy", labels))["w1[1]"]
+    h = np.tanh(feed["input"] @ w["w1"])
+    y = (h @ w["w2"]).mean(axis=1)
+    p = np.exp(y) / np.exp(y).sum(axis=1, keepdims=True)
+    by_hand = h.mean(axis=1) * ((p - np.eye(2)[labels]) @ w["w2"].T)
+    np.testing.assert_allclose(found.mean_square, (by_hand**2).mean(axis=0), rtol=1e-4)
+
+
+def test_drawn_labels_follow_the_seed() -> None:
+    subject = traced(parse(NETWORK, weights(w1=(5, 3, 1), w2=(2, 5, 1))))
+    read = read_samples(made_up(9, 3, 4), input_specs(subject.model))
+    first, again, other = (
+        mask_gradients(subject.model, subject.groups, read, Objective(), ONE_THREAD, seed=seed)
+        for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first["w1[0]"].mean_square, again["w1[0]"].mean_square)
+    assert (first["w1[0]"].mean_square != other["w1[0]"].mean_square).any()
+
+
+def test_a_node_without_a_rule_is_named_and_only_where_it_matters() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 3, 4] input) => (float[N, 2, 4] y)
+        { n = CumSum(input, axis) a = Conv(n, w1) h = Relu(a)
+          c = Conv(h, w2) d = CumSum(c, axis) e = Conv(d, w3) r = Relu(e) y = Conv(r, w4) }"""
+    w = weights(w1=(5, 3, 1), w2=(4, 5, 1), w3=(6, 4, 1), w4=(2, 6, 1))
+    subject = traced(parse(text, {**w, "axis": np.array(2)}))
+    behind = [one for one in subject.groups if one.name == "w3[0]"]
+    assert gradients_of(subject, made_up(3, 3, 4), Objective(), behind)["w3[0]"].count == 3
+    with pytest.raises(InputError, match="CumSum node 'd' cannot be computed"):
+        gradients_of(subject, made_up(3, 3, 4), Objective())
