@@ -1,7 +1,6 @@
 """Write docs/reference.md from the docstrings of the public names; needs griffe2md (extra dev).
 
-    python docs/make_reference.py            # writes it
-    python docs/make_reference.py --check    # exit code 1 when it is not up to date
+With `--check` nothing is written: exit code 1 says that the page is not up to date.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "reference.md"
 HEAD = """# Reference
 
-Made from the docstrings by `python docs/make_reference.py`; all of it can be imported from `onnxprune`.
+Made from the docstrings by `make reference`; all of it can be imported from `onnxprune`.
 """
 LOOK = ConfigDict(
     heading_level=2,
