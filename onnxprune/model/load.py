@@ -23,6 +23,7 @@ from onnxprune.model.protobuf import (
     skeleton,
     to_proto,
 )
+from onnxprune.model.sparse import fill_in, mark_filled
 from onnxprune.model.tensors import (
     adopt_external_data,
     external_initializers,
@@ -142,8 +143,10 @@ def _load_file(path: Path) -> LoadedModel:
         raise InputError(f"{path}: {_not_onnx(data)}")
     sha256 = hashlib.sha256(data).hexdigest()
     del data
+    sparse = fill_in(proto, str(path))
     check_wellformed(proto, str(path))
     model = _deserialise(proto, str(path))
+    mark_filled(model, sparse)
     ir.external_data.set_base_dir(model.graph, path.absolute().parent)
     for function in model.functions.values():
         ir.external_data.set_base_dir(function.graph, path.absolute().parent)
@@ -152,15 +155,22 @@ def _load_file(path: Path) -> LoadedModel:
 
 
 def _load_proto(proto: onnx.ModelProto, kind: ModelKind, name: str) -> LoadedModel:
+    given = proto
+    sparse: set[str] = set()
+    if proto.graph.sparse_initializer:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(given)
+        sparse = fill_in(proto, name)
     check_wellformed(proto, name)
     model = _deserialise(proto, name)
+    mark_filled(model, sparse)
     if external_initializers(model):
         raise InputError(
             f"{name} was loaded without its external data; give the path of its file instead"
         )
     adopt_external_data(model, name)
     try:
-        sha256 = hashlib.sha256(serialise(proto)).hexdigest()
+        sha256 = hashlib.sha256(serialise(given)).hexdigest()
     except ValueError:  # more than 2 GB
         sha256 = fingerprint(model)
     return LoadedModel(model, kind, None, sha256)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import InputError
 from onnxprune.model.protobuf import serialise, to_proto
+from onnxprune.model.sparse import store_sparse
 from onnxprune.model.tensors import INLINE_LIMIT, data_file_of, initializers, swapped
 
 __all__ = ["check_writable", "external_values", "save", "write_text_atomic"]
@@ -169,7 +170,7 @@ def _write_tensors(
 
 def _serialised(model: ir.Model, path: Path) -> bytes:
     try:
-        return serialise(to_proto(model))
+        return serialise(store_sparse(model, to_proto(model)))
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path}: the model cannot be written: {reason}") from error

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxprune.model.protobuf import hollow, to_proto
 from onnxprune.model.save import external_values
+from onnxprune.model.sparse import store_sparse
 from onnxprune.model.tensors import external_initializers, swapped
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def model_bytes(model: ir.Model) -> int:
     """Bytes of the model when saved, external data included; weights outside are not read."""
     outside = external_values(model)
     with swapped({value: hollow(value) for value in outside}):
-        inside = int(to_proto(model).ByteSize())
+        inside = int(store_sparse(model, to_proto(model)).ByteSize())
     tensors = (value.const_value for value in outside)
     return inside + sum(tensor.nbytes for tensor in tensors if tensor is not None)
 

@@ -1,0 +1,1 @@
+"""Pipelines: passes one after another, each checked before the next begins."""

@@ -1,0 +1,267 @@
+"""Sparsify: single weights become zero, in any place or in a pattern; shapes stay as they are.
+
+Formula, for a layer y = W x + b, scores s and the share a of weights that is to go::
+
+    magnitude   s = |w|                    W' = W where s is among the highest 1 - a, else 0
+    wanda       s = |w| E[x^2]^1/2         the same
+    obs         s = w^2 / [H^-1]_jj        W' as passes/sparse_least_squares.py has it
+
+    b' = b + (W - W') E[x]                 where there are samples
+
+Before::
+
+    x [N,128] -> Gemm(W [64,128]) -> y
+
+After (pattern 2:4)::
+
+    x [N,128] -> Gemm(W' [64,128], two of every four entries of a row 0) -> y
+
+* A dense runtime such as onnxruntime multiplies by zeros as by any other number: nothing becomes
+  faster by this. The file becomes smaller when it is compressed, or with `store`, where less than a
+  third of a float32 weight is left (`model/sparse.py`). Hardware that skips 2:4 zeros needs an
+  engine of its own.
+* A unit all of whose incoming or outgoing weights are zero is one that `remove-lossless` removes.
+
+Conditions: float weights that one node alone reads, of Conv, ConvTranspose, Gemm, MatMul, Einsum (a
+stack of matrices excepted). Depthwise convolutions keep their weights: they have few, and miss
+every one. Groups of a convolution count as one matrix, one under the other.
+
+Source: Han et al. 2015; Sun et al. 2024 (Wanda); Frantar & Alistarh 2023 (SparseGPT).
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.calibration.sweep import sweep_batches
+from onnxprune.coupling.trace import trace
+from onnxprune.errors import InputError
+from onnxprune.model.constants import ConstantValues
+from onnxprune.model.observe import observe
+from onnxprune.model.runtime import Runtime
+from onnxprune.model.sparse import mark_sparse, sparse_values
+from onnxprune.passes.sparse_least_squares import SparseLeastSquares
+from onnxprune.progress import silent
+from onnxprune.reconstruction.admission import Admission
+from onnxprune.reconstruction.find import replaceable_layers
+from onnxprune.sparsity.inputs import input_moments, input_order
+from onnxprune.sparsity.patterns import parse_pattern
+from onnxprune.sparsity.scores import layer_amounts, shares_of_output, weight_scores
+from onnxprune.surgery.bias import FullSize
+from onnxprune.threads import matrix_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from onnxprune.calibration.samples import Samples
+    from onnxprune.cost.latency import Latency
+    from onnxprune.progress import Progress
+    from onnxprune.reconstruction.layers import LinearLayer
+    from onnxprune.sparsity.inputs import InputMoments
+
+__all__ = ["SparsifyWeights"]
+
+
+class SparsifyWeights(ir.passes.InPlacePass):
+    """Set single weights to zero, anywhere, N of every M, or in blocks; shapes stay.
+
+    Args:
+        pattern: unstructured, N:M such as 2:4 (N of every M inputs stay), or RxC such as 4x1
+            (blocks of R outputs and C inputs)
+        amount: share of the weights to set to zero; default 0.5. N:M patterns have their own.
+        criterion: magnitude; wanda, magnitude times the size of the input; obs, second order with
+            all layers solved anew. Default obs with samples, else magnitude.
+        threshold: layer, every layer loses the same share; global, one threshold for the model.
+        store: dense, or sparse, as sparse_initializer where that makes the file smaller
+        include: patterns of node or weight names; only what matches one loses weights
+        exclude: patterns of node or weight names that keep all of theirs
+        samples: calibration samples.
+        runtime: how to run the model.
+        seed: of made-up inputs, and of the rows that are drawn.
+        progress: told about every layer.
+
+    Attributes:
+        details: shares of zeros, of all layers together and of each.
+
+    Raises:
+        InputError: for options that do not go together.
+    """
+
+    def __init__(
+        self,
+        pattern: str = "unstructured",
+        amount: float | None = None,
+        criterion: Literal["magnitude", "wanda", "obs"] | None = None,
+        threshold: Literal["layer", "global"] = "layer",
+        store: Literal["dense", "sparse"] = "dense",
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        samples: Samples | None = None,
+        runtime: Runtime | None = None,
+        seed: int = 0,
+        progress: Progress[Any] = silent,
+    ) -> None:
+        super().__init__()
+        self.pattern = parse_pattern(pattern)
+        self.criterion = criterion or ("magnitude" if samples is None else "obs")
+        self.threshold = threshold
+        self.store = store
+        self.include = include
+        self.exclude = exclude
+        self.samples = samples
+        self.runtime = runtime or Runtime()
+        self.seed = seed
+        self.progress = progress
+        self.details: dict[str, Any] = {}
+        own = self.pattern.amount
+        if own is not None and amount is not None:
+            raise InputError(f"the pattern {pattern} sets {own:.0%} to zero; leave amount out")
+        if own is not None and threshold == "global":
+            raise InputError(f"the pattern {pattern} leaves no choice to a global threshold")
+        self.amount = own if own is not None else 0.5 if amount is None else amount
+        if not 0 < self.amount < 1:
+            raise InputError(f"amount is a share between 0 and 1, not {amount}")
+        if self.criterion != "magnitude" and samples is None:
+            raise InputError(f"the criterion {self.criterion} looks at activations; give samples")
+
+    def remark(self, latency: Latency | None) -> str:
+        """What to tell people: zeros make nothing faster, with the measured figure."""
+        measured = ""
+        if latency is not None:
+            low, high = latency.interval
+            measured = (
+                f": a run takes {latency.ratio:.1%} of the time it took before "
+                f"(between {low:.1%} and {high:.1%})"
+            )
+        return (
+            f"{self.details.get('zeros', 0.0):.1%} of the weights in {len(self.details['layers'])} "
+            "layers are zero; dense onnxruntime does not run faster on zeros, it multiplies by "
+            f"them as by any other number{measured}"
+        )
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Set weights of the model to zero.
+
+        Raises:
+            InputError: when no weight may be set to zero.
+        """
+        rng = np.random.default_rng(self.seed)
+        sample = self.samples.take(2) if self.samples is not None else None
+        facts = observe(model, self.runtime, rng, sample)
+        full = FullSize(model, trace(model, facts))
+        layers = [layer for layer in replaceable_layers(model, full.coupling) if self._wants(layer)]
+        if not layers:
+            raise InputError("no weight can be set to zero: no linear layer has one of its own")
+        names = [layer.node.outputs[0].name or "" for layer in layers]
+        with matrix_threads(self.runtime.threads):
+            feeds = self._feeds(model, full)
+            moments = self._moments(full, layers, feeds)
+            amounts = self._amounts(full, layers, moments)
+            solved: set[str] = set()
+            if self.criterion == "obs":
+                shares = dict(zip(names, amounts, strict=True))
+                solving = SparseLeastSquares(
+                    full, model.clone(), shares, self.pattern, feeds, self.runtime, self.seed,
+                    self.progress,
+                )  # fmt: skip
+                solving(model)
+                solved = {one.node for one in solving.repairs if one.solved}
+            for layer, name, share, seen in zip(layers, names, amounts, moments, strict=True):
+                if name not in solved:
+                    self._set_to_zero(full, layer, share, seen)
+        self._account(full, layers, names)
+        return ir.passes.PassResult(model, modified=True)
+
+    def _wants(self, layer: LinearLayer) -> bool:
+        names = (layer.node.name or "", layer.weight)
+        groups, outputs, _ = layer.shape
+
+        def matches(patterns: Sequence[str]) -> bool:
+            return any(fnmatchcase(name, one) for name in names for one in patterns)
+
+        wanted = not self.include or matches(self.include)
+        return wanted and not matches(self.exclude) and not (groups > 1 and outputs == 1)
+
+    def _feeds(self, model: ir.Model, full: FullSize) -> list[Mapping[str, NDArray[Any]]]:
+        if self.samples is None:
+            return []
+        return list(sweep_batches(self.samples, model, full.coupling.facts.first))
+
+    def _moments(
+        self,
+        full: FullSize,
+        layers: Sequence[LinearLayer],
+        feeds: Sequence[Mapping[str, NDArray[Any]]],
+    ) -> Sequence[InputMoments | None]:
+        if not feeds:
+            return [None] * len(layers)
+        room = Admission(full.model.graph, full.coupling.facts.first, feeds, 1)
+        held = feeds[: room.at_start]
+        return input_moments(full.model, layers, held, self.runtime, self.seed, self.progress)
+
+    def _amounts(
+        self,
+        full: FullSize,
+        layers: Sequence[LinearLayer],
+        moments: Sequence[InputMoments | None],
+    ) -> list[float]:
+        if self.threshold == "layer":
+            return [self.amount] * len(layers)
+        scores = []
+        for layer, seen in zip(layers, moments, strict=True):
+            weight = _weight(full, layer)
+            compared = seen is not None and self.criterion != "magnitude"
+            one = shares_of_output(weight, seen) if compared and seen else np.abs(weight)
+            scores.append(_stacked(layer, one))
+        return layer_amounts(scores, self.pattern, self.amount)
+
+    def _set_to_zero(
+        self, full: FullSize, layer: LinearLayer, amount: float, seen: InputMoments | None
+    ) -> None:
+        """By scores alone; the mean of what goes is added to the bias."""
+        weight = _weight(full, layer)
+        scores = weight_scores(weight, seen if self.criterion != "magnitude" else None)
+        stays = np.empty(weight.shape, bool)
+        chosen = self.pattern.mask(_stacked(layer, scores), amount)
+        stays[:, :, input_order(layer)] = chosen.reshape(weight.shape)
+        kind = full.coupling.facts.constants.get(layer.weight)
+        dtype = kind.dtype.numpy() if kind is not None else np.dtype(np.float32)
+        full.set_weight(layer.node, layer.slot, layer.tensor(weight * stays).astype(dtype))
+        if seen is not None:
+            lost = np.einsum("god,gd->go", weight * ~stays, seen.mean)
+            if np.any(lost):
+                full.add_to_output(layer.node, layer.bias_along_output(lost), dtype)
+
+    def _account(self, full: FullSize, layers: Sequence[LinearLayer], names: Sequence[str]) -> None:
+        """Count zeros, and mark what is to be stored without them."""
+        shares, zeros, entries = {}, 0, 0
+        for layer, name in zip(layers, names, strict=True):
+            value = layer.node.inputs[layer.slot]
+            assert value is not None
+            if self.store == "sparse" and value.is_initializer():
+                mark_sparse(value)
+            weight = _weight(full, layer)
+            gone = weight.size - int(np.count_nonzero(weight))
+            shares[name] = gone / weight.size
+            zeros, entries = zeros + gone, entries + weight.size
+        stored = [value.name for value in sparse_values(full.model)]
+        self.details = {"zeros": zeros / entries, "layers": shares, "stored_sparse": stored}
+
+
+def _weight(full: FullSize, layer: LinearLayer) -> NDArray[np.float64]:
+    """Weights [g, O, D] as they are now."""
+    value = layer.node.inputs[layer.slot]
+    assert value is not None
+    constants = ConstantValues(full.model, full.coupling.facts.constants)
+    return layer.matrix(np.asarray(constants[value.name or ""]))
+
+
+def _stacked(layer: LinearLayer, array: NDArray[np.float64]) -> NDArray[np.float64]:
+    """An array [g, O, D] as one matrix [g * O, D], columns in the order of patterns."""
+    return array[:, :, input_order(layer)].reshape(-1, array.shape[2])
