@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.errors import InputError
-from onnxprune.verification.divergence import gives_scores
+from onnxprune.verification.divergence import gives_scores, maker_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +34,6 @@ __all__ = ["LOSSES", "Head", "LossGradient", "Objective", "heads_of"]
 
 LOSSES = ("cross-entropy", "mse")
 _NORMALISED = ("Softmax", "LogSoftmax")
-_HANDING_ON = ("Identity", "Cast", "Dropout")
 _TEMPERATURE = 2.0
 _SMALLEST = 1e-30
 _STEP = 1e-3
@@ -90,7 +89,7 @@ def heads_of(model: ir.Model, loss: str | Callable[..., Any] | None) -> list[Hea
 
 
 def _head(value: ir.Value, loss: str | Callable[..., Any] | None, opset: int) -> Head:
-    name, producer = value.name or "", _maker(value)
+    name, producer = value.name or "", maker_of(value)
     if loss == "mse" or callable(loss) or (loss is None and not gives_scores(producer)):
         return Head(name, name, scores=False)
     kind = producer.op_type if producer is not None else ""
@@ -101,14 +100,6 @@ def _head(value: ir.Value, loss: str | Callable[..., Any] | None, opset: int) ->
         seed = (read.name or "") if read is not None else name
         return Head(name, seed, True, axis, opset < 13, kind)
     return Head(name, name, scores=True, axis=1 if kind == "Conv" else -1)
-
-
-def _maker(value: ir.Value) -> ir.Node | None:
-    """The node that computes the entries of an output, whatever hands them on."""
-    node = value.producer()
-    while node is not None and node.op_type in _HANDING_ON and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return node
 
 
 class LossGradient:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-__all__ = ["divergence", "gives_scores"]
+__all__ = ["divergence", "gives_scores", "maker_of"]
 
+_HANDED_ON = ("Identity", "Cast")
 _NORMALISED = ("Softmax", "LogSoftmax")
 _LINEAR = ("Gemm", "MatMul", "Add", "Conv")
 _SMALLEST = 1e-12
@@ -52,8 +53,16 @@ def divergence(
         if any(a.shape != b.shape for a, b in arrays):
             found.append(1.0)
         elif arrays:
-            found.append(_of_output(value.producer(), arrays, opset))
+            found.append(_of_output(maker_of(value), arrays, opset))
     return float(np.mean(found)) if found else 0.0
+
+
+def maker_of(value: ir.Value) -> ir.Node | None:
+    """The node that works an output out, behind those that only hand it on."""
+    node = value.producer()
+    while node is not None and node.op_type in _HANDED_ON and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
 
 
 def gives_scores(producer: ir.Node | None) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from onnxprune.calibration.parts import numbered
 from onnxprune.errors import InputError
 from onnxprune.model.runtime import open_session, run
-from onnxprune.verification.divergence import gives_scores
+from onnxprune.verification.divergence import gives_scores, maker_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -99,7 +99,7 @@ class QualityMeasure:
             )
         self._labels = None if labels is None else labels[numbers]
         self._scores = {
-            value.name or "": gives_scores(value.producer()) for value in original.graph.outputs
+            value.name or "": gives_scores(maker_of(value)) for value in original.graph.outputs
         }
         self._name, self._original = self._measured(self._wanted)
 

@@ -44,6 +44,22 @@ LINEAR = "y = MatMul(x, w)"
 OPS = (LINEAR, "y = Softmax(x)", "y = LogSoftmax(x)", "y = Tanh(x)")
 
 
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+def test_nodes_that_only_hand_on_do_not_hide_what_an_output_is(op: str) -> None:
+    plain, handed = (
+        made_by(f"y = {op}(x)"),
+        made_by(f"a = {op}(x) b = Identity(a) y = Cast<to=1>(b)"),
+    )
+    both = [({"y": np.log(softmax(SCORES))}, {"y": np.log(softmax(OTHER))})]
+    if op == "Softmax":
+        both = [({"y": softmax(SCORES)}, {"y": softmax(OTHER)})]
+    assert (
+        divergence(handed, both)
+        == divergence(plain, both)
+        == pytest.approx(kl(SCORES, OTHER), rel=1e-4)
+    )
+
+
 @settings(max_examples=40)
 @given(op=st.sampled_from(OPS), seed=st.integers(0, 2**16), noise=st.sampled_from((0.01, 1.0)))
 def test_nothing_for_equal_outputs_something_for_others(op: str, seed: int, noise: float) -> None:
