@@ -66,6 +66,8 @@ def compare(first: onnx.ModelProto, second: onnx.ModelProto, threads: int) -> di
     """Time two models in alternation; ratio of the second to the first."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    # threads of one session that wait for its next run would slow the other down
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     providers = ["CPUExecutionProvider"]
     models = (first, second)
     sessions = [ort.InferenceSession(m.SerializeToString(), options, providers) for m in models]

@@ -82,7 +82,7 @@ def measure_pair(
     Raises:
         RuntimeFailure: when onnxruntime refuses one of the models, or the feed.
     """
-    sessions = open_session(original, runtime), open_session(result, runtime)
+    sessions = [open_session(model, runtime, alternating=True) for model in (original, result)]
     repeats = [_repeats(session, feed) for session in sessions]
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds

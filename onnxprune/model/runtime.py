@@ -36,6 +36,7 @@ _NOISE = re.compile(
 )
 _INLINE_BYTES = 64_000_000
 _NO_PREPACKING = "session.disable_prepacking"
+_NO_SPINNING_ON = "session.force_spinning_stop"
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -80,6 +81,7 @@ def open_session(
     arena: bool = True,
     prepack: bool = True,
     plan: bool = True,
+    alternating: bool = False,
     profile: str = "",
 ) -> ort.InferenceSession:
     """Load a model into onnxruntime.
@@ -97,6 +99,8 @@ def open_session(
         plan: False allocates each tensor when it is computed; onnxruntime's planning takes time
             that grows with the square of the number of nodes, 27 s for 16,000.
         profile: how the file begins that the profile is to be written to; "" for no profile.
+        alternating: True lets threads rest as soon as a run is over: waiting for the next one they
+            would take the time of the session that runs in between.
 
     Raises:
         RuntimeFailure: when onnxruntime refuses the model.
@@ -112,6 +116,8 @@ def open_session(
     options.intra_op_num_threads = runtime.threads
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
+    if alternating:
+        options.add_session_config_entry(_NO_SPINNING_ON, "1")
     if not prepack:
         options.add_session_config_entry(_NO_PREPACKING, "1")
     if isinstance(model, ir.Model):
