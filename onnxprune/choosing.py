@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Choice", "Chooser", "measured_latency", "too_slow"]
 
-_SECONDS = 1.5
+_SECONDS = 2.5
 
 
 @dataclass(frozen=True)
