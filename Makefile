@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test browser-test lint format types build clean
+.PHONY: help venv demo test browser-test lint format types reference build clean
 
 help:
 	@echo "make demo    prune a small model and show what happened"
@@ -12,6 +12,7 @@ help:
 	@echo "make browser-test  open the HTML pages in a headless Chromium"
 	@echo "make lint    check style        make format  repair it"
 	@echo "make types   check types        make build   build the wheel into dist/"
+	@echo "make reference     write docs/reference.md from the docstrings"
 	@echo "make venv    only set up $(VENV)  make clean   remove everything built"
 
 $(BIN)/python:
@@ -51,6 +52,9 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: $(VENV)/.installed-dev
+	$(BIN)/python docs/make_reference.py
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
