@@ -37,6 +37,7 @@ class Analysis:
         coupling: its labels.
         groups: all groups of removable units.
         refused: axes that cannot be cut, and why.
+        file_bytes: size of the original's file, external data included; 0 where that is unknown.
         reference: the model whose outputs are to be kept, where `model` has lost something already.
     """
 
@@ -45,6 +46,7 @@ class Analysis:
     groups: tuple[Group, ...]
     refused: tuple[Refused, ...]
     reference: ir.Model | None = None
+    file_bytes: int = 0
 
     def runs(self) -> list[Observation]:
         """The runs the model was observed in, one for each distinct size."""

@@ -153,7 +153,7 @@ def prune(
     loaded = load(model)
     samples = _samples(loaded, calibration)
     fitted, measure, known = _divided(loaded, samples, labels, metric, options)
-    analysis = analyse(loaded.model, options, fitted)
+    analysis = replace(analyse(loaded.model, options, fitted), file_bytes=loaded_bytes(loaded))
     if options.max_drop is not None and measure is not None:
         ready = get_ready(analysis, options, fitted, progress, known)
         goal = options.target if target is not None else None

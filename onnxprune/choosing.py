@@ -11,7 +11,8 @@ from onnxprune.approach import Attempt, approach, best_of
 from onnxprune.building import Built, attempt
 from onnxprune.cost.latency import Latency, measure_pair
 from onnxprune.errors import NothingPrunable, TargetUnreachable
-from onnxprune.options import LATENCY
+from onnxprune.model.size import model_bytes
+from onnxprune.options import LATENCY, SIZE
 from onnxprune.progress import during
 from onnxprune.search import Search
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "Chooser", "measured_latency", "too_slow"]
 
 _SECONDS = 2.5
+_SIZES = 4
+_MORE = 1.1
+_SMALLEST = 1e-3
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Chooser:
                 reach.
         """
         ready, target = self._ready, self._ready.options.target
-        first = self._in_time(target[LATENCY]) if LATENCY in target else self.at(target)
+        first = self._in_time(target[LATENCY]) if LATENCY in target else self._in_size(target)
         if ready.options.compensate == "none":
             return first
         search = self._search(first.aim)
@@ -83,7 +87,8 @@ class Chooser:
         if LATENCY in target:
             timed = self._in_time(target[LATENCY], best.name, first.aim[LATENCY])
             return replace(timed, trials=trials)
-        return replace(first, way=best, trials=trials)
+        sized = self._in_size(first.aim, best.name) if SIZE in target else replace(first, way=best)
+        return replace(sized, trials=trials)
 
     def at(self, aim: Mapping[str, float], name: str | None = None) -> Choice:
         """Choose what the cost model says meets an aim.
@@ -106,6 +111,29 @@ class Chooser:
             if isinstance(outcome, Built):
                 return Choice(way, outcome, dict(aim))
             self.dropped |= outcome
+
+    def _in_size(self, aim: Mapping[str, float], name: str | None = None) -> Choice:
+        """Ask for less until the file is as small as asked: surgery may add constants and names."""
+        analysis, asked = self._ready.analysis, self._ready.options.target.get(SIZE)
+        choice = self.at(aim, name)
+        if asked is None:
+            return choice
+        whole = analysis.file_bytes or model_bytes(analysis.model)
+        best = 1.0
+        for _ in range(_SIZES):
+            share = model_bytes(choice.plain.model) / whole
+            if share <= asked:
+                return choice
+            best = min(best, share)
+            aim = {**aim, SIZE: max(aim[SIZE] - _MORE * (share - asked), _SMALLEST)}
+            try:
+                choice = self.at(aim, name)
+            except TargetUnreachable:
+                break
+        raise TargetUnreachable(
+            f"the target size={asked:g} cannot be reached; the best file that was built has "
+            f"size={best:.3f}"
+        )
 
     def _search(self, aim: Mapping[str, float]) -> Search:
         ready = self._ready

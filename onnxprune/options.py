@@ -14,6 +14,7 @@ __all__ = [
     "ALLOCATIONS",
     "COMPENSATIONS",
     "LATENCY",
+    "SIZE",
     "TARGETS",
     "Options",
     "check_max_drop",
@@ -23,7 +24,10 @@ __all__ = [
 LATENCY = "latency"
 """The target that is measured, not counted."""
 
-TARGETS = ("channels", "params", "macs", "size", "memory", LATENCY)
+SIZE = "size"
+"""The target whose count is a forecast until there is a file."""
+
+TARGETS = ("channels", "params", "macs", SIZE, "memory", LATENCY)
 COMPENSATIONS = ("none", "mean", "least-squares")
 ALLOCATIONS = ("auto", "uniform", "global")
 

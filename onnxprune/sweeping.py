@@ -17,6 +17,7 @@ from onnxprune.judging import Judge, judging_feeds
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.model.save import check_writable
+from onnxprune.model.size import loaded_bytes
 from onnxprune.options import LATENCY, check_targets
 from onnxprune.outcome import Outcome
 from onnxprune.pipeline import prune_ready
@@ -112,6 +113,7 @@ def sweep(
         base = next((one for one in waiting if LATENCY not in one), waiting[0])
         options = replace(options, target=base)
         analysis = analyse(loaded.model, options, samples)
+        analysis = replace(analysis, file_bytes=loaded_bytes(loaded))
         ready = get_ready(analysis, options, samples, progress)
         judge = Judge(analysis.model, judging_feeds(ready), options.runtime)
         run = _Run(loaded, ready, options, samples, judge, measure_latency)

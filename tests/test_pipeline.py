@@ -283,3 +283,13 @@ def test_one_step_is_what_there_is_without_steps() -> None:
     assert "stages" not in result.plan.to_dict()
     with pytest.raises(InputError, match="steps must be 1 or more"):
         onnxprune.prune(source, steps=0)
+
+
+def test_a_target_of_size_is_that_of_the_file(tmp_path: Path) -> None:
+    source = MODELS / "digits_transformer.onnx"
+    given: dict[str, Any] = {"measure_latency": False, "threads": 1}
+    result = onnxprune.prune(source, target={"size": 0.8}, **given)
+    result.save(tmp_path / "small.onnx")
+    assert (tmp_path / "small.onnx").stat().st_size <= 0.8 * source.stat().st_size
+    with pytest.raises(TargetUnreachable, match=r"size=0\.01\S* cannot be reached"):
+        onnxprune.prune(source, target={"size": 0.01}, **given)
