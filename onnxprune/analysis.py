@@ -39,6 +39,7 @@ class Analysis:
         refused: axes that cannot be cut, and why.
         file_bytes: size of the original's file, external data included; 0 where that is unknown.
         reference: the model whose outputs are to be kept, where `model` has lost something already.
+        altered: sums of the model that have a constant where the reference has a residual branch.
     """
 
     model: ir.Model
@@ -47,6 +48,12 @@ class Analysis:
     refused: tuple[Refused, ...]
     reference: ir.Model | None = None
     file_bytes: int = 0
+    altered: tuple[str, ...] = ()
+
+    @property
+    def original(self) -> ir.Model:
+        """The model whose outputs are to be kept, and whose costs targets are fractions of."""
+        return self.reference or self.model
 
     def runs(self) -> list[Observation]:
         """The runs the model was observed in, one for each distinct size."""
@@ -60,7 +67,7 @@ class Analysis:
             InputError: when a pattern matches nothing in the model.
         """
         readers: dict[str, set[str]] = {}
-        for node in self.model.graph:
+        for node in self.original.graph:
             for value in node.inputs:
                 if value is not None and value.name:
                     names = {node.name or "", *(output.name or "" for output in node.outputs)}

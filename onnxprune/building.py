@@ -48,6 +48,9 @@ class Built:
         stages: what was gone after each step but the last, when there were several.
         latency: measured against the original's, where that was a target.
         ranked: the groups with the removal orders it was chosen from; empty for a replayed plan.
+        analysis: of the model that the removal is of, where blocks went before; None for the
+            original.
+        depths: number of blocks that are gone -> divergence, for each number that was tried.
     """
 
     model: ir.Model
@@ -62,6 +65,8 @@ class Built:
     stages: tuple[Removal, ...] = ()
     latency: Latency | None = None
     ranked: tuple[Ranked, ...] = ()
+    analysis: Analysis | None = None
+    depths: Mapping[int, float] = field(default_factory=dict)
 
 
 def finish(

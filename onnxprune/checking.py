@@ -29,6 +29,7 @@ class Method(TypedDict, total=False):
     exclude: Sequence[str]
     round_to: int | str
     steps: int
+    blocks: bool
     normalised_axes: bool
     lossless: bool
     components: bool
@@ -51,6 +52,7 @@ def check_method(
     exclude: Sequence[str] = (),
     round_to: int | str = "auto",
     steps: int = 1,
+    blocks: bool = False,
     normalised_axes: bool = False,
     lossless: bool = True,
     components: bool = True,
@@ -82,6 +84,7 @@ def check_method(
         exclude=tuple(exclude),
         round_to=round_to,
         steps=steps,
+        blocks=blocks,
         normalised_axes=normalised_axes,
         lossless=lossless,
         components=components,
@@ -93,6 +96,16 @@ def check_method(
     find_criterion(options.criterion)
     check_choice("compensation", options.compensate, COMPENSATIONS)
     check_choice("allocation", options.allocation, ALLOCATIONS)
+    if blocks and (options.compensate != "least-squares" or not calibrated):
+        raise InputError(
+            "blocks are weighed against units by what outputs diverge after least squares; give "
+            "--calibration, and no other compensation"
+        )
+    if blocks and "channels" in options.target:
+        raise InputError(
+            "a target of channels is met by every group for itself, so that blocks save nothing; "
+            "give macs, params, size, memory or latency"
+        )
     for view in options.augment:
         check_choice("augmentation", view, tuple(VIEWS))
     return options

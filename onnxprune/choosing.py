@@ -80,7 +80,7 @@ class Chooser:
         first = self._in_time(target[LATENCY]) if LATENCY in target else self._in_size(target)
         if ready.options.compensate == "none":
             return first
-        search = self._search(first.aim)
+        search = self.search(first.aim)
         best, trials = search.best(search.first_ways(), ready.prepared.calibration, self._progress)
         if best.name == first.way.name:
             return replace(first, trials=trials)
@@ -102,9 +102,10 @@ class Chooser:
         """
         ready = self._ready
         while True:
-            search = self._search(aim)
+            search = self.search(aim)
             way = search.way(name) if name is not None else search.first_ways()[0]
-            if not way.removal.classes and any(share < 1 for share in aim.values()):
+            cut = way.removal.classes or ready.analysis.altered
+            if not cut and any(share < 1 for share in aim.values()):
                 raise NothingPrunable(why_nothing(ready.analysis, ready.options, self.dropped))
             plain = replace(ready.options, compensate="none")
             outcome = attempt(ready.prepared.analysis, way.removal, plain)
@@ -118,7 +119,7 @@ class Chooser:
         choice = self.at(aim, name)
         if asked is None:
             return choice
-        whole = analysis.file_bytes or model_bytes(analysis.model)
+        whole = analysis.file_bytes or model_bytes(analysis.original)
         best = 1.0
         for _ in range(_SIZES):
             share = model_bytes(choice.plain.model) / whole
@@ -135,7 +136,8 @@ class Chooser:
             f"size={best:.3f}"
         )
 
-    def _search(self, aim: Mapping[str, float]) -> Search:
+    def search(self, aim: Mapping[str, float]) -> Search:
+        """The allocations for an aim, without the groups that are left whole."""
         ready = self._ready
         left = [one for one in ready.ranked if one.group.name not in self.dropped]
         options = replace(ready.options, target=dict(aim))
@@ -160,7 +162,7 @@ class Chooser:
 def measured_latency(ready: Ready, model: ir.Model) -> Latency:
     """Time a model against the original, on the feed it was traced with."""
     feed = ready.analysis.coupling.facts.first.feed
-    return measure_pair(ready.analysis.model, model, feed, ready.options.runtime, _SECONDS)
+    return measure_pair(ready.analysis.original, model, feed, ready.options.runtime, _SECONDS)
 
 
 def too_slow(asked: float, tried: list[Attempt[Any]]) -> TargetUnreachable:

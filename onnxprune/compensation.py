@@ -113,7 +113,7 @@ def compensate(
     fixed = {n: c for n, c in removal.classes.items() if n not in {o.group.name for o in choices}}
     solving = LeastSquares(
         full,
-        analysis.reference or analysis.model,
+        analysis.original,
         Removal(fixed).dead(),
         calibration.feeds,
         options.runtime,
@@ -121,6 +121,7 @@ def compensate(
         settings or Settings(rows=Settings.rows * (1 + len(options.augment))),
         options.seed,
         progress,
+        analysis.altered,
     )
     solving(full.model)
     judged = solving.outputs[1::2] or solving.outputs
@@ -128,7 +129,7 @@ def compensate(
         full,
         Removal(fixed | solving.chosen),
         tuple(solving.repairs),
-        divergence(analysis.model, judged),
+        divergence(analysis.original, judged),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, nearest
 from onnxprune.model.runtime import Runtime
 
 __all__ = [
@@ -56,6 +56,7 @@ class Options:
             linear maps are done to them.
         augment: views of calibration images to fit layers on as well: flip, shift.
         steps: in how many steps to prune; after each, layers are solved and units ranked anew.
+        blocks: whole residual branches may go too, where outputs then diverge less.
         max_drop: how far the measured quality may fall, in its own unit; None for no limit. Every
             fourth sample is then kept for measuring.
         seed: seed of everything random.
@@ -75,6 +76,7 @@ class Options:
     components: bool = True
     augment: tuple[str, ...] = ()
     steps: int = 1
+    blocks: bool = False
     max_drop: float | None = None
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
@@ -95,6 +97,7 @@ class Options:
             "components": self.components,
             "augment": list(self.augment),
             "steps": self.steps,
+            "blocks": self.blocks,
             "max_drop": self.max_drop,
             "seed": self.seed,
         }
@@ -111,7 +114,7 @@ def check_targets(target: Mapping[str, float]) -> dict[str, float]:
     checked = {}
     for kind, fraction in target.items():
         if kind not in TARGETS:
-            raise InputError(f"unknown target {kind!r}; there are {', '.join(TARGETS)}")
+            raise InputError(f"unknown target {kind!r}{nearest(str(kind), TARGETS)}")
         try:
             value = float(fraction)
         except (TypeError, ValueError):

@@ -60,7 +60,8 @@ class Outcome:
         analysis, built, runtime = self.analysis, self.built, self.options.runtime
         # what `apply` is to do again, which need not be what was asked
         done = replace(self.options, compensate=built.compensate)
-        plan = plan_of(self.loaded, analysis, built.removal, done, built.stages)
+        cut = built.analysis or analysis
+        plan = plan_of(self.loaded, cut, built.removal, done, built.stages)
         outputs: list[OutputComparison] = []
         if self.samples is not None:
             outputs = compare_outputs(
@@ -79,15 +80,17 @@ class Outcome:
             latency = during(progress, "measuring latency", work)
         report = Report(
             original=sizes_of(analysis, (), loaded_bytes(self.loaded)),
-            result=sizes_of(analysis, built.removal.dead(), model_bytes(built.model)),
+            result=sizes_of(cut, built.removal.dead(), model_bytes(built.model)),
             batch=batch_of(analysis),
             certificate=built.certificate,
             outputs=tuple(outputs),
             latency=latency,
-            padding=_padding(analysis, built.removal.dead()),
+            padding=_padding(cut, built.removal.dead()),
             widths={one.id: (one.size, one.size - len(one.removed)) for one in plan.groups},
             inexact=tuple(one.id for one in plan.groups if one.inexact),
-            refused=analysis.refused,
+            blocks=cut.altered,
+            depths=dict(built.depths),
+            refused=cut.refused,
             dropped=dict(built.dropped),
             repairs=built.repairs,
             allocation=built.allocation,
@@ -96,14 +99,14 @@ class Outcome:
             note=built.note,
             seconds=time.perf_counter() - started,
             network=find_network(
-                analysis.model.graph,
-                analysis.coupling,
-                analysis.groups,
-                analysis.refused,
+                cut.model.graph,
+                cut.coupling,
+                cut.groups,
+                cut.refused,
                 built.removal.dead(),
             ),
             groups=accounts_of(
-                analysis.groups,
+                cut.groups,
                 {one.id: len(one.removed) for one in plan.groups},
                 built.ranked,
             ),

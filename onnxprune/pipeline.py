@@ -11,6 +11,7 @@ from onnxprune.building import Built, build, finish
 from onnxprune.choosing import Choice, Chooser, measured_latency, too_slow
 from onnxprune.compensation import compensate
 from onnxprune.coupling.cut import CutError
+from onnxprune.depth import best_depth
 from onnxprune.errors import RuntimeFailure, VerificationError
 from onnxprune.options import LATENCY
 from onnxprune.preparation import after, prepare
@@ -63,7 +64,11 @@ def prune_ready(
     with matrix_threads(ready.options.runtime.threads):
         if target is not None and dict(target) != dict(ready.options.target):
             ready = aimed_at(ready, target, progress)
-        return _pruned(ready, progress)
+        if not ready.options.blocks or "channels" in ready.options.target:
+            return _pruned(ready, progress)
+        depth = best_depth(ready, progress)
+        built = _pruned(depth.ready, progress)
+        return replace(built, analysis=depth.ready.analysis, depths=depth.divergences)
 
 
 def rebuild(
@@ -121,6 +126,7 @@ def _pruned(ready: Ready, progress: Progress[Any]) -> Built:
         trials=choice.trials,
         stages=stages,
         ranked=tuple(ready.ranked),
+        note="; ".join(filter(None, (ready.note, built.note))),
     )
 
 
@@ -129,7 +135,8 @@ def _with_less(ready: Ready, error: Exception, progress: Progress[Any]) -> Built
     lesser = "mean" if ready.options.compensate == "least-squares" else "none"
     options = replace(ready.options, compensate=lesser)
     labels = ready.measured.labels if ready.measured is not None else None
-    built = _pruned(get_ready(ready.analysis, options, ready.samples, progress, labels), progress)
+    again = get_ready(ready.analysis, options, ready.samples, progress, labels, ready.cost.whole)
+    built = _pruned(again, progress)
     note = f"{ready.options.compensate} compensation was not possible: {error}"
     return replace(built, note="; ".join(filter(None, (note, built.note))))
 

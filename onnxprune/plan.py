@@ -10,7 +10,7 @@ from typing import Any
 
 from onnxprune.errors import InputError
 
-__all__ = ["Plan", "PlannedGroup", "PlannedRefusal"]
+__all__ = ["Plan", "PlannedGroup", "PlannedRefusal", "plan_text"]
 
 _FORMAT = "onnxprune-plan"
 _VERSION = 1
@@ -60,6 +60,8 @@ class Plan:
         refused: axes that cannot be cut.
         stages: for a run in several steps, what was gone after each but the last: removed units by
             group id. Written only where there are any.
+        blocks: sums that lost their residual branch before anything was cut; groups and
+            initializers are those of the model without. Written only where there are any.
     """
 
     model: dict[str, Any]
@@ -68,6 +70,7 @@ class Plan:
     initializers: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     refused: tuple[PlannedRefusal, ...] = ()
     stages: tuple[dict[str, tuple[int, ...]], ...] = ()
+    blocks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan file's content (version 1)."""
@@ -88,6 +91,7 @@ class Plan:
                 for group in self.groups
             ],
             **({"stages": [_listed(one) for one in self.stages]} if self.stages else {}),
+            **({"blocks": list(self.blocks)} if self.blocks else {}),
             "initializers": {
                 name: {str(axis): list(kept) for axis, kept in axes.items()}
                 for name, axes in self.initializers.items()
@@ -108,13 +112,7 @@ class Plan:
         Raises:
             InputError: when it cannot be read, or is no plan of this version.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path}: the plan cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise InputError(f"{path}: is no plan file (not text)") from None
-        return cls.from_json(text, os.fspath(path))
+        return cls.from_json(plan_text(path), os.fspath(path))
 
     @classmethod
     def from_json(cls, text: str, where: str = "the plan") -> Plan:
@@ -131,6 +129,19 @@ class Plan:
             data = json.loads(text)
         except ValueError as error:
             raise InputError(f"{where}: is not JSON ({error})") from None
+        return cls.from_dict(data, where)
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "the plan") -> Plan:
+        """Read the content of a plan file.
+
+        Args:
+            data: what its JSON says.
+            where: what to call it in errors.
+
+        Raises:
+            InputError: when it is no plan of this version.
+        """
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise InputError(f'{where}: is no plan of onnxprune; expected "format": "{_FORMAT}"')
         if data.get("version") != _VERSION:
@@ -154,9 +165,24 @@ class Plan:
                     {str(name): _indices(removed) for name, removed in stage.items()}
                     for stage in data.get("stages", ())
                 ),
+                blocks=tuple(str(name) for name in data.get("blocks", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: is not a complete plan ({error!r})") from None
+
+
+def plan_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a plan file.
+
+    Raises:
+        InputError: when it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: the plan cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is no plan file (not text)") from None
 
 
 def _group(data: dict[str, Any]) -> PlannedGroup:

@@ -65,6 +65,7 @@ def plan_of(
         initializers=kept,
         refused=tuple(PlannedRefusal(one.axis, one.node, one.reason) for one in analysis.refused),
         stages=tuple(_units(analysis, stage) for stage in stages),
+        blocks=analysis.altered,
     )
 
 
@@ -89,6 +90,7 @@ def planned_options(plan: Plan, compensate: str, runtime: Runtime) -> Options:
             components=bool(plan.options.get("components", True)),
             augment=tuple(map(str, plan.options.get("augment", ()))),
             steps=int(plan.options.get("steps", 1)),
+            blocks=bool(plan.options.get("blocks", False)),
             max_drop=None if limit is None else float(limit),
             seed=int(plan.options.get("seed", 0)),
             runtime=runtime,

@@ -126,7 +126,7 @@ def after(
         before,
         model=full.model,
         coupling=full.coupling,
-        reference=before.reference or before.model,
+        reference=before.original,
     )
     calibration = prepared.calibration
     if calibration is not None:

@@ -17,7 +17,7 @@ from onnxprune.cost.latency_table import LatencyTable
 from onnxprune.cost.shapes import CutCost
 from onnxprune.errors import InputError, NothingPrunable
 from onnxprune.gradients.losses import Objective
-from onnxprune.gradients.masks import mask_gradients
+from onnxprune.gradients.masks import Found, mask_gradients
 from onnxprune.importance import find_criterion
 from onnxprune.options import LATENCY
 from onnxprune.preparation import Prepared, after, prepare
@@ -57,6 +57,7 @@ class Ready:
         multiples: how many units each group keeps a multiple of, by name; 1 where nothing is said.
         gradients: of the loss with respect to masks of the units, by group name; empty unless the
             criterion needs them.
+        note: what was left out of `groups`, and why; empty for nothing.
     """
 
     analysis: Analysis
@@ -69,6 +70,7 @@ class Ready:
     cost: CostModel
     multiples: Mapping[str, int]
     gradients: Mapping[str, MaskGradients] = field(default_factory=dict)
+    note: str = ""
 
 
 def calibrate(
@@ -107,6 +109,7 @@ def get_ready(
     samples: Samples | None = None,
     progress: Progress[Any] = silent,
     labels: NDArray[Any] | None = None,
+    whole: Mapping[str, float] | None = None,
 ) -> Ready:
     """Calibrate, rewrite and rank.
 
@@ -117,6 +120,7 @@ def get_ready(
         progress: told about long loops.
         labels: of what the samples came from, for the loss of a criterion by gradients; None to
             draw them from the outputs.
+        whole: costs that the target's fractions refer to; None for those of the model.
 
     Raises:
         InputError: for a criterion or compensation that needs calibration when there is none.
@@ -128,14 +132,25 @@ def get_ready(
     with matrix_threads(options.runtime.threads):
         measured = calibrate(analysis, options, samples, progress, labels)
         groups = analysis.selected(options.include, options.exclude)
-        if not groups:
+        if not (groups or options.blocks):
             raise NothingPrunable(why_nothing(analysis, options))
         prepared = prepare(analysis, groups, options, measured, progress)
-        cost, multiples = _costs(analysis, groups, options, progress)
-        slopes = _gradients(prepared, groups, options, progress)
-        ranked = _ranked(prepared, groups, options, multiples, slopes, progress)
+        cost, multiples = _costs(analysis, groups, options, progress, whole)
+        found = _gradients(prepared, groups, options, progress)
+        groups = [group for group in groups if group.name not in found.blocked]
+        ranked = _ranked(prepared, groups, options, multiples, found.gradients, progress)
     return Ready(
-        analysis, options, samples, groups, measured, prepared, ranked, cost, multiples, slopes
+        analysis,
+        options,
+        samples,
+        groups,
+        measured,
+        prepared,
+        ranked,
+        cost,
+        multiples,
+        found.gradients,
+        _left_whole(found.blocked),
     )
 
 
@@ -161,7 +176,7 @@ def gone_on(ready: Ready, compensated: Compensated, progress: Progress[Any]) -> 
     Layers that are solved later still aim at what the original computes.
     """
     prepared = after(ready.prepared, compensated, ready.options, progress)
-    slopes = _gradients(prepared, ready.groups, ready.options, progress)
+    slopes = _gradients(prepared, ready.groups, ready.options, progress).gradients
     ranked = _ranked(prepared, ready.groups, ready.options, ready.multiples, slopes, progress)
     return replace(ready, prepared=prepared, ranked=ranked, gradients=slopes)
 
@@ -171,7 +186,11 @@ def _needs_samples(what: str) -> InputError:
 
 
 def _costs(
-    analysis: Analysis, groups: Sequence[Group], options: Options, progress: Progress[Any]
+    analysis: Analysis,
+    groups: Sequence[Group],
+    options: Options,
+    progress: Progress[Any],
+    whole: Mapping[str, float] | None = None,
 ) -> tuple[CostModel, dict[str, int]]:
     """What a cut would cost, and the multiples that groups keep; timed only for latency."""
     graph, coupling = analysis.model.graph, analysis.coupling
@@ -179,23 +198,22 @@ def _costs(
     if isinstance(options.round_to, int):
         multiples = {group.name: options.round_to for group in groups}
     if LATENCY not in options.target:
-        return CutCost(graph, coupling), multiples
+        return CutCost(graph, coupling, whole=whole), multiples
     table = LatencyTable(analysis.model, coupling.facts, options.runtime)
     if options.round_to == "auto":
         work = partial(group_multiples, table, graph, coupling, groups)
         multiples = during(progress, "timing kernels", work)
-    return CutCost(graph, coupling, {LATENCY: table.seconds}), multiples
+    return CutCost(graph, coupling, {LATENCY: table.seconds}, whole), multiples
 
 
 def _gradients(
     prepared: Prepared, groups: Sequence[Group], options: Options, progress: Progress[Any]
-) -> dict[str, MaskGradients]:
+) -> Found:
     """Gradients of units that become zero, or their mean where that is made up for."""
     calibration = prepared.calibration
-    if calibration is None or not getattr(
-        find_criterion(options.criterion), "needs_gradients", False
-    ):
-        return {}
+    needed = getattr(find_criterion(options.criterion), "needs_gradients", False)
+    if calibration is None or not groups or not needed:
+        return Found({}, {})
     means = {}
     if options.compensate != "none":
         taps = {
@@ -214,6 +232,17 @@ def _gradients(
         seed=options.seed,
         means=means,
         progress=progress,
+    )
+
+
+def _left_whole(blocked: Mapping[str, str]) -> str:
+    """What a run says about groups without gradients."""
+    if not blocked:
+        return ""
+    names, reasons = sorted(blocked), sorted(set(blocked.values()))
+    return (
+        f"{len(names)} groups are left whole, as gradients do not get to them: "
+        f"{', '.join(names)} ({'; '.join(reasons)}); another criterion can cut them"
     )
 
 

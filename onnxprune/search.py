@@ -22,6 +22,8 @@ from onnxprune.reconstruction.find import replaceable_layers
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from onnxprune.cost.kinds import CostModel
     from onnxprune.options import Options
     from onnxprune.preparation import Prepared
@@ -117,14 +119,14 @@ class Search:
             return ways[0], {}
         ways = ways[: self._affordable(calibration)]
         trials = {
-            way.name: self._tried(way, calibration)
+            way.name: self.divergence(way, calibration)
             for way in progress(ways, "trying allocations", len(ways))
         }
         best = min(ways, key=lambda way: trials[way.name])
         if len(self._alone()) < len(self.ranked):
             wider = self.way(best.name + _SHARED)
             if wider.removal.classes != best.removal.classes:
-                trials[wider.name] = self._tried(wider, calibration)
+                trials[wider.name] = self.divergence(wider, calibration)
                 best = min((best, wider), key=lambda way: trials[way.name])
         return best, trials
 
@@ -141,11 +143,9 @@ class Search:
                 work += groups * unknowns**2 * (rows + _SOLVING * unknowns)
         return max(2, int(_WORK / work))
 
-    def _tried(self, way: Candidate, calibration: Calibration) -> float:
+    def divergence(self, way: Candidate, calibration: Calibration) -> float:
         """Divergence on the judging half with little effort; infinite where it cannot be built."""
-        few = replace(
-            calibration, feeds=_spread(calibration.feeds, self._trial_batches(calibration))
-        )
+        few = replace(calibration, feeds=self.trial_feeds(calibration))
         try:
             trial = compensate(
                 self.prepared.analysis,
@@ -158,15 +158,16 @@ class Search:
             return float("inf")
         return trial.divergence if trial.divergence is not None else float("inf")
 
-    def _trial_batches(self, calibration: Calibration) -> int:
-        """How many batches a trial takes: at least two, one to fit and one to judge."""
+    def trial_feeds(self, calibration: Calibration) -> list[Mapping[str, NDArray[Any]]]:
+        """Batches that a trial takes: at least two, one to fit and one to judge, in turn."""
         batch = calibration.feeds[0]
         rows = max(len(next(iter(batch.values()))), 1)
         traced = self.prepared.analysis.coupling.facts.first.feed
         share = _bytes(batch) / max(_bytes(traced), 1)
-        macs = share * self.cost.after(())["macs"]
+        macs = share * self.cost.whole["macs"]
         most = max(_TRIAL_BATCHES, _TRIAL_SAMPLES // rows)
-        return max(2, min(most, -int(-_TRIAL_MACS // max(2 * macs, 1))))
+        count = max(2, min(most, -int(-_TRIAL_MACS // max(2 * macs, 1))))
+        return _spread(calibration.feeds, count)
 
 
 def _bytes(feed: Mapping[str, Any]) -> int:

@@ -159,6 +159,7 @@ class _Run:
             allocation="uniform",
             augment=(),
             steps=1,
+            blocks=False,
         )
         ready = get_ready(self.ready.analysis, options)
         return replace(self, ready=ready, options=options)

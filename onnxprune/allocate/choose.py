@@ -96,7 +96,7 @@ def _by_saving(
     kinds: Sequence[str],
 ) -> list[list[float]]:
     """Importance per saved share for each step, never falling along a group's order."""
-    full = cost.after(())
+    full = cost.whole
     keys = []
     for group, order in zip(groups, orders, strict=True):
         half = order[: max(len(order) // 2, 1)]
@@ -120,7 +120,7 @@ def _shortest(
     cost: CostModel,
 ) -> int:
     """Length of the shortest prefix of the steps that meets every target."""
-    full = cost.after(())
+    full = cost.whole
 
     def reached(count: int) -> dict[str, float]:
         dead = [one for _, n, p in steps[:count] for one in orders[n][p].classes]

@@ -74,7 +74,7 @@ def allocate(
     Returns:
         A removal that meets the targets.
     """
-    full = cost.after(())
+    full = cost.whole
     budgets = {kind: share * full[kind] for kind, share in target.items()}
     problem = _Problem(groups, orders, errors, budgets, cost, least or [0] * len(groups))
     first = problem.at(start)

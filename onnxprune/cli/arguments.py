@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnxprune import __version__
-from onnxprune.cli.pipelines import add_pipeline_options
+from onnxprune.cli.pipelines import add_passes_options, add_pipeline_options
 from onnxprune.cli.values import Budgets, Names, Targets, fractions, shard, whole, whole_or_auto
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ def _add_prune(commands: Any) -> None:
     )
     _add_method(parser)
     add_pipeline_options(parser)
-    parser.add_argument("--plan", metavar="FILE", help="write what was removed, as JSON")
+    parser.add_argument(
+        "--plan", metavar="FILE", help="write what was done as JSON, for `onnxprune apply`"
+    )
     _add_report(parser)
     _add_common(parser)
 
@@ -185,6 +187,11 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         type=whole,
         default=1,
         help="prune in N steps: after each, layers are solved and units ranked anew; default 1",
+    )
+    parser.add_argument(
+        "--blocks",
+        action="store_true",
+        help="let whole residual branches go too, where outputs then diverge less",
     )
     parser.add_argument("--seed", metavar="N", type=whole, default=0, help="default 0")
 
@@ -285,7 +292,7 @@ def _add_sensitivity(commands: Any) -> None:
 
 def _add_passes(commands: Any) -> None:
     parser = _command(commands, "passes", "the passes that are installed, and their options")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="only this one, in full")
+    add_passes_options(parser)
     _add_common(parser)
 
 

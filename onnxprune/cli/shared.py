@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ from onnxprune.errors import InputError
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from onnxprune.pipelines.results import PipelineResult
     from onnxprune.report.text import TextReport
+    from onnxprune.results import PruneResult
 
 __all__ = [
     "STANDARD_OUTPUT",
@@ -23,6 +26,7 @@ __all__ = [
     "runtime",
     "text_report",
     "write_json",
+    "write_result",
 ]
 
 STANDARD_OUTPUT = "-"
@@ -36,6 +40,7 @@ _METHOD = (
     "exclude",
     "round_to",
     "steps",
+    "blocks",
     "normalised_axes",
     "lossless",
     "components",
@@ -119,3 +124,42 @@ def write_json(arguments: Namespace, data: dict[str, Any]) -> None:
         sys.stdout.write(text)
     else:
         write_text_atomic(arguments.json, text)
+
+
+def write_result(
+    arguments: Namespace,
+    result: PruneResult | PipelineResult,
+    figures: dict[str, Any],
+    texts: Mapping[str, str],
+) -> None:
+    """Write figures, texts, then the model: where there is a model, the rest is there too.
+
+    Args:
+        arguments: of the command; its `out` is the model's path.
+        result: what is to be written.
+        figures: for --json.
+        texts: path -> text of files that are part of the run.
+
+    Raises:
+        InputError: when something cannot be written; then nothing is.
+    """
+    from onnxprune.model.save import write_text_atomic
+
+    to_file = arguments.json if arguments.json != STANDARD_OUTPUT else None
+    try:
+        for path, text in texts.items():
+            write_text_atomic(path, text)
+        if to_file is not None:
+            write_json(arguments, figures)
+        result.save(arguments.out)
+    except BaseException:
+        # a plan without its model would look like a finished run
+        for written in (*texts, *filter(None, [to_file])):
+            with contextlib.suppress(OSError):
+                os.unlink(written)
+        raise
+    if arguments.report is not None:
+        # last, because it tells the digest of the model's file
+        result.save_report(arguments.report, command=arguments.words, model_file=arguments.out)
+    if to_file is None:
+        write_json(arguments, figures)

@@ -32,6 +32,10 @@ Classes: TypeAlias = "Sequence[int] | NDArray[np.int32]"
 class CostModel(Protocol):
     """Says what a cut leaves of every kind of cost."""
 
+    @property
+    def whole(self) -> Mapping[str, float]:
+        """What fractions refer to: the cost of the uncut model, or of one it was made from."""
+
     def after(self, dead: Classes) -> Mapping[str, float]:
         """Return the cost of the model without the classes `dead`, by kind."""
 

@@ -60,10 +60,18 @@ class CutCost:
         coupling: its labels.
         per_node: kind -> cost of one node, for kinds that are sums over the nodes of the main
             graph; each is a kind of its own, next to those of `cost.kinds`.
+        whole: what fractions refer to; None for the cost of this model before any cut.
+
+    Attributes:
+        whole: the same.
     """
 
     def __init__(
-        self, graph: ir.Graph, coupling: Coupling, per_node: Mapping[str, NodeCounter] | None = None
+        self,
+        graph: ir.Graph,
+        coupling: Coupling,
+        per_node: Mapping[str, NodeCounter] | None = None,
+        whole: Mapping[str, float] | None = None,
     ) -> None:
         self._coupling = coupling
         self._facts = coupling.facts
@@ -83,6 +91,7 @@ class CutCost:
         self._fixed = cache(self._count_fixed)
         self._rest = cache(partial(rest_bytes, graph))
         self._shares = cache(partial(self._peak_shares, ()))
+        self.whole: Mapping[str, float] = self.after(()) if whole is None else whole
 
     def after(self, dead: Classes) -> Costs:
         """Return the cost of every kind with the classes `dead` removed."""

@@ -87,13 +87,21 @@ def by_influence(candidates: Candidates) -> Iterator[ResidualBlock]:
 
 
 def by_divergence(
-    candidates: Candidates, judged: Judged, progress: Progress[Any]
+    candidates: Candidates, judged: Judged, progress: Progress[Any], most: int | None = None
 ) -> Iterator[ResidualBlock]:
-    """Blocks in greedy order: each is tried on top of those that have gone."""
+    """Blocks in greedy order: each is tried on top of those that have gone.
+
+    Args:
+        candidates: the blocks.
+        judged: what they are tried on.
+        progress: told about every trial.
+        most: how many are tried for a place, those of least influence; None for all.
+    """
     chosen: list[ResidualBlock] = []
+    likely = list(by_influence(candidates))
     now = 0.0
-    while len(chosen) < len(candidates.blocks):
-        left = [one for one in candidates.blocks if one not in chosen]
+    while len(chosen) < len(likely):
+        left = [one for one in likely if one not in chosen][:most]
         costs = []
         for one in progress(left, "trying blocks", len(left)):
             trial = candidates.without([*chosen, one])

@@ -19,14 +19,29 @@ __all__ = ["effort_rows"]
 Row = tuple[str, str]
 
 _NAME = 50
+_BLOCKS = 3
 _NO_BETTER = "no better on samples that were not fitted"
 
 
 def effort_rows(report: Report, verbose: bool) -> list[Row]:
     """Rows of a label and a text: the allocation, the layers, what was not done as asked."""
-    rows = [*_allocation(report.allocation, report.trials, verbose)]
+    rows = [*_blocks(report.blocks, report.depths, verbose)]
+    rows += _allocation(report.allocation, report.trials, verbose)
     rows += _repairs(report.repairs, verbose)
     return [*rows, ("note", printable(report.note))] if report.note else rows
+
+
+def _blocks(gone: Sequence[str], depths: Mapping[int, float], verbose: bool) -> list[Row]:
+    """How many residual blocks went, and what other numbers would have cost."""
+    if not (gone or depths):
+        return []
+    names = [printable(one, _NAME) for one in (gone if verbose else gone[:_BLOCKS])]
+    names += ["..."] if len(names) < len(gone) else []
+    text = f"{len(gone)} removed" + (f" ({', '.join(names)})" if gone else "")
+    if len(gone) in depths:
+        text += f": outputs diverge by {_short(depths[len(gone)])}"
+    others = [f"{_short(one)} with {n}" for n, one in sorted(depths.items()) if n != len(gone)]
+    return [("blocks", f"{text}; by {', '.join(others)}" if others else text)]
 
 
 def _allocation(name: str, trials: Mapping[str, float], verbose: bool) -> list[Row]:

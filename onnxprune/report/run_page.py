@@ -78,6 +78,10 @@ def run_page(
             "measure": "error" if _has_errors(report) else "score",
             "curves_note": _curves_note(report, len(panels)),
             "repairs": _repairs(report.repairs),
+            "depths": [
+                (count, significant(one) if math.isfinite(one) else "out of reach")
+                for count, one in sorted(report.depths.items())
+            ],
             "trials": _trials(report),
             "worst": [_worst(one) for one in report.outputs if one.worst],
             "reasons": [
@@ -85,7 +89,7 @@ def run_page(
                 for one in group_refusals(report.refused)
             ],
             "command": shlex.join(command),
-            "origin": origin_facts(report, model_file),
+            "origin": origin_facts(report.provenance, model_file),
         },
     )
 

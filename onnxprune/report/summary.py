@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class Report:
         repairs: what became of the layers that were to be solved anew.
         allocation: name of the way the removal was spread over the groups.
         trials: divergence of the outputs for each way that was tried.
+        blocks: sums that lost their residual branch.
+        depths: number of blocks gone -> divergence of the outputs, for each number that was tried.
         quality: of original and result on samples, when labels, a metric or a limit were given.
         note: what was done differently from what was asked, empty for nothing.
         seconds: duration of the run.
@@ -94,6 +96,8 @@ class Report:
     groups: tuple[GroupAccount, ...] = ()
     provenance: Provenance | None = None
     network: Network | None = None
+    blocks: tuple[str, ...] = ()
+    depths: dict[int, float] = field(default_factory=dict)
 
     def to_html(self, *, command: Sequence[str] = (), model_file: str | Path | None = None) -> str:
         """Return one self-contained HTML page.

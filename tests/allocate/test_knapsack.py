@@ -30,7 +30,18 @@ def order_of(number: int, steps: int, size: int = 1) -> list[RemovalStep]:
     ]
 
 
-class Independent:
+class _Whole:
+    """Fractions refer to the uncut model."""
+
+    @property
+    def whole(self) -> Any:
+        return self.after(())
+
+    def after(self, dead: Sequence[int]) -> Any:
+        raise NotImplementedError
+
+
+class Independent(_Whole):
     """What a group costs depends on how many of its own units are gone alone."""
 
     def __init__(self, tables: Sequence[Sequence[int]]) -> None:
@@ -48,7 +59,7 @@ class Independent:
         return self
 
 
-class Chain:
+class Chain(_Whole):
     """Layers between neighbours: each costs the product of the widths on its two sides."""
 
     def __init__(self, widths: Sequence[int]) -> None:
@@ -228,7 +239,7 @@ def test_parts_of_one_group_are_joined() -> None:
     assert removal.classes == {"0": (2,)}
 
 
-class TwoKinds:
+class TwoKinds(_Whole):
     """Two kinds of cost, each from tables of its own."""
 
     def __init__(self, **tables: Sequence[Sequence[float]]) -> None:
