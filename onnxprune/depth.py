@@ -21,7 +21,6 @@ from onnxprune.analysis import Analysis, analyse
 from onnxprune.calibration.statistics import BATCH
 from onnxprune.choosing import Chooser
 from onnxprune.coupling.step import node_id
-from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError, NothingPrunable
 from onnxprune.model.execution import Execution
 from onnxprune.options import SIZE
@@ -29,10 +28,7 @@ from onnxprune.progress import silent
 from onnxprune.ready import get_ready
 from onnxprune.reduction.block_choice import Candidates, Judged, by_divergence
 from onnxprune.reduction.branch_statistics import BranchStatistics, branch_statistics
-from onnxprune.reduction.constant_sums import fold_added_constants
-from onnxprune.reduction.observing import observed
 from onnxprune.reduction.residual import residual_blocks
-from onnxprune.surgery.bias import FullSize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -122,11 +118,9 @@ def without_blocks(
         statistics = {
             name: BranchStatistics(np.zeros(count), 0.0) for name, count in channels.items()
         }
-    smaller = Candidates(model, chosen, statistics, {}).without(chosen)
-    seen = observed(smaller, options.runtime, options.seed, samples)
-    full = FullSize(smaller, trace(smaller, seen))
-    fold_added_constants(full, names)
-    left = analyse(full.model, options, samples)
+    candidates = Candidates(model, chosen, statistics, {})
+    smaller = candidates.folded(chosen, options.runtime, options.seed, samples)
+    left = analyse(smaller, options, samples)
     return replace(left, reference=model, altered=tuple(names), file_bytes=analysis.file_bytes)
 
 

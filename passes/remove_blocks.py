@@ -51,7 +51,6 @@ from onnxprune.passes.least_squares import LeastSquares
 from onnxprune.progress import silent
 from onnxprune.reduction.block_choice import Candidates, Judged, by_divergence, by_influence
 from onnxprune.reduction.branch_statistics import branch_statistics
-from onnxprune.reduction.constant_sums import fold_added_constants
 from onnxprune.reduction.observing import observed
 from onnxprune.reduction.residual import residual_blocks
 from onnxprune.surgery.bias import FullSize
@@ -269,11 +268,10 @@ class RemoveBlocks(ir.passes.InPlacePass):
     ) -> _Trial:
         """Remove blocks, and repair where that helps."""
         original = candidates.model
-        smaller = candidates.without(gone)
-        facts = observed(smaller, self.runtime, self.seed, self.samples)
+        smaller = candidates.folded(gone, self.runtime, self.seed, self.samples)
         mean_only = judged.divergence(original, smaller)
-        names = [one.name for one in gone]
         if self.repair == "least-squares":
+            facts = observed(smaller, self.runtime, self.seed, self.samples)
             target = FullSize(smaller.clone(), trace(smaller, facts))
             LeastSquares(
                 target,
@@ -283,15 +281,12 @@ class RemoveBlocks(ir.passes.InPlacePass):
                 self.runtime,
                 seed=self.seed,
                 progress=self.progress,
-                altered=names,
+                altered=[one.name for one in gone],
             )(target.model)
-            fold_added_constants(target, names)
             repaired = judged.divergence(original, target.model)
             if repaired < mean_only:
                 return _Trial(tuple(gone), target.model, repaired, mean_only, True)
-        target = FullSize(smaller, trace(smaller, facts))
-        fold_added_constants(target, names)
-        return _Trial(tuple(gone), target.model, mean_only, mean_only, False)
+        return _Trial(tuple(gone), smaller, mean_only, mean_only, False)
 
     def _check(self, original: ir.Model, result: ir.Model, facts: Facts) -> None:
         feeds = [facts.first.feed, facts.second.feed]

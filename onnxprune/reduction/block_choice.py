@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxprune.coupling.trace import trace
 from onnxprune.model.execution import Execution
+from onnxprune.reduction.constant_sums import fold_added_constants
+from onnxprune.reduction.observing import observed
 from onnxprune.reduction.residual import remove_block
+from onnxprune.surgery.bias import FullSize
 from onnxprune.verification.divergence import divergence
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from onnxprune.calibration.samples import Samples
     from onnxprune.model.runtime import Runtime
     from onnxprune.progress import Progress
     from onnxprune.reduction.branch_statistics import BranchStatistics
@@ -55,6 +60,22 @@ class Candidates:
             mean = self.statistics[block.name].mean
             remove_block(result.graph, block, mean)
         return result
+
+    def folded(
+        self, chosen: Sequence[ResidualBlock], runtime: Runtime, seed: int, samples: Samples | None
+    ) -> ir.Model:
+        """The same with the means in the bias of what makes the stream, wherever that can be.
+
+        Args:
+            chosen: the blocks.
+            runtime: how to run the model, to see its shapes.
+            seed: of made-up inputs.
+            samples: inputs to run it on; None for made-up ones.
+        """
+        smaller = self.without(chosen)
+        full = FullSize(smaller, trace(smaller, observed(smaller, runtime, seed, samples)))
+        fold_added_constants(full, [one.name for one in chosen])
+        return full.model
 
 
 @dataclass(frozen=True)
