@@ -133,7 +133,6 @@ class Bodies:
         self.facts = replace(facts, first=first, second=second, constants=self._constants)
         self._model = model
         self._types = _types(model)
-        self._taken = {value.name for value in _values(model.graph)}
         for node in nodes:
             self._open(node)
 
@@ -159,10 +158,6 @@ class Bodies:
             raise _ClosedError("of an op without a rule")
         if node.op_type == "Scan" and self._model.opset_imports.get("", 1) < 9:
             raise _ClosedError("in the form of opset 8")
-        names = [value.name for value in _values(graph) if value.name]
-        if len(set(names)) < len(names) or set(names) & self._taken:
-            raise _ClosedError("in which names occur that other graphs use as well")
-        self._taken.update(names)
         runs = [self._run(node, graph, self.facts.first)]
         again = self.facts.second is not self.facts.first
         runs.append(self._run(node, graph, self.facts.second) if again else runs[0])

@@ -30,6 +30,7 @@ from onnxprune.model.tensors import (
     initializers,
     swapped,
 )
+from onnxprune.model.unique_names import make_names_unique
 from onnxprune.model.wellformed import check_wellformed, is_sorted
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def load(source: ModelSource) -> LoadedModel:
     """
     loaded = _load(source)
     inline_functions(loaded.model)
+    make_names_unique(loaded.model)
     _drop_empty_biases(loaded.model)
     return loaded
 

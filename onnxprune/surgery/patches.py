@@ -17,6 +17,7 @@ from onnxprune.surgery.integers import set_attribute
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from onnxprune.surgery.site import Site
@@ -36,7 +37,7 @@ def _target(site: Site) -> None:
     given = [value for value in known if value is not None]
     if len(given) < 2:
         if site.cut.touches(site.output()):
-            raise CutError(site.output(), f"{site.input(slot)} is only known at run time")
+            _overrule_passed_axes(site, slot, *wanted)
         return
     corrected = [_corrected(site, given[i], wanted[i], second=bool(i)) for i in (0, 1)]
     if all(np.array_equal(c, g) for c, g in zip(corrected, given, strict=True)):
@@ -47,6 +48,40 @@ def _target(site: Site) -> None:
         site.editor.set_literal(site.node, slot, corrected[0])
     else:
         site.overrule(slot, corrected[0], corrected[1])
+
+
+def _overrule_passed_axes(
+    site: Site, slot: int, first: tuple[int, ...], second: tuple[int, ...]
+) -> None:
+    """Of a target that depends on data, overrule the axes that are cut, if they are passed on.
+
+    That they always are follows from their own entry and those behind it, if these are known.
+    """
+    name, source, target = site.output(), site.input(0), site.node.inputs[slot]
+    rows = {axis: site.cut.positions(name, axis) for axis in range(len(first))}
+    changed = {axis: one for axis, one in rows.items() if one is not None}
+    sources = [site.cut.positions(source, axis) for axis in range(len(site.old_shape(source)))]
+    known = _known_entries(site, target) if target is not None else []
+    for axis, one in changed.items():
+        passed = any(other is not None and np.array_equal(one, other) for other in sources)
+        follows = len(known) == len(rows) and all(known[axis:]) and first[axis] == second[axis]
+        if site.node.op_type != "Reshape" or not (passed and follows):
+            raise CutError(name, f"{site.input(slot)} is only known at run time")
+    wrong = np.array([axis in changed for axis in rows])
+    site.editor.replace_computed(site.node, slot, np.array(first, np.int64), wrong)
+
+
+def _known_entries(site: Site, value: ir.Value) -> list[bool]:
+    """Which entries of a vector of integers follow from constants and shapes alone."""
+    settled = site.integers.get(value.name or "")
+    if settled is not None:
+        return [True] * settled.size
+    node = value.producer()
+    if node is not None and node.op_type in ("Cast", "Concat", "Identity") and not node.domain:
+        parts = [_known_entries(site, one) for one in node.inputs if one is not None]
+        return [entry for part in parts for entry in part]
+    observed = site.cut.coupling.facts.first.integers.get(value.name or "")
+    return [False] * (observed.size if observed is not None else 0)
 
 
 def _repeats(site: Site) -> None:

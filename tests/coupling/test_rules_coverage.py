@@ -49,16 +49,6 @@ REFUSED = [
         refused="there is no coupling rule for Det",
         values={"s": np.array([0, 2, 2]), "i": np.array([1])},
     ),
-    Case(
-        "If",
-        "h = MatMul(x, a) q = Constant<value=bool{1}>() "
-        "s = If(q)<then_branch = one () => (float[N, 8] u) { u = Relu(h) }, "
-        "else_branch = two () => (float[N, 8] w) { w = Neg(h) }> "
-        "t = If(q)<then_branch = three () => (float[N, 8] u) { u = Relu(s) }, "
-        "else_branch = four () => (float[N, 8] v) { v = Neg(s) }> y = MatMul(t, b)",
-        {"a": (4, 8), "b": (8, 3)},
-        refused="If runs a subgraph in which names occur that other graphs use as well",
-    ),
 ]
 
 

@@ -129,6 +129,15 @@ CASES = [
         values={"f": [-1], "i": [1], "e": [4]},
         refused="only known at run time",
     ),
+    flat(
+        "ReverseSequence",
+        "u = Unsqueeze(h, i) v = Mul(u, c) k = ArgMax<axis=1, keepdims=0>(x) "
+        "w = ReverseSequence<batch_axis=0, time_axis=1>(v, k) t = Gather<axis=1>(w, j)",
+        "8: a[1] b[0] c[2]",
+        values={"i": [1], "j": 0},
+        weights={"c": (1, 4, 8)},
+        refused="only known at run time",
+    ),
     flat("Gather", "t = Gather<axis=1>(h, i)", ALL, 5, values={"i": [7, 0, 0, -2, 3]}),
     flat(
         "Gather",

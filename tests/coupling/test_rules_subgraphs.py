@@ -68,6 +68,16 @@ def branches(first: str, second: str, groups: tuple[str, ...], **more: object) -
 WHOLE = ("8: a[1] b[0] k[0] k[1]",)
 MEETS = "that cannot be cut"
 CASES = [
+    Case(
+        "If",  # names that bodies use twice
+        "h = MatMul(x, a) q = Constant<value=bool{1}>() "
+        "s = If(q)<then_branch = one () => (float[N, 8] u) { u = Relu(h) }, "
+        "else_branch = two () => (float[N, 8] w) { w = Neg(h) }> "
+        "t = If(q)<then_branch = three () => (float[N, 8] u) { u = Relu(s) }, "
+        "else_branch = four () => (float[N, 8] w) { w = Neg(s) }> y = MatMul(t, b)",
+        {"a": (4, 8), "b": (8, 3)},
+        ("8: a[1] b[0]",),
+    ),
     loop(RESIDUAL, WHOLE),
     loop(RESIDUAL, WHOLE, values={"n": np.array(0)}),
     loop("m = MatMul(s, k) r = Sigmoid(m) d = Identity(c)", WHOLE),

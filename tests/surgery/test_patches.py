@@ -226,6 +226,25 @@ def test_a_computed_target_is_overruled_where_it_is_wrong() -> None:
     assert (literal(proto, where, 1)[1], where.input[2]) == (7, "z")
 
 
+FROM_DATA = (
+    "o = ArgMax<axis=1, keepdims=0>(x) q = Equal(o, o) c = Cast<to=7>(q) "
+    "p = ReduceSum<keepdims=1>(c) k = Constant<value=int64[1]{8}>() z = Concat<axis=0>(p, k)"
+)
+
+
+def test_a_target_that_depends_on_data_is_overruled_where_an_axis_is_passed_on() -> None:
+    proto = without(network(f"{FROM_DATA} u = Unsqueeze(h, i) t = Reshape(u, z)", i=[1]), 5)
+    where = node(proto, "Where")
+    assert literal(proto, where, 0) == [False, True]
+    assert (literal(proto, where, 1)[1], where.input[2]) == (7, "z")
+
+
+def test_a_target_that_depends_on_data_is_refused_where_axes_are_merged() -> None:
+    subject = network(f"{FROM_DATA} u = Reshape(h, s) t = Reshape(u, z)", s=[-1, 2, 4])
+    with pytest.raises(CutError, match="only known at run time"):
+        subject.sliced(subject.closed(subject.classes("a", 1)[[0, 4]].tolist()))
+
+
 def test_a_computed_target_that_follows_by_itself_is_left_alone() -> None:
     body = "z = Shape(h) u = Unsqueeze(h, i) t = Reshape(u, z)"
     proto = without(network(body, i=[1]), 5)

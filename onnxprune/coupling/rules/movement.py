@@ -190,6 +190,14 @@ def _gather_nd(step: Step) -> None:
     step.emit(moved, zero=table.zero, constant=table.constant and known)
 
 
+def _reverse_sequence(step: Step) -> None:
+    """ReverseSequence: every row of the batch is turned round as far as it is long."""
+    labels = step.read()
+    over = [int(step.attribute("time_axis", 0)), int(step.attribute("batch_axis", 1))]
+    layers = step.fix(labels, over, "the order of its entries is only known at run time")
+    step.emit(layers, zero=labels.zero)
+
+
 def _pad(step: Step) -> None:
     """Pad: entries added along a labelled axis can go like any other; the amounts follow."""
     labels = step.read()
@@ -320,6 +328,7 @@ RULES: dict[tuple[str, str], Callable[[Step], None]] = {
     ("", "Slice"): _slice,
     ("", "Gather"): _gather,
     ("", "GatherND"): _gather_nd,
+    ("", "ReverseSequence"): _reverse_sequence,
     ("", "Pad"): _pad,
     **{("", op): _resize for op in ("Resize", "Upsample")},
     **{(domain, "GridSample"): _grid_sample for domain in ("", "com.microsoft")},
