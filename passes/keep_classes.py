@@ -15,17 +15,27 @@ After (classes 3, 7 and 9 are kept)::
                                         -> ArgMax -> Gather([3,7,9]) -> label [N]
 
 Logits and independent scores (Sigmoid) keep their values; what a Softmax gives is shared among the
-kept classes; ArgMax and TopK choose among them and go on naming classes by their old numbers. The
-output's new size is declared, and the kept classes are listed in the model's metadata: entry `k` of
-`onnxprune.kept_classes` (a JSON list) is the old number of class `k`.
+kept classes; ReduceMax runs over them; ArgMax, TopK and NonMaxSuppression choose among them and go
+on naming classes by their old numbers. The output's new size is declared, and the kept classes are
+listed in the model's metadata: entry `k` of `onnxprune.kept_classes` (a JSON list) is the old
+number of class `k`.
 
 The class axis leads back to the weights that make it through the labels of `coupling/`, so that
 whatever lies between (BatchNorm, biases, reshapes of a detection head, quantisation) is cut with
 it. Channels that served the removed classes alone lose their readers' weights; `remove-lossless`
 takes out what that kills, and `prune`, run next, finds the others cheap.
 
-Conditions: every output axis of the classifier's size has to be cuttable, and in one output there
-may be only one. Anything else is refused with the reason.
+A detection head that joins boxes and classes along one axis loses the entries of the classes
+alone::
+
+    Concat(boxes [N,4,A], Sigmoid(scores [N,100,A]), axis=1) -> [N,104,A]    becomes    [N,7,A]
+
+Which part that is says the Concat, or `first`: 5 where objectness follows the box. Other outputs
+lose what is made of the same weights.
+
+Conditions: every output axis of the classifier's size that weights make has to be cuttable, and in
+one output there may be only one; `outputs` names those that are meant. Nothing further on may add
+the classes up. Anything else is refused with the reason.
 
 The result is compared with the original, in which the other classes can win no Softmax and no
 ArgMax: outputs have to agree at the kept classes to the certificate's tolerance.
@@ -34,22 +44,23 @@ ArgMax: outputs have to agree at the kept classes to the certificate's tolerance
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import InputError
-from onnxprune.model.runtime import Runtime
+from onnxprune.reduction.interface_pass import InterfacePass, note_kept
 from onnxprune.reduction.narrowing import apply, check, narrow
 from onnxprune.reduction.observing import observed
+from onnxprune.reduction.parts import Part, find_parts, select_outputs
 from onnxprune.reduction.selection import read_entries, resolve
+from onnxprune.reduction.whole_axis import axes_chosen_along
 
 if TYPE_CHECKING:
     from onnxprune.calibration.samples import Samples
     from onnxprune.model.observe import Facts
+    from onnxprune.model.runtime import Runtime
 
 __all__ = ["KEPT_CLASSES", "KeepClasses"]
 
@@ -59,7 +70,7 @@ KEPT_CLASSES = "onnxprune.kept_classes"
 _NAMES = "names"
 
 
-class KeepClasses(ir.passes.InPlacePass):
+class KeepClasses(InterfacePass):
     """Cut a classifier down to some of its classes.
 
     Args:
@@ -69,6 +80,9 @@ class KeepClasses(ir.passes.InPlacePass):
             the outputs of rank 2.
         names: names of all classes in order, as a list or a file with one a line; default: what
             the metadata of the model call `names`.
+        first: position of class 0 on an output axis that has other entries, too; default: where
+            the only part of this size begins that a Concat joins to others.
+        outputs: names of the outputs with an entry for each class; default: all that may have.
         samples: calibration samples; inputs to compare on, None for made-up ones.
         runtime: how to run the model.
         seed: of made-up inputs.
@@ -78,54 +92,51 @@ class KeepClasses(ir.passes.InPlacePass):
             original's; filled by the call.
     """
 
-    changes_interface: ClassVar[bool] = True
-
     def __init__(
         self,
         keep: str | Sequence[int | str],
         classes: int | None = None,
         names: str | Sequence[str] | None = None,
+        first: int | None = None,
+        outputs: Sequence[str] | None = None,
         *,
         samples: Samples | None = None,
         runtime: Runtime | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.keep = keep
+        super().__init__(keep, outputs, samples, runtime, seed)
         self.classes = classes
         self.names = names
-        self.samples = samples
-        self.runtime = runtime or Runtime()
-        self.seed = seed
-        self.details: dict[str, Any] = {}
+        self.first = first
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Cut the classifier.
 
         Raises:
-            InputError: for classes that do not exist, or when their number is not known.
+            InputError: for classes or outputs that do not exist, or when their number is not
+                known.
             NothingPrunable: when the class axis cannot be cut; says why.
             VerificationError: when the result gives something else for the kept classes.
         """
         names = self._names(model)
         facts = observed(model, self.runtime, self.seed, self.samples)
-        size = self._size(model, facts, names)
+        scores = select_outputs(model, facts, self.outputs, scores=True)
+        size = self._size(scores, facts, names)
         kept = resolve(read_entries(self.keep, "class"), size, names, "class")
-        narrowing = narrow(model, facts, kept, size, _axes_of_size(model, facts, size))
+        narrowing = narrow(model, facts, kept, size, self._parts(model, scores, facts, size))
         result = model.clone()
         apply(result, narrowing)
         feeds = [(run.feed, run.feed) for run in (facts.first, facts.second)]
         error = check(model, result, narrowing, feeds, self.runtime)
         apply(model, narrowing)
-        before = json.loads(model.metadata_props.get(KEPT_CLASSES, "null")) or list(range(size))
-        model.metadata_props[KEPT_CLASSES] = json.dumps([before[number] for number in kept])
+        note_kept(model, KEPT_CLASSES, kept, size)
         if names is not None:
             left = {number: names[old] for number, old in enumerate(kept)}
             model.metadata_props[_NAMES] = str(left)
         self.details = {
             "kept": kept.tolist(),
             "classes": size,
-            "outputs": dict(narrowing.axes),
+            "outputs": narrowing.describe(),
             "error": error,
         }
         return ir.passes.PassResult(model, modified=True)
@@ -141,7 +152,7 @@ class KeepClasses(ir.passes.InPlacePass):
             return [str(known[number]) for number in range(len(known))]
         return [str(one) for one in known] if isinstance(known, (list, tuple)) else None
 
-    def _size(self, model: ir.Model, facts: Facts, names: Sequence[str] | None) -> int:
+    def _size(self, scores: Sequence[ir.Value], facts: Facts, names: Sequence[str] | None) -> int:
         """How many classes there are.
 
         Raises:
@@ -152,43 +163,43 @@ class KeepClasses(ir.passes.InPlacePass):
             raise InputError(f"classes={given[0]} but there are {given[1]} names")
         if given:
             return given[0]
-        shapes = [facts.first.shapes.get(v.name or "", ()) for v in _float_outputs(model, facts)]
-        found = {shape[1] for shape in shapes if len(shape) == 2}
+        shapes = _shapes(scores, facts)
+        found = {shape[1] for shape in shapes.values() if len(shape) == 2}
         if len(found) != 1:
             raise InputError(
-                "the number of classes is not clear from the outputs; say classes=N or give names"
+                "the number of classes is not clear from the outputs, whose shapes are "
+                f"{shapes}; say classes=N or give names"
             )
         return found.pop()
 
+    def _parts(
+        self, model: ir.Model, scores: Sequence[ir.Value], facts: Facts, size: int
+    ) -> dict[str, list[Part]]:
+        """Where classes may be: in outputs or, where no output has any, in what is chosen among.
 
-def _float_outputs(model: ir.Model, facts: Facts) -> list[ir.Value]:
-    types = facts.first.types
-    return [
-        value
-        for value in model.graph.outputs
-        if types.get(value.name or "", ir.DataType.UNDEFINED).is_floating_point()
-    ]
+        Raises:
+            InputError: when nothing has any.
+        """
+        found = {value.name or "": find_parts(value, facts, size, self.first) for value in scores}
+        found = {name: parts for name, parts in found.items() if parts}
+        if not found and self.outputs is None:
+            chosen = axes_chosen_along(model.graph, facts)
+            shapes = facts.first.shapes
+            found = {name: [Part(a)] for name, a in chosen.items() if shapes[name][a] == size}
+        if not found and not scores:
+            names = [value.name for value in model.graph.outputs]
+            raise InputError(f"none of the outputs {names} is a tensor of scores")
+        if not found:
+            where = "no output has an axis with"
+            if self.first is not None:
+                where = f"no output has an axis on which, from position {self.first} on, there are"
+            raise InputError(
+                f"{where} {size} classes; their shapes are {_shapes(scores, facts)}. Where an axis "
+                "has other entries, too, say with first=N which position class 0 has"
+            )
+        self.require_named(found, facts, size)
+        return found
 
 
-def _axes_of_size(model: ir.Model, facts: Facts, size: int) -> dict[str, list[int]]:
-    """Axes with one entry for each class, of every output that has any.
-
-    Raises:
-        InputError: when no output has.
-    """
-    found = {}
-    for value in _float_outputs(model, facts):
-        name = value.name or ""
-        shapes = np.array([run.shapes[name] for run in (facts.first, facts.second)])
-        # the first axis of several counts samples
-        axes = [
-            int(a)
-            for a in np.flatnonzero((shapes == size).all(axis=0))
-            if a or shapes.shape[1] == 1
-        ]
-        if axes:
-            found[name] = axes
-    if not found:
-        shapes_ = {v.name: facts.first.shapes[v.name or ""] for v in _float_outputs(model, facts)}
-        raise InputError(f"no output has an axis with {size} classes; their shapes are {shapes_}")
-    return found
+def _shapes(values: Sequence[ir.Value], facts: Facts) -> dict[str, tuple[int, ...]]:
+    return {value.name or "": facts.first.shapes[value.name or ""] for value in values}

@@ -24,7 +24,8 @@ def weights(seed: int = 0, **shapes: tuple[int, ...]) -> dict[str, NDArray[np.ge
 
 def graph(signature: str, body: str, values: Weights, opset: int = 17) -> onnx.ModelProto:
     """A model of a signature such as "(float[N, 4] x) => (float[N, 3] y)" and nodes."""
-    text = f'<ir_version: 8, opset_import: ["": {opset}]> net {signature} {{ {body} }}'
+    fused = ', "com.microsoft": 1' if "com.microsoft" in body else ""
+    text = f'<ir_version: 8, opset_import: ["": {opset}{fused}]> net {signature} {{ {body} }}'
     return parse(text, values)
 
 

@@ -1,7 +1,7 @@
 """What of a model's interface may be cut, when that is asked for: output axes and lookup tables.
 
-Usually every output is frozen, what reads an axis as a whole (Softmax, ArgMax, TopK) freezes it,
-and so does a lookup with indices that come from outside. An `Opening` names the output axes and
+Usually every output is frozen, what reads an axis as a whole (Softmax, ArgMax, ReduceMax) freezes
+it, and so does a lookup with indices that come from outside. An `Opening` names the output axes and
 the nodes for which this is not so, and the rules such nodes then have.
 """
 
@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from onnxprune.coupling.labels import Layer, movable
+from onnxprune.coupling.labels import Layer, movable, project
 from onnxprune.coupling.step import Refusal
 
 if TYPE_CHECKING:
+    from onnxprune.coupling.labels import TensorLabels
     from onnxprune.coupling.step import Step
 
-__all__ = ["Opening", "looks_up", "picks_among", "reads_all"]
+__all__ = ["LOOKUP_RULES", "Opening", "picks_among", "reads_all", "reduces_among"]
+__all__ += ["suppresses_among"]
 
 
 @dataclass(frozen=True)
@@ -42,36 +44,93 @@ def reads_all(step: Step) -> None:
 
 
 def picks_among(step: Step) -> None:
-    """ArgMax, ArgMin, TopK, where they are to choose among what is left of an axis.
+    """ArgMax, ArgMin, TopK, where they are to choose among what is left of an axis."""
+    rank = len(step.shape())
+    axis = step.axis(rank, -1 if step.node.op_type == "TopK" else 0)
+    keeps = step.node.op_type == "TopK" or step.attribute("keepdims", 1) == 1
+    _emit_without(step, {axis}, keeps=keeps)
+
+
+def reduces_among(step: Step) -> None:
+    """ReduceMax and ReduceMin, where they are to run over what is left of an axis.
 
     Raises:
-        Refusal: when the entries of that axis differ from row to row.
+        Refusal: when the axes are only known at run time.
     """
-    labels = step.read()
-    rank = len(labels.shape)
-    axis = step.axis(rank, -1 if step.node.op_type == "TopK" else 0)
-    layers = _across(movable(step.relations, labels), axis, step.node.op_type)
-    if step.node.op_type != "TopK" and step.attribute("keepdims", 1) != 1:
-        layers = [Layer(tuple(a - (a > axis) for a in one.axes), one.atoms) for one in layers]
+    rank = len(step.shape())
+    axes = step.integers(1, "axes")
+    if not axes:
+        axes = [] if step.attribute("noop_with_empty_axes", 0) else list(range(rank))
+    _emit_without(step, {axis % rank for axis in axes}, keeps=step.attribute("keepdims", 1) == 1)
+
+
+def suppresses_among(step: Step) -> None:
+    """NonMaxSuppression, where scores [samples, classes, boxes] may lose classes."""
+    scores = step.read(1)
+    step.fix(scores, [0, 2], "NonMaxSuppression names positions along it")
     for slot in step.outputs():
-        step.emit(layers, slot)
+        step.emit([], slot)
 
 
-def looks_up(step: Step) -> None:
-    """Gather on the first axis of a table, where the indices will be renumbered.
+def _emit_without(step: Step, gone: set[int], *, keeps: bool) -> None:
+    """Emit what lies on other axes than some, which have one entry afterwards or vanish."""
+    labels = step.read()
+    left = [axis for axis in range(len(labels.shape)) if axis not in gone]
+    place = {axis: axis if keeps else number for number, axis in enumerate(left)}
+    layers = [
+        project(step.relations, one, left)
+        for one in movable(step.relations, labels)
+        if set(one.axes) & set(left)
+    ]
+    for slot in step.outputs():
+        step.emit([Layer(tuple(place[a] for a in one.axes), one.atoms) for one in layers], slot)
+
+
+def _gather(table: int) -> Callable[[Step], None]:
+    """Gather on the first axis of a table, where the indices will be renumbered."""
+
+    def rule(step: Step) -> None:
+        labels = step.read_weight(table)
+        shift = len(step.shape(1)) - 1
+        layers = _columns(step, labels)
+        step.emit(
+            [Layer(tuple(a + shift for a in one.axes), one.atoms, one.flexible) for one in layers],
+            zero=labels.zero,
+        )
+
+    return rule
+
+
+def _embed(table: int) -> Callable[[Step], None]:
+    """EmbedLayerNormalization and its relatives: statistics run over what is looked up."""
+
+    def rule(step: Step) -> None:
+        labels = step.read_weight(table)
+        _columns(step, labels)
+        step.fix(labels, [1], "LayerNormalization takes statistics over it")
+        for slot in step.outputs():
+            step.emit([], slot)
+
+    return rule
+
+
+LOOKUP_RULES: Mapping[str, Callable[[int], Callable[[Step], None]]] = {
+    "Gather": _gather,
+    "EmbedLayerNormalization": _embed,
+    "QEmbedLayerNormalization": _embed,
+}
+"""Op type of a lookup -> rule, given the input slot of the table whose rows may go."""
+
+
+def _columns(step: Step, table: TensorLabels) -> list[Layer]:
+    """Labels of a table's other axes than its first.
 
     Raises:
         Refusal: when the rows of the table differ in what they can lose.
     """
-    table = step.read_weight(0)
-    shift = len(step.shape(1)) - 1
-    layers = _across(movable(step.relations, table), 0, "Gather")
-    moved = [Layer(tuple(a + shift for a in one.axes), one.atoms, one.flexible) for one in layers]
-    step.emit(moved, zero=table.zero)
-
-
-def _across(layers: tuple[Layer, ...], axis: int, op_type: str) -> list[Layer]:
-    """Layers that lie on other axes than one."""
-    if any(axis in layer.axes and len(layer.axes) > 1 for layer in layers):
-        raise Refusal(f"{op_type} runs along an axis whose entries differ from row to row")
-    return [layer for layer in layers if axis not in layer.axes]
+    layers = movable(step.relations, table)
+    if any(0 in layer.axes and len(layer.axes) > 1 for layer in layers):
+        raise Refusal(
+            f"{step.node.op_type} runs along an axis whose entries differ from row to row"
+        )
+    return [layer for layer in layers if 0 not in layer.axes]

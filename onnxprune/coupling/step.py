@@ -90,6 +90,7 @@ class Step:
     """One node during the trace: labels of its inputs, integers, attributes, and the outputs.
 
     A rule *reads* the slots whose labels it understands; every other slot is frozen afterwards.
+    Where something is removed it is *held* at zero to check the cut, unless the interface is cut.
     """
 
     def __init__(
@@ -103,11 +104,13 @@ class Step:
         walker: Walker,
         *,
         normalised: bool = False,
+        held: bool = True,
     ) -> None:
         self.node = node
         self.opset = opset
         self.relations = relations
         self.normalised = normalised
+        self.held = held
         self.consumers: list[Consumer] = []
         self.statistics: list[Statistic] = []
         self.understood: set[int] = set()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from onnxprune.model.observe import Facts
 
-__all__ = ["Coupling", "trace"]
+__all__ = ["Coupling", "display_name", "trace"]
 
 _QUANTISED_TYPES = frozenset(
     ir.DataType[name] for name in ("INT8", "UINT8", "INT32", "INT4", "UINT4", "INT16", "UINT16")
@@ -90,8 +90,8 @@ def trace(
         opening: parts of the interface that may be cut; default none.
     """
     bodies = Bodies(model, facts)
-    opening = opening or Opening()
     walk = _Walk(model, bodies, normalised, opening)
+    opening = opening or Opening()
     walk.along(model.graph)
     relations = walk.relations
     relations.node = "graph output"
@@ -123,7 +123,9 @@ def trace(
 class _Walk:
     """What is collected on the way through a graph and the bodies of its nodes."""
 
-    def __init__(self, model: ir.Model, bodies: Bodies, normalised: bool, opening: Opening) -> None:
+    def __init__(
+        self, model: ir.Model, bodies: Bodies, normalised: bool, opening: Opening | None
+    ) -> None:
         self.relations = Relations()
         self.divisors = frozenset(
             _divisors(model.graph, {n: {n} for n in bodies.facts.constants}, bodies.closed)
@@ -136,7 +138,8 @@ class _Walk:
         self._model = model
         self._bodies = bodies
         self._normalised = normalised
-        self._rules = opening.rules
+        self._held = opening is None
+        self._rules = opening.rules if opening is not None else {}
 
     def along(self, graph: ir.Graph) -> None:
         """Apply the rule of every node."""
@@ -154,6 +157,7 @@ class _Walk:
                 self._value,
                 self,
                 normalised=self._normalised and outermost,
+                held=self._held,
             )
             try:
                 _apply_rule(step, self._bodies.closed.get(node), self._rules.get(node_id(node)))

@@ -2,133 +2,238 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.coupling.bodies import subgraphs
 from onnxprune.coupling.step import node_id
+from onnxprune.reduction.id_arithmetic import MOVEMENTS, arithmetic_of
 from onnxprune.surgery.integers import Editor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from onnxprune.model.observe import Facts
+    from onnxprune.reduction.id_arithmetic import Arithmetic
 
-__all__ = ["IdInput", "find_id_inputs", "map_ids", "renumber_comparisons"]
+__all__ = ["IdInput", "Lookup", "find_id_inputs", "map_ids", "renumber"]
 
-_MOVEMENTS = frozenset(
-    {"Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose"}
-    | {"Unsqueeze"}
-)
-_TABLE_MOVEMENTS = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"})
+_TABLES: Mapping[tuple[str, str], Mapping[int, int]] = {
+    ("", "Gather"): {1: 0},
+    ("com.microsoft", "EmbedLayerNormalization"): {0: 2, 1: 4, 8: 3},
+    ("com.microsoft", "QEmbedLayerNormalization"): {0: 2, 1: 4},
+}
+"""(domain, op type) -> input slot of the ids -> input slot of the table they are looked up in."""
+
 _SIZE_READERS = frozenset({"Shape", "Size"})
+_ORDER_READERS = frozenset({"ArgMax", "ArgMin"})
+_COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
+_FROM_ABOVE = frozenset({("Greater", 1), ("LessOrEqual", 1), ("Less", 0), ("GreaterOrEqual", 0)})
+"""Comparisons, with the slot of the number, that part the ids up to the number from those above."""
+
+_NO_ID = -(2**31)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Lookup:
+    """A node that looks ids up in a table of weights.
+
+    Attributes:
+        node: the node.
+        index_slot: input slot of the row numbers.
+        table_slot: input slot of the table.
+        rows: of the table.
+        arithmetic: how a row number is worked out from an id.
+    """
+
+    node: ir.Node
+    index_slot: int
+    table_slot: int
+    rows: int
+    arithmetic: Arithmetic
+
+    @property
+    def op(self) -> str:
+        """Op type of the node."""
+        return self.node.op_type
+
+    @property
+    def table(self) -> str:
+        """Name of the table."""
+        value = self.node.inputs[self.table_slot]
+        return (value.name or "") if value is not None else ""
+
+
+@dataclass(frozen=True)
 class IdInput:
     """An integer input and what is done with it.
 
     Attributes:
         name: of the input.
-        lookups: nodes that look it up in a table of weights, with the table's number of rows.
-        comparisons: nodes that compare it with one constant number, with that number's input slot.
-        others: what else reads its values, as (node, input slot).
+        lookups: nodes that look it up.
+        comparisons: nodes that compare it with constant numbers, with the input slot of these.
+        ordered: whether something reads which ids are above which.
+        others: what else uses its values, in words.
     """
 
     name: str
-    lookups: list[tuple[ir.Node, int]] = field(default_factory=list)
-    comparisons: list[tuple[ir.Node, int]] = field(default_factory=list)
-    others: list[ir.Node] = field(default_factory=list)
+    lookups: tuple[Lookup, ...]
+    comparisons: tuple[tuple[ir.Node, int], ...]
+    ordered: bool
+    others: tuple[str, ...]
 
 
 def find_id_inputs(model: ir.Model, facts: Facts) -> list[IdInput]:
-    """Follow every integer input, through what only moves its values, to what reads them."""
-    found = []
-    for value in model.graph.inputs:
-        kind = facts.first.types.get(value.name or "")
-        if kind in (ir.DataType.INT32, ir.DataType.INT64) and not value.is_initializer():
-            one = IdInput(value.name or "")
-            _follow(value, facts, one)
-            found.append(one)
-    return found
+    """Follow every integer input to the tables it is looked up in, and to its other readers."""
+    return [
+        _followed(value, model.graph, facts)
+        for value in model.graph.inputs
+        if facts.first.types.get(value.name or "") in (ir.DataType.INT32, ir.DataType.INT64)
+        and not value.is_initializer()
+    ]
 
 
-def map_ids(graph: ir.Graph, lookups: Iterable[ir.Node], table: NDArray[np.int64]) -> None:
-    """Let nodes look up `table[id]` instead of the id: a Gather in front of their indices.
+def map_ids(graph: ir.Graph, lookups: Iterable[Lookup], table: NDArray[np.int64]) -> None:
+    """Let nodes look up `table[row]` instead of the row: a Gather in front of their indices.
 
     Args:
         graph: changed in place.
-        lookups: Gather nodes.
-        table: new id of every old one, int64 [old ids].
+        lookups: what looks up.
+        table: new row of every old one, int64 [old rows].
     """
     editor = Editor(graph)
     mapped: dict[ir.Value, ir.Value] = {}
-    literal: ir.Value | None = None
-    for node in lookups:
-        indices = node.inputs[1]
-        assert indices is not None
-        if indices not in mapped:
-            if literal is None:
-                literal = editor.add_initializer(f"{indices.name}/new_ids", table)
-            gather = ir.Node("", "Gather", [literal, indices], num_outputs=1)
-            gather.outputs[0].name = editor.unique_name(f"{indices.name}/renumbered")
-            graph.insert_before(node, gather)
-            mapped[indices] = gather.outputs[0]
-        node.replace_input_with(1, mapped[indices])
+    for one in lookups:
+        index = one.node.inputs[one.index_slot]
+        assert index is not None
+        if index not in mapped:
+            # EmbedLayerNormalization takes int32 alone
+            dtype = np.int64 if one.op == "Gather" else np.int32
+            literal = editor.add_initializer(f"{index.name}/new_rows", table.astype(dtype))
+            gather = ir.Node("", "Gather", [literal, index], num_outputs=1)
+            gather.outputs[0].name = editor.unique_name(f"{index.name}/renumbered")
+            graph.insert_before(one.node, gather)
+            mapped[index] = gather.outputs[0]
+        one.node.replace_input_with(one.index_slot, mapped[index])
 
 
-def renumber_comparisons(
-    graph: ir.Graph, comparisons: Sequence[tuple[ir.Node, int]], kept: NDArray[np.int64]
+def renumber(
+    graph: ir.Graph, inputs: Iterable[IdInput], kept: NDArray[np.int64], size: int
 ) -> None:
-    """Compare with the new id of a number; -1, which no id is, for one that is gone."""
+    """Give constants that ids meet the numbers they have among the ids that are kept.
+
+    New ids are in the order of the old ones. So a comparison comes out as before when it is with
+    the nearest kept id, and one for equality when it is with the new id of a number; where that
+    is gone, with a number that no id is. Ids below 0 count from the new number of rows.
+
+    Args:
+        graph: changed in place.
+        inputs: the ids.
+        kept: ids that stay, ascending.
+        size: how many there were.
+    """
     editor = Editor(graph)
-    for node, slot in comparisons:
-        value = node.inputs[slot]
-        tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-        assert tensor is not None
-        old = tensor.numpy()
-        editor.set_literal(node, slot, np.where(np.isin(old, kept), np.searchsorted(kept, old), -1))
+    for one in inputs:
+        for node, slot in one.comparisons:
+            old = _constant(node.inputs[slot])
+            assert old is not None
+            editor.set_literal(node, slot, _compared(node.op_type, slot, old, kept, size))
+        for node, slot in dict.fromkeys(
+            pair for each in one.lookups for pair in each.arithmetic.sizes
+        ):
+            old = _constant(node.inputs[slot])
+            assert old is not None
+            editor.set_literal(node, slot, np.full(old.shape, len(kept)))
 
 
-def _follow(value: ir.Value, facts: Facts, found: IdInput) -> None:
-    seen, waiting = {value}, [value]
+def _compared(
+    op: str, slot: int, old: NDArray[Any], kept: NDArray[np.int64], size: int
+) -> NDArray[Any]:
+    """What new ids are to be compared with, in place of the numbers that the old ones were."""
+    if op == "Equal":
+        new = np.where(np.isin(old, kept), np.searchsorted(kept, old), _NO_ID)
+    elif (op, slot) in _FROM_ABOVE:
+        new = np.searchsorted(kept, old, side="right") - 1
+    else:
+        new = np.searchsorted(kept, old, side="left")
+    return np.where((old >= 0) & (old < size), new, old)
+
+
+def _followed(ids: ir.Value, graph: ir.Graph, facts: Facts) -> IdInput:
+    lookups = tuple(_lookups(ids, graph, facts))
+    working = frozenset().union(*(one.arithmetic.nodes for one in lookups))
+    looking_up = {(one.node, one.index_slot) for one in lookups}
+    comparisons, others, ordered = [], [], False
+    seen, waiting = {ids}, [ids]
     while waiting:
-        one = waiting.pop()
-        for node, slot in one.uses():
-            rows = _table_rows(node, slot, facts)
-            if rows is not None:
-                found.lookups.append((node, rows))
-            elif node.domain == "" and node.op_type in _SIZE_READERS:
+        value = waiting.pop()
+        if value.is_graph_output():
+            others.append(f"output {value.name!r}")
+        for node, slot in value.uses():
+            plain = node.domain == ""
+            if (node, slot) in looking_up or (plain and node.op_type in _SIZE_READERS):
                 continue
-            elif node.op_type == "Equal" and _is_one_number(node.inputs[1 - slot]):
-                found.comparisons.append((node, 1 - slot))
-            elif node.domain == "" and node.op_type in _MOVEMENTS and slot == 0:
+            if plain and node.op_type in _ORDER_READERS:
+                ordered = True
+            elif node in working or (plain and slot == 0 and _only_moves(node)):
                 waiting += [output for output in node.outputs if output not in seen]
                 seen |= set(node.outputs)
+            elif node.op_type in _COMPARISONS and _constant(node.inputs[1 - slot]) is not None:
+                comparisons.append((node, 1 - slot))
             else:
-                found.others.append(node)
-    found.lookups.sort(key=lambda pair: node_id(pair[0]))
+                others.append(f"{node.op_type} {node.name or node_id(node)}")
+    return IdInput(ids.name or "", lookups, tuple(comparisons), ordered, tuple(others))
 
 
-def _table_rows(node: ir.Node, slot: int, facts: Facts) -> int | None:
-    """Rows of the table of weights that a node looks an input up in; None where it does not."""
-    plain = node.op_type == "Gather" and node.domain == "" and slot == 1
-    if not plain or node.attributes.get_int("axis", 0) != 0:
+def _only_moves(node: ir.Node) -> bool:
+    return node.op_type in MOVEMENTS | {"Cast", "Identity"}
+
+
+def _lookups(ids: ir.Value, graph: ir.Graph, facts: Facts) -> Iterator[Lookup]:
+    """Nodes whose row numbers are worked out from an input alone."""
+    weights = _worked_out(graph, facts)
+    for node in graph:
+        for index_slot, table_slot in _TABLES.get((node.domain, node.op_type), {}).items():
+            index = node.inputs[index_slot] if index_slot < len(node.inputs) else None
+            rows = _table_rows(node, table_slot, weights, facts)
+            if index is None or rows is None:
+                continue
+            arithmetic = arithmetic_of(index, ids, rows)
+            if arithmetic is not None:
+                yield Lookup(node, index_slot, table_slot, rows, arithmetic)
+
+
+def _table_rows(node: ir.Node, slot: int, weights: Container[str], facts: Facts) -> int | None:
+    """Rows of the table of weights at an input slot; None where there is no such table."""
+    table = node.inputs[slot] if slot < len(node.inputs) else None
+    name = table.name or "" if table is not None else ""
+    shape = facts.first.shapes.get(name, ())
+    if table is None or not shape or node.attributes.get_int("axis", 0) % len(shape) != 0:
         return None
-    table = node.inputs[0]
-    shape = facts.first.shapes.get(table.name or "", ()) if table is not None else ()
-    while table is not None and table.name not in facts.constants:
-        maker = table.producer()
-        if maker is None or maker.op_type not in _TABLE_MOVEMENTS:
-            return None
-        table = maker.inputs[0]
-    return shape[0] if table is not None and len(shape) > 1 else None
+    # a list of whole numbers says something about ids, it is no weight
+    counted = len(shape) == 1 and not _is_real(name, facts)
+    return None if counted or name not in weights else shape[0]
 
 
-def _is_one_number(value: ir.Value | None) -> bool:
+def _is_real(name: str, facts: Facts) -> bool:
+    return facts.first.types.get(name, ir.DataType.UNDEFINED).is_floating_point()
+
+
+def _worked_out(graph: ir.Graph, facts: Facts) -> frozenset[str]:
+    """Constants, and what is worked out from them alone."""
+    found = set(facts.constants)
+    for node in graph:
+        given = [value.name for value in node.inputs if value is not None]
+        if given and found.issuperset(given) and not subgraphs(node):
+            found |= {value.name for value in node.outputs if value.name}
+    return frozenset(found)
+
+
+def _constant(value: ir.Value | None) -> NDArray[Any] | None:
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return tensor is not None and tensor.size == 1
+    return tensor.numpy() if tensor is not None else None

@@ -17,16 +17,18 @@ import onnx_ir as ir
 from onnxprune.coupling.closure import ConstraintSet, close
 from onnxprune.coupling.cut import Cut, CutError
 from onnxprune.coupling.groups import find_refusals
-from onnxprune.coupling.opening import Opening, looks_up, picks_among, reads_all
+from onnxprune.coupling.opening import LOOKUP_RULES, Opening
 from onnxprune.coupling.step import node_id
-from onnxprune.coupling.trace import trace
+from onnxprune.coupling.trace import display_name, trace
 from onnxprune.errors import NothingPrunable, RuntimeFailure, VerificationError
 from onnxprune.model.execution import Execution
 from onnxprune.reduction.whole_axis import (
-    PICKERS,
+    common_positions,
     exclude_entries,
     map_picked,
-    picked_axis,
+    narrowed_readers,
+    picked_positions,
+    rule_among,
     whole_axis_readers,
 )
 from onnxprune.surgery.slicing import slice_removed
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from onnxprune.coupling.trace import Coupling
     from onnxprune.model.observe import Facts
     from onnxprune.model.runtime import Runtime
+    from onnxprune.reduction.lookups import Lookup
+    from onnxprune.reduction.parts import Part
 
 __all__ = ["Narrowing", "apply", "check", "narrow"]
 
@@ -52,13 +56,18 @@ class Narrowing:
 
     Attributes:
         cut: what survives of every tensor.
-        axes: output -> the axis that loses entries.
-        kept: the entries that stay, ascending, int64 [kept].
+        axes: output -> axis -> the positions that stay, ascending, int64, of axes that lose any.
     """
 
     cut: Cut
-    axes: Mapping[str, int]
-    kept: NDArray[np.int64]
+    axes: Mapping[str, Mapping[int, NDArray[np.int64]]]
+
+    def describe(self) -> dict[str, dict[int, int]]:
+        """Output -> axis -> how many entries it has left, for people and JSON."""
+        return {
+            name: {axis: len(kept) for axis, kept in axes.items()}
+            for name, axes in self.axes.items()
+        }
 
 
 def narrow(
@@ -66,8 +75,8 @@ def narrow(
     facts: Facts,
     kept: NDArray[np.int64],
     size: int,
-    candidates: Mapping[str, Sequence[int]],
-    lookups: Sequence[ir.Node] = (),
+    parts: Mapping[str, Sequence[Part]],
+    lookups: Sequence[Lookup] = (),
 ) -> Narrowing:
     """Find what goes with the entries of an axis that are not kept.
 
@@ -76,40 +85,37 @@ def narrow(
         facts: its shapes.
         kept: entries that stay, ascending.
         size: how many there are.
-        candidates: output -> axes of that size; exactly one of them has to be cuttable.
-        lookups: Gather nodes whose tables lose the same rows.
+        parts: output, or tensor that is chosen among -> where these entries may lie; just one of
+            the places has to be cuttable, and where no weight makes any of them nothing is cut.
+            Outputs that are not named lose what goes with these entries.
+        lookups: their tables lose the same rows.
 
     Raises:
         NothingPrunable: when an axis cannot be cut, or it is not clear which one is meant.
     """
-    opening = _opening(model, candidates, lookups)
-    coupling = trace(model, facts, opening=opening)
+    coupling = trace(model, facts, opening=_opening(model, facts, lookups))
     removed = np.setdiff1d(np.arange(size), kept)
     seeds: list[int] = []
     held: list[int] = []
-    axes: dict[str, int] = {}
-    for name, choices in candidates.items():
-        found = {axis: _classes(coupling, name, axis, removed) for axis in choices}
-        cuttable = [axis for axis, classes in found.items() if isinstance(classes, list)]
-        if not cuttable:
-            reason = next(text for text in found.values() if isinstance(text, str))
-            raise NothingPrunable(f"the entries of output {name!r} cannot be removed: {reason}")
-        if len(cuttable) > 1:
-            raise NothingPrunable(
-                f"output {name!r} has the axes {cuttable} with {size} entries each; "
-                "it is not clear which one is meant"
-            )
-        axes[name] = cuttable[0]
-        seeds += [one for one in found[cuttable[0]] if isinstance(one, int)]
-        held += _atoms_at(coupling, name, cuttable[0], kept)
-    for node in lookups:
-        table = node.inputs[0].name or "" if node.inputs[0] is not None else ""
-        classes = _classes(coupling, table, 0, removed)
-        if isinstance(classes, str):
-            raise NothingPrunable(f"the rows of {table!r} cannot be removed: {classes}")
-        seeds += classes
-        held += _atoms_at(coupling, table, 0, kept)
-    return Narrowing(Cut(coupling, _closed(coupling, seeds, held)), axes, kept)
+    for name in parts:
+        part = _cuttable_part(coupling, name, parts, removed, size)
+        if part is not None:
+            found = _classes(coupling, name, part.axis, part.first + removed)
+            seeds += [one for one in found if isinstance(one, int)]
+            held += _atoms_at(coupling, name, part.axis, part.first + kept)
+    if not seeds and not lookups:
+        raise NothingPrunable(_no_weight(model, parts, size))
+    for lookup in lookups:
+        found = _classes(coupling, lookup.table, 0, removed)
+        if isinstance(found, str):
+            raise NothingPrunable(f"the rows of {lookup.table!r} cannot be removed: {found}")
+        seeds += found
+        held += _atoms_at(coupling, lookup.table, 0, kept)
+    cut = Cut(coupling, _closed(coupling, seeds, held))
+    _refuse_sums(cut)
+    outputs = [value.name or "" for value in model.graph.outputs]
+    axes = {name: _kept_along(cut, name) for name in outputs}
+    return Narrowing(cut, {name: some for name, some in axes.items() if some})
 
 
 def apply(model: ir.Model, narrowing: Narrowing) -> None:
@@ -118,20 +124,24 @@ def apply(model: ir.Model, narrowing: Narrowing) -> None:
     Raises:
         NothingPrunable: when the graph cannot express the smaller model.
     """
-    cut, kept = narrowing.cut, narrowing.kept
-    pickers = [node for node in _narrowed_readers(model, cut) if _picks_along(node, cut)]
+    cut = narrowing.cut
+    picking = [
+        (node, kept)
+        for node in narrowed_readers(model.graph, cut)
+        if (kept := picked_positions(node, cut)) is not None
+    ]
     try:
         slice_removed(model, cut)
     except CutError as error:
         raise NothingPrunable(f"what is asked for cannot be cut away: {error}") from error
-    for node in pickers:
+    for node, kept in picking:
         map_picked(model.graph, node, kept)
     for value in model.graph.outputs:
-        axis = narrowing.axes.get(value.name or "")
-        if axis is not None and value.shape is not None and isinstance(value.shape[axis], int):
-            dims = list(value.shape)
-            dims[axis] = len(kept)
-            value.shape = ir.Shape(dims)
+        for axis, kept in narrowing.axes.get(value.name or "", {}).items():
+            if value.shape is not None and isinstance(value.shape[axis], int):
+                dims = list(value.shape)
+                dims[axis] = len(kept)
+                value.shape = ir.Shape(dims)
 
 
 def check(
@@ -157,7 +167,7 @@ def check(
         VerificationError: when outputs differ, or the result is not valid.
     """
     masked = original.clone()
-    for node in _narrowed_readers(masked, narrowing.cut):
+    for node in narrowed_readers(masked.graph, narrowing.cut):
         exclude_entries(masked.graph, node, narrowing.cut)
     before, after = [one for one, _ in feeds], [one for _, one in feeds]
     try:
@@ -166,12 +176,7 @@ def check(
     except RuntimeFailure as error:
         raise VerificationError(f"the narrowed model does not run: {error}") from error
     taken = [
-        {
-            name: np.take(value, narrowing.kept, narrowing.axes[name])
-            if name in narrowing.axes
-            else value
-            for name, value in outputs.items()
-        }
+        {name: _taken(value, narrowing.axes.get(name, {})) for name, value in outputs.items()}
         for outputs in wanted
     ]
     tolerance = tolerance_for(original)
@@ -185,22 +190,95 @@ def check(
     return apart
 
 
-def _opening(
-    model: ir.Model, candidates: Mapping[str, Sequence[int]], lookups: Sequence[ir.Node]
-) -> Opening:
-    rules = {
-        node_id(node): picks_among if node.op_type in PICKERS else reads_all
-        for node in whole_axis_readers(model.graph)
-    }
-    rules |= {node_id(node): looks_up for node in lookups}
-    axes = {name: frozenset(some) for name, some in candidates.items()}
-    return Opening(axes, rules, frozenset(map(node_id, lookups)))
+def _opening(model: ir.Model, facts: Facts, lookups: Sequence[Lookup]) -> Opening:
+    """Every axis of every output may be cut, save the first of several, which counts samples."""
+    rules = {node_id(node): rule_among(node) for node in whole_axis_readers(model.graph)}
+    rules |= {node_id(one.node): LOOKUP_RULES[one.op](one.table_slot) for one in lookups}
+    names = [value.name or "" for value in model.graph.outputs]
+    ranks = {name: len(facts.first.shapes.get(name, ())) for name in names}
+    axes = {name: frozenset(range(min(1, rank - 1), rank)) for name, rank in ranks.items()}
+    return Opening(axes, rules, frozenset(node_id(one.node) for one in lookups))
+
+
+def _cuttable_part(
+    coupling: Coupling,
+    name: str,
+    parts: Mapping[str, Sequence[Part]],
+    removed: NDArray[np.int64],
+    size: int,
+) -> Part | None:
+    """The one of several places in an output that can be cut; None where no weight makes any.
+
+    Raises:
+        NothingPrunable: when something makes them and none can be cut, or more than one can.
+    """
+    found = {one: _classes(coupling, name, one.axis, one.first + removed) for one in parts[name]}
+    cuttable = [one for one, classes in found.items() if isinstance(classes, list)]
+    if len(cuttable) > 1:
+        raise NothingPrunable(
+            f"{name!r} has the axes {sorted(one.axis for one in cuttable)} with {size} "
+            "entries each; it is not clear which one is meant"
+        )
+    reason = next((text for text in found.values() if isinstance(text, str) and text), "")
+    if not cuttable and reason:
+        remedy = (
+            "; if another output is meant, name it with outputs=[...]" if len(parts) > 1 else ""
+        )
+        raise NothingPrunable(f"the entries of {name!r} cannot be removed: {reason}{remedy}")
+    return cuttable[0] if cuttable else None
+
+
+def _no_weight(model: ir.Model, parts: Mapping[str, Sequence[Part]], size: int) -> str:
+    """Why nothing can be removed, where no weight is known that makes the entries."""
+    name, places = next(iter(parts.items()))
+    axes = " or ".join(str(one.axis) for one in places)
+    makers = [
+        display_name(node) for node in model.graph for value in node.outputs if value.name == name
+    ]
+    return (
+        f"the {size} entries of {name!r} along axis {axes} cannot be removed: no weight is known "
+        f"that makes them one by one (the tensor is made by {', '.join(makers) or 'nothing'})"
+    )
+
+
+def _refuse_sums(cut: Cut) -> None:
+    """Refuse to remove what is added up further on.
+
+    Raises:
+        NothingPrunable: naming the node that does.
+    """
+    for consumer in cut.coupling.consumers:
+        if cut.positions(consumer.tensor, consumer.axis) is not None:
+            raise NothingPrunable(
+                f"{consumer.node!r} is worked out from all entries of {consumer.tensor!r} "
+                "together; it would change if some were removed"
+            )
+
+
+def _kept_along(cut: Cut, name: str) -> dict[int, NDArray[np.int64]]:
+    """Positions that stay along every axis of an output that loses some.
+
+    Raises:
+        NothingPrunable: when they differ from row to row.
+    """
+    found = {}
+    for axis in range(len(cut.coupling.tensors[name].shape)) if cut.touches(name) else ():
+        kept = common_positions(cut, name, axis)
+        if kept is not None:
+            found[axis] = kept
+    return found
+
+
+def _taken(value: Any, axes: Mapping[int, NDArray[np.int64]]) -> Any:
+    for axis, kept in axes.items():
+        value = np.take(value, kept, axis)
+    return value
 
 
 def _classes(
     coupling: Coupling, name: str, axis: int, removed: NDArray[np.int64]
 ) -> list[int] | str:
-    """Classes of the entries that go, or why they cannot."""
+    """Classes of the entries that go, or why they cannot; "" where nothing is known of them."""
     atoms = _atoms_at(coupling, name, axis, removed, of_class=False)
     frozen = [one for one in atoms if not coupling.classes[one]]
     if frozen:
@@ -214,7 +292,7 @@ def _classes(
         shape = coupling.tensors[tensor].shape
         if shape[int(place.removesuffix("]"))] == size:
             return f"{refused.axis} stays whole: {refused.reason} (at {refused.node})"
-    return "no weight makes them one by one"
+    return ""
 
 
 def _atoms_at(
@@ -253,19 +331,3 @@ def _closed(coupling: Coupling, seeds: Sequence[int], held: Sequence[int]) -> li
             "the entries that are to go share weights with entries that stay; they cannot be cut"
         )
     return gone
-
-
-def _narrowed_readers(model: ir.Model, cut: Cut) -> list[ir.Node]:
-    """Nodes that read all of an axis of a tensor that loses something."""
-    return [
-        node
-        for node in whole_axis_readers(model.graph)
-        if node.inputs[0] is not None and cut.touches(node.inputs[0].name or "")
-    ]
-
-
-def _picks_along(node: ir.Node, cut: Cut) -> bool:
-    """Whether a node gives positions along an axis that loses entries."""
-    name = node.inputs[0].name or "" if node.inputs[0] is not None else ""
-    rank = len(cut.coupling.tensors[name].shape)
-    return node.op_type in PICKERS and cut.positions(name, picked_axis(node, rank)) is not None

@@ -1,4 +1,4 @@
-"""Nodes that read all entries of an axis at once: Softmax and its like, ArgMax, TopK."""
+"""Nodes that read all entries of an axis at once: Softmax, ReduceMax, ArgMax and their like."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.coupling.opening import picks_among, reads_all, reduces_among, suppresses_among
 from onnxprune.errors import NothingPrunable
 from onnxprune.surgery.integers import Editor
 from onnxprune.surgery.linear import LINEAR_OPS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from onnxprune.coupling.cut import Cut
+    from onnxprune.coupling.step import Step
+    from onnxprune.model.observe import Facts
 
-__all__ = ["PICKERS", "exclude_entries", "map_picked", "picked_axis", "whole_axis_readers"]
+__all__ = ["axes_chosen_along", "common_positions", "exclude_entries", "map_picked"]
+__all__ += ["narrowed_readers", "picked_positions", "rule_among", "whole_axis_readers"]
 
-PICKERS = frozenset({"ArgMax", "ArgMin", "TopK"})
-"""Ops that give positions along an axis."""
-
+_SUPPRESSION = "NonMaxSuppression"
+_PICKERS = frozenset({"ArgMax", "ArgMin", "TopK", _SUPPRESSION})
+_EXTREMES = frozenset({"ReduceMax", "ReduceMin"})
 _NORMALISERS = frozenset({"Softmax", "LogSoftmax", "Hardmax"})
 _WEIGHING = LINEAR_OPS | {"Attention", "GRU", "LSTM", "RNN", "MatMulInteger", "QLinearMatMul"}
 
@@ -30,19 +34,73 @@ _WEIGHING = LINEAR_OPS | {"Attention", "GRU", "LSTM", "RNN", "MatMulInteger", "Q
 def whole_axis_readers(graph: ir.Graph) -> Iterator[ir.Node]:
     """Nodes that may run over what is left of an axis without changing what that means.
 
-    ArgMax and its like may always; Softmax may where nothing behind it weighs its results, which
-    would else be weighted with larger shares.
+    ArgMax and its like may always; Softmax and ReduceMax may where nothing behind them weighs
+    their results, which would else be weighted with other shares.
     """
     for node in graph:
-        if node.domain == "" and (
-            node.op_type in PICKERS or (node.op_type in _NORMALISERS and not _is_weighed(node))
-        ):
+        among = node.domain == "" and node.op_type in _NORMALISERS | _EXTREMES
+        if _is_picker(node) or (among and not _is_weighed(node)):
             yield node
 
 
-def picked_axis(node: ir.Node, rank: int) -> int:
-    """Axis along which an ArgMax, ArgMin or TopK chooses."""
-    return node.attributes.get_int("axis", -1 if node.op_type == "TopK" else 0) % rank
+def rule_among(node: ir.Node) -> Callable[[Step], None]:
+    """Coupling rule of one of `whole_axis_readers`."""
+    if node.op_type == _SUPPRESSION:
+        return suppresses_among
+    if node.op_type in _PICKERS:
+        return picks_among
+    return reads_all if node.op_type in _NORMALISERS else reduces_among
+
+
+def narrowed_readers(graph: ir.Graph, cut: Cut) -> list[ir.Node]:
+    """Those of `whole_axis_readers` that read a tensor which loses something."""
+    return [node for node in whole_axis_readers(graph) if cut.touches(_read(node).name or "")]
+
+
+def axes_chosen_along(graph: ir.Graph, facts: Facts) -> dict[str, int]:
+    """Tensors along an axis of which a node gives positions, with that axis."""
+    shapes = facts.first.shapes
+    names = {node: _read(node).name or "" for node in graph if _is_picker(node)}
+    return {
+        name: _picked_axis(node, len(shapes[name]))
+        for node, name in names.items()
+        if name in shapes
+    }
+
+
+def common_positions(cut: Cut, name: str, axis: int) -> NDArray[np.int64] | None:
+    """Positions of an axis that stay, in every row of the axes around it; None where all do.
+
+    Raises:
+        NothingPrunable: when they differ from row to row.
+    """
+    rows = cut.positions(name, axis)
+    if rows is None:
+        return None
+    if (rows != rows[0]).any():
+        raise NothingPrunable(
+            f"what would stay along axis {axis} of {name!r} differs from row to row"
+        )
+    return np.flatnonzero(rows[0])
+
+
+def picked_positions(node: ir.Node, cut: Cut) -> NDArray[np.int64] | None:
+    """Positions left among which a node chooses; None where it gives none or may choose any.
+
+    Raises:
+        NothingPrunable: when they differ from row to row, or depend on the size of the input.
+    """
+    if node.op_type not in _PICKERS:
+        return None
+    name, facts = _read(node).name or "", cut.coupling.facts
+    axis = _picked_axis(node, len(facts.first.shapes[name]))
+    kept = common_positions(cut, name, axis)
+    if kept is not None and facts.first.shapes[name][axis] != facts.second.shapes[name][axis]:
+        raise NothingPrunable(
+            f"{node.op_type} {node.name or node.outputs[0].name} gives positions along an axis "
+            "whose length depends on the input; they cannot be turned into the old ones"
+        )
+    return kept
 
 
 def exclude_entries(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
@@ -53,8 +111,7 @@ def exclude_entries(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
         node: one of `whole_axis_readers`.
         cut: what goes.
     """
-    value = node.inputs[0]
-    assert value is not None
+    value = _read(node)
     name = value.name or ""
     labels = cut.coupling.tensors[name]
     alive = np.ones([1] * len(labels.shape), bool)
@@ -63,7 +120,10 @@ def exclude_entries(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
         if not kept.all():
             extents = [n if a in layer.axes else 1 for a, n in enumerate(labels.shape)]
             alive = alive & kept.reshape(extents)
-    smallest = node.op_type == "ArgMin" or (
+    for axis in range(alive.ndim):  # what does not depend on an axis serves any length of it
+        same = alive.take([0], axis)
+        alive = same if (alive == same).all() else alive
+    smallest = node.op_type in ("ArgMin", "ReduceMin") or (
         node.op_type == "TopK" and node.attributes.get_int("largest", 1) == 0
     )
     editor = Editor(graph)
@@ -74,7 +134,12 @@ def exclude_entries(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
     where = ir.Node("", "Where", [mask, value, literal], num_outputs=1)
     where.outputs[0].name = editor.unique_name(base)
     graph.insert_before(node, where)
-    node.replace_input_with(0, where.outputs[0])
+    node.replace_input_with(_read_slot(node), where.outputs[0])
+    if node.op_type == _SUPPRESSION and (len(node.inputs) < 5 or node.inputs[4] is None):
+        # without a threshold, NonMaxSuppression returns what no score is lower than
+        node.resize_inputs(5)
+        lowest = np.array([np.finfo(np.float32).min], np.float32)
+        node.replace_input_with(4, editor.add_initializer(f"{base}_threshold", lowest))
 
 
 def map_picked(graph: ir.Graph, node: ir.Node, kept: NDArray[np.int64]) -> None:
@@ -101,13 +166,61 @@ def map_picked(graph: ir.Graph, node: ir.Node, kept: NDArray[np.int64]) -> None:
         return
     editor = Editor(graph)
     table = editor.add_initializer(f"{picked.name}/kept", kept)
-    gather = ir.Node("", "Gather", [table, picked], num_outputs=1)
-    mapped = gather.outputs[0]
+    made = (
+        _columns_mapped(editor, picked, table)
+        if node.op_type == _SUPPRESSION
+        else [ir.Node("", "Gather", [table, picked], num_outputs=1)]
+    )
+    mapped = made[-1].outputs[0]
     mapped.type, mapped.shape = picked.type, picked.shape
-    graph.insert_after(node, gather)
-    picked.replace_all_uses_with(mapped, replace_graph_outputs=True)
-    gather.replace_input_with(1, picked)
+    graph.insert_after(node, made)
+    readers = [use for use in picked.uses() if use.node not in made]
+    for reader, slot in readers:
+        reader.replace_input_with(slot, mapped)
+    for slot, value in enumerate(graph.outputs):
+        if value is picked:
+            graph.outputs[slot] = mapped
     mapped.name, picked.name = picked.name, editor.unique_name(f"{picked.name}/among_kept")
+
+
+def _columns_mapped(editor: Editor, picked: ir.Value, table: ir.Value) -> list[ir.Node]:
+    """Nodes that map the second of three columns: [sample, class, box]."""
+    columns = [
+        ir.Node(
+            "",
+            "Gather",
+            [picked, editor.add_initializer(f"{picked.name}/column", np.array([column]))],
+            [ir.AttrInt64("axis", 1)],
+            num_outputs=1,
+        )
+        for column in range(3)
+    ]
+    numbers = ir.Node("", "Gather", [table, columns[1].outputs[0]], num_outputs=1)
+    parts = [columns[0].outputs[0], numbers.outputs[0], columns[2].outputs[0]]
+    joined = ir.Node("", "Concat", parts, [ir.AttrInt64("axis", 1)], num_outputs=1)
+    for node in (*columns, numbers):
+        node.outputs[0].name = editor.unique_name(f"{picked.name}/by_column")
+    return [*columns, numbers, joined]
+
+
+def _is_picker(node: ir.Node) -> bool:
+    return node.domain == "" and node.op_type in _PICKERS
+
+
+def _read_slot(node: ir.Node) -> int:
+    return 1 if node.op_type == _SUPPRESSION else 0
+
+
+def _read(node: ir.Node) -> ir.Value:
+    value = node.inputs[_read_slot(node)]
+    assert value is not None
+    return value
+
+
+def _picked_axis(node: ir.Node, rank: int) -> int:
+    if node.op_type == _SUPPRESSION:
+        return 1
+    return node.attributes.get_int("axis", -1 if node.op_type == "TopK" else 0) % rank
 
 
 def _is_weighed(node: ir.Node) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 from oracle import ONE_THREAD
 from reducing import graph, weights
 
-from onnxprune.coupling.opening import Opening, looks_up, picks_among, reads_all
+from onnxprune.coupling.opening import LOOKUP_RULES, Opening, picks_among, reads_all
 from onnxprune.coupling.trace import Coupling, trace
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
@@ -56,7 +56,7 @@ def test_label_does_not_hold_back_the_scores_it_is_picked_from() -> None:
 def test_rows_that_are_looked_up_can_go_when_indices_follow() -> None:
     signature = "(int64[N] x) => (float[N, 3] y)"
     body = "e = Gather (table, x) y = MatMul (e, a)"
-    opening = Opening(rules={"e": looks_up}, renumbered=frozenset({"e"}))
+    opening = Opening(rules={"e": LOOKUP_RULES["Gather"](0)}, renumbered=frozenset({"e"}))
     coupling = traced(signature, body, opening, table=(12, 4), a=(4, 3))
     assert free(coupling, "table", 0)
     assert free(coupling, "table", 1), "features still go with what reads them"

@@ -70,6 +70,15 @@ def test_labels_are_the_old_numbers_of_the_best_kept_class(op: str) -> None:
     assert declared(result) == {"y": ["N"], "q": ["N", 3]}
 
 
+def test_label_alone_is_the_old_number() -> None:
+    proto = classifier("y = ArgMax <axis = 1, keepdims = 0> (z)", "int64[N] y")
+    result = changed(KeepClasses(KEPT, classes=6), proto)
+    inputs = feed(proto, 40)
+    scores = outputs(classifier("y = Identity (z)"), inputs)["y"][:, KEPT]
+    assert shapes(result)["w"] == (4, 3)
+    np.testing.assert_array_equal(outputs(result, inputs)["y"], np.array(KEPT)[scores.argmax(1)])
+
+
 def test_top_k_names_old_numbers() -> None:
     tail = "k = Constant <value_ints = [2]> () v, y = TopK <axis = 1> (z, k) q = Identity (z)"
     proto = classifier(tail, "float[N, 2] v, int64[N, 2] y, float[N, 6] q")
@@ -119,6 +128,29 @@ def test_softmax_that_weighs_something_is_refused() -> None:
         changed(KeepClasses(KEPT, classes=6), proto)
 
 
+def test_weights_that_add_up_all_classes_are_refused() -> None:
+    proto = classifier(
+        "y = MatMul (z, m) q = Identity (z)", "float[N, 6] q, float[N, 5] y", weights(m=(6, 5))
+    )
+    with pytest.raises(NothingPrunable, match="'y' is worked out from all entries of 'z'"):
+        changed(KeepClasses(KEPT, classes=6), proto)
+
+
+def test_classifier_without_plain_weights_is_refused_by_name() -> None:
+    linear = """y, p = ai.onnx.ml.LinearClassifier <coefficients = [1., 2., 3., 4., 5., 6.],
+                intercepts = [0., 0., 0.], classlabels_ints = [0, 1, 2]> (x)"""
+    proto = graph("(float[N, 2] x) => (int64[N] y, float[N, 3] p)", linear, {})
+    proto.opset_import.add(domain="ai.onnx.ml", version=3)
+    with pytest.raises(NothingPrunable, match=r"the 3 entries of 'p' .*made by LinearClassifier"):
+        changed(KeepClasses([1]), proto)
+
+
+def test_outputs_that_are_no_scores_are_refused() -> None:
+    proto = classifier("i = Cast <to = 7> (z) y = Add (i, i)", "int64[N, 6] y")
+    with pytest.raises(InputError, match=r"none of the outputs \['y'\] is a tensor of scores"):
+        changed(KeepClasses(KEPT, classes=6), proto)
+
+
 def test_two_axes_with_as_many_entries_are_ambiguous() -> None:
     values = {**weights(w=(36, 4)), "split": np.array([0, 6, 6], np.int64)}
     body = "t = Transpose (w) z = MatMul (x, t) y = Reshape (z, split)"
@@ -135,6 +167,7 @@ def test_two_axes_with_as_many_entries_are_ambiguous() -> None:
         ({"keep": "0,1,2,3,4,5"}, "all 6 are kept"),
         ({"keep": ""}, "none are given"),
         ({"keep": [1], "classes": 7}, "no output has an axis with 7"),
+        ({"keep": [1], "classes": 6, "outputs": ["q"]}, "no output 'q'"),
         ({"keep": [1], "classes": 6, "names": ["a", "b"]}, "2 names"),
         ({"keep": "missing.txt"}, "cannot be read"),
     ],

@@ -41,7 +41,7 @@ def _hold(step: Step, slot: int, point: int, axis: int = 0, *, summed: bool = Tr
         summed: the constant is only multiplied and summed away. Anywhere else the plan's stored
             zeros, which are not 0 here, would show: it then does not count as zero where removed.
     """
-    if not step.has(point) or not step.peek(slot).constant:
+    if not step.held or not step.has(point) or not step.peek(slot).constant:
         return
     value = step.value(point)
     if value is not None and not np.any(value):
