@@ -241,8 +241,8 @@ def _left_whole(blocked: Mapping[str, str]) -> str:
         return ""
     names, reasons = sorted(blocked), sorted(set(blocked.values()))
     return (
-        f"{len(names)} groups are left whole, as gradients do not get to them: "
-        f"{', '.join(names)} ({'; '.join(reasons)}); another criterion can cut them"
+        f"left whole: {', '.join(names)}, as gradients do not get there ({'; '.join(reasons)}); "
+        "another criterion can cut them"
     )
 
 

@@ -15,6 +15,7 @@ from oracle import ONE_THREAD, parse
 from onnxprune.coupling.step import node_id
 from onnxprune.gradients.backward import Edge, add_backward
 from onnxprune.gradients.emitter import Emitter
+from onnxprune.gradients.expansion import expand
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
 from onnxprune.model.runtime import open_session, run
@@ -30,20 +31,24 @@ def emitted_gradient(
 ) -> NDArray[Any]:
     """Gradient of sum(seed * last output) with respect to what reads a tensor, by onnxruntime."""
     model = load(proto).model
-    facts = observe(model, ONE_THREAD, np.random.default_rng(0), feed)
     edges = [
         Edge(node_id(node), tensor)
         for node in model.graph
         if any(value is not None and value.name == tensor for value in node.inputs)
     ]
+    facts = observe(model, ONE_THREAD, np.random.default_rng(0), feed)
+    expansion = expand(model, facts.first)
+    if expansion.owners:
+        facts = observe(model, ONE_THREAD, np.random.default_rng(0), feed)
     emit = Emitter(model, (facts.first, facts.second))
     kind = ir.TensorType(ir.DataType.from_numpy(seed.dtype))
     given = ir.Value(name="seed", type=kind, shape=ir.Shape([None] * seed.ndim))
     last = model.graph.outputs[-1].name or ""
-    found = add_backward(model, emit, {last: given}, edges)
+    walked = add_backward(model, emit, {last: given}, edges, expansion)
+    assert not walked.blocked, walked.blocked
     model.graph.inputs.append(given)
     total = None
-    for gradient in found.values():
+    for gradient in walked.gradients.values():
         total = emit.total(total, gradient)
     assert total is not None, "no gradient reaches the input"
     total.type = ir.TensorType(ir.DataType.from_numpy(feed[tensor].dtype))

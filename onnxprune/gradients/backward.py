@@ -1,16 +1,17 @@
 """From the loss back through a graph: the walk that applies the rule of every node.
 
 A gradient is asked for at an *edge*, what one node reads of one tensor: a unit that is removed is
-missing there, whatever else reads the tensor.
+missing there, whatever else reads the tensor. Where a node has no rule, the edges before it are
+blocked: part of their gradient is unknown. All others have theirs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from onnxprune.coupling.step import node_id
-from onnxprune.errors import InputError
+from onnxprune.gradients.expansion import Expansion
 from onnxprune.gradients.rules import RULES
 from onnxprune.gradients.step import GradientStep, NoGradient
 from onnxprune.model.pieces import node_reads
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
     from onnxprune.gradients.emitter import Emitter
 
-__all__ = ["Edge", "add_backward"]
+__all__ = ["Backward", "Edge", "add_backward"]
+
+
+_NOTHING = Expansion()
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,27 @@ class Edge:
     tensor: str
 
 
+@dataclass(frozen=True)
+class Backward:
+    """What came of a walk.
+
+    Attributes:
+        gradients: of each edge, of the shape of its tensor; an edge that the loss does not depend
+            on is left out.
+        blocked: why an edge has none.
+    """
+
+    gradients: dict[Edge, ir.Value] = field(default_factory=dict)
+    blocked: dict[Edge, str] = field(default_factory=dict)
+
+
 def add_backward(
     model: ir.Model,
     emit: Emitter,
     seeds: Mapping[str, ir.Value],
     edges: Collection[Edge],
-) -> dict[Edge, ir.Value]:
+    expansion: Expansion = _NOTHING,
+) -> Backward:
     """Append the nodes that compute gradients.
 
     Only what lies between an edge and a seed is gone through.
@@ -53,54 +72,113 @@ def add_backward(
         emit: appends to it.
         seeds: gradient of the loss with respect to tensors of the model, by name.
         edges: where gradients are asked for.
-
-    Returns:
-        the gradient of each edge, of the shape of its tensor; an edge that the loss does not
-        depend on is left out.
-
-    Raises:
-        InputError: naming the node that has no rule, or one that does not fit.
+        expansion: of the model, where edges still call nodes by what they were before.
     """
     nodes = list(model.graph)
     asked: dict[str, set[str]] = {}
     for edge in edges:
         asked.setdefault(edge.node, set()).add(edge.tensor)
-    reached = _reached(nodes, asked)
-    gradients: dict[str, ir.Value] = dict(seeds)
-    found: dict[Edge, ir.Value] = {}
+    walk = _Walk(emit, asked, expansion, dict(seeds))
+    walk.mark(nodes)
     for node in reversed(nodes):
-        outputs = [gradients.pop(value.name or "", None) for value in node.outputs]
-        mine = asked.get(node_id(node), set())
-        wanted = frozenset(
-            slot
-            for slot, value in enumerate(node.inputs)
-            if value is not None and (value.name in reached or value.name in mine)
-        )
-        if all(one is None for one in outputs):
-            continue
-        hidden = any(name in reached or name in mine for name in _in_bodies(node))
-        if not wanted and not hidden:
-            continue
-        for slot, gradient in _through(GradientStep(node, emit, outputs, wanted)).items():
-            value = node.inputs[slot]
-            if slot not in wanted or value is None:
-                continue
-            name = value.name or ""
-            if name in mine:
-                edge = Edge(node_id(node), name)
-                found[edge] = emit.total(found.get(edge), gradient)
-            if name in reached:
-                gradients[name] = emit.total(gradients.get(name), gradient)
+        walk.back_through(node)
+    found = walk.found
+    present = {walk.owner(node) for node in nodes}
+    found.blocked.update(
+        {
+            edge: f"the node {edge.node!r} lies in the body of a control-flow node"
+            for edge in edges
+            if edge.node not in present
+        }
+    )
+    for edge in found.blocked:
+        found.gradients.pop(edge, None)
     return found
 
 
-def _reached(nodes: Sequence[ir.Node], asked: Mapping[str, set[str]]) -> set[str]:
-    """Tensors that depend on something a gradient is asked for."""
-    reached: set[str] = set()
-    for node in nodes:
-        if node_id(node) in asked or any(value.name in reached for value in node_reads(node)):
-            reached.update(value.name for value in node.outputs if value.name)
-    return reached
+class _Walk:
+    """The state of one walk.
+
+    Args:
+        emit: appends nodes.
+        asked: tensors whose gradient is asked for, by id of the node that reads them.
+        expansion: see `add_backward`.
+        gradients: known so far, by tensor.
+    """
+
+    def __init__(
+        self,
+        emit: Emitter,
+        asked: Mapping[str, set[str]],
+        expansion: Expansion,
+        gradients: dict[str, ir.Value],
+    ) -> None:
+        self.found = Backward()
+        self._emit, self._asked, self._expansion = emit, asked, expansion
+        self._gradients = gradients
+        self._reached: set[str] = set()
+        self._stuck: dict[str, str] = {}
+
+    def owner(self, node: ir.Node) -> str:
+        """Id of the node that edges call it by."""
+        name = node_id(node)
+        return self._expansion.owners.get(name, name)
+
+    def mark(self, nodes: Sequence[ir.Node]) -> None:
+        """Note the tensors that depend on something a gradient is asked for."""
+        for node in nodes:
+            mine = self._asked.get(self.owner(node), set())
+            if any(self._matters(value.name, mine) for value in node_reads(node)):
+                self._reached.update(value.name for value in node.outputs if value.name)
+
+    def back_through(self, node: ir.Node) -> None:
+        """Hand the gradients of what a node makes on to what it reads."""
+        names = [value.name or "" for value in node.outputs]
+        outputs = [self._gradients.pop(name, None) for name in names]
+        reasons = [self._stuck.pop(name) for name in names if name in self._stuck]
+        mine = self._asked.get(self.owner(node), set())
+        wanted = frozenset(
+            slot
+            for slot, value in enumerate(node.inputs)
+            if value is not None and self._emit.has_slope(value) and self._matters(value.name, mine)
+        )
+        hidden = [name for name in _in_bodies(node) if self._matters(name, mine)]
+        if not (wanted or hidden) or not (reasons or any(one is not None for one in outputs)):
+            return
+        through: Mapping[int, ir.Value] = {}
+        if not reasons:
+            try:
+                step = GradientStep(node, self._emit, outputs, wanted)
+                through = _through(step, self._expansion.whole.get(self.owner(node)))
+            except NoGradient as error:
+                reasons = [str(error)]
+        read = {
+            value.name or ""
+            for slot, value in enumerate(node.inputs)
+            if slot in wanted and value is not None
+        }
+        for name in (*sorted(read), *hidden) if reasons else ():
+            self._block(node, name, mine, reasons[0])
+        for slot in sorted(through.keys() & wanted):
+            value = node.inputs[slot]
+            if value is not None:
+                self._add(node, value.name or "", mine, through[slot])
+
+    def _matters(self, name: str | None, mine: set[str]) -> bool:
+        return name in self._reached or name in mine
+
+    def _block(self, node: ir.Node, name: str, mine: set[str], reason: str) -> None:
+        if name in mine:
+            self.found.blocked[Edge(self.owner(node), name)] = reason
+        if name in self._reached:
+            self._stuck[name] = reason
+
+    def _add(self, node: ir.Node, name: str, mine: set[str], gradient: ir.Value) -> None:
+        if name in mine:
+            edge = Edge(self.owner(node), name)
+            self.found.gradients[edge] = self._emit.total(self.found.gradients.get(edge), gradient)
+        if name in self._reached:
+            self._gradients[name] = self._emit.total(self._gradients.get(name), gradient)
 
 
 def _in_bodies(node: ir.Node) -> Iterator[str]:
@@ -109,14 +187,14 @@ def _in_bodies(node: ir.Node) -> Iterator[str]:
     yield from (value.name or "" for value in node_reads(node) if value.name not in slots)
 
 
-def _through(step: GradientStep) -> Mapping[int, ir.Value]:
+def _through(step: GradientStep, whole: str | None) -> Mapping[int, ir.Value]:
     node = step.node
     where = f"the gradient through {node.op_type} node {node.name or node_id(node)!r}"
-    remedy = "exclude the groups before it, or take another criterion"
     rule = RULES.get((node.domain, node.op_type))
     if rule is None:
-        raise InputError(f"{where} cannot be computed: there is no rule for this op; {remedy}")
+        why = whole or "there is no rule for this op"
+        raise NoGradient(f"{where} cannot be computed: {why}")
     try:
         return rule(step)
     except NoGradient as error:
-        raise InputError(f"{where} cannot be computed: {error}; {remedy}") from None
+        raise NoGradient(f"{where} cannot be computed: {error}") from None

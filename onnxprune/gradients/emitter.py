@@ -10,13 +10,17 @@ import onnx_ir as ir
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from onnxprune.model.observe import Observation
 
-__all__ = ["Emitter"]
+__all__ = ["QUANTISED", "Emitter"]
 
 _PREFIX = "onnxprune/gradient"
 _AXES_AS_INPUT = {"ReduceSum": 13, "Unsqueeze": 13}
 _AXES_AS_INPUT_ELSE = 18
+QUANTISED = {ir.DataType.INT8, ir.DataType.UINT8}
+_SMOOTH = QUANTISED | {kind for kind in ir.DataType if kind.is_floating_point()}
 
 
 class Emitter:
@@ -45,12 +49,17 @@ class Emitter:
             *inputs: None for an optional input that is left out.
             **given: attributes.
         """
+        return self.ops(kind, 1, *inputs, **given)[0]
+
+    def ops(self, kind: str, count: int, *inputs: ir.Value | None, **given: Any) -> list[ir.Value]:
+        """Append a node with some number of outputs; see `op`."""
         attributes = ir.convenience.convert_attributes(given)
-        node = ir.Node("", kind, inputs, attributes, num_outputs=1)
-        node.outputs[0].name = f"{_PREFIX}/{self._count}"
-        self._count += 1
+        node = ir.Node("", kind, inputs, attributes, num_outputs=count)
+        for value in node.outputs:
+            value.name = f"{_PREFIX}/{self._count}"
+            self._count += 1
         self.graph.append(node)
-        return node.outputs[0]
+        return list(node.outputs)
 
     def constant(self, array: Any) -> ir.Value:
         """Append a Constant."""
@@ -70,9 +79,27 @@ class Emitter:
         found = self._observations[0].types.get(value.name or "")
         return found if found is not None and found.is_floating_point() else None
 
+    def has_slope(self, value: ir.Value) -> bool:
+        """Whether a value varies smoothly: of floating point, quantised to 8 bits, or no tensor."""
+        found = self._observations[0].types.get(value.name or "")
+        return found is None or found in _SMOOTH
+
+    def integers_seen(self, value: ir.Value) -> NDArray[Any] | None:
+        """Values of a tensor of integers that were the same in all runs; None where there are none.
+
+        Few entries only are kept of each run.
+        """
+        seen = [one.integers.get(value.name or "") for one in self._observations]
+        first = seen[0]
+        return first if all(_same(first, other) for other in seen) else None
+
     def shape_seen(self, value: ir.Value) -> tuple[int, ...]:
         """Shape of a tensor of the model at the first observed size."""
         return self._shapes(value)[0]
+
+    def varies(self, value: ir.Value, axis: int) -> bool:
+        """Whether an axis of a tensor of the model had another extent in another run."""
+        return len({shape[axis] for shape in self._shapes(value)}) > 1
 
     def rank(self, value: ir.Value) -> int:
         """Number of axes of a tensor of the model."""
@@ -125,6 +152,11 @@ class Emitter:
         """Append a Cast to the element type of an observed tensor."""
         return self.op("Cast", value, to=int(self.dtype(model) or ir.DataType.FLOAT))
 
+    def real(self, value: ir.Value) -> ir.Value:
+        """A tensor of the model, as numbers where it is quantised."""
+        known = self.dtype(value) is not None
+        return value if known else self.op("Cast", value, to=int(ir.DataType.FLOAT))
+
     def sum_to(self, gradient: ir.Value, operand: ir.Value, result: ir.Value) -> ir.Value:
         """Undo a broadcast: add up the gradient of a result over the axes an operand lacks.
 
@@ -153,3 +185,7 @@ class Emitter:
         if self.opset < _AXES_AS_INPUT.get(kind, _AXES_AS_INPUT_ELSE):
             return self.op(kind, value, axes=list(axes), **given)
         return self.op(kind, value, self.integers(*axes), **given)
+
+
+def _same(first: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
+    return first is not None and other is not None and np.array_equal(first, other)

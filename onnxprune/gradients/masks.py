@@ -13,26 +13,25 @@ meet), samples are gone through one by one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxprune.calibration.feeds import batch_rows
 from onnxprune.calibration.parts import numbered
 from onnxprune.calibration.statistics import BATCH
-from onnxprune.errors import InputError
-from onnxprune.gradients.backward import Edge, add_backward
-from onnxprune.gradients.emitter import Emitter
+from onnxprune.errors import InputError, RuntimeFailure
+from onnxprune.gradients.differentiated import differentiate
 from onnxprune.gradients.losses import LossGradient, heads_of
 from onnxprune.importance.base import MaskGradients
 from onnxprune.model.execution import Execution
-from onnxprune.model.observe import observe
 from onnxprune.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from onnxprune.calibration.samples import Samples
@@ -41,10 +40,23 @@ if TYPE_CHECKING:
     from onnxprune.model.runtime import Runtime
     from onnxprune.progress import Progress
 
-__all__ = ["mask_gradients"]
+__all__ = ["Found", "mask_gradients"]
 
 _AGREEING = 1e-3
-_SEED = "onnxprune/seed"
+_ACTIVATION_BYTES = 500_000_000
+
+
+@dataclass(frozen=True)
+class Found:
+    """Gradients of groups.
+
+    Attributes:
+        gradients: by group name.
+        blocked: by name of each other group, why it has none.
+    """
+
+    gradients: dict[str, MaskGradients]
+    blocked: Mapping[str, str]
 
 
 def mask_gradients(
@@ -57,12 +69,12 @@ def mask_gradients(
     seed: int = 0,
     means: Mapping[Reading, NDArray[np.float64]] | None = None,
     progress: Progress[Any] = silent,
-) -> dict[str, MaskGradients]:
+) -> Found:
     """Run a model forwards and backwards over samples.
 
     Args:
         model: unchanged.
-        groups: whose units are masked.
+        groups: whose units are masked; at least one.
         samples: what to run on.
         objective: loss and labels.
         runtime: how to run.
@@ -71,15 +83,16 @@ def mask_gradients(
         progress: told about every batch.
 
     Returns:
-        by group name.
+        what is known, by group name, and why the others have no gradients.
 
     Raises:
-        InputError: naming a node that gradients do not get through; for labels or a loss function
-            that do not fit.
+        InputError: where gradients get to no group, naming the node they do not get through; for
+            labels or a loss function that do not fit.
         CalibrationError: for unusable samples.
     """
     passes = _Passes(model, groups, samples, objective, runtime, seed, means or {})
-    sums = {group.name: (np.zeros(group.size), np.zeros(group.size)) for group in groups}
+    reached = [group for group in groups if group.name not in passes.blocked]
+    sums = {group.name: (np.zeros(group.size), np.zeros(group.size)) for group in reached}
     count = 0
     total = None if samples.count is None else -(-samples.count // BATCH)
     for numbers, feed in progress(numbered(samples, BATCH), "gradients", total):
@@ -88,10 +101,11 @@ def mask_gradients(
             for name, gradients in found.items():
                 sums[name][0][:] += np.abs(gradients).sum(axis=0)
                 sums[name][1][:] += (gradients**2).sum(axis=0)
-    return {
+    known = {
         name: MaskGradients(count, magnitude / count, square / count)
         for name, (magnitude, square) in sums.items()
     }
+    return Found(known, passes.blocked)
 
 
 class _Passes:
@@ -109,19 +123,37 @@ class _Passes:
     ) -> None:
         rng = np.random.default_rng(seed)
         heads = heads_of(model, objective.loss)
-        self._groups, self._specs, self._labels = groups, samples.specs, objective.labels
+        self._specs, self._labels = samples.specs, objective.labels
         self._loss = LossGradient(heads, objective.loss, rng)
         self._forwards = Execution(model, runtime, arena=False)
-        backwards, self._names = _with_backward(
-            model, [head.seed for head in heads], groups, means, samples, runtime, rng
-        )
-        self._seeds = {
-            (value.name or "").removeprefix(f"{_SEED}/"): value.dtype
-            for value in backwards.graph.inputs
-            if (value.name or "").startswith(_SEED)
+        readings = [reading for group in groups for reading in group.readings]
+        seeds, sample = [head.seed for head in heads], samples.take(2)
+        try:
+            self._made = differentiate(model, seeds, readings, means, sample, runtime, rng)
+        except RuntimeFailure as error:
+            raise _not_run(error) from error
+        self.blocked = {
+            group.name: self._made.blocked[reading]
+            for group in groups
+            for reading in group.readings
+            if reading in self._made.blocked
         }
-        self._backwards = Execution(backwards, runtime, arena=False)
+        self.blocked |= {
+            group.name: f"no contraction that a mask could stand before reads {group.name}"
+            for group in groups
+            if not group.readings
+        }
+        self._groups = [group for group in groups if group.name not in self.blocked]
+        if not self._groups:
+            reason = next(iter(self.blocked.values()))
+            raise InputError(f"no group has gradients: {reason}; take another criterion")
+        try:
+            self._backwards = Execution(self._made.model, runtime, arena=False)
+        except RuntimeFailure as error:
+            raise _not_run(error) from error
         self._checked = self._one_by_one = False
+        each = self._made.activation_bytes / (batch_rows(sample, samples.specs) or 1)
+        self._most = max(1, int(_ACTIVATION_BYTES / max(each, 1)))
 
     def of(
         self, feed: Mapping[str, NDArray[Any]], numbers: NDArray[np.int64]
@@ -132,51 +164,61 @@ class _Passes:
         labels = None if self._labels is None else self._labels[numbers]
         seeds = self._loss.of(outputs, labels)
         fixed = isinstance((self._specs[0].shape or (None,))[0], int)
-        whole = None if self._one_by_one else self._masks(feed, seeds, rows)
         if rows == 1 or fixed:
+            whole = self._masks(feed, seeds, rows)
             yield whole if whole is not None else self._single(feed, seeds)
             return
         apart = all(len(one) == rows for one in seeds.values() if one.ndim)
-        if whole is not None and not self._checked:
-            self._checked = True
-            first = self._single(_row(feed, 0), _row(seeds, 0)) if apart else None
-            if first is None or not _agree(whole, first):
-                self._one_by_one, whole = True, None
-        if whole is not None:
-            yield whole
+        found = self._together(feed, seeds, rows) if apart and not self._one_by_one else None
+        if found is not None:
+            yield from found
             return
         self._one_by_one = True
         for row in range(rows):
-            single = _row(feed, row)
+            single = _rows(feed, row, row + 1)
             if not apart:
                 part = None if labels is None else labels[row : row + 1]
                 yield self._single(single, self._loss.of(self._forwards.run(single), part))
             else:
-                yield self._single(single, _row(seeds, row))
+                yield self._single(single, _rows(seeds, row, row + 1))
+
+    def _together(
+        self, feed: Mapping[str, NDArray[Any]], seeds: Mapping[str, NDArray[Any]], rows: int
+    ) -> list[dict[str, NDArray[np.float64]]] | None:
+        """Gradients of as many samples at a time as memory allows; None where they are no rows."""
+        found = []
+        for start in range(0, rows, self._most):
+            stop = min(start + self._most, rows)
+            part, slopes = _rows(feed, start, stop), _rows(seeds, start, stop)
+            whole = self._masks(part, slopes, stop - start)
+            if whole is None:
+                return None
+            if not self._checked and stop - start > 1:
+                self._checked = True
+                if not _agree(whole, self._single(_rows(feed, 0, 1), _rows(seeds, 0, 1))):
+                    return None
+            found.append(whole)
+        return found
 
     def _masks(
         self, feed: Mapping[str, NDArray[Any]], seeds: Mapping[str, NDArray[Any]], rows: int
     ) -> dict[str, NDArray[np.float64]] | None:
         """Gradients of each sample, [rows, size]; None where rows of a tensor are no samples."""
-        given = {
-            f"{_SEED}/{name}": seeds[name].astype(dtype.numpy())
-            if name in seeds
-            else np.zeros((0,), np.float32)
-            for name, dtype in self._seeds.items()
-            if dtype is not None
-        }
-        results = self._backwards.run({**feed, **given})
+        try:
+            results = self._backwards.run(self._made.feed(feed, seeds))
+        except RuntimeFailure as error:
+            raise _not_run(error) from error
         found = {}
         for group in self._groups:
             gradients = np.zeros((rows, group.size))
             for reading in group.readings:
-                name = self._names.get(reading)
+                name = self._made.outputs.get(reading)
                 if name is None:
                     continue
                 placed = _by_sample(results[name], reading, rows)
                 if placed is None:
                     return None
-                units = reading.units.reshape(-1)
+                units = _units_at(reading, len(results[name])).reshape(-1)
                 np.add.at(gradients.T, units[units >= 0], placed.T[units >= 0])
             found[group.name] = gradients
         return found
@@ -190,64 +232,10 @@ class _Passes:
         return found
 
 
-def _with_backward(
-    model: ir.Model,
-    seeded: Sequence[str],
-    groups: Sequence[Group],
-    means: Mapping[Reading, NDArray[np.float64]],
-    samples: Samples,
-    runtime: Runtime,
-    rng: np.random.Generator,
-) -> tuple[ir.Model, dict[Reading, str]]:
-    """A copy of the model that gives the gradient of each reading; and the names of these."""
-    facts = observe(model, runtime, rng, samples.take(2))
-    probe = model.clone()
-    emit = Emitter(probe, (facts.first, facts.second))
-    values = {value.name: value for node in probe.graph for value in node.outputs}
-    values |= {value.name: value for value in probe.graph.inputs}
-    seeds = {}
-    for name in dict.fromkeys(seeded):
-        dtype = emit.dtype(values[name])
-        if dtype is not None:
-            shape = ir.Shape([None] * emit.rank(values[name]))
-            seeds[name] = ir.Value(name=f"{_SEED}/{name}", type=ir.TensorType(dtype), shape=shape)
-    if not seeds:
-        raise InputError("no output of the model is of floating point, so that no loss has a slope")
-    readings = [reading for group in groups for reading in group.readings]
-    edges = {one: Edge(one.consumer.node, one.consumer.tensor) for one in readings}
-    gradients = add_backward(probe, emit, seeds, set(edges.values()))
-    del probe.graph.outputs[:]
-    names = {}
-    for reading, edge in edges.items():
-        if edge in gradients:
-            tensor = values[edge.tensor]
-            names[reading] = _reduced(emit, tensor, gradients[edge], reading, means.get(reading))
-    probe.graph.inputs.extend(seeds.values())
-    return probe, names
-
-
-def _reduced(
-    emit: Emitter,
-    tensor: ir.Value,
-    gradient: ir.Value,
-    reading: Reading,
-    mean: NDArray[np.float64] | None,
-) -> str:
-    """Append (x - x0) dL/dx added up over all axes but the first and those of the units."""
-    rank = emit.rank(tensor)
-    value = emit.op("Cast", tensor, to=int(ir.DataType.FLOAT))
-    if mean is not None:
-        order = np.argsort(reading.axes)
-        extents = dict(zip(reading.axes, mean.shape, strict=True))
-        shape = [extents.get(axis, 1) for axis in range(rank)]
-        centre = mean.transpose(order).reshape(shape).astype(np.float32)
-        value = emit.op("Sub", value, emit.constant(centre))
-    product = emit.op("Mul", value, emit.op("Cast", gradient, to=int(ir.DataType.FLOAT)))
-    others = [axis for axis in range(1, rank) if axis not in reading.axes]
-    found = emit.op("Identity", emit.reduce("ReduceSum", product, others))
-    found.type = ir.TensorType(ir.DataType.FLOAT)
-    emit.graph.outputs.append(found)
-    return found.name or ""
+def _not_run(error: RuntimeFailure) -> InputError:
+    return InputError(
+        f"the gradients of this model cannot be computed: {error}; take another criterion"
+    )
 
 
 def _by_sample(result: NDArray[Any], reading: Reading, rows: int) -> NDArray[np.float64] | None:
@@ -268,6 +256,24 @@ def _by_sample(result: NDArray[Any], reading: Reading, rows: int) -> NDArray[np.
     return np.squeeze(value, axis=others).transpose(order).reshape(rows, -1)
 
 
+def _units_at(reading: Reading, extent: int) -> NDArray[np.int64]:
+    """Units of a reading where the first axis has another extent than in the traced batch.
+
+    Where it carries units it goes through them once for each sample.
+    """
+    if 0 not in reading.axes:
+        return reading.units
+    place = reading.axes.index(0)
+    lines = np.moveaxis(reading.units, place, 0)
+    repeated = np.resize(lines, (extent, *lines.shape[1:]))
+    if not np.array_equal(np.resize(repeated, lines.shape), lines):
+        raise InputError(
+            f"the units that {reading.consumer.node!r} reads of {reading.consumer.tensor!r} lie "
+            "among samples in no regular order; take another criterion"
+        )
+    return np.moveaxis(repeated, 0, place)
+
+
 def _agree(
     whole: Mapping[str, NDArray[np.float64]], first: Mapping[str, NDArray[np.float64]]
 ) -> bool:
@@ -279,5 +285,5 @@ def _agree(
     )
 
 
-def _row(arrays: Mapping[str, NDArray[Any]], row: int) -> dict[str, NDArray[Any]]:
-    return {name: array[row : row + 1] if array.ndim else array for name, array in arrays.items()}
+def _rows(arrays: Mapping[str, NDArray[Any]], start: int, stop: int) -> dict[str, NDArray[Any]]:
+    return {name: array[start:stop] if array.ndim else array for name, array in arrays.items()}

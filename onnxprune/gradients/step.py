@@ -79,15 +79,18 @@ class GradientStep:
         return int(self.attribute("axis", default)) % self.rank(slot)
 
     def constant(self, slot: int) -> NDArray[Any]:
-        """Value of an input that has to be a constant.
+        """Value of an input that has to be a constant, or integers that were never anything else.
 
         Raises:
             NoGradient: when it is none.
         """
         tensor = ir.convenience.get_const_tensor(self.input(slot))
-        if tensor is None:
+        if tensor is not None:
+            return np.asarray(tensor.numpy())
+        seen = self.emit.integers_seen(self.input(slot))
+        if seen is None:
             raise NoGradient(f"its input {slot} is computed, expected a constant")
-        return np.asarray(tensor.numpy())
+        return seen
 
     def axes(self, slot: int = 1) -> tuple[int, ...]:
         """Axes given as attribute or input, counted from the front; all where none are given."""

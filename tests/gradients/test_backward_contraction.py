@@ -33,6 +33,17 @@ def test_transposed_convolution(given: str) -> None:
     check_gradient(body, (2, 4, 3, 4), {"w": weight(4, 3, 3, 2)})
 
 
+@pytest.mark.parametrize("given", WINDOWS)
+def test_a_computed_kernel(given: str) -> None:
+    body = f"y = Conv{given}(w, x)"
+    check_gradient(body, (3, 4, 3, 2), {"w": weight(2, 4, 6, 7)})
+
+
+def test_computed_kernels_of_groups_and_biases() -> None:
+    check_gradient("y = Conv<group = 2>(w, x)", (6, 2, 3), {"w": weight(2, 4, 6)})
+    check_gradient("y = Conv(w, k, x)", (5,), {"w": weight(2, 4, 6), "k": weight(5, 4, 3)})
+
+
 @pytest.mark.parametrize(("group", "made"), [(2, 6), (4, 4)])
 def test_grouped_convolution(group: int, made: int) -> None:
     body = f"y = Conv<group = {group}, pads = [1, 1], strides = [2]>(x, w)"
@@ -77,5 +88,30 @@ def test_stacks_of_matrices(operands: str, mine: tuple[int, ...], other: tuple[i
     check_gradient(f"y = MatMul({operands})", mine, {"w": weight(*other)})
 
 
+@pytest.mark.parametrize(
+    ("mine", "other"), [((2, 3, 4), (4,)), ((4,), (2, 4, 5)), ((4,), (4,)), ((2, 4), (4,))]
+)
+def test_a_product_with_a_vector(mine: tuple[int, ...], other: tuple[int, ...]) -> None:
+    check_gradient("y = MatMul(x, w)", mine, {"w": weight(*other)})
+    if len(mine) == 1:
+        check_gradient("y = MatMul(w, x)", (4,), {"w": weight(3, 4)})
+
+
 def test_a_product_of_two_activations() -> None:
     check_gradient("t = Transpose<perm = [0, 2, 1]>(x) y = MatMul(x, t)", (2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("equation", "mine", "other"),
+    [
+        ("bij,jk->bik", (2, 3, 4), (4, 5)),
+        ("bhid,bhjd->bhij", (1, 2, 3, 4), (1, 2, 5, 4)),
+        ("bij,jk", (2, 3, 4), (4, 5)),
+        ("bij,k->bk", (2, 3, 4), (5,)),
+    ],
+)
+def test_einsum(equation: str, mine: tuple[int, ...], other: tuple[int, ...]) -> None:
+    check_gradient(f'y = Einsum<equation = "{equation}">(x, w)', mine, {"w": weight(*other)})
+    left, right = equation.partition("->")[0].split(",")
+    turned = equation.replace(f"{left},{right}", f"{right},{left}", 1)
+    check_gradient(f'y = Einsum<equation = "{turned}">(w, x)', mine, {"w": weight(*other)})

@@ -35,6 +35,11 @@ def test_of_the_error_function(op: str) -> None:
     check_gradient(f"y = {op}(x)", (2, 5), opset=20, by_runtime=True)
 
 
+@pytest.mark.parametrize("op", ["Swish", "Swish<alpha = 1.3>"])
+def test_swish(op: str) -> None:
+    check_gradient(f"y = {op}(x)", (2, 5), opset=24, by_runtime=True)
+
+
 @pytest.mark.parametrize("op", ["Gelu", "QuickGelu", "QuickGelu<alpha = 1.3>"])
 def test_of_fused_activations(op: str) -> None:
     body = f"y = com.microsoft.{op}(x)"
@@ -56,7 +61,7 @@ def test_of_operands_that_are_broadcast(
     check_gradient(f"y = {op}({operands})", mine, {"w": weight(*other)}, positive=True)
 
 
-@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Sum"])
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Sum", "Mean"])
 def test_of_operands_that_both_depend_on_the_input(op: str) -> None:
     check_gradient(f"t = Tanh(x) y = {op}(x, t)", (2, 3))
 

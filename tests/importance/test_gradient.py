@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from oracle import parse
 
 import onnxprune
 from onnxprune.errors import InputError
@@ -99,3 +100,27 @@ def test_with_compensation_and_in_steps(compensate: str) -> None:
     )
     assert result.report.certificate.holds
     assert result.report.quality.drop < 20
+
+
+def test_groups_without_gradients_stay_whole_and_the_report_says_so() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 3, 4] input) => (float[N, 2, 4] y)
+        { a = Conv(input, w1) h = Relu(a) c = Conv(h, w2)
+          i = LpPool<kernel_shape = [1], p = 3>(c)
+          e = Conv(i, w3) t = Relu(e) y = Conv(t, w4) }"""
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (8, 3, 1), "w2": (4, 8, 1), "w3": (16, 4, 1), "w4": (2, 16, 1)}
+    weights = {name: rng.standard_normal(one).astype(np.float32) for name, one in shapes.items()}
+    samples = {"input": rng.standard_normal((12, 3, 4)).astype(np.float32)}
+    result = onnxprune.prune(
+        parse(text, weights),
+        calibration=samples,
+        target={"params": 0.8},
+        criterion="taylor",
+        compensate="none",
+        threads=1,
+        measure_latency=False,
+    )
+    assert {group.id for group in result.plan.groups if group.removed} <= {"w2[0]", "w3[0]"}
+    assert "left whole: w1[0]" in result.report.note
+    assert "the gradient through LpPool node 'i' cannot be computed" in result.report.note

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from onnxprune.gradients.rules import (
     contraction,
     elementwise,
+    indexing,
     movement,
     normalisation,
+    quantisation,
+    recurrent,
     reduction,
 )
 
@@ -20,8 +23,11 @@ __all__ = ["RULES"]
 RULES: dict[tuple[str, str], Rule] = {
     **contraction.RULES,
     **elementwise.RULES,
+    **indexing.RULES,
     **movement.RULES,
     **normalisation.RULES,
+    **quantisation.RULES,
+    **recurrent.RULES,
     **reduction.RULES,
 }
 """Rule of every operator, by domain and name."""

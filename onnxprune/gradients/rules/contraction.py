@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxprune.gradients.rules.windows import windows_of
+from onnxprune.gradients.rules.windows import Windows, windows_of
 from onnxprune.gradients.step import NoGradient
 
 if TYPE_CHECKING:
@@ -22,12 +22,47 @@ __all__ = ["RULES"]
 
 
 def _conv(step: GradientStep) -> Mapping[int, ir.Value]:
-    """With respect to the activation."""
-    _require_first(step)
+    emit, found = step.emit, {}
     weight = step.input(1)
-    windows = windows_of(step, step.emit.shape_seen(weight)[2:])
+    windows = windows_of(step, emit.shape_seen(weight)[2:])
+    if 0 in step.wanted:
+        group = int(step.attribute("group", 1))
+        found[0] = windows.spread(step, step.gradient, weight, step.input(), group)
+    if 1 in step.wanted:
+        found[1] = _of_kernel(step, windows)
+    if 2 in step.wanted:
+        axes = [axis for axis in range(step.rank()) if axis != 1]
+        found[2] = emit.reduce("ReduceSum", step.gradient, axes, keep=False)
+    return found
+
+
+def _of_kernel(step: GradientStep, windows: Windows) -> ir.Value:
+    """Gradient of a computed kernel: of each pair of channels, a convolution of one with the other.
+
+    Samples take the place of input channels, and strides that of dilations.
+    """
+    emit, kernel, rank = step.emit, step.input(1), step.rank()
     group = int(step.attribute("group", 1))
-    return {0: windows.spread(step, step.gradient, weight, step.input(), group)}
+    spatial = range(3, rank + 1)
+    parts = []
+    for value, order in ((step.input(), [2, 1, 0, *spatial]), (step.gradient, [1, 2, 0, *spatial])):
+        extents = (emit.extents(value, 0, 1), emit.integers(group, -1))
+        split = emit.reshape(value, emit.joined(*extents, emit.extents(value, 2, rank)))
+        parts.append(emit.op("Transpose", split, perm=order))
+    read, slope = parts
+    # [in, groups * samples, ...] and [groups * out, samples, ...]
+    trailing = emit.extents(read, 3, rank + 1)
+    read = emit.reshape(read, emit.joined(emit.extents(read, 0, 1), emit.integers(-1), trailing))
+    samples = emit.extents(slope, 2, rank + 1)
+    slope = emit.reshape(slope, emit.joined(emit.integers(-1), samples))
+    given = {"strides": list(windows.dilations), "dilations": list(windows.strides)}
+    pads = [*windows.begin, *windows.end]
+    found = emit.op("Conv", read, slope, group=group, pads=pads, **given)
+    found = emit.op("Transpose", found, perm=[1, 0, *range(2, rank)])
+    # strides that leave something over make it reach too far
+    axes = emit.integers(*range(2, rank))
+    start = emit.integers(*[0] * (rank - 2))
+    return emit.op("Slice", found, start, emit.extents(kernel, 2, rank), axes)
 
 
 def _conv_transpose(step: GradientStep) -> Mapping[int, ir.Value]:
@@ -70,7 +105,7 @@ def _matmul(step: GradientStep) -> Mapping[int, ir.Value]:
     emit, found = step.emit, {}
     left, right = step.input(0), step.input(1)
     if min(step.rank(0), step.rank(1)) < 2:
-        raise NoGradient("it multiplies a vector, expected matrices")
+        return _with_vector(step)
     if 0 in step.wanted:
         product = emit.op("MatMul", step.gradient, _turned(step, right))
         found[0] = _unstacked(step, product, left)
@@ -78,6 +113,21 @@ def _matmul(step: GradientStep) -> Mapping[int, ir.Value]:
         product = emit.op("MatMul", _turned(step, left), step.gradient)
         found[1] = _unstacked(step, product, right)
     return found
+
+
+def _with_vector(step: GradientStep) -> Mapping[int, ir.Value]:
+    """Of products one operand of which has one axis: it stands for a row or a column."""
+    emit, left, right = step.emit, step.input(0), step.input(1)
+    if step.rank(1) == 1:
+        g = emit.unsqueeze(step.gradient, [emit.rank(step.output)])
+        places = list(range(step.rank(0) - 1))
+        summed = emit.reduce("ReduceSum", emit.op("Mul", g, left), places, keep=False)
+        return {0: emit.op("Mul", g, right), 1: summed}
+    inner = step.rank(1) - 2
+    g = emit.unsqueeze(step.gradient, [inner])
+    places = [axis for axis in range(step.rank(1)) if axis != inner]
+    summed = emit.reduce("ReduceSum", emit.op("Mul", g, right), places, keep=False)
+    return {0: summed, 1: emit.op("Mul", g, emit.unsqueeze(left, [1]))}
 
 
 def _turned(step: GradientStep, value: ir.Value) -> ir.Value:
@@ -101,9 +151,37 @@ def _unstacked(step: GradientStep, product: ir.Value, operand: ir.Value) -> ir.V
     return emit.like(emit.reduce("ReduceSum", product, [*range(lacking), *stretched]), operand)
 
 
+def _einsum(step: GradientStep) -> Mapping[int, ir.Value]:
+    """The gradient takes the place of an operand, and the operand that of the result."""
+    equation = str(step.attribute("equation")).replace(" ", "")
+    left, arrow, result = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        counted = [one for one in sorted(set(left) - {","}) if left.count(one) == 1]
+        result = "".join(counted)
+    repeated = any(len(set(term)) < len(term) for term in terms)
+    if "." in equation or repeated:
+        raise NoGradient(f"its equation is {equation!r}, expected no dots and no repeated letters")
+    found = {}
+    for slot in sorted(step.wanted):
+        others = [other for other in range(len(terms)) if other != slot]
+        known = {letter for other in others for letter in terms[other]} | set(result)
+        kept = "".join(letter for letter in terms[slot] if letter in known)
+        operands = [step.gradient, *(step.input(other) for other in others)]
+        turned = ",".join([result, *(terms[other] for other in others)]) + f"->{kept}"
+        share = step.emit.op("Einsum", *operands, equation=turned)
+        missing = [axis for axis, letter in enumerate(terms[slot]) if letter not in known]
+        whole = step.emit.unsqueeze(share, missing)
+        if missing:
+            whole = step.emit.op("Expand", whole, step.emit.shape(step.input(slot)))
+        found[slot] = whole
+    return found
+
+
 RULES: dict[tuple[str, str], Rule] = {
     ("", "Conv"): _conv,
     ("", "ConvTranspose"): _conv_transpose,
     ("", "Gemm"): _gemm,
     ("", "MatMul"): _matmul,
+    ("", "Einsum"): _einsum,
 }

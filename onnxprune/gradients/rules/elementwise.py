@@ -197,6 +197,12 @@ def _add(step: GradientStep) -> Mapping[int, ir.Value]:
     return {slot: _undone(step, slot, step.gradient) for slot in sorted(step.wanted)}
 
 
+def _mean(step: GradientStep) -> Mapping[int, ir.Value]:
+    emit, count = step.emit, len(step.node.inputs)
+    share = emit.op("Mul", step.gradient, emit.number(1 / count, step.output))
+    return {slot: _undone(step, slot, share) for slot in sorted(step.wanted)}
+
+
 def _sub(step: GradientStep) -> Mapping[int, ir.Value]:
     found = dict(_add(step))
     return found | {1: step.emit.op("Neg", found[1])} if 1 in found else found
@@ -259,10 +265,13 @@ def _same(step: GradientStep) -> Mapping[int, ir.Value]:
 
 
 def _cast(step: GradientStep) -> Mapping[int, ir.Value]:
-    """Between floating-point types; integers have no gradient."""
-    if step.emit.dtype(step.input()) is None or step.emit.dtype(step.output) is None:
-        return {}
+    """Between floating-point types; what is quantised counts as one."""
     return {0: step.emit.cast_like(step.gradient, step.input())}
+
+
+def _flat(step: GradientStep) -> Mapping[int, ir.Value]:
+    """Steps have no slope anywhere."""
+    return {}
 
 
 def _undone(step: GradientStep, slot: int, gradient: ir.Value) -> ir.Value:
@@ -302,6 +311,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "PRelu"): _prelu,
     ("", "Add"): _add,
     ("", "Sum"): _add,
+    ("", "Mean"): _mean,
     ("", "Sub"): _sub,
     ("", "Mul"): _mul,
     ("", "Div"): _div,
@@ -312,4 +322,6 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "Identity"): _same,
     ("", "Dropout"): _same,
     ("", "Cast"): _cast,
+    ("", "CastLike"): _cast,
+    **{("", kind): _flat for kind in ("Floor", "Ceil", "Round", "Sign")},
 }

@@ -14,20 +14,14 @@ import onnx_ir as ir
 from onnxprune.gradients.step import NoGradient
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from onnxprune.gradients.step import GradientStep, Rule
 
 __all__ = ["RULES"]
 
 _FLOAT, _INT64 = int(ir.DataType.FLOAT), int(ir.DataType.INT64)
-_RESIZED = {
-    "mode",
-    "coordinate_transformation_mode",
-    "nearest_mode",
-    "cubic_coeff_a",
-    "exclude_outside",
-}
+_UNUSUAL = {"antialias": (0,), "keep_aspect_ratio_policy": ("stretch",), "axes": ()}
 
 
 def _reshape(step: GradientStep) -> Mapping[int, ir.Value]:
@@ -104,29 +98,40 @@ def _gather(step: GradientStep) -> Mapping[int, ir.Value]:
 
 
 def _pad(step: GradientStep) -> Mapping[int, ir.Value]:
-    """Constants have no gradient; what was reflected or repeated is not followed."""
-    if step.attribute("mode", "constant") != "constant":
-        raise NoGradient("it repeats entries, expected padding with a constant")
+    """Constants have no gradient; what is reflected or repeated adds up."""
     emit, x = step.emit, step.input()
     rank = step.rank()
-    amounts = step.constant(1)
+    amounts = step.input(1)
     axes = [int(a) % rank for a in step.constant(3)] if step.has(3) else list(range(rank))
-    start = amounts[: len(axes)].astype(np.int64)
-    if (amounts < 0).any():
-        raise NoGradient("it cuts off entries, expected padding")
+    seen = emit.integers_seen(amounts)
+    constant = step.attribute("mode", "constant") == "constant"
+    if not constant or seen is None or (seen < 0).any():
+        return {0: _unpadded(step, amounts, axes)}
+    start = emit.op("Gather", amounts, emit.integers(*range(len(axes))), axis=0)
     extents = emit.op("Gather", emit.shape(x), emit.integers(*axes), axis=0)
-    stop = emit.op("Add", extents, emit.constant(start))
-    found = emit.op("Slice", step.gradient, emit.constant(start), stop, emit.integers(*axes))
-    return {0: found}
+    stop = emit.op("Add", extents, start)
+    return {0: emit.op("Slice", step.gradient, start, stop, emit.integers(*axes))}
+
+
+def _unpadded(step: GradientStep, amounts: ir.Value, axes: Sequence[int]) -> ir.Value:
+    """The places that are left along each axis, put back: padding may cut off as well."""
+    emit, gradient = step.emit, step.gradient
+    mode = step.attribute("mode", "constant")
+    for number, axis in enumerate(axes):
+        ends = emit.op("Gather", amounts, emit.integers(number, number + len(axes)), axis=0)
+        filler = emit.constant(np.array(-1, np.int64)) if mode == "constant" else None
+        taken = emit.op("Pad", _places(step, step.input(), axis), ends, filler, mode=mode)
+        gradient = _put_back(step, gradient, taken, step.input(), axis)
+    return gradient
 
 
 def _resize(step: GradientStep) -> Mapping[int, ir.Value]:
     """Along each axis a product with the matrix that it makes of the unit matrix."""
     emit, x, rank = step.emit, step.input(), step.rank()
-    if not step.node.attributes.keys() <= _RESIZED:
+    given = {name: one.value for name, one in step.node.attributes.items()}
+    if any(given[name] not in usual for name, usual in _UNUSUAL.items() if name in given):
         raise NoGradient("it resizes by axes or keeps an aspect ratio, expected scales or sizes")
     gradient = step.gradient
-    given = {name: one.value for name, one in step.node.attributes.items()}
     for axis in range(rank):
         if emit.shape_seen(x)[axis] == emit.shape_seen(step.output)[axis]:
             continue

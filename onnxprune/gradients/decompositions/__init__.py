@@ -1,0 +1,67 @@
+"""What fused operators are made of, in operators that have gradient rules: one table.
+
+The standard gives bodies for most of its composite operators; those of onnxruntime have none, and
+are written here in ONNX text, in operators that mean the same in every operator set.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxprune.gradients.decompositions import (
+    activations,
+    attention,
+    contractions,
+    normalisation,
+    quantised,
+    rotary,
+)
+from onnxprune.gradients.decompositions.fused import Decomposition, Fused
+from onnxprune.gradients.decompositions.standard import standard_body
+from onnxprune.gradients.rules import RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import onnx_ir as ir
+
+    from onnxprune.model.observe import Observation
+
+__all__ = ["BODIES", "Decomposition", "decomposition_of"]
+
+BODIES: dict[tuple[str, str], Callable[[Fused], Decomposition]] = {
+    **activations.BODIES,
+    **attention.BODIES,
+    **contractions.BODIES,
+    **normalisation.BODIES,
+    **quantised.BODIES,
+    **rotary.BODIES,
+}
+"""Body of every operator that the standard gives none for, by domain and name."""
+
+
+def decomposition_of(node: ir.Node, seen: Observation, opset: int) -> Decomposition | None:
+    """What a node is made of.
+
+    Args:
+        node: of a model.
+        seen: a run of it.
+        opset: of the model.
+
+    Returns:
+        None for an operator that has a gradient rule or no body, and for what only computes with
+        integers.
+
+    Raises:
+        NoGradient: for a form of the node that its body does not cover.
+    """
+    key = (node.domain, node.op_type)
+    if key in RULES:
+        return None
+    fused = Fused(node, seen, opset)
+    if key in BODIES:
+        return BODIES[key](fused)
+    kind = seen.types.get(node.outputs[0].name or "") if node.outputs else None
+    if node.domain or kind is None or not kind.is_floating_point() or not node.inputs:
+        return None
+    return standard_body(fused)

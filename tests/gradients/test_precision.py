@@ -1,0 +1,87 @@
+"""Models of any precision and age, differentiated in single precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from oracle import ONE_THREAD, parse, traced
+
+from onnxprune.calibration.samples import read_samples
+from onnxprune.gradients.losses import Objective
+from onnxprune.gradients.masks import mask_gradients
+from onnxprune.gradients.precision import to_single_precision
+from onnxprune.gradients.upgrade import upgraded
+from onnxprune.importance.base import MaskGradients
+from onnxprune.model.inputs import input_specs
+from onnxprune.model.load import load
+from onnxprune.model.runtime import open_session, run
+
+SCALE = 2000.0
+LABELS = np.random.default_rng(2).standard_normal((6, 2)) * SCALE
+
+
+def network(kind: str) -> str:
+    return f"""<ir_version: 8, opset_import: ["": 17]>
+        g ({kind}[N, 3] input) => ({kind}[N, 2] y)
+        {{ a = Gemm(input, w1) h = Relu(a) f = Cast<to = 1>(h) t = CastLike(f, input)
+           y = Gemm(t, w2) }}"""
+
+
+def weights(dtype: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.standard_normal(shape).astype(np.float16).astype(dtype)
+        for name, shape in (("w1", (3, 5)), ("w2", (5, 2)))
+    }
+
+
+def gradients(text: str, dtype: Any) -> MaskGradients:
+    subject = traced(parse(text, weights(dtype)))
+    feed = {"input": np.random.default_rng(1).standard_normal((6, 3)).astype(dtype)}
+    read = read_samples(feed, input_specs(subject.model))
+    objective = Objective("mse", LABELS)
+    found = mask_gradients(subject.model, subject.groups, read, objective, ONE_THREAD)
+    return found.gradients["w1[1]"]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("float16", np.float16), ("double", np.float64)])
+def test_gradients_are_those_of_single_precision(kind: str, dtype: Any) -> None:
+    found = gradients(network(kind), dtype)
+    wanted = gradients(network("float"), np.float32)
+    assert np.sqrt(wanted.mean_square).max() > SCALE / 2
+    np.testing.assert_allclose(found.mean_square, wanted.mean_square, rtol=0.02)
+
+
+def test_every_type_changes_inside_and_out() -> None:
+    model = load(parse(network("float16"), weights(np.float16))).model
+    assert to_single_precision(model)
+    feed = {"input": np.ones((2, 3), np.float32)}
+    (found,) = run(open_session(model, ONE_THREAD), feed).values()
+    assert found.dtype == np.float32
+    assert not to_single_precision(model)
+
+
+def test_an_old_operator_set_is_raised() -> None:
+    text = """<ir_version: 4, opset_import: ["": 9]>
+        g (float[N, 3] input) => (float[N, 2] y)
+        { a = Gemm(input, w1, z1) h = Clip<min = 0.0, max = 6.0>(a)
+          s = Slice<axes = [1], starts = [0], ends = [5]>(h) y = Gemm(s, w2, z2) }"""
+    more = {"z1": np.zeros(5, np.float32), "z2": np.zeros(2, np.float32)}
+    model = load(parse(text, {**weights(np.float32), **more})).model
+    newer = upgraded(model.clone())
+    assert newer.opset_imports[""] >= 11
+    feed = {"input": np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)}
+    before, after = (
+        run(open_session(ir.to_proto(one), ONE_THREAD), feed)["y"] for one in (model, newer)
+    )
+    np.testing.assert_array_equal(after, before)
+    groups = traced(parse(text, {**weights(np.float32), **more})).groups
+    read = read_samples(feed, input_specs(model))
+    found = mask_gradients(model, groups, read, Objective("mse", LABELS), ONE_THREAD).gradients
+    h = np.clip(feed["input"] @ weights(np.float32)["w1"], 0, 6)
+    slope = (h @ weights(np.float32)["w2"] - LABELS) @ weights(np.float32)["w2"].T
+    name = groups[0].name
+    np.testing.assert_allclose(found[name].mean_square, ((h * slope) ** 2).mean(axis=0), rtol=1e-4)
