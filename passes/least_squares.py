@@ -33,7 +33,7 @@ Source: METHODS.md 2.1 to 2.4; QUALITY.md 2 and 4; Kwon et al. 2022; Frantar et 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,7 @@ from onnxprune.reconstruction.elimination import Elimination, cheapest_first
 from onnxprune.reconstruction.find import reading_unknowns, replaceable_layers
 from onnxprune.reconstruction.gram import Regression, Solution
 from onnxprune.reconstruction.problem import Half, Outcome, Problem, joined
+from onnxprune.reconstruction.rows import drawn_rows
 from onnxprune.reconstruction.targets import Sum, flat_parts, sum_behind
 from onnxprune.reconstruction.walk import Walk
 
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from onnxprune.coupling.groups import Group
     from onnxprune.model.runtime import Runtime
     from onnxprune.progress import Progress
+    from onnxprune.reconstruction.finish import Finish
     from onnxprune.reconstruction.gram import Gram
     from onnxprune.reconstruction.layers import LinearLayer
     from onnxprune.surgery.bias import FullSize
@@ -137,6 +139,7 @@ class LeastSquares(ir.passes.InPlacePass):
         progress: told about every layer.
         altered: sums that a term was taken out of: the layers that are left in them are solved
             anew although they read what they did, and so is a classifier that is not cut.
+        finish: what is done to solved weights; None for nothing.
     """
 
     def __init__(
@@ -151,8 +154,10 @@ class LeastSquares(ir.passes.InPlacePass):
         seed: int = 0,
         progress: Progress[Any] = silent,
         altered: Collection[str] = (),
+        finish: Finish | None = None,
     ) -> None:
         super().__init__()
+        self.finish = finish
         self.target = target
         self.original = original
         self.altered = altered
@@ -211,20 +216,42 @@ class LeastSquares(ir.passes.InPlacePass):
         if kept is None:
             return None
         whole = bool(kept.all() and layer.kept_outputs(self._cut).all())
-        given_up = is_last and not self.altered
-        if whole and (given_up or not self.settings.refit or self._unchanged(layer)):
-            return None
+        if whole and not self._finishes(layer):
+            given_up = is_last and not self.altered
+            if given_up or not self.settings.refit or self._unchanged(layer):
+                return None
         if kept.shape[1] > self.settings.largest:
             reason = f"{kept.shape[1]} unknowns are more than {self.settings.largest}"
             return Repair(name, np.nan, np.nan, False, reason)
         problem = problem or self._problem(layer, number)
         if problem is None:
             return Repair(name, np.nan, np.nan, False, "the original has no such tensor")
-        ridges = self.settings.last_ridges if is_last else self.settings.ridges
-        outcome = problem.solve(kept, ridges, both_halves=self.settings.both_halves, grams=grams)
+        outcome = self._outcome(layer, problem, kept, is_last, grams)
         if outcome.solved or not whole:
             self._install(layer, outcome, problem)
         return Repair(name, outcome.before, outcome.after, outcome.solved)
+
+    def _finishes(self, layer: LinearLayer) -> bool:
+        return self.finish is not None and self.finish.applies(layer)
+
+    def _outcome(
+        self,
+        layer: LinearLayer,
+        problem: Problem,
+        kept: NDArray[np.bool_],
+        is_last: bool,
+        grams: tuple[Gram, Gram] | None,
+    ) -> Outcome:
+        """Weights and bias for the unknowns that are kept, finished where that is asked for."""
+        ridges = self.settings.last_ridges if is_last else self.settings.ridges
+        both_halves = self.settings.both_halves
+        if self.finish is None or not self.finish.applies(layer):
+            return problem.solve(kept, ridges, both_halves=both_halves, grams=grams)
+        grams = grams or (problem.fit.gram(), problem.judge.gram())
+        outcome = problem.solve(kept, ridges, both_halves=both_halves, grams=grams)
+        gram = grams[0] + grams[1]
+        weight = self.finish.finished(layer, outcome.solution.weight, gram)
+        return replace(outcome, solution=gram.with_bias(weight), solved=True)
 
     def _admit(self, layer: LinearLayer) -> None:
         """Take along more batches where there is room, and few rows in those there are."""
@@ -290,11 +317,9 @@ class LeastSquares(ir.passes.InPlacePass):
         outputs = layer.kept_outputs(self._cut)
         counts = [layer.row_count(one.shape) for one in wanted]
         limit = self.settings.row_bytes // (4 * (weight[:, 0].size + 3 * weight[:, :, 0].size))
-        share = min(1.0, min(self.settings.rows, limit) / sum(counts))
+        drawn = drawn_rows(counts, min(self.settings.rows, limit), [self.seed, number])
         halves: tuple[list[Half], list[Half]] = ([], [])
-        for batch, (x, t, count) in enumerate(zip(data, wanted, counts, strict=True)):
-            rng = np.random.default_rng([self.seed, number, batch])
-            ids = np.sort(rng.choice(count, max(int(count * share), 1), replace=False))
+        for batch, (x, t, ids) in enumerate(zip(data, wanted, drawn, strict=True)):
             others = self._others(layer, total, batch, t.shape, ids) * outputs
             target = layer.outputs(t, ids) * outputs - others
             rows = layer.rows(x, ids)

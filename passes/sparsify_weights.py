@@ -4,7 +4,7 @@ Formula, for a layer y = W x + b, scores s and the share a of weights that is to
 
     magnitude   s = |w|                    W' = W where s is among the highest 1 - a, else 0
     wanda       s = |w| E[x^2]^1/2         the same
-    obs         s = w^2 / [H^-1]_jj        W' as passes/sparse_least_squares.py has it
+    obs         s = w^2 / [H^-1]_jj        W' as sparsity/second_order.py has it
 
     b' = b + (W - W') E[x]                 where there are samples
 
@@ -20,6 +20,11 @@ After (pattern 2:4)::
   faster by this. The file becomes smaller when it is compressed, or with `store`, where less than a
   third of a float32 weight is left (`model/sparse.py`). Hardware that skips 2:4 zeros needs an
   engine of its own.
+* `threshold: global` compares what weights add to the output of their layer, as a share of what all
+  of its weights add: scales of layers do not count, and every layer keeps 5 % at least. By scores
+  alone it is the better choice (ResNet-20 on CIFAR-10, Wanda, 50 and 70 % of the weights zero: 83.8
+  and 48.1 % of the images right, per layer 81.3 and 16.6 %). Second order, which solves for what is
+  left, evens this out (86.0 and 84.3 %, per layer 86.0 and 84.9 %): there `layer` will do.
 * A unit all of whose incoming or outgoing weights are zero is one that `remove-lossless` removes.
 
 Conditions: float weights that one node alone reads, of Conv, ConvTranspose, Gemm, MatMul, Einsum (a
@@ -44,13 +49,14 @@ from onnxprune.model.constants import ConstantValues
 from onnxprune.model.observe import observe
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.sparse import mark_sparse, sparse_values
-from onnxprune.passes.sparse_least_squares import SparseLeastSquares
+from onnxprune.passes.least_squares import LeastSquares
 from onnxprune.progress import silent
 from onnxprune.reconstruction.admission import Admission
 from onnxprune.reconstruction.find import replaceable_layers
 from onnxprune.sparsity.inputs import input_moments, input_order
 from onnxprune.sparsity.patterns import parse_pattern
 from onnxprune.sparsity.scores import layer_amounts, shares_of_output, weight_scores
+from onnxprune.sparsity.solved_layers import ZerosOnceSolved
 from onnxprune.surgery.bias import FullSize
 from onnxprune.threads import matrix_threads
 
@@ -157,7 +163,11 @@ class SparsifyWeights(ir.passes.InPlacePass):
         full = FullSize(model, trace(model, facts))
         layers = [layer for layer in replaceable_layers(model, full.coupling) if self._wants(layer)]
         if not layers:
-            raise InputError("no weight can be set to zero: no linear layer has one of its own")
+            raise InputError(
+                "no weight can be set to zero: no Conv, ConvTranspose, Gemm, MatMul or Einsum that "
+                "include and exclude leave reads a float constant of its own (one behind a "
+                "Transpose is none: fold constants first)"
+            )
         names = [layer.node.outputs[0].name or "" for layer in layers]
         with matrix_threads(self.runtime.threads):
             feeds = self._feeds(model, full)
@@ -166,9 +176,10 @@ class SparsifyWeights(ir.passes.InPlacePass):
             solved: set[str] = set()
             if self.criterion == "obs":
                 shares = dict(zip(names, amounts, strict=True))
-                solving = SparseLeastSquares(
-                    full, model.clone(), shares, self.pattern, feeds, self.runtime, self.seed,
-                    self.progress,
+                zeros = ZerosOnceSolved(shares, self.pattern)
+                solving = LeastSquares(
+                    full, model.clone(), (), feeds, self.runtime,
+                    seed=self.seed, progress=self.progress, finish=zeros,
                 )  # fmt: skip
                 solving(model)
                 solved = {one.node for one in solving.repairs if one.solved}

@@ -13,37 +13,53 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import onnx
+import onnx_ir as ir
+from onnx import numpy_helper
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxprune.errors import InputError
 from onnxprune.model.load import convert, load
+from onnxprune.model.protobuf import LARGEST_MESSAGE
+from onnxprune.model.size import model_bytes
+from onnxprune.model.tensors import initializers
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from onnxprune.calibration.feeds import Feed
     from onnxprune.calibration.samples import Samples
 
-__all__ = ["CalibrationMethod", "Precision", "is_quantised"]
+__all__ = ["CalibrationMethod", "Precision", "count_quantised", "is_quantised"]
 __all__ += ["quantise_dynamic", "quantise_static"]
 
 CalibrationMethod = Literal["minmax", "entropy", "percentile"]
 
 _BATCH = 32
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
-_QUANTISED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv"}
-    | {"QLinearMatMul", "MatMulInteger", "ConvInteger", "MatMulNBits"}
-)
+_QUANTISED = ("Quantize", "QLinear", "Integer", "QGemm", "NBits", "QAttention")
+_STANDARD_ATTENTION = ("", "Attention")
+_AXIS_SINCE = 13
+_HALF_SINCE = 19
+_LARGE = LARGEST_MESSAGE // 2
 _INPUT, _PREPARED, _RESULT = "model.onnx", "prepared.onnx", "quantised.onnx"
 
 
 def is_quantised(model: ir.Model) -> bool:
     """Whether a model computes with integers somewhere already."""
-    return any(node.op_type in _QUANTISED for node in model.graph.all_nodes())
+    return count_quantised(model) > 0
+
+
+def count_quantised(model: ir.Model) -> int:
+    """Number of nodes that make or take integers of a quantised model."""
+    return sum(_quantises(node) for node in model.graph.all_nodes())
+
+
+def _quantises(node: ir.Node) -> bool:
+    return any(word in node.op_type for word in _QUANTISED)
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,8 @@ class Precision:
     """How weights are rounded.
 
     Attributes:
-        per_channel: one scale for every output channel of a weight.
+        per_channel: one scale for every output channel of a weight; static quantisation has one
+            for the whole weight below opset 13, where DequantizeLinear knows no axis.
         reduce_range: weights of 7 bits, for CPUs whose 8-bit products saturate.
         exclude: name patterns of nodes that stay as they are.
     """
@@ -81,16 +98,20 @@ def quantise_static(
         quantization.quantize_static(
             source,
             target,
-            _Reader(samples),
+            _Reader(samples, one_shape=method != "minmax"),
             quant_format=quantization.QuantFormat.QDQ,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            per_channel=precision.per_channel,
+            per_channel=precision.per_channel and _opset(model) >= _AXIS_SINCE,
             reduce_range=precision.reduce_range,
             calibrate_method=getattr(quantization.CalibrationMethod, _METHODS[method]),
             nodes_to_exclude=left,
+            use_external_data_format=_is_large(model),
+            extra_options=_options(model),
         )
 
+    _require_single_precision(model, since=_HALF_SINCE)
+    _require_tensors(model)
     return _quantised(model, precision, work)
 
 
@@ -114,16 +135,25 @@ def quantise_dynamic(model: ir.Model, precision: Precision) -> ir.Model:
             per_channel=precision.per_channel,
             reduce_range=precision.reduce_range,
             nodes_to_exclude=left,
+            use_external_data_format=_is_large(model),
+            extra_options=_options(model),
         )
 
+    _require_single_precision(model)
     return _quantised(model, precision, work)
 
 
 class _Reader:
-    """Samples as onnxruntime reads them."""
+    """Samples as onnxruntime reads them.
 
-    def __init__(self, samples: Samples) -> None:
+    Args:
+        samples: calibration samples.
+        one_shape: leave out batches of another shape than the first; histograms need this.
+    """
+
+    def __init__(self, samples: Samples, *, one_shape: bool) -> None:
         self._samples = samples
+        self._one_shape = one_shape
         self.rewind()
 
     def get_next(self) -> Feed | None:
@@ -132,7 +162,15 @@ class _Reader:
 
     def rewind(self) -> None:
         """Begin anew."""
-        self._feeds: Iterator[Feed] = self._samples.batches(_BATCH)
+        self._feeds: Iterator[Feed] = self._chosen()
+
+    def _chosen(self) -> Iterator[Feed]:
+        first: dict[str, tuple[int, ...]] = {}
+        for feed in self._samples.batches(_BATCH):
+            shapes = {name: array.shape for name, array in feed.items()}
+            first = first or shapes
+            if shapes == first or not self._one_shape:
+                yield feed
 
 
 def _quantised(
@@ -144,24 +182,129 @@ def _quantised(
     with tempfile.TemporaryDirectory(prefix="onnxprune-quantise-") as name, _silent():
         folder = Path(name)
         try:
+            large = _is_large(model)
             proto = convert(model, "proto")
             assert isinstance(proto, onnx.ModelProto)
-            # what is declared of weights goes out of date when onnxruntime transposes them
-            del proto.graph.value_info[:]
-            onnx.save(proto, folder / _INPUT)
+            _keep_types_only(proto.graph)
+            _store(proto, folder / _INPUT, large)
             shape_inference.quant_pre_process(
-                str(folder / _INPUT), str(folder / _PREPARED), skip_symbolic_shape=True
+                str(folder / _INPUT),
+                str(folder / _PREPARED),
+                # casts that it puts around half precision hide weights
+                skip_optimization=_float_type(model) != ir.DataType.FLOAT,
+                skip_symbolic_shape=True,
+                save_as_external_data=large,
+                external_data_location=_PREPARED + ".data",
             )
+            prepared = onnx.load(folder / _PREPARED)
+            _flatten_biases(prepared.graph)
+            _store(prepared, folder / _PREPARED, large)
             work(folder / _PREPARED, folder / _RESULT, left)
             proto = onnx.load(folder / _RESULT)
         except Exception as error:  # onnxruntime.quantization raises whatever comes
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"onnxruntime cannot quantise the model: {reason}") from error
-    return load(proto).model
+            raise InputError(
+                f"onnxruntime cannot quantise the model: {reason}; "
+                "try the other mode or method minmax, or exclude the node"
+            ) from error
+    made = load(proto).model
+    RemoveUnusedNodesPass()(made)
+    _declare_as(model, made)
+    return made
+
+
+def _require_tensors(model: ir.Model) -> None:
+    for value in model.graph.outputs:
+        if not isinstance(value.type, ir.TensorType):
+            raise InputError(
+                f"static quantisation needs tensors as outputs, and {value.name!r} is none; "
+                "give mode dynamic, or export the model without it"
+            )
+
+
+def _require_single_precision(model: ir.Model, since: int | None = None) -> None:
+    """Refuse weights of other types, below the opset since which they can be quantised."""
+    kind = _float_type(model)
+    if kind != ir.DataType.FLOAT and (since is None or _opset(model) < since):
+        others = f" below opset {since}" if since is not None else " in dynamic mode"
+        raise InputError(
+            f"onnxruntime does not quantise weights of {kind.name}{others}; quantise the float32 "
+            "model that this one was made from"
+        )
+
+
+def _keep_types_only(graph: onnx.GraphProto) -> None:
+    """Forget declared shapes, which go out of date when onnxruntime transposes and fuses."""
+    for value in graph.value_info:
+        value.type.tensor_type.ClearField("shape")
+    constants = {tensor.name for tensor in graph.initializer}
+    kept = [value for value in graph.value_info if value.name not in constants]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+
+
+def _flatten_biases(graph: onnx.GraphProto) -> None:
+    """Give every Gemm a bias of one axis; those of none or two onnxruntime does not quantise."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Gemm" or not {*node.input[1:]} <= constants.keys():
+            continue
+        weight, *biases = (constants[name] for name in node.input[1:])
+        transposed = any(one.name == "transB" and one.i for one in node.attribute)
+        outputs = weight.dims[0 if transposed else 1]
+        for bias in biases:
+            if len(bias.dims) != 1 and prod(bias.dims) in (1, outputs):
+                flat = np.broadcast_to(numpy_helper.to_array(bias).reshape(-1), (outputs,))
+                node.input[2] = f"{node.output[0]}_bias"
+                graph.initializer.append(numpy_helper.from_array(flat.copy(), node.input[2]))
+
+
+def _store(proto: onnx.ModelProto, path: Path, large: bool) -> None:
+    data = path.name + ".data"
+    (path.parent / data).unlink(missing_ok=True)  # onnx would append to it
+    onnx.save(proto, path, save_as_external_data=large, location=data)
+
+
+def _declare_as(model: ir.Model, made: ir.Model) -> None:
+    """Give inputs and outputs the dimensions there were; onnxruntime writes those it infers."""
+    for before, after in (
+        (model.graph.inputs, made.graph.inputs),
+        (model.graph.outputs, made.graph.outputs),
+    ):
+        declared = {value.name: value for value in before}
+        for value in after:
+            if value.name in declared:
+                value.type, value.shape = declared[value.name].type, declared[value.name].shape
+
+
+def _float_type(model: ir.Model) -> ir.DataType:
+    """The type of most of the weights."""
+    sizes: dict[ir.DataType, int] = {ir.DataType.FLOAT: 0}
+    for value in initializers(model):
+        if value.const_value is not None and value.const_value.dtype.is_floating_point():
+            kind = value.const_value.dtype
+            sizes[kind] = sizes.get(kind, 0) + value.const_value.size
+    return max(sizes, key=lambda kind: sizes[kind])
+
+
+def _options(model: ir.Model) -> dict[str, int]:
+    """What tensors are taken for whose type nothing says, as those that fused operators make."""
+    return {"DefaultTensorType": int(_float_type(model))}
+
+
+def _opset(model: ir.Model) -> int:
+    return model.graph.opset_imports.get("", 0)
+
+
+def _is_large(model: ir.Model) -> bool:
+    """Whether a file needs external data."""
+    return model_bytes(model) > _LARGE
 
 
 def _named_nodes(model: ir.Model, patterns: Sequence[str]) -> list[str]:
-    """Names of the nodes that match, and what onnxruntime calls the products it makes of a Gemm.
+    """Names of the nodes that stay as they are: those that match, and what onnxruntime mistakes.
+
+    It calls the product that it makes of a Gemm by another name.
 
     Raises:
         InputError: when a pattern matches none.
@@ -173,6 +316,12 @@ def _named_nodes(model: ir.Model, patterns: Sequence[str]) -> list[str]:
         if not matching:
             raise InputError(f"the pattern {pattern!r} matches no node of the model")
         found += matching
+    # taken for the operator of the same name in onnxruntime's own domain
+    found += [
+        node.name
+        for node in model.graph
+        if node.op_identifier()[:2] == _STANDARD_ATTENTION and node.name
+    ]
     return [*found, *(f"{name}_MatMul" for name in found)]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.progress import silent
+from onnxprune.reconstruction.rows import drawn_rows
 from onnxprune.reconstruction.walk import Walk
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ def likeness(
     unequal: set[str] = set()
     for node, group, reading in progress(places, "comparing units", len(places)):
         walk.advance(node)
-        rng = np.random.default_rng(seed)
-        rows = _rows(walk[reading.consumer.tensor], group, reading, rng)
+        rows = _rows(walk[reading.consumer.tensor], group, reading, seed)
         if rows is None:
             unequal.add(group.name)
             continue
@@ -114,7 +114,7 @@ def likeness(
 
 
 def _rows(
-    batches: Sequence[NDArray[Any]], group: Group, reading: Reading, rng: np.random.Generator
+    batches: Sequence[NDArray[Any]], group: Group, reading: Reading, seed: int
 ) -> NDArray[np.float64] | None:
     """Values of the units, [rows, size]; None when units have not equally many places."""
     units = reading.units.reshape(-1)
@@ -122,12 +122,10 @@ def _rows(
     count, rest = divmod(len(places), group.size)
     if rest or not count or (np.bincount(units[places], minlength=group.size) != count).any():
         return None
-    share = min(1.0, _ROWS / max(sum(one.size // max(len(units), 1) for one in batches), 1))
+    counts = [array.size // max(len(units), 1) for array in batches]
     parts = []
-    for array in batches:
+    for array, ids in zip(batches, drawn_rows(counts, _ROWS, [seed]), strict=True):
         last = np.moveaxis(array, reading.axes, range(-len(reading.axes), 0))
-        flat = last.reshape(-1, len(units))
-        chosen = rng.random(len(flat)) < share if share < 1 else slice(None)
-        values = flat[chosen][:, places].astype(np.float64)
+        values = last.reshape(-1, len(units))[ids][:, places].astype(np.float64)
         parts.append(values.reshape(-1, group.size, count).swapaxes(1, 2).reshape(-1, group.size))
     return np.concatenate(parts)

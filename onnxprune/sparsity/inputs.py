@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.progress import silent
+from onnxprune.reconstruction.rows import drawn_rows
 from onnxprune.reconstruction.walk import Walk
 
 if TYPE_CHECKING:
@@ -74,11 +75,8 @@ def input_moments(
         walk.advance(layer.node)
         data = walk[layer.data]
         counts = [layer.rows_of(one.shape) for one in data]
-        share = min(1.0, _ROWS / max(sum(counts), 1))
         total, square, rows = np.zeros(layer.shape[::2]), np.zeros(layer.shape[::2]), 0
-        for batch, (array, count) in enumerate(zip(data, counts, strict=True)):
-            rng = np.random.default_rng([seed, number, batch])
-            ids = np.sort(rng.choice(count, max(int(count * share), 1), replace=False))
+        for array, ids in zip(data, drawn_rows(counts, _ROWS, [seed, number]), strict=True):
             x = layer.rows(array, ids)
             total += x.sum(axis=0, dtype=np.float64)
             square += np.einsum("rgd,rgd->gd", x, x, dtype=np.float64)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["layer_amounts", "shares_of_output", "weight_scores"]
 
-_MOST = 0.95
+_LEAST = 0.05
 _TINY = 1e-30
 
 
@@ -62,12 +62,16 @@ def layer_amounts(
     Args:
         scores: of each layer, [outputs, inputs], comparable.
         pattern: where zeros may lie.
-        amount: share of zeros of all layers together. No layer loses more than 95 %; what it is
-            spared, the others are not asked for.
+        amount: share of zeros of all layers together. A layer keeps 5 % of its blocks at least, its
+            best ones (fewer when `amount` asks for more); others lose what it is spared.
     """
     blocks = [pattern.block_scores(one).reshape(-1) for one in scores]
+    for one in blocks:
+        spared = int(np.ceil(one.size * min(_LEAST, 1 - amount)))
+        one[np.argsort(one, kind="stable")[one.size - spared :]] = np.inf
     every = np.concatenate(blocks)
-    gone = np.argsort(every, kind="stable")[: round(amount * every.size)]
+    wanted = min(round(amount * every.size), int(np.isfinite(every).sum()))
+    gone = np.argsort(every, kind="stable")[:wanted]
     owner = np.repeat(np.arange(len(blocks)), [len(one) for one in blocks])
     counts = np.bincount(owner[gone], minlength=len(blocks))
-    return [min(int(n) / len(one), _MOST) for n, one in zip(counts, blocks, strict=True)]
+    return [int(n) / len(one) for n, one in zip(counts, blocks, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 from oracle import ONE_THREAD, difference, outputs
 from solving import HEAD, floats, images, mlp, parse
 
-from onnxprune.calibration.samples import read_samples
+from onnxprune.calibration.samples import Samples, read_samples
+from onnxprune.cost.latency import Latency
 from onnxprune.errors import InputError
 from onnxprune.model.inputs import input_specs
+from onnxprune.model.load import load
 from onnxprune.passes.quantize import Quantize
 from onnxprune.pipelines.run import run_pipeline
 
@@ -37,8 +41,7 @@ def kinds(proto: onnx.ModelProto) -> set[str]:
 
 
 def test_static_puts_8_bit_tensors_around_every_layer() -> None:
-    samples = read_samples({"x": X}, input_specs(ir.from_proto(cnn())))
-    made = quantised(cnn(), samples=samples)
+    made = quantised(cnn(), samples=given(cnn()))
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds(made)
     types = {one.data_type for one in made.graph.initializer if len(one.dims) > 1}
     assert types == {onnx.TensorProto.INT8}
@@ -70,6 +73,97 @@ def test_nodes_can_stay_as_they_are() -> None:
         quantised(proto, exclude=["m*"])
 
 
+def given(proto: onnx.ModelProto, x: Any = X) -> Samples:
+    return read_samples({"x": x}, input_specs(ir.from_proto(proto)))
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+def test_ranges_of_activations_by_any_method(method: str) -> None:
+    x = images(50, 8, 6, 6)  # the last batch is shorter than the others
+    made = quantised(cnn(), samples=given(cnn(), x), method=method)
+    assert "QuantizeLinear" in kinds(made)
+    assert difference(outputs(cnn(), {"x": x}), outputs(made, {"x": x})) < 0.3
+
+
+def test_inputs_and_outputs_stay_declared_as_they_were() -> None:
+    made = quantised(cnn(), samples=given(cnn()))
+    assert made.graph.input == cnn().graph.input
+    assert made.graph.output == cnn().graph.output
+    assert outputs(made, {"x": X[:3]})["y"].shape == (3, 5)
+
+
+def half(opset: int) -> onnx.ModelProto:
+    weights = {name: array.astype(np.float16) for name, array in floats(0, **SIZES).items()}
+    return parse(CNN.replace("float[", "float16[").replace(": 17", f": {opset}"), weights)
+
+
+def test_half_precision_is_quantised_in_static_mode_since_opset_19() -> None:
+    x = X.astype(np.float16)
+    made = quantised(half(19), samples=given(half(19), x))
+    assert "QuantizeLinear" in kinds(made)
+    found = outputs(made, {"x": x})
+    assert found["y"].dtype == np.float16
+    assert difference(outputs(half(19), {"x": x}), found) < 0.1
+    with pytest.raises(InputError, match="FLOAT16 below opset 19; quantise the float32 model"):
+        quantised(half(17), samples=given(half(17), x))
+    with pytest.raises(InputError, match="FLOAT16 in dynamic mode; quantise the float32 model"):
+        quantised(half(19))
+
+
+def test_below_opset_13_one_scale_counts_for_a_whole_weight() -> None:
+    old = parse(CNN.replace(": 17", ": 12"), floats(0, **SIZES))
+    made = quantised(old, samples=given(old))
+    scales = [one for one in made.graph.initializer if one.name.endswith("_scale")]
+    assert {prod(one.dims) for one in scales} == {1}
+    assert difference(outputs(old, {"x": X}), outputs(made, {"x": X})) < 0.1
+
+
+def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx.save(cnn(), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
+    # of a size that one message does not hold
+    monkeypatch.setattr("onnxprune.interop.quantisation._LARGE", 0)
+    for options in ({"samples": given(cnn())}, {"mode": "dynamic"}):
+        made = Quantize(**options)(load(tmp_path / "m.onnx").model).model
+        found = outputs(ir.to_proto(made), {"x": X})
+        assert difference(outputs(cnn(), {"x": X}), found) < 0.1
+
+
+@pytest.mark.parametrize("shape", [(), (1, 4)])
+def test_biases_of_no_axis_or_two(shape: tuple[int, ...]) -> None:
+    text = f"{HEAD} g (float[N, 8] x) => (float[N, 4] y) {{ y = Gemm(x, w, b) }}"
+    weights = {**floats(0, w=(8, 4)), "b": np.full(shape, 0.5, np.float32)}
+    proto, x = parse(text, weights), images(32, 8)
+    made = quantised(proto, samples=given(proto, x))
+    assert "QuantizeLinear" in kinds(made)
+    assert "b" not in {one.name for one in made.graph.initializer}
+    assert difference(outputs(proto, {"x": x}), outputs(made, {"x": x})) < 0.1
+
+
+def test_a_model_without_anything_to_quantise_stays_as_it_is() -> None:
+    proto = parse(f"{HEAD} g (float[N, 4] x) => (float[N, 4] y) {{ y = Sin(x) }}", {})
+    one = Quantize(mode="dynamic")
+    assert not one(ir.from_proto(proto)).modified
+    assert "nothing to quantise" in one.remark(None)
+
+
+def test_outputs_that_are_no_tensors_are_refused_in_static_mode() -> None:
+    text = f"{HEAD} g (float[N, 8] x) => (seq(float[N, 8]) y) {{ y = SequenceConstruct(x) }}"
+    proto = parse(text, {})
+    with pytest.raises(InputError, match="'y' is none"):
+        quantised(proto, samples=given(proto, images(4, 8)))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [(0.5, "makes this model faster: a run takes 50.0%"), (1.1, "does not make this model faster")],
+)
+def test_whether_it_is_faster_is_said_with_the_figure(ratio: float, words: str) -> None:
+    one = Quantize(mode="dynamic")
+    one(ir.from_proto(mlp()))
+    latency = Latency(1.0, ratio, ratio, ratio, ratio, 30, (ratio - 0.01, ratio + 0.01))
+    assert words in one.remark(latency)
+
+
 @pytest.mark.parametrize(
     "passes",
     [
@@ -83,6 +177,8 @@ def test_in_a_pipeline(passes: list[Any]) -> None:
     result = run_pipeline(cnn(), passes, calibration={"x": X}, threads=1, measure_latency=False)
     assert "DequantizeLinear" in kinds(result.model)
     onnx.checker.check_model(result.model)
+    (compared,) = result.steps[-1].outputs
+    assert 0 < compared.relative_error < 1
     macs = result.steps[-1].sizes.macs
     assert macs == result.original.macs or macs <= 0.6 * result.original.macs
     assert np.isfinite(outputs(result.model, {"x": X})["y"]).all()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from onnxprune.sparsity.inputs import InputMoments
 from onnxprune.sparsity.patterns import Pattern
@@ -25,7 +29,19 @@ def test_between_layers_the_scale_of_a_layer_does_not_count() -> None:
 
 
 def test_one_threshold_for_all_layers() -> None:
-    low, high = np.full((2, 4), 1.0), np.full((2, 12), 2.0)
-    amounts = layer_amounts([low, high], Pattern(), 0.5)
-    # 16 of 32 go: all 8 of the low layer, which keeps 5 % at least, and 8 of the 24 others
-    np.testing.assert_allclose(amounts, [0.95, 1 / 3])
+    low, high = np.full((2, 20), 1.0), np.full((2, 60), 2.0)
+    # 80 of 160 go: 38 of the 40 of the low layer, which keeps 5 %, and 42 of the 120 others
+    assert layer_amounts([low, high], Pattern(), 0.5) == [38 / 40, 42 / 120]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=5), st.floats(0.01, 0.99))
+def test_as_many_go_as_were_asked_for_and_no_layer_is_emptied(
+    sizes: list[int], amount: float
+) -> None:
+    scores = [10.0**n * np.arange(size)[np.newaxis] for n, size in enumerate(sizes)]
+    amounts = layer_amounts(scores, Pattern(), amount)
+    gone = [share * size for share, size in zip(amounts, sizes, strict=True)]
+    assert all(round(one) < size for one, size in zip(gone, sizes, strict=True))
+    # what layers keep whatever is asked for may be more than what is left to ask for
+    can_go = sum(size - math.ceil(size * min(0.05, 1 - amount)) for size in sizes)
+    assert round(sum(gone)) == min(round(amount * sum(sizes)), can_go)
