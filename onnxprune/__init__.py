@@ -24,8 +24,9 @@ from onnxprune.errors import (
 
 if TYPE_CHECKING:
     from onnxprune.api import Comparison, Inspection, PruneResult, apply, inspect, prune, verify
+    from onnxprune.pipelines.plan import PipelinePlan
     from onnxprune.pipelines.results import PipelineResult
-    from onnxprune.pipelines.run import run_pipeline
+    from onnxprune.pipelines.run import apply_pipeline, run_pipeline
     from onnxprune.plan import Plan
     from onnxprune.report.summary import Report
     from onnxprune.sensing import sensitivity
@@ -40,6 +41,7 @@ __all__ = [
     "Inspection",
     "NothingPrunable",
     "OnnxPruneError",
+    "PipelinePlan",
     "PipelineResult",
     "Plan",
     "PruneResult",
@@ -50,6 +52,7 @@ __all__ = [
     "TargetUnreachable",
     "VerificationError",
     "apply",
+    "apply_pipeline",
     "inspect",
     "prune",
     "run_pipeline",
@@ -65,11 +68,13 @@ _LAZY = {
         ("Comparison", "Inspection", "PruneResult", "apply", "inspect", "prune", "verify"),
         "onnxprune.api",
     ),
+    "PipelinePlan": "onnxprune.pipelines.plan",
     "PipelineResult": "onnxprune.pipelines.results",
     "Plan": "onnxprune.plan",
     "Report": "onnxprune.report.summary",
     "Sensitivity": "onnxprune.sensitivity_rows",
     "Sweep": "onnxprune.tradeoff",
+    "apply_pipeline": "onnxprune.pipelines.run",
     "run_pipeline": "onnxprune.pipelines.run",
     "sensitivity": "onnxprune.sensing",
     "sweep": "onnxprune.sweeping",

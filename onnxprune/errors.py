@@ -5,10 +5,11 @@ Every message is one line that names the thing, says what was expected and what 
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "CalibrationError",
@@ -18,6 +19,7 @@ __all__ = [
     "RuntimeFailure",
     "TargetUnreachable",
     "VerificationError",
+    "nearest",
 ]
 
 
@@ -67,3 +69,13 @@ class VerificationError(OnnxPruneError):
 
 class RuntimeFailure(OnnxPruneError):
     """onnxruntime cannot load or run a model; the message is the first line of what it said."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: what it may have been meant to be."""
+    names = list(known)
+    if not names:
+        return "; there are none"
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    guess = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{guess} (there are: {', '.join(names)})"

@@ -5,9 +5,14 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
+
 from onnxprune.cost.latency import Latency
 from onnxprune.coupling.groups import Refused
 from onnxprune.passes.least_squares import Repair
+from onnxprune.pipelines.plan import PipelinePlan, PlannedStep
+from onnxprune.pipelines.results import PipelineResult, StepReport
 from onnxprune.report.accounts import ErrorCurve, GroupAccount
 from onnxprune.report.provenance import Provenance
 from onnxprune.report.summary import Report, Sizes
@@ -74,6 +79,52 @@ def report(count: int = 3, **changes: Any) -> Report:
         ),
     }
     return Report(**given | changes)
+
+
+def pipeline(**changes: Any) -> PipelineResult:
+    """Two passes, the second of which changes inputs; changes replace what the result has."""
+    outputs = (
+        OutputComparison(HOSTILE, 0.99, 0.1, 0.95),
+        OutputComparison("second", None, None, None),
+    )
+    details = {
+        HOSTILE: HOSTILE,
+        "zeros": 0.5,
+        "kept": list(range(100)),
+        "flag": True,
+        "widths": {HOSTILE: [64, 32]},
+        "certificate": {"error": np.float32(0.25), HOSTILE: None},
+        "layers": {HOSTILE: {"share": 0.5}, "second": {"amount": 3}},
+        "nothing": {},
+    }
+    first = StepReport(
+        HOSTILE,
+        {"target": {"macs": 0.5}, "names": [HOSTILE], "how": HOSTILE},
+        1.5,
+        True,
+        AFTER,
+        outputs,
+        Latency(1e-3, 5e-4, 0.5, 0.4, 0.6, 9, (0.45, 0.55)),
+        False,
+        details,
+        HOSTILE,
+        (HOSTILE,),
+        {".tokens.json": HOSTILE},
+    )
+    second = StepReport("quantize", {}, 0.1, False, AFTER, new_interface=True)
+    planned = tuple(PlannedStep(one.name, one.options) for one in (first, second))
+    model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
+    given: dict[str, Any] = {
+        "model": model,
+        "original": BEFORE,
+        "steps": (first, second),
+        "plan": PipelinePlan({"sha256": "ab" * 32}, 7, planned),
+        "provenance": Provenance(
+            HOSTILE, "ab" * 32, {"seed": 7}, {"onnxprune": "0.1.0"}, {"processor": HOSTILE}
+        ),
+        "_ir": model,
+    }
+    return PipelineResult(**given | changes)
 
 
 def sweep(baselines: bool = True) -> Sweep:

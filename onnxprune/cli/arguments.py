@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnxprune import __version__
 from onnxprune.cli.pipelines import add_passes_options, add_pipeline_options
+from onnxprune.cli.shared import STANDARD_OUTPUT
 from onnxprune.cli.values import Budgets, Names, Targets, fractions, shard, whole, whole_or_auto
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def _add_sensitivity(commands: Any) -> None:
 def _add_passes(commands: Any) -> None:
     parser = _command(commands, "passes", "the passes that are installed, and their options")
     add_passes_options(parser)
-    _add_common(parser)
+    _add_common(parser, json="print the list as JSON, or write it to FILE", json_alone=True)
 
 
 def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
@@ -327,9 +328,13 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(
-    parser: argparse.ArgumentParser, json: str = "write the figures; - for standard output"
+    parser: argparse.ArgumentParser,
+    json: str = "write the figures; - for standard output",
+    *,
+    json_alone: bool = False,
 ) -> None:
-    parser.add_argument("--json", metavar="FILE", help=json)
+    alone: dict[str, Any] = {"nargs": "?", "const": STANDARD_OUTPUT} if json_alone else {}
+    parser.add_argument("--json", metavar="FILE", help=json, **alone)
     parser.add_argument(
         "--providers",
         metavar="NAME[,NAME]",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING
 
 from onnxprune.cli import pipelines
 from onnxprune.cli.shared import (
-    STANDARD_OUTPUT,
     check_outputs,
     method,
     progress,
     runtime,
     text_report,
     write_json,
+    write_result,
 )
 
 if TYPE_CHECKING:
@@ -65,10 +64,13 @@ def prune(arguments: Namespace) -> None:
 def apply(arguments: Namespace) -> None:
     """Replay a plan and write the model."""
     from onnxprune import api
-    from onnxprune.plan import Plan
+    from onnxprune.pipelines.plan import PipelinePlan, read_plan
 
     check_outputs(arguments, arguments.out, arguments.report, inputs=[arguments.plan])
-    plan = Plan.load(arguments.plan)
+    plan = read_plan(arguments.plan)
+    if isinstance(plan, PipelinePlan):
+        pipelines.repeat(arguments, plan)
+        return
     result = api.apply(
         arguments.model,
         plan,
@@ -109,30 +111,10 @@ def verify(arguments: Namespace) -> None:
 
 
 def _finish(arguments: Namespace, result: PruneResult, plan: str | None) -> TextReport | None:
-    """Write plan and figures, then the model: where there is a model, the rest is there too."""
-    from onnxprune.model.save import write_text_atomic
-
+    """Write everything and print the tables."""
     figures = {"model": arguments.model, "out": arguments.out, "options": result.plan.options}
-    written = figures | result.report.to_dict()
-    to_file = arguments.json if arguments.json != STANDARD_OUTPUT else None
-    try:
-        if plan is not None:
-            write_text_atomic(plan, result.plan.to_json())
-        if to_file is not None:
-            write_json(arguments, written)
-        result.save(arguments.out)
-    except BaseException:
-        # a plan without its model would look like a finished run
-        for path in (plan, to_file):
-            if path is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-        raise
-    if arguments.report is not None:
-        # last, because it tells the digest of the model's file
-        result.save_report(arguments.report, command=arguments.words, model_file=arguments.out)
-    if to_file is None:
-        write_json(arguments, written)
+    texts = {} if plan is None else {plan: result.plan.to_json()}
+    write_result(arguments, result, figures | result.report.to_dict(), texts)
     text = text_report(arguments)
     if text is not None:
         text.pruned(f"{arguments.model} -> {arguments.out}", result.report, result.plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.cli.shared import (
@@ -12,21 +13,22 @@ from onnxprune.cli.shared import (
     progress,
     runtime,
     write_json,
+    write_result,
 )
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import argparse
     from argparse import Namespace
-    from collections.abc import Mapping
 
+    from onnxprune.pipelines.plan import PipelinePlan
+    from onnxprune.pipelines.results import PipelineResult
     from onnxprune.report.pipeline_text import PipelineText
 
-__all__ = ["add_pipeline_options", "is_pipeline", "passes", "run"]
+__all__ = ["add_passes_options", "add_pipeline_options", "is_pipeline", "passes", "repeat", "run"]
 
 _OF_PRUNE = ("target", "max_drop", "labels", "metric")
 _OF_THE_RUN = ("seed", "providers", "threads")
-_NOT_WRITTEN = ("plan", "report")
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +49,18 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
         metavar="PASS.OPTION=VALUE",
         action="append",
         default=[],
-        help="an option of a pass, such as sparsify-weights.pattern=2:4; repeatable",
+        help="an option of a pass, such as sparsify-weights.pattern=2:4 or prune.target.macs=0.5; "
+        "prune#2.steps=3 is that of the second prune alone; repeatable",
+    )
+
+
+def add_passes_options(parser: argparse.ArgumentParser) -> None:
+    """What `passes` takes."""
+    parser.add_argument("name", metavar="NAME", nargs="?", help="only this one, in full")
+    parser.add_argument(
+        "--schema",
+        action="store_true",
+        help="print a JSON schema of the file for --config, for editors, and nothing else",
     )
 
 
@@ -60,11 +73,8 @@ def run(arguments: Namespace) -> None:
     """Run passes and write the model."""
     from onnxprune.pipelines.run import run_pipeline
 
-    for name in _NOT_WRITTEN:
-        if getattr(arguments, name, None) is not None:
-            raise InputError(f"--{name} is written by a run without --passes and --config only")
     inputs = [arguments.config] if arguments.config else []
-    check_outputs(arguments, arguments.out, inputs=inputs)
+    check_outputs(arguments, arguments.out, arguments.plan, arguments.report, inputs=inputs)
     result = run_pipeline(
         arguments.model,
         _described(arguments),
@@ -73,20 +83,55 @@ def run(arguments: Namespace) -> None:
         progress=progress(arguments),
         **runtime(arguments),
     )
-    result.save(arguments.out)
-    write_json(arguments, {"model": arguments.model, "out": arguments.out} | result.to_dict())
-    if text := _text(arguments):
-        text.ran(f"{arguments.model} -> {arguments.out}", result)
+    texts = {} if arguments.plan is None else {arguments.plan: result.plan.to_json()}
+    _finish(arguments, result, texts)
+
+
+def repeat(arguments: Namespace, plan: PipelinePlan) -> None:
+    """Run a planned pipeline again and write the model.
+
+    Raises:
+        InputError: when --compensate is given, which is for the plan of one pruning.
+    """
+    from onnxprune.pipelines.run import apply_pipeline
+
+    if arguments.compensate is not None:
+        raise InputError(
+            f"{arguments.plan} is the plan of a pipeline, whose passes say how they compensate; "
+            "leave out --compensate"
+        )
+    result = apply_pipeline(
+        arguments.model,
+        plan,
+        calibration=arguments.calibration,
+        progress=progress(arguments),
+        **runtime(arguments),
+    )
+    _finish(arguments, result, {})
 
 
 def passes(arguments: Namespace) -> None:
     """List the passes that are installed."""
     from onnxprune.pipelines.registry import find_pass, installed_passes
+    from onnxprune.pipelines.schema import pipeline_schema
+    from onnxprune.report.plain import json_text
 
     found = [find_pass(arguments.name)] if arguments.name else installed_passes()
+    if arguments.schema:
+        sys.stdout.write(json_text(pipeline_schema(found)))
+        return
     write_json(arguments, {"passes": [one.to_dict() for one in found]})
     if text := _text(arguments):
         text.listed(found, in_full=bool(arguments.name or arguments.verbose))
+
+
+def _finish(arguments: Namespace, result: PipelineResult, texts: Mapping[str, str]) -> None:
+    """Write everything and print the tables."""
+    figures = {"model": arguments.model, "out": arguments.out} | result.to_dict()
+    write_result(arguments, result, figures, texts)
+    if text := _text(arguments):
+        text.ran(f"{arguments.model} -> {arguments.out}", result)
+        text.wrote(result.files_beside(arguments.out))
 
 
 def _described(arguments: Namespace) -> Any:
@@ -112,20 +157,40 @@ def _described(arguments: Namespace) -> Any:
 def _with_setting(
     described: list[tuple[str, Mapping[str, Any]]], setting: str
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    from onnxprune.pipelines.options import nearest
     from onnxprune.pipelines.steps import parse_value
 
     left, equals, value = setting.partition("=")
-    name, _, option = left.rpartition(".")
-    if not (name and option and equals):
+    addresses = _addresses([name for name, _ in described])
+    # names of files have dots too, so the longest that fits is meant
+    address = max((one for one in addresses if left.startswith(f"{one}.")), key=len, default="")
+    if not (equals and "." in left) or left.endswith("."):
         raise InputError(f"--set {setting!r} is not of the form PASS.OPTION=VALUE")
-    known = [one for one, _ in described]
-    if name not in known:
-        raise InputError(f"--set {setting!r}: no pass {name!r} is run{nearest(name, known)}")
+    if not address:
+        name = left.rpartition(".")[0]
+        raise InputError(f"--set {setting!r}: no pass {name!r} is run{nearest(name, addresses)}")
+    keys = left[len(address) + 1 :].split(".")
     return [
-        (one, {**options, option: parse_value(value)} if one == name else options)
-        for one, options in described
+        (name, _updated(options, keys, parse_value(value)) if n in addresses[address] else options)
+        for n, (name, options) in enumerate(described)
     ]
+
+
+def _addresses(names: list[str]) -> dict[str, list[int]]:
+    """What passes can be called: all of a name, or as NAME#N the N-th of them."""
+    found: dict[str, list[int]] = {}
+    for n, name in enumerate(names):
+        found.setdefault(name, []).append(n)
+    for name, places in list(found.items()):
+        for count, n in enumerate(places if len(places) > 1 else [], 1):
+            found[f"{name}#{count}"] = [n]
+    return found
+
+
+def _updated(options: Any, keys: list[str], value: Any) -> dict[str, Any]:
+    """Options with the value at a place, which may lie in a mapping of a mapping."""
+    known = dict(options) if isinstance(options, Mapping) else {}
+    first, *inner = keys
+    return known | {first: _updated(known.get(first), inner, value) if inner else value}
 
 
 def _given(arguments: Namespace) -> dict[str, Any]:

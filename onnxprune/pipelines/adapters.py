@@ -3,14 +3,15 @@
 * an onnx-ir or onnxscript pass: a class, whose options are its keyword parameters, or an object;
 * a set of onnxscript rewrite rules: anything with `apply_to_model(model)`;
 * a function of one model, whose other parameters are its options. What it wants to be called with
-  is said by the annotation of its first parameter, or else by its name: `model: ir.Model`,
-  `graph: gs.Graph` (onnx-graphsurgeon) or `proto: onnx.ModelProto`. It changes what it is given,
-  or returns something new.
+  is said by the annotation of its first parameter (the first of these, where it allows several),
+  or else by its name: `model: ir.Model`, `graph: gs.Graph` (onnx-graphsurgeon) or
+  `proto: onnx.ModelProto`. It changes what it is given, or returns something new.
 """
 
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -47,12 +48,14 @@ class Context:
         runtime: how to run models.
         seed: of everything random.
         progress: told about long loops.
+        plan: what the pass planned in the run that is to be repeated; None where it is to choose.
     """
 
     samples: Samples | None = None
     runtime: Runtime = field(default_factory=Runtime)
     seed: int = 0
     progress: Progress[Any] = silent
+    plan: Mapping[str, Any] | None = None
 
 
 class _RewriteRules(ir.passes.InPlacePass):
@@ -148,12 +151,11 @@ def _kind_wanted(function: Callable[..., Any], name: str) -> ModelKind:
     """
     first = next(iter(inspect.signature(function).parameters.values()), None)
     if first is not None:
-        annotation = first.annotation
-        written = annotation if isinstance(annotation, str) else _full_name(annotation)
+        written = _names_in(first.annotation)
         for kind, annotations in _KINDS.values():
-            if written in annotations:
+            if not written.isdisjoint(annotations):
                 return kind
-        if annotation is inspect.Parameter.empty and first.name in _KINDS:
+        if first.name in _KINDS:
             return _KINDS[first.name][0]
     raise InputError(
         f"pass {name!r}: the first parameter of the function has to be model: onnx_ir.Model, "
@@ -161,6 +163,12 @@ def _kind_wanted(function: Callable[..., Any], name: str) -> ModelKind:
     )
 
 
-def _full_name(annotation: Any) -> str:
+def _names_in(annotation: Any) -> set[str]:
+    """Names of the types that an annotation allows."""
+    if isinstance(annotation, str):
+        return {one.strip().strip("'\"") for one in annotation.split("|")}
+    several = (*typing.get_args(annotation), *getattr(annotation, "__constraints__", ()))
+    if several:
+        return set().union(*map(_names_in, several))
     module = str(getattr(annotation, "__module__", "")).partition(".")[0]
-    return f"{module}.{getattr(annotation, '__name__', '')}"
+    return {f"{module}.{getattr(annotation, '__name__', '')}"}

@@ -7,7 +7,6 @@ of anybody's can be configured, listed and checked without being told about any 
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import inspect
 import re
 import sys
@@ -18,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, nearest
 
-__all__ = ["SUPPLIED", "PassOption", "check_options", "nearest", "options_of"]
+__all__ = ["SUPPLIED", "PassOption", "check_options", "options_of"]
 
-SUPPLIED = frozenset({"samples", "runtime", "seed", "progress"})
+SUPPLIED = frozenset({"samples", "runtime", "seed", "progress", "plan"})
 """Parameters that the pipeline fills in: they are no options."""
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -125,15 +124,6 @@ def check_options(
         one = missing[0]
         raise InputError(f"{where}: needs the option {one.name!r} ({one.expects})")
     return checked
-
-
-def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """The end of a message about an unknown name: what it may have been meant to be."""
-    if not known:
-        return "; there are none"
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    guess = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{guess} (there are: {', '.join(known)})"
 
 
 class _Unfit:

@@ -11,8 +11,11 @@ from onnxprune import api
 from onnxprune.allocate.choose import Removal
 from onnxprune.analysis import analyse
 from onnxprune.building import build
+from onnxprune.checking import check_method
+from onnxprune.model.load import load
 from onnxprune.options import Options
 from onnxprune.passes.remove_lossless import RemoveLossless
+from onnxprune.plan import Plan
 from onnxprune.progress import silent
 from onnxprune.surgery.bias import FullSize
 
@@ -22,8 +25,12 @@ if TYPE_CHECKING:
     from onnxprune.calibration.samples import Samples
     from onnxprune.model.runtime import Runtime
     from onnxprune.progress import Progress
+    from onnxprune.results import PruneResult
 
 __all__ = ["Exact", "Prune", "RemoveLosslessUnits", "removed_exactly"]
+
+_MEASURES = ("labels", "metric")
+"""Options of pruning that say how a result is judged, not how it is made."""
 
 
 class Prune(ir.passes.FunctionalPass):
@@ -34,10 +41,16 @@ class Prune(ir.passes.FunctionalPass):
         runtime: how to run the model.
         seed: of everything random.
         progress: told about long loops.
+        plan: of the run that is to be repeated, as `Plan.to_dict` gives it; None to choose.
         options: those of `onnxprune.prune`.
 
     Attributes:
-        details: target, certificate and widths.
+        details: options, certificate, way of spreading, widths and axes that stay whole.
+        plan: what was removed, filled by the call.
+        notes: what was done differently from what was set, filled by the call.
+
+    Raises:
+        InputError: for options that cannot be used, or a damaged plan.
     """
 
     options_from: ClassVar[Callable[..., Any]] = api.prune
@@ -51,6 +64,7 @@ class Prune(ir.passes.FunctionalPass):
         runtime: Runtime,
         seed: int = 0,
         progress: Progress[Any] = silent,
+        plan: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -59,7 +73,12 @@ class Prune(ir.passes.FunctionalPass):
         self.seed = seed
         self.progress = progress
         self.options = options
+        self.repeated = None if plan is None else Plan.from_dict(plan)
+        self.plan: dict[str, Any] | None = None
+        self.notes: tuple[str, ...] = ()
         self.details: dict[str, Any] = {}
+        if self.repeated is None:
+            self._check()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Prune.
@@ -68,23 +87,63 @@ class Prune(ir.passes.FunctionalPass):
             NothingPrunable: when nothing can be removed, or not enough.
             VerificationError: when no result could be verified.
         """
-        result = api.prune(
-            model,
-            calibration=self.samples,
-            seed=self.seed,
-            providers=self.runtime.providers,
-            threads=self.runtime.threads,
-            measure_latency=False,
-            progress=self.progress,
-            **self.options,
-        )
-        self.details = {
-            "options": result.plan.options,
-            "certificate": vars(result.report.certificate),
-            "widths": {name: list(pair) for name, pair in result.report.widths.items()},
+        how: dict[str, Any] = {
+            "calibration": self.samples,
+            "providers": self.runtime.providers,
+            "threads": self.runtime.threads,
+            "measure_latency": False,
+            "progress": self.progress,
         }
+        if self.repeated is None:
+            result = api.prune(model, seed=self.seed, **how, **self.options)
+        else:
+            # weights differ from those of the plan's run where samples do; the network is the same
+            here = replace(self.repeated, model={"sha256": load(model).sha256})
+            result = api.apply(model, here, **how)
+        self.plan = result.plan.to_dict()
+        self.details = _account(result)
+        self.notes = (result.report.note,) if result.report.note else ()
+        if self.repeated is not None and self.samples is None:
+            self.notes += self._uncompensated(self.repeated)
         assert isinstance(result.model, ir.Model)
         return ir.passes.PassResult(result.model, modified=True)
+
+    @staticmethod
+    def _uncompensated(plan: Plan) -> tuple[str, ...]:
+        planned = plan.options.get("compensate", "none")
+        if planned == "none":
+            return ()
+        return (f"the plan was made with compensation {planned}; without samples there is none",)
+
+    def _check(self) -> None:
+        """Find mistakes in the options before anything runs.
+
+        Raises:
+            InputError: naming the option.
+        """
+        given = {name: one for name, one in self.options.items() if name not in _MEASURES}
+        target = given.pop("target", None)
+        check_method(
+            {"channels": 0.5} if target is None else target,
+            calibrated=self.samples is not None,
+            **given,
+        )
+
+
+def _account(result: PruneResult) -> dict[str, Any]:
+    """What a pruning did, as plain data."""
+    report = result.report
+    return {
+        "options": result.plan.options,
+        "allocation": report.allocation,
+        "certificate": vars(report.certificate),
+        "widths": {
+            name: {"before": before, "after": after}
+            for name, (before, after) in report.widths.items()
+        },
+        "left_whole": dict(report.dropped),
+        "refused_axes": len(report.refused),
+    }
 
 
 class RemoveLosslessUnits(ir.passes.FunctionalPass):

@@ -19,9 +19,10 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from onnxprune.calibration.scripts import FUNCTION, first_line, load_attribute
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, nearest
 from onnxprune.pipelines.adapters import options_of_pass
-from onnxprune.pipelines.options import PassOption, nearest
+from onnxprune.pipelines.options import PassOption
+from onnxprune.pipelines.targets import with_of
 
 __all__ = ["InstalledPass", "find_pass", "installed_passes"]
 
@@ -47,7 +48,7 @@ class InstalledPass:
         name: what a pipeline calls it.
         summary: one line.
         options: what can be set.
-        source: the package or file it comes from.
+        source: the package or file it comes from; empty for an object of Python.
         made_by: a class or function, or something that is a pass already.
     """
 
@@ -74,6 +75,11 @@ class InstalledPass:
                 for one in self.options
             ],
         }
+
+    @property
+    def given_as_object(self) -> bool:
+        """Whether it is an object of Python, which has no name by which it could be found again."""
+        return not self.source
 
     @property
     def ours(self) -> bool:
@@ -136,4 +142,5 @@ def _imported(name: str, source: str) -> Any:
 def _described(name: str, made_by: Any, source: str) -> InstalledPass:
     documented = made_by if inspect.isroutine(made_by) or isinstance(made_by, type) else None
     summary = (inspect.getdoc(documented) or "").strip().partition("\n")[0]
-    return InstalledPass(name, summary, options_of_pass(made_by, name), source, made_by)
+    options = with_of(options_of_pass(made_by, name))
+    return InstalledPass(name, summary, options, source, made_by)

@@ -1,58 +1,40 @@
-"""Running a pipeline: pass after pass, and every one's result checked before the next begins.
-
-A pass may have, besides what onnx-ir asks of it:
-
-* `details`: a mapping of plain data about what it did, for the report;
-* `remark(latency)`: a sentence for people; it is given the measured `Latency` of the model against
-  the one before the pass, or None;
-* `changes_interface = True`: inputs and outputs of the model it makes may be others;
-* `convert(feed)`: what a feed of the old model is for the new one, where inputs are others.
-"""
+"""Running a pipeline: pass after pass, and every one's result checked before the next begins."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-import onnx_ir as ir
 
 from onnxprune.analysis import analyse
 from onnxprune.calibration.samples import read_samples
-from onnxprune.calibration.scripts import first_line
-from onnxprune.calibration.statistics import BATCH
-from onnxprune.calibration.streams import FeedSamples
-from onnxprune.cost.latency import measure_pair
-from onnxprune.errors import InputError, OnnxPruneError, RuntimeFailure, VerificationError
+from onnxprune.errors import InputError
 from onnxprune.model.execution import is_heavy
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import convert, load
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.size import loaded_bytes, model_bytes
+from onnxprune.model.size import loaded_bytes
 from onnxprune.options import Options
 from onnxprune.outcome import sizes_of
-from onnxprune.pipelines.adapters import Context, make_pass
-from onnxprune.pipelines.results import PipelineResult, StepReport
-from onnxprune.pipelines.steps import Step, read_steps
+from onnxprune.pipelines.adapters import Context
+from onnxprune.pipelines.plan import PipelinePlan, PlannedStep, model_facts
+from onnxprune.pipelines.results import PipelineResult
+from onnxprune.pipelines.stage import Preference, Stage, advance, make
+from onnxprune.pipelines.steps import planned_steps, read_steps
 from onnxprune.progress import silent
-from onnxprune.verification.certificate import tolerance_for
-from onnxprune.verification.comparison import compare_outputs
-from onnxprune.verification.gates import check_interface, check_runs
-from onnxprune.verification.stored import keep_loadable
+from onnxprune.report.provenance import provenance_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import os
+    from collections.abc import Iterable, Sequence
 
-    from onnxprune.analysis import Analysis
-    from onnxprune.calibration.feeds import Feed
-    from onnxprune.calibration.samples import CalibrationSource, Samples
-    from onnxprune.cost.latency import Latency
-    from onnxprune.model.load import ModelSource
+    from onnxprune.calibration.samples import CalibrationSource
+    from onnxprune.model.load import LoadedModel, ModelSource
+    from onnxprune.pipelines.results import StepReport
+    from onnxprune.pipelines.steps import Step
     from onnxprune.progress import Progress
 
-__all__ = ["run_pipeline"]
-
-_COMPARED_BATCHES = 16
+__all__ = ["apply_pipeline", "run_pipeline"]
 
 
 def run_pipeline(
@@ -72,6 +54,8 @@ def run_pipeline(
         model: a path, onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph; never changed.
         passes: path of a YAML or JSON file; or a list of names, of {name: options}, and of passes
             or functions themselves. See `pipelines.steps`, and `onnxprune passes` for the names.
+            Fractions of a `target` refer to the model given here; with `of: current` to the one
+            that the pass is given.
         calibration: samples for passes that use them; as for `onnxprune.prune`.
         seed: of everything random.
         providers: onnxruntime execution providers.
@@ -87,148 +71,111 @@ def run_pipeline(
         VerificationError: when what a pass made is no valid model, does not run, or has another
             interface than the pass announces.
     """
-    runtime = Runtime(tuple(providers), threads)
-    runtime.validate()
+    context = Context(None, _runtime(providers, threads), seed, progress)
     steps = read_steps(passes)
-    loaded = load(model)
-    samples = None if calibration is None else read_samples(calibration, input_specs(loaded.model))
-    context = Context(samples, runtime, seed, progress)
-    for step in steps:
-        _made(step, context)  # a mistake in the last step is told before the first one runs
-    analysis = analyse(loaded.model, Options(runtime=runtime, seed=seed), samples)
-    original = sizes_of(analysis, (), loaded_bytes(loaded))
-    timed = not is_heavy(loaded.model) if measure_latency is None else measure_latency
-    state = _State(analysis, loaded.model, context, timed)
-    reports = []
-    for step in steps:
-        state, report = _advanced(state, step)
-        reports.append(report)
-    result = state.analysis.model
-    return PipelineResult(
-        convert(result, loaded.kind), original, tuple(reports), result, loaded.path
-    )
+    return _run(load(model), steps, calibration, context, measure_latency)
 
 
-@dataclass(frozen=True)
-class _State:
-    """Where a pipeline has got to.
+def apply_pipeline(
+    model: ModelSource,
+    plan: PipelinePlan | str | os.PathLike[str],
+    *,
+    calibration: CalibrationSource | None = None,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    threads: int = 0,
+    measure_latency: bool | None = None,
+    progress: Progress[Any] = silent,
+) -> PipelineResult:
+    """Run a pipeline again on the model it was run on.
 
-    Attributes:
-        analysis: of the model as it is now.
-        reference: the model whose outputs are to be kept.
-        context: what passes are offered.
-        timed: whether latency is measured.
-    """
+    Passes that planned what they did are not asked to choose anew; on the same samples, with the
+    same number of threads, the result is the same bit for bit.
 
-    analysis: Analysis
-    reference: ir.Model
-    context: Context
-    timed: bool
-
-
-def _advanced(state: _State, step: Step) -> tuple[_State, StepReport]:
-    """Run one pass, check its result and compare it with the reference."""
-    context, before = state.context, state.analysis.model
-    one = _made(step, context)
-    started = time.perf_counter()
-    made = _called(one, before.clone(), step)
-    seconds = time.perf_counter() - started
-    others = bool(getattr(one, "changes_interface", False))
-    if others and hasattr(one, "convert") and context.samples is not None:
-        context = replace(context, samples=_converted(context.samples, one, made.model))
-    try:
-        analysis = _checked(before, made.model, context, same_interface=not others)
-    except (VerificationError, RuntimeFailure, InputError) as error:
-        raise VerificationError(f"after {step.where or step.name}: {error}") from error
-    reference = analysis.model if others else state.reference
-    latency = _timed(state.reference, analysis, context.runtime) if state.timed else None
-    outputs = []
-    if context.samples is not None and not others:
-        outputs = compare_outputs(
-            reference,
-            analysis.model,
-            context.samples,
-            context.runtime,
-            batches=_COMPARED_BATCHES,
-            progress=context.progress,
-        )
-    remark = ""
-    if hasattr(one, "remark"):
-        remark = one.remark(_timed(before, analysis, context.runtime) if state.timed else None)
-    report = StepReport(
-        step.name,
-        step.options,
-        seconds,
-        bool(made.modified),
-        sizes_of(analysis, (), model_bytes(analysis.model)),
-        tuple(outputs),
-        latency,
-        others,
-        dict(getattr(one, "details", {})),
-        remark,
-    )
-    return _State(analysis, reference, context, state.timed), report
-
-
-def _made(step: Step, context: Context) -> ir.passes.PassBase:
-    try:
-        return make_pass(step.installed.made_by, step.options, context, step.name)
-    except InputError as error:
-        raise InputError(f"{step.where}: {error}") from error
-
-
-def _called(one: ir.passes.PassBase, model: ir.Model, step: Step) -> ir.passes.PassResult:
-    """Call a pass; what goes wrong in somebody else's is not ours."""
-    try:
-        return one(model)
-    except OnnxPruneError as error:
-        error.args = (f"{step.where}: {error}", *error.args[1:])
-        raise
-    except Exception as error:
-        if step.installed.ours:
-            raise
-        raise InputError(f"{step.where}: the pass failed: {first_line(error)}") from error
-
-
-def _checked(
-    before: ir.Model, after: ir.Model, context: Context, *, same_interface: bool
-) -> Analysis:
-    """Check a model that a pass has made, on the samples or made-up inputs.
+    Args:
+        model: as for `run_pipeline`.
+        plan: of a result, or the path of its file.
+        calibration: samples; as for `run_pipeline`.
+        providers: onnxruntime execution providers.
+        threads: threads within an operator; 0 lets onnxruntime decide.
+        measure_latency: time the model after every pass; default: unless its weights exceed
+            512 MB.
+        progress: told about long loops.
 
     Raises:
-        VerificationError: when it is no valid model, does not run, or computes no numbers.
-        InputError: the same, where it does not even load.
+        InputError: for a plan of another model, and as `run_pipeline`.
+        NothingPrunable: as `run_pipeline`.
+        VerificationError: as `run_pipeline`.
     """
-    if same_interface:
-        check_interface(before, after)
-    model = load(after).model
-    analysis = analyse(model, Options(runtime=context.runtime, seed=context.seed), context.samples)
-    runs = analysis.runs()
-    check_runs(
-        before,
-        model,
-        [run.feed for run in runs],
-        [run.outputs for run in runs],
-        context.runtime,
-        tolerance_for(model),
+    runtime = _runtime(providers, threads)
+    plan = plan if isinstance(plan, PipelinePlan) else PipelinePlan.load(plan)
+    loaded = load(model)
+    if plan.model.get("sha256") != loaded.sha256:
+        raise InputError("the plan was made for another model: the sha256 of the file differs")
+    context = Context(None, runtime, plan.seed, progress)
+    return _run(loaded, planned_steps(plan), calibration, context, measure_latency)
+
+
+def _runtime(providers: Sequence[str], threads: int) -> Runtime:
+    runtime = Runtime(tuple(providers), threads)
+    runtime.validate()
+    return runtime
+
+
+def _run(
+    loaded: LoadedModel,
+    steps: Sequence[Step],
+    calibration: CalibrationSource | None,
+    context: Context,
+    measure_latency: bool | None,
+) -> PipelineResult:
+    """Run passes on a model."""
+    if calibration is not None:
+        context = replace(context, samples=read_samples(calibration, input_specs(loaded.model)))
+    # all are made at once: a mistake in the last step is told before the first one runs
+    passes = [make(step, context) for step in steps]
+    options = Options(runtime=context.runtime, seed=context.seed)
+    analysis = analyse(loaded.model, options, context.samples)
+    original = sizes_of(analysis, (), loaded_bytes(loaded))
+    timed = not is_heavy(loaded.model) if measure_latency is None else measure_latency
+    stage = Stage(analysis, loaded.model, original, original, loaded.model, context, timed)
+    reports = []
+    for number, step in enumerate(steps):
+        later = zip(steps[number + 1 :], passes[number + 1 :], strict=True)
+        stage, report = advance(stage, step, _preferences(step, later))
+        reports.append(report)
+    result = stage.analysis.model
+    return PipelineResult(
+        convert(result, loaded.kind),
+        original,
+        tuple(reports),
+        _plan(loaded, context.seed, steps, reports),
+        provenance_of(loaded.path, loaded.sha256, {"seed": context.seed}, context.runtime),
+        result,
+        loaded.path,
     )
-    keep_loadable(model, context.runtime)
-    return analysis
 
 
-def _timed(reference: ir.Model, analysis: Analysis, runtime: Runtime) -> Latency | None:
-    """Latency against the reference; None where that does not take the same inputs."""
-    feed = analysis.coupling.facts.first.feed
-    try:
-        return measure_pair(reference, analysis.model, feed, runtime)
-    except RuntimeFailure:
-        return None
+def _preferences(step: Step, later: Iterable[tuple[Step, Any]]) -> tuple[Preference, ...]:
+    """What later passes prefer of this one, where nobody has set it; of several the nearest.
+
+    Nothing where the pass is to repeat what it did.
+    """
+    known = {one.name for one in step.installed.options} if step.plan is None else set()
+    found: dict[str, Preference] = {}
+    for other, one in later:
+        preferred = getattr(one, "prefers", None)
+        for option, value in preferred.items() if isinstance(preferred, Mapping) else ():
+            if option in known and option not in step.options:
+                found.setdefault(option, Preference(option, value, other.name))
+    return tuple(found.values())
 
 
-def _converted(samples: Samples, one: Any, model: ir.Model) -> Samples:
-    """Samples as the model takes them that a pass has made."""
-
-    def feeds() -> Iterator[Feed]:
-        return (one.convert(feed) for feed in samples.batches(BATCH))
-
-    return FeedSamples(feeds, tuple(input_specs(model)), "converted calibration")
+def _plan(
+    loaded: LoadedModel, seed: int, steps: Sequence[Step], reports: Sequence[StepReport]
+) -> PipelinePlan:
+    """What was run, so that it can be run again."""
+    planned = (
+        PlannedStep(step.name, step.options, report.plan, step.installed.given_as_object)
+        for step, report in zip(steps, reports, strict=True)
+    )
+    return PipelinePlan(model_facts(loaded), seed, tuple(planned))

@@ -16,19 +16,22 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, nearest
 from onnxprune.pipelines.adapters import options_of_pass
-from onnxprune.pipelines.options import check_options, nearest
+from onnxprune.pipelines.options import check_options
 from onnxprune.pipelines.registry import InstalledPass, find_pass
+from onnxprune.pipelines.targets import check_target
 
 if TYPE_CHECKING:
     from yaml import SafeLoader
 
-__all__ = ["Step", "parse_value", "read_description", "read_steps"]
+    from onnxprune.pipelines.plan import PipelinePlan
+
+__all__ = ["Step", "parse_value", "planned_steps", "read_description", "read_steps"]
 
 _KEYS = ("passes",)
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
@@ -48,11 +51,13 @@ class Step:
         installed: the pass.
         options: what was set.
         where: what messages about it begin with.
+        plan: what the pass planned in the run that is to be repeated; None where it is to choose.
     """
 
     installed: InstalledPass
     options: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
+    plan: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -72,6 +77,19 @@ def read_steps(source: Any) -> tuple[Step, ...]:
     """
     items, where = _items(source)
     return tuple(_step(item, f"{where}: pass {n}") for n, item in enumerate(items, 1))
+
+
+def planned_steps(plan: PipelinePlan) -> tuple[Step, ...]:
+    """The steps of a plan.
+
+    Raises:
+        InputError: for passes or options that this onnxprune does not have.
+    """
+    steps = []
+    for number, planned in enumerate(plan.steps, 1):
+        step = _named(planned.name, planned.options, f"plan: pass {number}")
+        steps.append(replace(step, plan=planned.plan))
+    return tuple(steps)
 
 
 def read_description(source: Any) -> list[tuple[str, Mapping[str, Any]]]:
@@ -146,7 +164,12 @@ def _named(name: str, options: Mapping[str, Any], where: str) -> Step:
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     where = f"{where} ({name})"
-    return Step(found, check_options(found.options, options, where), where)
+    checked = check_options(found.options, options, where)
+    try:
+        check_target(found.options, checked)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return Step(found, checked, where)
 
 
 def _read_file(path: Path) -> Any:

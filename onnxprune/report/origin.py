@@ -10,24 +10,23 @@ from onnxprune.report.provenance import file_digest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from onnxprune.report.summary import Report
+    from onnxprune.report.provenance import Provenance
 
 __all__ = ["machine_facts", "option_text", "origin_facts"]
 
 Facts = list[tuple[str, str]]
 
 
-def origin_facts(report: Report, model_file: str | Path | None) -> Facts:
+def origin_facts(one: Provenance | None, model_file: str | Path | None) -> Facts:
     """What a run depends on, and the files it read and wrote.
 
     Args:
-        report: of the run.
+        one: of the run; None where nothing is known.
         model_file: where the result was saved; None where it was not.
 
     Raises:
         OSError: when the file of the result cannot be read.
     """
-    one = report.provenance
     facts: Facts = []
     if one is not None:
         facts.append(("original", _file(one.model or "in memory", one.sha256)))
@@ -38,12 +37,10 @@ def origin_facts(report: Report, model_file: str | Path | None) -> Facts:
             facts.append(("its data", _file(str(data), file_digest(data))))
     if one is None:
         return facts
-    return [
-        *facts,
-        ("seed", str(one.options.get("seed", 0))),
-        ("options", option_text(one.options)),
-        *machine_facts(one.versions, one.machine),
-    ]
+    facts.append(("seed", str(one.options.get("seed", 0))))
+    if set_options := option_text(one.options):
+        facts.append(("options", set_options))
+    return [*facts, *machine_facts(one.versions, one.machine)]
 
 
 def option_text(options: Mapping[str, Any]) -> str:
@@ -67,9 +64,11 @@ def _value(value: Any) -> str:
     if value is None or value == [] or value == {}:
         return ""
     if isinstance(value, dict):
-        return " and ".join(f"{name}={one:g}" for name, one in value.items())
+        return " and ".join(f"{name}={_value(one)}" for name, one in value.items())
     if isinstance(value, (list, tuple)):
         return " ".join(map(str, value))
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value)

@@ -10,7 +10,8 @@ from onnxprune.report.figures import durations, percent, printable, share, size
 from onnxprune.report.text import TextReport, make_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from onnxprune.cost.latency import Latency
     from onnxprune.pipelines.options import PassOption
@@ -41,7 +42,12 @@ class PipelineText(TextReport):
         self._print(f"file: {size(result.original.bytes)} -> {size(last.bytes)}")
         for step in result.steps:
             for line in _remarks(step):
-                self._print(f"{printable(step.name, _NAME)}: {line}")
+                self._print(f"{_shown(step)}: {line}")
+
+    def wrote(self, files: Iterable[Path]) -> None:
+        """Print which files were written beside the model."""
+        for file in files:
+            self._print(f"beside it: {printable(str(file))}")
 
     def listed(self, passes: Sequence[InstalledPass], *, in_full: bool) -> None:
         """Print passes and their options."""
@@ -66,7 +72,7 @@ def _step_row(step: StepReport, original: Sizes) -> tuple[str, ...]:
     agreements = [one.agreement for one in step.outputs if one.agreement is not None]
     cosines = [one.cosine for one in step.outputs if one.cosine is not None]
     return (
-        printable(step.name, _NAME),
+        _shown(step),
         percent(share(now.macs, original.macs)),
         percent(share(now.params, original.params)),
         percent(share(now.bytes, original.bytes)),
@@ -75,6 +81,11 @@ def _step_row(step: StepReport, original: Sizes) -> tuple[str, ...]:
         f"{min(cosines):.4f}" if cosines else "",
         durations(step.seconds),
     )
+
+
+def _shown(step: StepReport) -> str:
+    """The name of a pass, without the file or package that it comes from."""
+    return printable(step.name.rpartition(":")[2], _NAME)
 
 
 def _latency(measured: Latency) -> str:
@@ -87,8 +98,9 @@ def _latency(measured: Latency) -> str:
 def _remarks(step: StepReport) -> Iterator[str]:
     if step.new_interface:
         yield "has other inputs or outputs; what follows is compared with the model it made"
-    if not step.modified:
+    if not step.modified and not step.notes:
         yield "found nothing to change"
+    yield from step.notes
     if step.remark:
         yield step.remark
 

@@ -41,12 +41,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     common = ["--calibration", str(SAMPLES), "-q"]
     made = {
         "run": folder / "report.html",
+        "pipeline": folder / "pipeline.html",
         "sweep": folder / "sweep" / "sweep.html",
         "sensitivity": folder / "sensitivity.html",
     }
     small = str(folder / "small.onnx")
+    passes = ["--passes", "prune,sparsify-weights,quantize", "--target", "macs=0.6"]
     commands = (
         ["prune", str(MODEL), small, "--target", "macs=0.5", "--report", str(made["run"])],
+        ["prune", str(MODEL), small, *passes, "--report", str(made["pipeline"])],
         ["sweep", str(MODEL), "--out", str(folder / "sweep"), "--target", "macs=0.8,0.5"],
         ["sensitivity", str(MODEL), "--html", str(made["sensitivity"])],
     )

@@ -8,7 +8,14 @@ from pathlib import Path
 import pages as made_up
 import pytest
 
-KINDS = ("run", "sweep", "sensitivity")
+KINDS = ("run", "pipeline", "sweep", "sensitivity")
+SORTED = {
+    "run": "remains",
+    "pipeline": "parameters",
+    "sweep": "parameters",
+    "sensitivity": "units",
+}
+"""A column of the first table that sorts, by kind of page."""
 
 
 def complaints(browser):
@@ -64,7 +71,7 @@ def test_tables_sort_both_ways(show, pages, kind):
         "return [...document.querySelector('table.sortable').tHead.rows[0].cells]"
         ".map(one => one.textContent.trim())"
     )
-    number = heads.index({"run": "remains", "sweep": "parameters", "sensitivity": "units"}[kind])
+    number = heads.index(SORTED[kind])
     button = f"table.sortable th:nth-child({number + 1}) button"
     before = column(browser, number)
     click(browser, button)
@@ -127,6 +134,7 @@ def test_a_dot_says_what_it_is(show, pages):
 def test_hostile_names_do_nothing(show, tmp_path, kind):
     texts = {
         "run": lambda: made_up.report().to_html(),
+        "pipeline": lambda: made_up.pipeline().to_html(),
         "sweep": lambda: made_up.sweep().to_html(),
         "sensitivity": lambda: made_up.sensitivity().to_html(made_up.HOSTILE),
     }

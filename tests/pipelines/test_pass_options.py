@@ -9,7 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.errors import InputError
-from onnxprune.pipelines.options import check_options, options_of
+from onnxprune.model.runtime import Runtime
+from onnxprune.pipelines.options import PassOption, check_options, options_of
 from onnxprune.pipelines.pruning import Prune
 
 
@@ -115,3 +116,22 @@ def test_the_pass_prune_has_the_options_of_prune() -> None:
     names = {one.name for one in options_of(Prune)}
     assert {"target", "criterion", "compensate", "steps"} <= names
     assert not {"model", "calibration", "threads", "seed", "progress", "samples"} & names
+
+
+@pytest.mark.parametrize("option", options_of(Prune), ids=lambda one: one.name)
+def test_the_pass_prune_takes_every_option_of_prune(option: PassOption) -> None:
+    assert Prune(None, Runtime(), **{option.name: option.default}).plan is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"criterion": "nonsense"}, "criterion"),
+        ({"round_to": 0}, "round_to"),
+        ({"target": {"mac": 0.5}}, "did you mean 'macs'"),
+        ({"plan": {"format": "other"}}, "no plan of onnxprune"),
+    ],
+)
+def test_mistakes_in_options_of_prune_are_found_at_once(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Prune(None, Runtime(), **given)

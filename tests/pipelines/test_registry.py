@@ -43,6 +43,7 @@ def test_a_pass_of_a_file(tmp_path: Path) -> None:
         ("tidy = 3", "a pass is an onnx-ir pass"),
         ("def tidy(x): pass", "the first parameter of the function has to be"),
         ("import nowhere", "importing it"),
+        ("def tidy(x: 'list | dict'): pass", "the first parameter of the function has to be"),
     ],
 )
 def test_what_is_no_pass(tmp_path: Path, code: str, words: str) -> None:

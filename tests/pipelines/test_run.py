@@ -129,7 +129,22 @@ def test_the_result_is_saved(tmp_path: Path) -> None:
     assert difference(outputs(result.model, {"x": X}), outputs(saved, {"x": X})) == 0
 
 
-@pytest.mark.parametrize("function", [proto_pass, graph_pass, model_pass])
+def either_pass(anything: "gs.Graph | onnx.ModelProto") -> None:  # noqa: UP037
+    anything.producer_name = "changed"
+
+
+def union_pass(anything: ir.Model | onnx.ModelProto) -> None:
+    anything.producer_name = "changed"
+
+
+def named_pass(model: "SomethingElse") -> None:  # type: ignore[name-defined] # noqa: F821, UP037
+    model.producer_name = "changed"
+
+
+FUNCTIONS = [proto_pass, graph_pass, model_pass, either_pass, union_pass, named_pass]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_functions_of_every_kind_of_model(function: Any) -> None:
     result = ran(function)
     assert (result.model.producer_name, result.model.graph.name) != ("", "g")
@@ -184,6 +199,18 @@ def test_a_pass_of_somebody_elses_that_fails_is_named() -> None:
         ran("remove-lossless", failing)
 
 
+def test_a_pass_of_somebody_elses_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import onnx_ir as ir\n"
+        "class Rewrite(ir.passes.InPlacePass):\n"
+        "    def __init__(self, rules, /): pass\n"
+        "    def call(self, model): pass\n"
+    )
+    with pytest.raises(InputError, match=r"pass 1 .*Rewrite.*cannot be made: TypeError: .*'rules'"):
+        ran(f"{path}:Rewrite")
+
+
 def test_mistakes_are_found_before_anything_runs() -> None:
     ran_first: list[int] = []
 
@@ -205,7 +232,128 @@ def test_details_and_remarks_reach_the_report() -> None:
     assert timed.remark == "measured True"
 
 
+def test_a_remark_of_somebody_elses_that_fails_is_named() -> None:
+    class Wrong(Remarks):
+        def remark(self, latency: Any) -> str:
+            raise KeyError("none")
+
+    with pytest.raises(InputError, match=r"pass 1 \(Wrong\): its remark failed: KeyError"):
+        ran(Wrong())
+
+
+def test_the_report_is_a_page_of_its_own(tmp_path: Path) -> None:
+    source, page = tmp_path / "model.onnx", tmp_path / "report.html"
+    onnx.save(mlp(), source)
+    result = ran("sparsify-weights", model=source)
+    result.save_report(page)
+    assert "sparsify-weights" in page.read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="would overwrite the input"):
+        result.save_report(source)
+
+
 def test_without_samples() -> None:
     result = ran("remove-lossless", "sparsify-weights", "quantize", calibration=None)
     assert [one.outputs for one in result.steps] == [(), (), ()]
-    assert result.steps[2].details == {"mode": "dynamic"}
+    assert result.steps[2].details["mode"] == "dynamic"
+
+
+class Writes(ir.passes.InPlacePass):
+    """Leave a file beside the model."""
+
+    def __init__(self, suffix: str = ".map.json") -> None:
+        super().__init__()
+        self.files = {suffix: "{}"}
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        return ir.passes.PassResult(model, False)
+
+
+def test_files_of_passes_stand_beside_the_model(tmp_path: Path) -> None:
+    out = tmp_path / "small.onnx"
+    result = ran(Writes(), "sparsify-weights", Writes())
+    result.save(out)
+    names = ["small.3.map.json", "small.map.json", "small.onnx"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == names
+    assert list(result.files_beside(out)) == [tmp_path / names[1], tmp_path / names[0]]
+
+
+def test_files_of_passes_are_never_written_over_what_was_read(tmp_path: Path) -> None:
+    read = tmp_path / "small.map.json"
+    read.write_text("[]")
+    code = tmp_path / "mine.py"
+    code.write_text("def read(model, names: str = ''):\n    pass\n")
+    result = ran({f"{code}:read": {"names": str(read)}}, Writes())
+    with pytest.raises(InputError, match="would overwrite the input"):
+        result.save(tmp_path / "small.onnx")
+    assert read.read_text() == "[]"
+    assert not (tmp_path / "small.onnx").exists()
+
+
+def test_files_of_passes_do_not_leave_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no ending of a file name"):
+        ran(Writes("/../map.json")).save(tmp_path / "small.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+class Wants(ir.passes.InPlacePass):
+    """Prefer earlier passes to round."""
+
+    prefers: ClassVar[dict[str, Any]] = {"round_to": 8}
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        return ir.passes.PassResult(model, False)
+
+
+def kept(result: onnxprune.PipelineResult) -> set[int]:
+    return {one["after"] for one in result.steps[0].details["widths"].values()}
+
+
+def test_an_earlier_pass_is_run_as_a_later_one_prefers() -> None:
+    result = ran({"prune": {"target": {"macs": 0.6}}}, Wants())
+    assert all(width % 8 == 0 for width in kept(result))
+    assert result.steps[0].notes == ("run with round_to=8, as Wants prefers",)
+    # what stands in the plan is what was set
+    assert result.plan.steps[0].options == {"target": {"macs": 0.6}}
+
+
+def test_what_is_set_wins_over_what_is_preferred() -> None:
+    result = ran({"prune": {"target": {"macs": 0.6}, "round_to": 1}}, Wants())
+    assert not result.steps[0].notes
+    assert any(width % 8 for width in kept(result))
+
+
+def test_what_is_preferred_is_not_demanded() -> None:
+    result = ran({"prune": {"target": {"macs": 0.2}}}, Wants())
+    assert result.steps[0].sizes.macs <= 0.2 * result.original.macs
+    (note,) = result.steps[0].notes
+    assert note == "run without round_to=8, as Wants prefers: too little can go with that"
+
+
+def test_a_pass_prefers_nothing_of_later_ones() -> None:
+    assert not ran(Wants(), {"prune": {"target": {"macs": 0.6}}}).steps[1].notes
+
+
+def test_static_quantisation_prefers_multiples() -> None:
+    result = ran({"prune": {"target": {"macs": 0.6}}}, "quantize")
+    assert result.steps[0].notes == ("run with round_to=4, as quantize prefers",)
+    assert all(width % 4 == 0 for width in kept(result))
+    dynamic = ran({"prune": {"target": {"macs": 0.6}}}, {"quantize": {"mode": "dynamic"}})
+    assert not dynamic.steps[0].notes
+
+
+def test_latency_is_that_against_the_model_the_pipeline_was_given() -> None:
+    result = ran(RenameOpenly(), "sparsify-weights", measure_latency=True)
+    assert all(one.latency is not None for one in result.steps)
+
+
+def test_what_passes_tell_need_not_be_what_is_expected() -> None:
+    class Odd(Remarks):
+        def __init__(self) -> None:
+            super().__init__()
+            self.details = "told in words"
+            self.files = 3
+            self.plan = ["no", "mapping"]
+            self.prefers = 5
+
+    (step,) = ran(Odd()).steps
+    assert (step.details, step.files, step.plan) == ({}, {}, None)

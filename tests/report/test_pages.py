@@ -11,11 +11,14 @@ import pytest
 from pages import HOSTILE, Page
 
 import onnxprune
+from onnxprune.pipelines.plan import PipelinePlan, PlannedStep
+from onnxprune.pipelines.results import StepReport
 
 MODELS = Path(__file__).parents[2] / "models"
 
 ALL = {
     "run": lambda: pages.report().to_html(command=["onnxprune", "prune", "a b.onnx"]),
+    "pipeline": lambda: pages.pipeline().to_html(command=["onnxprune", "prune", "a b.onnx"]),
     "sweep": lambda: pages.sweep().to_html(),
     "sensitivity": lambda: pages.sensitivity().to_html(HOSTILE),
 }
@@ -150,3 +153,42 @@ def test_a_report_is_never_written_over_the_model(tmp_path: Path) -> None:
     result = onnxprune.prune(model, target={"params": 0.8}, measure_latency=False)
     with pytest.raises(onnxprune.InputError, match="would overwrite the input"):
         result.save_report(model)
+
+
+def test_a_pipeline_says_what_every_pass_did_and_how_to_repeat_it(tmp_path: Path) -> None:
+    model = tmp_path / "small.onnx"
+    model.write_bytes(b"a model")
+    text = pages.pipeline().to_html(command=["onnxprune", "prune", "a b.onnx"], model_file=model)
+    page = Page(text)
+    for words in (
+        "50.0 %",
+        "the worst of all outputs",
+        "target macs=0.5",
+        "kept 0, 1, 2, 3,",
+        "(100 in all)",
+        "certificate (2)",
+        "has other inputs or outputs".capitalize(),
+        "The model is what it was before.",
+        "onnxprune prune 'a b.onnx'",
+        "passes:",
+        "- quantize",
+        hashlib.sha256(b"a model").hexdigest(),
+        f"Beside the model: {tmp_path}/small.tokens.json",
+    ):
+        assert words in page.text, words
+    assert page.count("svg") == 2
+
+
+def test_a_pipeline_that_is_too_long_is_left_to_the_plan() -> None:
+    step = StepReport("keep-tokens", {"keep": list(range(20_000))}, 0.1, True, pages.AFTER)
+    plan = PipelinePlan({}, 0, (PlannedStep(step.name, step.options),))
+    text = pages.pipeline(steps=(step,), plan=plan).to_html()
+    assert "--plan FILE writes it in full" in Page(text).text
+    assert len(text) < 100_000
+
+
+def test_a_pipeline_of_objects_says_why_it_cannot_be_repeated() -> None:
+    plan = PipelinePlan({}, 0, (PlannedStep("Mine", object_given=True),))
+    page = Page(pages.pipeline(plan=plan).to_html())
+    assert "the pass Mine was given as an object" in page.text
+    assert "passes:" not in page.text
