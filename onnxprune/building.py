@@ -9,12 +9,12 @@ from onnxprune.allocate.choose import Removal
 from onnxprune.compensation import Calibration, Compensated, compensate
 from onnxprune.coupling.cut import Cut, CutError
 from onnxprune.errors import RuntimeFailure, VerificationError
-from onnxprune.model.execution import Execution
 from onnxprune.progress import silent
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 from onnxprune.surgery.statistics import keep_statistics, restrict_statistics
 from onnxprune.verification.certificate import Certificate, certify, tolerance_for
 from onnxprune.verification.gates import check_result
+from onnxprune.verification.probing import probe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -145,8 +145,7 @@ def _certified(analysis: Analysis, compensated: Compensated, options: Options) -
     keep_statistics(sliced, cut)
     runs = analysis.runs()
     feeds = [run.feed for run in runs]
-    wanted = Execution(masked, options.runtime, optimise=False).run_all(feeds)
-    got = Execution(sliced, options.runtime, optimise=False).run_all(feeds)
+    wanted, got = (probe(one, options.runtime, feeds) for one in (masked, sliced))
     tolerance = tolerance_for(analysis.model)
     certificate = certify([run.outputs for run in runs], wanted, got, tolerance)
     if not certificate.holds:
@@ -154,7 +153,7 @@ def _certified(analysis: Analysis, compensated: Compensated, options: Options) -
             f"the sliced model differs from the masked one by {certificate.error:.1e} "
             f"(tolerance {certificate.tolerance:.0e})"
         )
-    check_result(analysis.model, sliced, feeds, got, options.runtime, tolerance)
+    check_result(analysis.model, sliced, feeds, got.outputs, options.runtime, tolerance)
     return Built(
         sliced,
         removal,

@@ -48,7 +48,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model.execution import Execution
 from onnxprune.progress import silent
 from onnxprune.reconstruction.components import balance, measure
 from onnxprune.reconstruction.linear_paths import linear_sets
@@ -56,6 +55,7 @@ from onnxprune.surgery.bias import FullSize
 from onnxprune.surgery.merge import replace_constant
 from onnxprune.verification.certificate import tolerance_for
 from onnxprune.verification.difference import largest_difference
+from onnxprune.verification.probing import probe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -162,14 +162,14 @@ class AlignComponents(ir.passes.InPlacePass):
         facts = self.target.coupling.facts
         feeds = [facts.first.feed, facts.second.feed]
         model = self.target.model
-        wanted = Execution(model, self.runtime, optimise=False).run_all(feeds)
+        wanted = probe(model, self.runtime, feeds).compared
         tolerance = tolerance_for(model)
 
         def agrees(part: dict[str, list[tuple[LinearSet, Components]]]) -> bool:
             trial = FullSize(model.clone(), self.target.coupling)
             _apply(trial, part)
             try:
-                got = Execution(trial.model, self.runtime, optimise=False).run_all(feeds)
+                got = probe(trial.model, self.runtime, feeds).compared
             except RuntimeFailure:
                 return False
             return max(map(largest_difference, wanted, got), default=0.0) <= tolerance

@@ -53,7 +53,6 @@ from onnxprune.calibration.statistics import Moments, Tap
 from onnxprune.coupling.closure import close
 from onnxprune.coupling.cut import Cut
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model.execution import Execution
 from onnxprune.model.observe import constants_of as constants_of_graph
 from onnxprune.passes.fold_means import FoldMeans
 from onnxprune.surgery.bias import FullSize
@@ -62,6 +61,7 @@ from onnxprune.surgery.numbering import Carriers, Numbering
 from onnxprune.surgery.spare import SpareUnits
 from onnxprune.verification.certificate import tolerance_for
 from onnxprune.verification.difference import largest_difference
+from onnxprune.verification.probing import probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -165,8 +165,8 @@ class RemoveLossless(ir.passes.InPlacePass):
             if not found:
                 return {}
             if not wanted:
-                wanted += Execution(model, self.runtime, optimise=False).run_all(self.feeds)
-            got = Execution(trial.model, self.runtime, optimise=False).run_all(self.feeds)
+                wanted += probe(model, self.runtime, self.feeds).compared
+            got = probe(trial.model, self.runtime, self.feeds).compared
         except RuntimeFailure:
             return None
         apart = max(map(largest_difference, wanted, got), default=0.0)

@@ -2,8 +2,9 @@
 
 The *masked* model is the original graph at full size with the removed slices of every cut tensor at
 zero and the compensation already in; the *sliced* model is the same, physically smaller. Both run
-on the same inputs in onnxruntime, at two batch sizes where the batch is free, and every output has
-to agree. This proves the surgery for any model, criterion and weights, without data or labels.
+on the same inputs in onnxruntime, at two batch sizes where the batch is free, and every output (or
+what a Sigmoid makes it of) has to agree. This proves the surgery for any model, criterion and
+weights, without data or labels.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from onnxprune.verification.difference import largest_difference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from onnxprune.verification.probing import Probed
 
 __all__ = ["Certificate", "certify", "tolerance_for"]
 
@@ -33,7 +36,7 @@ class Certificate:
     """Outcome of comparing the sliced with the masked model.
 
     Attributes:
-        error: largest difference relative to the output's largest value.
+        error: largest difference relative to the output's largest value, see `probing`.
         tolerance: what it may be.
         runs: number of inputs compared.
         effect: the same measure between the original and the masked model: that the outputs
@@ -53,21 +56,21 @@ class Certificate:
 
 def certify(
     original: Sequence[Mapping[str, Any]],
-    masked: Sequence[Mapping[str, Any]],
-    sliced: Sequence[Mapping[str, Any]],
+    masked: Probed,
+    sliced: Probed,
     tolerance: float,
 ) -> Certificate:
     """Compare what the models computed on the same inputs, run exactly as written.
 
     Args:
         original: outputs of the model that was given, one mapping for each input.
-        masked: outputs of the original with the removed part zero.
-        sliced: outputs of the result.
+        masked: what the original computes with the removed part zero.
+        sliced: what the result computes.
         tolerance: what the error may be.
     """
-    error = max(map(largest_difference, masked, sliced), default=0.0)
-    effect = max(map(largest_difference, original, masked), default=0.0)
-    return Certificate(error, tolerance, len(masked), effect)
+    error = max(map(largest_difference, masked.compared, sliced.compared), default=0.0)
+    effect = max(map(largest_difference, original, masked.outputs), default=0.0)
+    return Certificate(error, tolerance, len(original), effect)
 
 
 def tolerance_for(model: ir.Model) -> float:

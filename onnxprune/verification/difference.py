@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 __all__ = ["largest_difference", "relative_difference"]
 
 
-def relative_difference(reference: Any, other: Any) -> float:
+def relative_difference(reference: Any, other: Any, least: float = 0.0) -> float:
     """Largest absolute difference over the largest absolute reference value.
 
     Args:
         reference: an output: an array of any dtype, or a list or mapping of such (sequences, maps).
         other: the same output of another model.
+        least: what an array is taken to reach at least.
 
     Returns:
         0 for equal values; for integers, booleans and strings the fraction of unequal entries;
@@ -26,22 +27,39 @@ def relative_difference(reference: Any, other: Any) -> float:
     if isinstance(reference, (list, tuple)):
         if not isinstance(other, (list, tuple)) or len(reference) != len(other):
             return np.inf
-        pairs = zip(reference, other, strict=True)
-        return max((relative_difference(a, b) for a, b in pairs), default=0.0)
+        found = map(relative_difference, reference, other, [least] * len(reference))
+        return max(found, default=0.0)
     if isinstance(reference, dict):
         if not isinstance(other, dict) or reference.keys() != other.keys():
             return np.inf
-        return max((relative_difference(v, other[k]) for k, v in reference.items()), default=0.0)
-    return _array_difference(np.asarray(reference), np.asarray(other))
+        pairs = ((value, other[key]) for key, value in reference.items())
+        return max((relative_difference(a, b, least) for a, b in pairs), default=0.0)
+    return _array_difference(np.asarray(reference), np.asarray(other), least)
 
 
-def largest_difference(reference: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Largest `relative_difference` over all outputs of the reference."""
-    pairs = ((value, other.get(name)) for name, value in reference.items())
-    return max((relative_difference(a, b) for a, b in pairs), default=0.0)
+def largest_difference(
+    reference: Mapping[str, Any], other: Mapping[str, Any], least: Mapping[str, float] | None = None
+) -> float:
+    """Largest `relative_difference` over all outputs of the reference.
+
+    Args:
+        reference: outputs by name.
+        other: the same of another model.
+        least: what some outputs are taken to reach at least.
+    """
+    known = least or {}
+    return max(
+        (
+            relative_difference(value, other.get(name), known.get(name, 0.0))
+            for name, value in reference.items()
+        ),
+        default=0.0,
+    )
 
 
-def _array_difference(reference: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+def _array_difference(
+    reference: np.ndarray[Any, Any], other: np.ndarray[Any, Any], least: float
+) -> float:
     if reference.shape != other.shape:
         return np.inf
     if reference.size == 0:
@@ -56,6 +74,6 @@ def _array_difference(reference: np.ndarray[Any, Any], other: np.ndarray[Any, An
         return np.inf
     if not finite.any():
         return 0.0
-    scale = np.abs(first[finite]).max()
+    scale = max(np.abs(first[finite]).max(), least)
     error = np.abs(first[finite] - second[finite]).max()
     return float(error / scale) if scale > 0 else float(error)

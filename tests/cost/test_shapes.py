@@ -84,16 +84,17 @@ def test_a_kind_of_ones_own_is_summed_over_the_nodes() -> None:
 
 
 def test_constants_in_a_closed_body_stay() -> None:
-    """Branches that use the same names are not looked into."""
+    """A loop whose state grows is not looked into."""
     text = """<ir_version: 8, opset_import: ["": 17]>
-        g (float[2, 4] x) => (float[2, 4] y)
+        g (float[2, 4] x) => (float[M, 4] y)
         { h = MatMul(x, w)
-          y = If(flag) <then_branch = a () => (float[2, 4] t)
-            { k = Constant<value = float[4] {1, 2, 3, 4}>() t = Add(h, k) },
-          else_branch = b () => (float[2, 4] t)
-            { k = Constant<value = float[1] {5}>() t = Mul(h, k) }> }"""
-    values = {"w": np.ones((4, 4), np.float32), "flag": np.array(True)}
+          y = Loop(n, flag, h) <body = b (int64 i, bool c, float[K, 4] s) =>
+            (bool d, float[L, 4] t)
+            { k = Constant<value = float[4] {1, 2, 3, 4}>() u = Add(s, k)
+              j = Constant<value = float[1] {5}>() v = Mul(s, j)
+              t = Concat<axis = 0>(u, v) d = Identity(c) }> }"""
+    values = {"w": np.ones((4, 4), np.float32), "flag": np.array(True), "n": np.array(1)}
     subject = traced(parse(text, values))
     assert subject.coupling.closed, "otherwise this tests nothing"
     cost = CutCost(subject.model.graph, subject.coupling).after(())
-    assert (cost["params"], cost["weights"]) == (16 + 4 + 1, 64 + 1 + 16 + 4)
+    assert (cost["params"], cost["weights"]) == (16 + 4 + 1, 64 + 1 + 8 + 16 + 4)

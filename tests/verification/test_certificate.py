@@ -17,6 +17,7 @@ from onnxprune.model.execution import Execution
 from onnxprune.model.load import load
 from onnxprune.verification.certificate import Certificate, certify, tolerance_for
 from onnxprune.verification.gates import check_interface, check_result
+from onnxprune.verification.probing import probe
 
 NETWORK = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 2] x) => (float[N, 2] y) { y = Mul(x, w) }"""
@@ -40,8 +41,8 @@ def certified(
     sliced: ir.Model,
     feeds: Sequence[Mapping[str, NDArray[Any]]],
 ) -> Certificate:
-    runs = [computed(one, feeds) for one in (original, masked, sliced)]
-    return certify(*runs, tolerance_for(original))
+    probed = [probe(one, ONE_THREAD, feeds) for one in (masked, sliced)]
+    return certify(computed(original, feeds), *probed, tolerance_for(original))
 
 
 def checked(
@@ -71,6 +72,24 @@ def test_the_worst_run_counts() -> None:
     pair = model(1, 2, text=relu), model(1, -2, text=relu)
     found = certified(pair[0], pair[0], pair[1], feeds[::-1])
     assert found.error == pytest.approx(2.0)
+
+
+SATURATED = NETWORK.replace("y = Mul(x, w)", "p = Mul(x, w) q = Sigmoid(p) y = Identity(q)")
+
+
+def test_what_a_sigmoid_rounds_away_is_seen_before_it() -> None:
+    good, bad = model(40, 40, text=SATURATED), model(40, 41, text=SATURATED)
+    assert computed(good, [ones(2)])[0]["y"].tolist() == computed(bad, [ones(2)])[0]["y"].tolist()
+    assert certified(good, good, bad, [ones(2)]).error == pytest.approx(1 / 40)
+
+
+def test_rounding_behind_a_sigmoid_passes() -> None:
+    """The fifth digit of -12 changes the fourth of what the Sigmoid makes of it."""
+    good, rounded = model(-12, -12, text=SATURATED), model(-12, -12.0006, text=SATURATED)
+    outputs = [computed(one, [ones(2)])[0]["y"] for one in (good, rounded)]
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-4 * outputs[0].max()
+    assert certified(good, good, rounded, [ones(2)]).holds
+    checked(good, good, [ones(2)])
 
 
 def test_one_sided_nan_never_passes() -> None:

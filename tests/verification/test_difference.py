@@ -61,3 +61,10 @@ def test_the_worst_output_counts() -> None:
 
 def test_a_missing_output_is_infinitely_wrong() -> None:
     assert largest_difference({"a": array(1), "b": array(1)}, {"a": array(1)}) == INF
+
+
+def test_small_outputs_may_count_as_larger() -> None:
+    near = largest_difference(
+        {"a": array(1), "b": array(10)}, {"a": array(1), "b": array(11)}, {"b": 100.0}
+    )
+    assert near == pytest.approx(0.01)
