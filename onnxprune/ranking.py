@@ -44,7 +44,17 @@ def statistics_of(
 def tap_of(coupling: Coupling, reading: Any) -> Tap:
     """Where the statistics of a reading are taken: at the consumer's own input."""
     rank = len(coupling.tensors[reading.consumer.tensor].shape)
-    return Tap(reading.consumer.tensor, reading.axes, rank)
+    if 0 not in reading.axes:
+        return Tap(reading.consumer.tensor, reading.axes, rank)
+    lines = np.moveaxis(reading.units, reading.axes.index(0), 0)
+    return Tap(reading.consumer.tensor, reading.axes, rank, len(lines), _period(lines))
+
+
+def _period(lines: NDArray[np.int64]) -> int:
+    """After how many entries of axis 0 the same come again."""
+    count = len(lines)
+    divisors = (one for one in range(1, count + 1) if count % one == 0)
+    return next(p for p in divisors if np.array_equal(np.resize(lines[:p], lines.shape), lines))
 
 
 def rank(

@@ -6,8 +6,9 @@ memory does not grow with the number of samples; sums over samples are kept in f
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,11 +51,16 @@ class Tap:
         tensor: its name.
         axes: the axes whose positions are kept apart, in nesting order.
         rank: its number of axes.
+        extent: of axis 0, where that is among the axes; as many entries the moments have along it,
+            whatever the batch. 0 for that of the batch.
+        period: entries of axis 0 after which the same come again, for another sample.
     """
 
     tensor: str
     axes: tuple[int, ...]
     rank: int
+    extent: int = field(default=0, compare=False)
+    period: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ class _Sums:
         """
         for key, value in batch.items():
             rows = value.astype(np.float64)
-            rows = rows[np.newaxis] if 0 in tap.axes else rows
+            rows = _by_period(rows, tap) if 0 in tap.axes else rows
             if not np.isfinite(rows).all():
                 raise CalibrationError(
                     f"{tap.tensor} is NaN or infinite on the calibration samples; check their range"
@@ -175,6 +181,18 @@ class _Sums:
             np.abs(self.lowest["minimum"]), np.abs(self.highest["maximum"])
         )
         return size
+
+
+def _by_period(value: NDArray[np.float64], tap: Tap) -> NDArray[np.float64]:
+    """Entries along axis 0, [rows, *positions]; a row for each period if samples share it."""
+    place = tap.axes.index(0)
+    if value.shape[place] == tap.extent:
+        return value[np.newaxis]
+    lines = np.moveaxis(value, place, 0)
+    period = math.gcd(len(lines), tap.period)
+    rows = lines.reshape(-1, period, *lines.shape[1:])
+    rows = rows[:, np.arange(tap.extent or len(lines)) % period]
+    return np.moveaxis(rows, 1, place + 1)
 
 
 def _same_in_every_sample(

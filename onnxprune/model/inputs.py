@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 __all__ = ["InputSpec", "input_specs"]
 
+_OPEN = ("", "?")
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -41,5 +43,11 @@ def _spec(value: ir.Value) -> InputSpec:
     dtype = np.dtype(object) if value.dtype == ir.DataType.STRING else value.type.dtype.numpy()
     if value.shape is None:
         return InputSpec(name, dtype, None)
-    shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
-    return InputSpec(name, dtype, shape)
+    return InputSpec(name, dtype, tuple(_extent(dim) for dim in value.shape))
+
+
+def _extent(dim: int | ir.SymbolicDim) -> int | str | None:
+    """Size or symbol; exporters also write -1 and "?" for what is open."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return dim.value if dim.value not in _OPEN else None

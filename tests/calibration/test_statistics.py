@@ -199,3 +199,21 @@ def test_samples_on_the_last_axis_count_alike() -> None:
     moments = collected(parse(text), [tap], {"input": samples})[tap]
     np.testing.assert_allclose(moments.mean, samples.mean(axis=0), rtol=1e-6)
     assert moments.steady.tolist() == [False, False, True]
+
+
+def test_units_that_share_an_axis_with_the_samples_are_told_apart() -> None:
+    """[N, 2, 3] as [2 N, 3]: the entries of a sample come again for the next, in any batch."""
+    text = (
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2, 3] x) => (float[M, 3] y) '
+        "{ r = Reshape(x, s) y = Relu(r) }"
+    )
+    proto = parse(text, {"s": np.array([-1, 3])})
+    x = np.random.default_rng(0).standard_normal((BATCH + 5, 2, 3)).astype(np.float32)
+    tap = Tap("r", (0, 1), 2, extent=4, period=2)
+    found = collect(load(proto).model, [tap], opened(proto, x), ONE_THREAD)[tap]
+    assert found.count == BATCH + 5
+    wanted = x.astype(np.float64)
+    np.testing.assert_allclose(found.mean, np.tile(wanted.mean(axis=0), (2, 1)), atol=1e-6)
+    squares = np.tile((wanted**2).mean(axis=0), (2, 1))
+    np.testing.assert_allclose(found.mean_square, squares, rtol=1e-5)
+    assert found.steady.shape == (4, 3)

@@ -1,0 +1,55 @@
+"""What a model says of its inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from oracle import outputs
+
+import onnxprune
+from onnxprune.model.inputs import input_specs
+from onnxprune.model.load import load
+
+
+def network(*shape: int | str | None) -> onnx.ModelProto:
+    """A convolution that sums channels, its input declared as given."""
+    rng = np.random.default_rng(0)
+    tensors = {"a": (8, 3, 1, 1), "b": (4, 8, 1, 1)}
+    weights = [
+        onnx.numpy_helper.from_array(rng.standard_normal(one).astype(np.float32), name)
+        for name, one in tensors.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Conv", ["r", "b"], ["y"]),
+    ]
+    declared = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+    ]
+    graph = helper.make_graph(nodes, "net", declared[:1], declared[1:], weights)
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def test_sizes_symbols_and_what_is_open() -> None:
+    (spec,) = input_specs(load(network("N", 3, None, 7)).model)
+    assert spec.shape == ("N", 3, None, 7)
+
+
+def test_minus_one_and_question_marks_are_open() -> None:
+    """Paddle declares a free batch as -1 and free sizes as "?", all of them."""
+    proto = network(-1, 3, "?", "?")
+    (spec,) = input_specs(load(proto).model)
+    assert spec.shape == (None, 3, None, None)
+    images = np.random.default_rng(1).standard_normal((6, 3, 5, 9)).astype(np.float32)
+    result = onnxprune.prune(
+        proto,
+        calibration={"x": images},
+        target={"channels": 0.5},
+        threads=1,
+        measure_latency=False,
+    )
+    assert outputs(result.model, {"x": images})["y"].shape == (6, 4, 5, 9)
