@@ -94,9 +94,14 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def skeleton(model: ir.Model) -> onnx.ModelProto:
-    """Serialise a model without the data of its larger tensors."""
-    values = list(initializers(model))
+def skeleton(model: ir.Model, *, bodies: bool = True) -> onnx.ModelProto:
+    """Serialise a model without the data of its larger tensors.
+
+    Args:
+        model: unchanged.
+        bodies: leave the data of tensors in bodies out as well.
+    """
+    values = list(initializers(model) if bodies else model.graph.initializers.values())
     tensors = [value.const_value for value in values]
     pairs = zip(values, tensors, strict=True)
     large = [value for value, tensor in pairs if tensor is not None and is_large(tensor)]

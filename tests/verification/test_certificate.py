@@ -16,7 +16,7 @@ from onnxprune.errors import RuntimeFailure, VerificationError
 from onnxprune.model.execution import Execution
 from onnxprune.model.load import load
 from onnxprune.verification.certificate import Certificate, certify, tolerance_for
-from onnxprune.verification.gates import check_interface, check_result
+from onnxprune.verification.gates import _checker_complaint, check_interface, check_result
 from onnxprune.verification.probing import probe
 
 NETWORK = """<ir_version: 8, opset_import: ["": 17]>
@@ -175,3 +175,33 @@ def test_a_result_has_to_run_with_the_usual_optimisations() -> None:
     broken.graph.initializers["w"].const_value = ir.tensor(np.ones(5, np.float32), name="w")
     with pytest.raises(VerificationError, match=r"onnx\.checker refuses|does not run"):
         checked(model(1, 1), broken, [ones(2)])
+
+
+def test_what_integers_cost_is_left_to_comparisons() -> None:
+    text = NETWORK.replace(
+        "y = Mul(x, w)", "p = Mul(x, w) q = QuantizeLinear(p, s) y = DequantizeLinear(q, s)"
+    )
+    weights = {"w": np.array([1, 2], np.float32), "s": np.array(0.3, np.float32)}
+    quantised, plain = load(parse(text, weights)).model, model(1, 2)
+    wanted = computed(plain, [ones(2)])
+    check_result(plain, quantised, [ones(2)], wanted, ONE_THREAD, 1e-4)
+    with pytest.raises(VerificationError, match="optimisations change"):
+        check_result(quantised, quantised, [ones(2)], wanted, ONE_THREAD, 1e-4)
+
+
+def test_large_constants_of_bodies_are_no_complaint() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 2] x, bool q) => (float[N, 900] y)
+        { y = If(q) <then_branch = a () => (float[N, 900] t) <float[2, 900] k = {0}>
+            { t = MatMul(x, k) },
+          else_branch = b () => (float[N, 900] u) { u = MatMul(x, w) }> }"""
+    proto = parse(text, {"w": np.ones((2, 900), np.float32)})
+    body = proto.graph.node[0].attribute[0].g
+    del body.initializer[:]
+    body.initializer.append(onnx.numpy_helper.from_array(np.ones((2, 900), np.float32), "k"))
+    feeds = [{"x": np.ones((2, 2), np.float32), "q": np.array(True)}]
+    one = load(proto).model
+    check_result(one, one.clone(), feeds, computed(one, feeds), ONE_THREAD, 1e-4)
+    accepted = model(1, 1)
+    complaint = _checker_complaint(one)
+    assert complaint == _checker_complaint(accepted) == ""
