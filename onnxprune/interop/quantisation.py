@@ -71,11 +71,13 @@ class Precision:
             for the whole weight below opset 13, where DequantizeLinear knows no axis.
         reduce_range: weights of 7 bits, for CPUs whose 8-bit products saturate.
         exclude: name patterns of nodes that stay as they are.
+        operators: those that are quantised; empty for all that onnxruntime can.
     """
 
     per_channel: bool = True
     reduce_range: bool = False
     exclude: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
 
 
 def quantise_static(
@@ -105,6 +107,7 @@ def quantise_static(
             per_channel=precision.per_channel and _opset(model) >= _AXIS_SINCE,
             reduce_range=precision.reduce_range,
             calibrate_method=getattr(quantization.CalibrationMethod, _METHODS[method]),
+            op_types_to_quantize=list(precision.operators) or None,
             nodes_to_exclude=left,
             use_external_data_format=_is_large(model),
             extra_options=_options(model),
@@ -134,6 +137,7 @@ def quantise_dynamic(model: ir.Model, precision: Precision) -> ir.Model:
             weight_type=quantization.QuantType.QInt8,
             per_channel=precision.per_channel,
             reduce_range=precision.reduce_range,
+            op_types_to_quantize=list(precision.operators) or None,
             nodes_to_exclude=left,
             use_external_data_format=_is_large(model),
             extra_options=_options(model),

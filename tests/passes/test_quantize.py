@@ -183,3 +183,36 @@ def test_in_a_pipeline(passes: list[Any]) -> None:
     assert macs == result.original.macs or macs <= 0.6 * result.original.macs
     assert np.isfinite(outputs(result.model, {"x": X})["y"]).all()
     assert ONE_THREAD.threads == 1
+
+
+MASKED = f"""{HEAD} g (float[N, 8] x) => (float[N, 5] y) {{
+    h = Gemm(x, w1, b1)  m = Add(h, mask)  p = Softmax(m)  y = MatMul(p, w2) }}"""
+
+
+def masked() -> onnx.ModelProto:
+    """Scores of which half are masked by a large negative number, as attention has them."""
+    values = floats(0, w1=(8, 12), b1=(12,), w2=(12, 5))
+    values["mask"] = np.where(np.arange(12) % 2, -1e9, 0).astype(np.float32)
+    return parse(MASKED, values)
+
+
+def test_operators_that_spoil_a_range_are_left_alone() -> None:
+    proto, x = masked(), images(64, 8)
+    wanted = outputs(proto, {"x": x})
+    apart = {}
+    for operators in ("auto", "linear", "all"):
+        pass_ = Quantize(samples=given(proto, x), operators=operators, runtime=ONE_THREAD)
+        made = ir.to_proto(pass_(ir.from_proto(proto)).model)
+        apart[operators] = difference(wanted, outputs(made, {"x": x}))
+        assert pass_.details["operators"] == ("all" if operators == "all" else "linear")
+    assert apart["auto"] == apart["linear"] < 0.1 < apart["all"]
+
+
+def test_all_operators_are_quantised_where_nothing_is_lost_by_it() -> None:
+    pass_ = Quantize(samples=given(cnn()), runtime=ONE_THREAD)
+    pass_(ir.from_proto(cnn()))
+    assert pass_.details["operators"] == "all"
+    few = Quantize(samples=given(cnn(), X[:3]), runtime=ONE_THREAD)
+    few(ir.from_proto(cnn()))
+    assert few.details["operators"] == "all"
+    assert "divergence" not in few.details
