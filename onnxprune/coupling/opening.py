@@ -52,7 +52,7 @@ def picks_among(step: Step) -> None:
 
 
 def reduces_among(step: Step) -> None:
-    """ReduceMax and ReduceMin, where they are to run over what is left of an axis.
+    """ReduceMax and its like, where they are to run over what is left of an axis.
 
     Raises:
         Refusal: when the axes are only known at run time.

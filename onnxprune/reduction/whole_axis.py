@@ -34,11 +34,12 @@ _WEIGHING = LINEAR_OPS | {"Attention", "GRU", "LSTM", "RNN", "MatMulInteger", "Q
 def whole_axis_readers(graph: ir.Graph) -> Iterator[ir.Node]:
     """Nodes that may run over what is left of an axis without changing what that means.
 
-    ArgMax and its like may always; Softmax and ReduceMax may where nothing behind them weighs
-    their results, which would else be weighted with other shares.
+    ArgMax and its like may always; Softmax, also as sum of exponentials, and ReduceMax may where
+    nothing behind them weighs their results, which would else be weighted with other shares.
     """
     for node in graph:
         among = node.domain == "" and node.op_type in _NORMALISERS | _EXTREMES
+        among = among or _sums_exponentials(node)
         if _is_picker(node) or (among and not _is_weighed(node)):
             yield node
 
@@ -104,7 +105,7 @@ def picked_positions(node: ir.Node, cut: Cut) -> NDArray[np.int64] | None:
 
 
 def exclude_entries(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
-    """Give the entries that go a value that loses every comparison.
+    """Give the entries that go a value that loses every comparison, or adds nothing to a sum.
 
     Args:
         graph: changed in place.
@@ -128,7 +129,8 @@ def exclude_entries(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
     )
     editor = Editor(graph)
     dtype = cut.coupling.facts.first.types[name].numpy()
-    worst = np.array(np.inf if smallest else -np.inf, dtype)
+    lost = np.inf if smallest else -np.inf
+    worst = np.array(0 if _sums_exponentials(node) else lost, dtype)
     base = f"{node.outputs[0].name}/excluded"
     mask, literal = (editor.add_initializer(base, array) for array in (alive, worst))
     where = ir.Node("", "Where", [mask, value, literal], num_outputs=1)
@@ -201,6 +203,14 @@ def _columns_mapped(editor: Editor, picked: ir.Value, table: ir.Value) -> list[i
     for node in (*columns, numbers):
         node.outputs[0].name = editor.unique_name(f"{picked.name}/by_column")
     return [*columns, numbers, joined]
+
+
+def _sums_exponentials(node: ir.Node) -> bool:
+    """Whether a node is the denominator of a Softmax that is written out."""
+    if node.domain or node.op_type != "ReduceSum" or node.inputs[0] is None:
+        return False
+    maker = node.inputs[0].producer()
+    return maker is not None and not maker.domain and maker.op_type == "Exp"
 
 
 def _is_picker(node: ir.Node) -> bool:

@@ -49,6 +49,22 @@ def test_softmax_shares_out_among_kept_classes(opset: int) -> None:
     assert outputs(result, inputs)["y"].sum(axis=1) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("opset", [12, 17])
+def test_softmax_written_out_shares_out_as_well(opset: int) -> None:
+    """As JAX and TensorFlow are exported."""
+    total = "<axes = [1]> (e)" if opset == 12 else "(e, axis)"
+    tail = (
+        "m = ReduceMax <axes = [1]> (z) c = Sub (z, m) e = Exp (c) "
+        f"s = ReduceSum {total} y = Div (e, s)"
+    )
+    proto = classifier(tail, values={"axis": np.array([1])} if opset > 12 else None, opset=opset)
+    result = changed(KeepClasses(KEPT), proto)
+    inputs = feed(proto, 3)
+    whole = outputs(proto, inputs)["y"][:, KEPT]
+    wanted = whole / whole.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(outputs(result, inputs)["y"], wanted, rtol=1e-5)
+
+
 def test_independent_scores_stay() -> None:
     proto = classifier("y = Sigmoid (z)")
     inputs = feed(proto, 3)
