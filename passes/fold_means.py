@@ -26,7 +26,8 @@ that is the same in every calibration sample is therefore removed exactly:
   exactly what the constant channels gave, border included, for any image size (onnxruntime folds
   it into a constant where the size is fixed);
 * otherwise (the constant differs from position to position, as behind a padded depthwise
-  convolution) the contribution itself is added as a constant, where its shape is fixed.
+  convolution) the contribution itself is added as a constant, where its shape is fixed and it is
+  no larger than the weights that go, or small; else its mean goes into the bias.
 
 For channels that vary, mean(x_P) is taken as the same at every place (a flattened channel has a
 mean for each place). The reader's average output is then kept exactly where it weighs all places
@@ -51,7 +52,7 @@ import onnx_ir as ir
 from onnxprune.calibration.statistics import Tap
 from onnxprune.model.constants import ConstantValues
 from onnxprune.model.runtime import open_session, run
-from onnxprune.surgery.border import add_border_exact_constant
+from onnxprune.surgery.border import SMALL_MAP, add_border_exact_constant
 from onnxprune.surgery.linear import LINEAR_OPS, apply_linear, axes_of_weight, linear_node
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ class FoldMeans(ir.passes.InPlacePass):
         sample: one calibration feed, to read the values of constant channels from.
         runtime: how to run the model.
         skip: outputs of nodes that something else takes care of.
+        exact: add constants of any size; else of a large constant map that outnumbers the weights
+            it makes up for only the mean is folded.
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class FoldMeans(ir.passes.InPlacePass):
         sample: Mapping[str, NDArray[Any]],
         runtime: Runtime,
         skip: frozenset[str] = frozenset(),
+        *,
+        exact: bool = False,
     ) -> None:
         super().__init__()
         self.target = target
@@ -114,6 +119,7 @@ class FoldMeans(ir.passes.InPlacePass):
         self.sample = sample
         self.runtime = runtime
         self.skip = skip
+        self.exact = exact
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold into the model that `target` holds.
@@ -222,7 +228,9 @@ class FoldMeans(ir.passes.InPlacePass):
                 for one in self._at_all_sizes(node, constants, constants is removed.even)
             ]
             average = given[0].mean(axis=others, keepdims=True)
-            if all(np.abs(one - average).max() <= _SAME * np.abs(one).max() for one in given):
+            alike = all(np.abs(one - average).max() <= _SAME * np.abs(one).max() for one in given)
+            stored = constants is removed.uneven and not self.exact
+            if alike or (stored and not self._pays_off(consumer, constants, given[0], weight)):
                 delta = delta + average
             else:
                 rests.append((constants, given[0]))
@@ -234,6 +242,18 @@ class FoldMeans(ir.passes.InPlacePass):
                 self.target, node, consumer, constants, even, given_here, weight, own
             )
         return bool(np.any(delta)) or bool(rests)
+
+    def _pays_off(
+        self,
+        consumer: Consumer,
+        constants: NDArray[np.float64],
+        given: NDArray[np.float64],
+        weight: NDArray[Any],
+    ) -> bool:
+        """Whether a constant map of what they gave is no larger than the weights that go."""
+        others = tuple(axis for axis in range(constants.ndim) if axis != consumer.axis)
+        share = float(constants.any(axis=others).mean())
+        return given.size <= max(share * weight.size, SMALL_MAP)
 
     def _at_all_sizes(
         self, node: ir.Node, constants: NDArray[np.float64], even: bool

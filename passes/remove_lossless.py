@@ -253,9 +253,9 @@ class _Search:
                     rank = len(coupling.tensors[consumer.tensor].shape)
                     gone = ~cut.alive(layer)
                     nothing, some = np.zeros(gone.shape), gone.astype(np.float64)
-                    seen = Moments(1, nothing, some, some, gone)
+                    seen = Moments(1, nothing, some, some, gone, gone)
                     moments[Tap(consumer.tensor, layer.axes, rank)] = seen
-        FoldMeans(self.target, cut, moments, sample, runtime)(self.target.model)
+        FoldMeans(self.target, cut, moments, sample, runtime, exact=True)(self.target.model)
         for group, found in zip(self.groups, self.found, strict=True):
             blank(self.target, group, found.constant)
 

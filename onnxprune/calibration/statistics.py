@@ -74,6 +74,7 @@ class Moments:
         mean_magnitude: average of the absolute value.
         steady: bool, True where the values were the same in every sample, be it one value
             everywhere or another at each place.
+        even: bool, True where it was one value everywhere.
     """
 
     count: int
@@ -81,6 +82,7 @@ class Moments:
     mean_square: NDArray[np.float64]
     mean_magnitude: NDArray[np.float64]
     steady: NDArray[np.bool_]
+    even: NDArray[np.bool_]
 
     @property
     def variance(self) -> NDArray[np.float64]:
@@ -161,12 +163,14 @@ class _Sums:
     def moments(self) -> Moments:
         """Finish: averages, and which positions held one value everywhere."""
         spread = self.highest["maximum"] - self.lowest["minimum"]
+        even = (spread <= _STEADY * self._size()) & (self.count > 1)
         return Moments(
             count=self.count,
             mean=self.total["mean"] / self.count,
             mean_square=self.total["mean_square"] / self.count,
             mean_magnitude=self.total["mean_magnitude"] / self.count,
-            steady=(spread <= _STEADY * self._size()) & (self.count > 1),
+            steady=even,
+            even=even,
         )
 
     def steady_if_same(self) -> NDArray[np.bool_]:

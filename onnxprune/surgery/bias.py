@@ -99,6 +99,9 @@ class FullSize:
             return
         value = self.editor.add_initializer(f"{node.outputs[0].name}/weight", array)
         node.replace_input_with(slot, value)
+        if not old.is_graph_output():
+            # readers are known by the names of their weights
+            old.name, value.name = value.name, old.name
         self.register_constant(value, layers)
         self._drop_chain(old)
 

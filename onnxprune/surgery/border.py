@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from onnxprune.coupling.step import Consumer
     from onnxprune.surgery.bias import FullSize
 
-__all__ = ["add_border_exact_constant"]
+__all__ = ["SMALL_MAP", "add_border_exact_constant"]
+
+SMALL_MAP = 16_384
+"""Elements of a constant map that may always be added, whatever it saves."""
 
 
 def add_border_exact_constant(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxprune.calibration.statistics import Tap
 from onnxprune.importance.base import GroupView
+from onnxprune.surgery.border import SMALL_MAP
 from onnxprune.surgery.merge import is_linear, is_mergeable, move_weights
 from onnxprune.surgery.numbering import NOTHING
 from onnxprune.surgery.numbering_rules import ABSENT, ZERO
@@ -126,7 +128,20 @@ class SpareUnits:
         moments = self.moments.get(Tap(tensor, reading.axes, rank))
         result = np.zeros(self.group.size, bool)
         if moments is not None:
-            moving = reading.units[~moments.steady]
+            steady = moments.steady
+            if not self._pays_off(reading, steady & ~moments.even):
+                steady = steady & moments.even
+            moving = reading.units[~steady]
             result[reading.units[reading.units >= 0]] = True
             result[moving[moving >= 0]] = False
         return result
+
+    def _pays_off(self, reading: Reading, uneven: NDArray[np.bool_]) -> bool:
+        """Whether weights that go with uneven units outnumber the constant map in their place."""
+        consumer, coupling = reading.consumer, self.target.coupling
+        weight, tensors = coupling.facts.constants.get(consumer.weight or ""), coupling.tensors
+        if weight is None or consumer.node not in tensors:
+            return True
+        each = weight.size / max(tensors[consumer.tensor].shape[consumer.axis], 1)
+        saved = int(uneven.sum()) * each
+        return prod(tensors[consumer.node].shape[1:]) <= max(saved, SMALL_MAP)

@@ -161,3 +161,10 @@ def test_an_expanded_network_computes_the_same_under_the_same_names() -> None:
         run(open_session(one, ONE_THREAD), feed)["y"] for one in (proto, ir.to_proto(model))
     )
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_body_that_loops_is_left_alone() -> None:
+    """Anchors of a detector are a Range of floats; nothing is differentiated there."""
+    values = {"z": np.array(0, np.float32), "n": np.array(5, np.float32)}
+    values["one"] = np.array(1, np.float32)
+    check_gradient("r = Range(z, n, one) y = Mul(x, r)", (2, 5), values)

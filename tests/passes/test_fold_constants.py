@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -127,6 +128,23 @@ def test_even_and_uneven_constants_side_by_side() -> None:
     both = net.op("Concat", hidden, deep, axis=1)
     proto = network(net, [3, 6, 5], [padded_conv(net, both, 2 * WIDTH)])
     check(proto, weight, [(6, 5)])
+
+
+def test_no_large_map_takes_the_place_of_a_few_weights() -> None:
+    """A constant for each place of a 64 x 64 map is more than all weights; its mean has to do."""
+    net = Net(first, 0)
+    hidden, weight = producer(net, WIDTH, CONSTANT)
+    bent = net.weight(WIDTH, 1, 3, 3, fan_in=9)
+    deep = net.op("Conv", hidden, bent, group=WIDTH, pads=[1, 1, 1, 1])
+    reader = net.op("Conv", deep, net.weight(8, WIDTH, 1, 1, fan_in=WIDTH))
+    proto = network(net, [3, 64, 64], [reader])
+    inputs = {"input": images(8, (64, 64))}
+    result = remove_channels(proto, weight, CONSTANT, inputs)
+    assert max(math.prod(one.dims) for one in result.graph.initializer) < 1000
+    before, after = (next(iter(outputs(one, inputs).values())) for one in (proto, result))
+    means = [one.mean(axis=(0, 2, 3)) for one in (before, after)]
+    np.testing.assert_allclose(means[1], means[0], atol=1e-5)
+    np.testing.assert_allclose(after[:, :, 1:-1, 1:-1], before[:, :, 1:-1, 1:-1], atol=0.2)
 
 
 def test_constants_that_cannot_be_seen_at_the_border_need_no_new_node() -> None:

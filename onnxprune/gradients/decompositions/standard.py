@@ -17,14 +17,17 @@ __all__ = ["standard_body"]
 
 
 def standard_body(fused: Fused) -> Decomposition | None:
-    """The body of a node of the standard domain; None where the standard has none."""
+    """The body of a node of the standard domain; None where the standard has none.
+
+    Nor of one that runs a subgraph (Range): no gradient goes through that.
+    """
     try:
         schema = onnx.defs.get_schema(fused.node.op_type, fused.opset, fused.node.domain)
     except onnx.defs.SchemaError:
         return None
     proto = ir.to_proto(fused.node)
     function = _function(schema, fused, proto)
-    if function is None:
+    if function is None or any(_runs_a_graph(node) for node in function.node):
         return None
     defaults = {
         name: attribute.default_value
@@ -34,6 +37,10 @@ def standard_body(fused: Fused) -> Decomposition | None:
     known = {**defaults, **{one.name: one for one in proto.attribute}}
     nodes = [_filled_in(node, known) for node in function.node]
     return Decomposition(list(function.input), list(function.output), nodes)
+
+
+def _runs_a_graph(node: onnx.NodeProto) -> bool:
+    return any(one.type == onnx.AttributeProto.GRAPH for one in node.attribute)
 
 
 def _function(schema: Any, fused: Fused, node: onnx.NodeProto) -> onnx.FunctionProto | None:
