@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.analysis import analyse
-from onnxprune.calibration.labels import read_labels
 from onnxprune.calibration.parts import divide
 from onnxprune.calibration.samples import read_samples
-from onnxprune.calibration.scripts import load_function
 from onnxprune.checking import check_choice, check_method
 from onnxprune.cost.nodes import node_costs
 from onnxprune.coupling.cut import CutError
 from onnxprune.depth import without_blocks
 from onnxprune.errors import InputError, VerificationError
 from onnxprune.max_drop import Limit, prune_within
+from onnxprune.measuring import divided
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime
@@ -33,12 +32,9 @@ from onnxprune.report.network import find_network
 from onnxprune.results import Comparison, Inspection, PruneResult
 from onnxprune.verification.comparison import compare_outputs
 from onnxprune.verification.gates import check_interface
-from onnxprune.verification.quality import QualityMeasure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
 
     from onnxprune.calibration.samples import CalibrationSource, Samples
     from onnxprune.model.load import LoadedModel, ModelSource
@@ -107,9 +103,10 @@ def prune(
             diverge least from the original's on samples that were not fitted.
         include: name patterns; only groups with a matching tensor or node are pruned.
         exclude: name patterns; matching tensors, and those of matching nodes, stay whole.
-        round_to: every axis that is cut keeps a multiple of this many units: 8 or 16 suit the
-            convolution kernels of CPUs; 1 leaves widths as they come. "auto": with a latency
-            target the steps in which kernels were measured to compute here, else 1.
+        round_to: every axis that is cut keeps a multiple of this many units, also where units go
+            that do nothing: 8 or 16 suit the convolution kernels of CPUs; 1 leaves widths as they
+            come. "auto": with a latency target the steps in which kernels were measured to compute
+            here, else 1.
         steps: in how many steps to prune; after each, layers are solved and units ranked anew.
         blocks: let whole residual branches go as well, their mean in their place, where outputs
             then diverge less on samples that were not fitted than with narrower layers alone.
@@ -157,7 +154,7 @@ def prune(
     )
     loaded = load(model)
     samples = _samples(loaded, calibration)
-    fitted, measure, known = _divided(loaded, samples, labels, metric, options)
+    fitted, measure, known = divided(loaded, samples, labels, metric, options)
     analysis = replace(analyse(loaded.model, options, fitted), file_bytes=loaded_bytes(loaded))
     if options.max_drop is not None and measure is not None:
         ready = get_ready(analysis, options, fitted, progress, known)
@@ -295,32 +292,3 @@ def verify(
 
 def _samples(loaded: LoadedModel, calibration: CalibrationSource | None) -> Samples | None:
     return None if calibration is None else read_samples(calibration, input_specs(loaded.model))
-
-
-def _divided(
-    loaded: LoadedModel,
-    samples: Samples | None,
-    labels: Any,
-    metric: Callable[..., Any] | str | None,
-    options: Options,
-) -> tuple[Samples | None, QualityMeasure | None, NDArray[Any] | None]:
-    """Samples to fit on, what measures quality (on others where that decides anything), labels."""
-    held_out = options.max_drop is not None
-    if labels is None and metric is None and not held_out:
-        return samples, None, None
-    if samples is None:
-        what = "max_drop measures" if held_out else "labels and metrics need"
-        raise InputError(f"{what} outputs on samples; give --calibration")
-    classes = options.loss in (None, "cross-entropy")
-    known = None if labels is None else read_labels(labels, samples, whole=classes)
-    function = load_function(metric, "metric") if isinstance(metric, str) else metric
-    fitted, measured = divide(samples) if held_out else (samples, samples)
-    measure = QualityMeasure(
-        loaded.model,
-        measured,
-        options.runtime,
-        labels=known if classes or function is not None else None,
-        metric=function,
-        held_out=held_out,
-    )
-    return fitted, measure, known

@@ -15,6 +15,7 @@ from onnxprune.model.size import model_bytes
 from onnxprune.options import LATENCY, SIZE
 from onnxprune.progress import during
 from onnxprune.search import Search
+from onnxprune.shares import target_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,8 +133,8 @@ class Chooser:
             except TargetUnreachable:
                 break
         raise TargetUnreachable(
-            f"the target size={asked:g} cannot be reached; the best file that was built has "
-            f"size={best:.3f}"
+            f"the target {target_text({SIZE: asked})} cannot be reached; the best file that was "
+            f"built has {target_text({SIZE: best})}"
         )
 
     def search(self, aim: Mapping[str, float]) -> Search:
@@ -169,6 +170,6 @@ def too_slow(asked: float, tried: list[Attempt[Any]]) -> TargetUnreachable:
     """Say how fast it can get."""
     least = min(one.ratio for one in tried)
     return TargetUnreachable(
-        f"the target latency={asked:g} cannot be reached; the best that was measured is "
-        f"latency={least:.3f}"
+        f"the target {target_text({LATENCY: asked})} cannot be reached; the best that was measured "
+        f"is {target_text({LATENCY: least})}"
     )

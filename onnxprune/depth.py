@@ -23,11 +23,13 @@ from onnxprune.choosing import Chooser
 from onnxprune.coupling.step import node_id
 from onnxprune.errors import InputError, NothingPrunable
 from onnxprune.model.execution import Execution
-from onnxprune.options import SIZE
 from onnxprune.progress import silent
 from onnxprune.ready import get_ready
 from onnxprune.reduction.block_choice import Candidates, Judged, by_divergence
+from onnxprune.reduction.block_target import saved_shares
 from onnxprune.reduction.branch_statistics import BranchStatistics, branch_statistics
+from onnxprune.reduction.fused_sums import separated_sums
+from onnxprune.reduction.observing import observed
 from onnxprune.reduction.residual import residual_blocks
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnxprune.calibration.samples import Samples
+    from onnxprune.model.observe import Facts
     from onnxprune.options import Options
     from onnxprune.progress import Progress
     from onnxprune.ready import Ready
@@ -45,7 +48,6 @@ __all__ = ["Depth", "best_depth", "without_blocks"]
 
 _PATIENCE = 2
 _TRIED = 6
-_COUNTED = {"params": "parameters", SIZE: "parameters"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def without_blocks(
     Raises:
         InputError: when the model has no such residual block.
     """
-    facts, model = analysis.coupling.facts, analysis.model
+    model, facts = _with_sums(analysis, samples, options)
     blocks = {one.name: one for one in residual_blocks(model.graph, facts)}
     for name in names:
         if name not in blocks:
@@ -122,6 +124,16 @@ def without_blocks(
     smaller = candidates.folded(chosen, options.runtime, options.seed, samples)
     left = analyse(smaller, options, samples)
     return replace(left, reference=model, altered=tuple(names), file_bytes=analysis.file_bytes)
+
+
+def _with_sums(
+    analysis: Analysis, samples: Samples | None, options: Options
+) -> tuple[ir.Model, Facts]:
+    """A model whose residual additions are nodes of their own, and its shapes."""
+    model = separated_sums(analysis.model)
+    if model is analysis.model:
+        return model, analysis.coupling.facts
+    return model, observed(model, options.runtime, options.seed, samples)
 
 
 def _without(ready: Ready, names: Sequence[str], progress: Progress[Any]) -> Ready | None:
@@ -155,19 +167,18 @@ def _diverging(
 def _cheapest_first(ready: Ready, progress: Progress[Any]) -> Iterator[ResidualBlock]:
     """Blocks that may go, in greedy order."""
     analysis, options, calibration = ready.analysis, ready.options, ready.prepared.calibration
-    facts, model = analysis.coupling.facts, analysis.model
+    model, facts = _with_sums(analysis, ready.samples, options)
     blocks = [one for one in residual_blocks(model.graph, facts) if _may_go(one, model, options)]
     if not blocks or calibration is None:
         return
     feeds = Chooser(ready, silent).search(options.target).trial_feeds(calibration)
     held = feeds[1::2]
     judged = Judged(held, Execution(model, options.runtime).run_all(held), options.runtime)
-    counted = _COUNTED.get(next(iter(options.target)), "macs")
     candidates = Candidates(
         model,
         blocks,
         branch_statistics(model, blocks, feeds[::2], options.runtime),
-        {one.name: float(getattr(one, counted)) or 1.0 for one in blocks},
+        saved_shares(blocks, options.target, ready.cost.whole),
     )
     yield from by_divergence(candidates, judged, progress, most=_TRIED)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from onnxprune.errors import NothingPrunable, TargetUnreachable
 from onnxprune.pipeline import prune_ready
+from onnxprune.shares import target_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,5 +123,4 @@ def _kind(ready: Ready) -> str:
 
 
 def _told(one: Within) -> str:
-    asked = ", ".join(f"{kind}={share:g}" for kind, share in one.target.items())
-    return f"{asked} costs {one.quality.drop:.3g} ({one.quality.measure})"
+    return f"{target_text(one.target)} costs {one.quality.drop:.3g} ({one.quality.measure})"

@@ -14,6 +14,7 @@ __all__ = [
     "ALLOCATIONS",
     "COMPENSATIONS",
     "LATENCY",
+    "PARAMS",
     "SIZE",
     "TARGETS",
     "Options",
@@ -27,7 +28,10 @@ LATENCY = "latency"
 SIZE = "size"
 """The target whose count is a forecast until there is a file."""
 
-TARGETS = ("channels", "params", "macs", SIZE, "memory", LATENCY)
+PARAMS = "params"
+"""The target that biases count for which compensation adds."""
+
+TARGETS = ("channels", PARAMS, "macs", SIZE, "memory", LATENCY)
 COMPENSATIONS = ("none", "mean", "least-squares")
 ALLOCATIONS = ("auto", "uniform", "global")
 
@@ -47,8 +51,9 @@ class Options:
         include: name patterns; when there are any, only groups that own a matching tensor, or a
             tensor read by a matching node, are pruned.
         exclude: name patterns; tensors that match, and tensors of nodes that match, stay whole.
-        round_to: every cut axis keeps a multiple of this many units; 1 leaves widths as they come,
-            auto takes the steps measured on this machine where latency is a target, else 1.
+        round_to: every axis that is cut keeps a multiple of this many units; 1 leaves widths as
+            they come, auto takes the steps measured on this machine where latency is a target,
+            else 1.
         normalised_axes: axes that LayerNormalization, RMSNormalization or a mean runs over may be
             cut; the removed entries then count as zeros.
         lossless: take out first what goes without a trace, wherever anything is compensated.
@@ -80,6 +85,11 @@ class Options:
     max_drop: float | None = None
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
+
+    @property
+    def multiple(self) -> int:
+        """What every axis that is cut keeps a multiple of without exception; 1 with auto."""
+        return self.round_to if isinstance(self.round_to, int) else 1
 
     def to_dict(self) -> dict[str, Any]:
         """Options as they are written into a plan."""

@@ -8,11 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune.cost.extents import dynamic_extents
 from onnxprune.cost.latency import measure_pair
 from onnxprune.cost.padding import BLOCKS, padded_macs
 from onnxprune.cost.shapes import CutCost
+from onnxprune.cost.size import all_constants, stored_parameters, tensor_bytes
 from onnxprune.model.execution import is_heavy
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import convert
@@ -80,7 +82,7 @@ class Outcome:
             latency = during(progress, "measuring latency", work)
         report = Report(
             original=sizes_of(analysis, (), loaded_bytes(self.loaded)),
-            result=sizes_of(cut, built.removal.dead(), model_bytes(built.model)),
+            result=_result_sizes(cut, built),
             batch=batch_of(analysis),
             certificate=built.certificate,
             outputs=tuple(outputs),
@@ -139,6 +141,22 @@ def sizes_of(analysis: Analysis, dead: Sequence[int], size: int) -> Sizes:
         activations=int(cost["activations"]),
         memory=int(cost["memory"]),
         extents=dynamic_extents(input_specs(analysis.model), feed),
+    )
+
+
+def _result_sizes(cut: Analysis, built: Built) -> Sizes:
+    """Costs of a result: what is stored is counted in it, the rest follows from the cut."""
+    counted = sizes_of(cut, built.removal.dead(), model_bytes(built.model))
+    graph = built.model.graph
+    weights = sum(
+        tensor_bytes(tuple(one.shape.numpy()), ir.DataType(one.dtype))
+        for one in all_constants(graph)
+    )
+    return replace(
+        counted,
+        params=stored_parameters(graph),
+        weights=weights,
+        memory=weights + counted.activations,
     )
 
 

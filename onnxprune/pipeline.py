@@ -10,10 +10,12 @@ from onnxprune.approach import approach, best_of
 from onnxprune.building import Built, build, finish
 from onnxprune.choosing import Choice, Chooser, measured_latency, too_slow
 from onnxprune.compensation import compensate
+from onnxprune.cost.size import stored_parameters
 from onnxprune.coupling.cut import CutError
 from onnxprune.depth import best_depth
-from onnxprune.errors import RuntimeFailure, VerificationError
-from onnxprune.options import LATENCY
+from onnxprune.errors import RuntimeFailure, TargetUnreachable, VerificationError
+from onnxprune.model.size import model_bytes
+from onnxprune.options import LATENCY, PARAMS, SIZE
 from onnxprune.preparation import after, prepare
 from onnxprune.progress import during, silent
 from onnxprune.ready import Ready, aimed_at, calibrate, get_ready, gone_on
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["prune_model", "prune_ready", "rebuild"]
 
 _ATTEMPTS = 3
+_NEGLIGIBLE = 1e-3
 _FAILURES = (CutError, VerificationError, RuntimeFailure)
 
 
@@ -145,7 +148,7 @@ def _compensated(ready: Ready, chooser: Chooser, choice: Choice, progress: Progr
     """Build with full effort; where latency counts, once more with another aim if it was missed."""
     target = ready.options.target
     if LATENCY not in target:
-        return _finished(ready, choice, progress)
+        return _counted(ready, chooser, choice, progress)
     asked, start = target[LATENCY], choice.aim[LATENCY]
 
     def timed(aim: float) -> tuple[Built, float]:
@@ -160,6 +163,35 @@ def _compensated(ready: Ready, chooser: Chooser, choice: Choice, progress: Progr
     if best is None:
         raise too_slow(asked, tried)
     return best.result
+
+
+def _counted(ready: Ready, chooser: Chooser, choice: Choice, progress: Progress[Any]) -> Built:
+    """Build; again with a lower aim where biases that compensation added exceed a target."""
+    built = _finished(ready, choice, progress)
+    for _ in range(_ATTEMPTS - 1):
+        over = _excess(ready, built)
+        if not over:
+            break
+        aim = {**choice.aim, **{kind: choice.aim[kind] - more for kind, more in over.items()}}
+        try:
+            choice = chooser.at(aim, choice.way.name)
+        except TargetUnreachable:
+            break
+        built = _finished(ready, choice, progress)
+    return built
+
+
+def _excess(ready: Ready, built: Built) -> dict[str, float]:
+    """Targets of what is stored that a result misses, and by how much."""
+    analysis, graph = ready.analysis, built.model.graph
+    whole = analysis.file_bytes or model_bytes(analysis.original)
+    shares = {
+        PARAMS: stored_parameters(graph) / max(ready.cost.whole[PARAMS], 1),
+        SIZE: model_bytes(built.model) / whole,
+    }
+    target = ready.options.target
+    over = {kind: shares[kind] - target[kind] for kind in shares.keys() & target.keys()}
+    return {kind: more for kind, more in over.items() if more > _NEGLIGIBLE}
 
 
 def _finished(ready: Ready, choice: Choice, progress: Progress[Any]) -> Built:

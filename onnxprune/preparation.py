@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.allocate.choose import Removal
+from onnxprune.allocate.order import keeps_multiples
 from onnxprune.coupling.cut import Cut
 from onnxprune.passes.align_components import AlignComponents
 from onnxprune.passes.remove_lossless import RemoveLossless
@@ -49,14 +50,19 @@ class Prepared:
     lossless: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     aligned: tuple[str, ...] = ()
 
-    def with_lossless(self, removal: Removal) -> Removal:
-        """Add what goes without a trace to a removal, wherever that is legal."""
+    def with_lossless(self, removal: Removal, multiple: int = 1) -> Removal:
+        """Add what goes without a trace to a removal, wherever that is legal.
+
+        Args:
+            removal: what goes anyway.
+            multiple: how many units every axis that is cut keeps a multiple of; as much is added
+                as leaves that.
+        """
         groups = {group.name: group for group in self.analysis.groups}
         classes = dict(removal.classes)
         for name, gone in self.lossless.items():
-            group, more = groups[name], classes.get(name, ())
-            together = tuple(sorted({*gone, *more}))
-            if not more or (_is_free(group) and not _empties(group, together)):
+            together = _together(groups[name], classes.get(name, ()), gone, multiple)
+            if together:
                 classes[name] = together
         return Removal(classes)
 
@@ -137,8 +143,21 @@ def after(
     )
 
 
-def _is_free(group: Group) -> bool:
-    return not len(group.constraints)
+def _together(
+    group: Group, chosen: Sequence[int], free: Sequence[int], multiple: int
+) -> tuple[int, ...]:
+    """What was chosen, with as much as can be of what goes without a trace."""
+    extra = sorted({*free} - {*chosen})
+    if not len(group.constraints):
+        ends: Sequence[int] = range(len(extra), 0, -1)
+    else:
+        # a part of it, or a union with something else, need not be legal
+        ends = () if chosen else (len(extra),)
+    for end in ends:
+        gone = (*chosen, *extra[:end])
+        if not _empties(group, gone) and keeps_multiples(group, gone, multiple):
+            return tuple(sorted(gone))
+    return tuple(chosen)
 
 
 def _empties(group: Group, classes: Sequence[int]) -> bool:

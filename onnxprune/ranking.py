@@ -128,7 +128,9 @@ def bundled(one: Ranked, multiple: int, *, finer: bool = False) -> Ranked:
         finer: go on in smaller steps behind the last such width.
     """
     whole = _bundled(one, multiple, finer)
-    return replace(whole, parts=tuple(_bundled(part, multiple, finer) for part in one.parts))
+    # 11 heads of 64, or 12 of 62, are multiples of 8; 11 of 62 are not
+    parts = [_bundled(part, multiple, finer, by_row=not finer) for part in one.parts]
+    return replace(whole, parts=tuple(parts) if all(part.steps for part in parts) else ())
 
 
 def _ranked(group: Group, whole: Curve, parts: Sequence[Curve]) -> Ranked:
@@ -155,11 +157,11 @@ def _lowered(
     return np.where(mine, scores.min(initial=0.0) - 1.0, scores)
 
 
-def _bundled(one: Ranked, multiple: int, finer: bool) -> Ranked:
+def _bundled(one: Ranked, multiple: int, finer: bool, *, by_row: bool = False) -> Ranked:
     """Steps bundled to a multiple, with the errors at their ends."""
     if multiple == 1:
         return one
-    steps = tuple(aligned(one.group, one.steps, multiple, finer=finer))
+    steps = tuple(aligned(one.group, one.steps, multiple, finer=finer, by_row=by_row))
     ends = np.cumsum([len(step.classes) for step in one.steps])
     gone = np.cumsum([len(step.classes) for step in steps])
     places = np.searchsorted(ends, gone)

@@ -81,7 +81,7 @@ class Search:
         return self._whole(next((one for one in ways if one.name == name), ways[0]))
 
     def _whole(self, way: Candidate) -> Candidate:
-        return Candidate(way.name, self.prepared.with_lossless(way.removal))
+        return Candidate(way.name, self.prepared.with_lossless(way.removal, self.options.multiple))
 
     def _ways(self, scaling: str | None = None) -> list[Candidate]:
         target, allocation = self.options.target, self.options.allocation

@@ -18,6 +18,7 @@ from onnxprune.compensation import compensate
 from onnxprune.coupling.cut import Cut, CutError
 from onnxprune.errors import InputError, RuntimeFailure, VerificationError
 from onnxprune.judging import Judge, judging_feeds
+from onnxprune.measuring import known_labels
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.model.save import check_writable
@@ -62,6 +63,7 @@ def sensitivity(
     *,
     calibration: CalibrationSource,
     keep: Sequence[float] = KEEP,
+    labels: Any = None,
     shard: tuple[int, int] | None = None,
     file: str | Path | None = None,
     progress: Progress[Any] = silent,
@@ -76,6 +78,7 @@ def sensitivity(
         calibration: as for `prune`, and not optional.
         keep: fractions of its units that a group keeps, above 0 and below 1; the nearest that is
             legal is taken from the front of the group's removal order.
+        labels: as for `prune`, for a criterion by gradients.
         shard: (i, n) measures every n-th group from the i-th on, 1 <= i <= n; None all groups.
         file: JSON file that is written after every group. Groups that are in it already are not
             measured again.
@@ -83,7 +86,8 @@ def sensitivity(
         **method: criterion, compensate and all else that says how to prune, as for `prune`.
 
     Raises:
-        InputError: for a model, samples or options that cannot be used, or a file of another study.
+        InputError: for a model, samples, labels or options that cannot be used, or a file of
+            another study.
         NothingPrunable: when no axis of the model can be cut.
     """
     fractions = _checked(keep)
@@ -97,7 +101,8 @@ def sensitivity(
     before = Sensitivity.load(file) if file is not None and Path(file).exists() else None
     loaded = load(model)
     samples = read_samples(calibration, input_specs(loaded.model))
-    study = study_of(loaded.sha256, samples, options, keep=fractions)
+    known = known_labels(labels, samples, options)
+    study = study_of(loaded.sha256, samples, options, known, keep=fractions)
     if before is not None and (differing := before.study.differences(study)):
         raise InputError(
             f"{file}: is of another study: {', '.join(differing)} differ; name another file"
@@ -106,7 +111,7 @@ def sensitivity(
     names = [one.name for one in analysis.selected(options.include, options.exclude)]
     if before is not None and not {*names[first - 1 :: every]} & {*before.missing}:
         return before
-    ready = get_ready(analysis, options, samples, progress)
+    ready = get_ready(analysis, options, samples, progress, known)
     full = ready.cost.after(())
     found = Sensitivity(study, {kind: int(full[kind]) for kind in _KINDS}, tuple(names))
     found = found.with_rows(before.rows) if before is not None else found

@@ -21,6 +21,8 @@ from onnxprune.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+
     from onnxprune.calibration.samples import Samples
     from onnxprune.options import Options
 
@@ -60,19 +62,27 @@ class Study:
         return found
 
 
-def study_of(sha256: str, samples: Samples, options: Options, **more: Any) -> Study:
+def study_of(
+    sha256: str,
+    samples: Samples,
+    options: Options,
+    labels: NDArray[Any] | None = None,
+    **more: Any,
+) -> Study:
     """Describe a study.
 
     Args:
         sha256: digest of the model.
         samples: calibration samples; they are read once.
         options: of the run.
+        labels: of the samples; None without.
         **more: further settings that decide the results, as JSON has them.
     """
     method = {name: value for name, value in options.to_dict().items() if name != "target"}
     runtime = {"providers": list(options.runtime.providers), "threads": options.runtime.threads}
+    labelled = {"labels": None if labels is None else _digest(labels)}
     versions = {"onnxprune": __version__, "onnxruntime": ort.__version__}
-    return Study(sha256, samples_digest(samples), method | runtime | more, versions)
+    return Study(sha256, samples_digest(samples), method | runtime | labelled | more, versions)
 
 
 def samples_digest(samples: Samples) -> str:
@@ -80,12 +90,20 @@ def samples_digest(samples: Samples) -> str:
     digest = hashlib.sha256()
     for feed in samples.batches(BATCH):
         for name, array in feed.items():
-            digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-            # strings are Python objects: their addresses say nothing
-            digest.update(
-                repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
-            )
+            _add(digest, name, array)
     return digest.hexdigest()
+
+
+def _digest(array: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    _add(digest, "", array)
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, name: str, array: NDArray[Any]) -> None:
+    digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+    # strings are Python objects: their addresses say nothing
+    digest.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
 
 
 def written(study: Study, form: str, results: Mapping[str, Any]) -> dict[str, Any]:

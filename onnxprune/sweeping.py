@@ -14,6 +14,7 @@ from onnxprune.calibration.samples import read_samples
 from onnxprune.checking import check_method
 from onnxprune.errors import InputError, NothingPrunable, VerificationError
 from onnxprune.judging import Judge, judging_feeds
+from onnxprune.measuring import divided, known_labels
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.model.save import check_writable
@@ -23,6 +24,7 @@ from onnxprune.outcome import Outcome
 from onnxprune.pipeline import prune_ready
 from onnxprune.progress import silent
 from onnxprune.ready import get_ready
+from onnxprune.shares import target_text
 from onnxprune.study import study_of
 from onnxprune.tradeoff import Sweep, SweepPoint, check_folder, file_stem, make_folder
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from onnxprune.progress import Progress
     from onnxprune.ready import Ready
     from onnxprune.results import PruneResult
+    from onnxprune.verification.quality import QualityMeasure
 
 __all__ = ["BASELINES", "TARGETS", "sweep"]
 
@@ -55,6 +58,7 @@ def sweep(
     *,
     calibration: CalibrationSource,
     targets: Sequence[Mapping[str, float]] = TARGETS,
+    labels: Any = None,
     baselines: Sequence[str] = (),
     folder: str | Path | None = None,
     save: bool = False,
@@ -71,11 +75,12 @@ def sweep(
         model: as for `prune`.
         calibration: as for `prune`, and not optional.
         targets: one for each point, as for `prune`.
+        labels: as for `prune`; the quality of every point is then measured on them.
         baselines: criteria that need no samples, such as `BASELINES`; with each, every target is
             also met by taking the same fraction of every group and making up for nothing.
         folder: where `sweep.json`, `sweep.svg` and `sweep.html` are written after every point. When
-            they are there from a run with the same model, samples and options, its points are not
-            computed again, and stay; otherwise they are replaced. Made if missing.
+            they are there from a run with the same model, samples, labels and options, its points
+            are not computed again, and stay; otherwise they are replaced. Made if missing.
         save: write the models and plans of the Pareto points to the folder, too.
         measure_latency: as for `prune`.
         progress: told about long loops.
@@ -86,7 +91,7 @@ def sweep(
         memory.
 
     Raises:
-        InputError: for a model, samples, options or folder that cannot be used.
+        InputError: for a model, samples, labels, options or folder that cannot be used.
         NothingPrunable: when no axis of the model can be cut at all.
     """
     wanted = _checked(targets)
@@ -100,7 +105,8 @@ def sweep(
     loaded = load(model)
     samples = read_samples(calibration, input_specs(loaded.model))
     _check_files(loaded, folder, wanted if save else ())
-    study = study_of(loaded.sha256, samples, options, latency=measure_latency)
+    known = known_labels(labels, samples, options)
+    study = study_of(loaded.sha256, samples, options, known, latency=measure_latency)
     done = Sweep(study, source=loaded.path)
     target_folder = Path(folder) if folder is not None else None
     if target_folder is not None:
@@ -112,15 +118,16 @@ def sweep(
         waiting = missing or wanted
         base = next((one for one in waiting if LATENCY not in one), waiting[0])
         options = replace(options, target=base)
+        _, measure, _ = divided(loaded, samples, known, None, options)
         analysis = analyse(loaded.model, options, samples)
         analysis = replace(analysis, file_bytes=loaded_bytes(loaded))
-        ready = get_ready(analysis, options, samples, progress)
+        ready = get_ready(analysis, options, samples, progress, known)
         judge = Judge(analysis.model, judging_feeds(ready), options.runtime)
-        run = _Run(loaded, ready, options, samples, judge, measure_latency)
+        run = _Run(loaded, ready, options, samples, judge, measure, measure_latency)
         if target_folder is not None:
             make_folder(target_folder)
         for number, target in enumerate(missing, 1):
-            told = _headed(progress, f"{_asked(target)} ({number} of {len(missing)}): ")
+            told = _headed(progress, f"{target_text(target)} ({number} of {len(missing)}): ")
             done = done.with_point(run.point(target, told))
             if target_folder is not None:
                 done = _kept(done, target_folder, save=save)
@@ -144,6 +151,7 @@ class _Run:
     options: Options
     samples: Samples
     judge: Judge
+    measure: QualityMeasure | None
     measure_latency: bool | None
 
     def baseline(self, criterion: str) -> _Run:
@@ -173,7 +181,8 @@ class _Run:
             status = "unreachable" if isinstance(error, NothingPrunable) else "failed"
             return SweepPoint(target, status, str(error), seconds=time.perf_counter() - begun)
         options = replace(self.options, target=target)
-        outcome = Outcome(self.loaded, self.ready.analysis, built, options, self.samples)
+        quality = self.measure.of(built.model) if self.measure is not None else None
+        outcome = Outcome(self.loaded, self.ready.analysis, built, options, self.samples, quality)
         run = outcome.finished(self.measure_latency, begun, progress)
         figures = run.report.to_dict()
         return SweepPoint(
@@ -184,6 +193,7 @@ class _Run:
             latency=figures["latency"],
             outputs=tuple(_with_noise(one) for one in figures["outputs"]),
             divergence=self.judge.divergence(built.model),
+            quality=figures["quality"],
             seconds=time.perf_counter() - begun,
             widths=run.report.widths,
             run=run,
@@ -264,10 +274,6 @@ def _with_noise(output: Mapping[str, Any]) -> dict[str, Any]:
     error = output["relative_error"]
     noise = None if error is None else math.inf if error == 0 else -20 * math.log10(error)
     return {"snr_db": noise, **output}
-
-
-def _asked(target: Mapping[str, float]) -> str:
-    return ", ".join(f"{kind}={share:g}" for kind, share in target.items())
 
 
 def _headed(progress: Progress[Any], heading: str) -> Progress[Any]:

@@ -43,6 +43,8 @@ class SweepPoint:
             on the samples.
         divergence: of the outputs from the original's on the samples that judge trials; infinite
             for outputs that are not finite, None where there is no result.
+        quality: of original and result (`original`, `result`, `drop` in the unit of `measure`,
+            over a number of `samples`); None without labels.
         seconds: what the point took.
         file: name of its model in the folder of the sweep; None when it was not saved.
         widths: by group the units before and after, of the groups that lose any.
@@ -59,6 +61,7 @@ class SweepPoint:
     latency: Mapping[str, Any] | None = None
     outputs: tuple[Mapping[str, Any], ...] = ()
     divergence: float | None = None
+    quality: Mapping[str, Any] | None = None
     seconds: float = 0.0
     file: str | None = None
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)

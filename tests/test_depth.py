@@ -127,6 +127,29 @@ def test_blocks_of_a_transformer_and_the_file_that_is_left(tmp_path: Path) -> No
     assert len(result.report.depths) > 1
 
 
+def test_blocks_of_a_network_that_onnxruntime_has_fused(samples: Weights) -> None:
+    """The second sum and its normalisation are one node; a plan finds the branch there again."""
+    body = """x0 = Gemm (x, a, c) q = Unsqueeze (x0, axes)
+        u1 = MatMul (q, b1) r1 = Relu (u1) f1 = MatMul (r1, b2)
+        y1 = com.microsoft.SkipLayerNormalization (f1, q, g, h)
+        u2 = MatMul (y1, b3) r2 = Relu (u2) f2 = MatMul (r2, b4)
+        y2 = com.microsoft.SkipLayerNormalization (y1, f2, g, h)
+        n = Squeeze (y2, axes) y = MatMul (n, d)"""
+    values = weights(a=(6, 8), c=(8,), b1=(8, 24), b2=(24, 8), b3=(8, 24), b4=(24, 8), d=(8, 3))
+    values |= {"g": np.ones(8, np.float32), "h": np.zeros(8, np.float32), "axes": np.array([1])}
+    values["b4"] = np.asarray(values["b4"] * 0.01, np.float32)
+    proto = graph("(float[N, 6] x) => (float[N, 3] y)", body, values)
+    result = pruned(proto, samples, target={"macs": 0.55})
+    assert result.plan.blocks == ("y2/sum",)
+    assert {"b3", "b4"}.isdisjoint(shapes(result.model))
+    assert result.report.certificate.holds
+    assert declared(result.model) == declared(proto)
+    again = onnxprune.apply(proto, result.plan, calibration=samples, **GIVEN)
+    assert again.model == result.model
+    whole = pruned(proto, samples, target={"macs": 0.55}, exclude=["b4"])
+    assert "y2/sum" not in whole.plan.blocks
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,3 +294,20 @@ def test_a_target_of_size_is_that_of_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "small.onnx").stat().st_size <= 0.8 * source.stat().st_size
     with pytest.raises(TargetUnreachable, match=r"size=0\.01\S* cannot be reached"):
         onnxprune.prune(source, target={"size": 0.01}, **given)
+
+
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_transformer", "digits_resnet_bn"])
+def test_parameters_are_those_of_the_file(name: str, tmp_path: Path) -> None:
+    """Biases that compensation adds count as well, and the target is met with them."""
+    source = MODELS / f"{name}.onnx"
+    data = MODELS / f"{name.removesuffix('_bn')}_calibration.npz"
+    given: dict[str, Any] = {"calibration": data, "threads": 1, "measure_latency": False}
+    result = onnxprune.prune(source, target={"params": 0.5}, **given)
+    result.save(tmp_path / "small.onnx")
+    counts = [
+        sum(math.prod(one.dims) for one in onnx.load(path).graph.initializer if one.data_type == 1)
+        for path in (source, tmp_path / "small.onnx")
+    ]
+    report = result.report
+    assert [report.original.params, report.result.params] == counts
+    assert counts[1] <= 0.501 * counts[0]

@@ -274,3 +274,19 @@ def test_bad_arguments(options: dict[str, Any], words: str) -> None:
 def test_patterns_that_leave_no_group() -> None:
     with pytest.raises(NothingPrunable):
         sense(exclude=["*"])
+
+
+def test_labels_are_what_gradients_are_taken_at() -> None:
+    """Other labels make other units matter, and another study."""
+    first, other = np.zeros(256, int), np.full(256, 3)
+    given: dict[str, Any] = {"criterion": "taylor", "loss": "cross-entropy", "compensate": "none"}
+    found = sense(labels=first, **given)
+    assert found.rows == sense(labels=first.tolist(), **given).rows
+    changed = sense(labels=other, **given)
+    assert found.study.differences(changed.study) == ["labels"]
+    assert found.rows != changed.rows
+
+
+def test_as_many_labels_as_samples() -> None:
+    with pytest.raises(InputError, match="3 labels for 256 samples"):
+        sense(labels=[0, 1, 2])

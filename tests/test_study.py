@@ -62,6 +62,11 @@ def test_the_target_is_no_part_of_a_study() -> None:
     assert first == second
     assert first.differences(study_of("m", samples, Options(seed=1))) == ["seed"]
     assert first.differences(study_of("m", samples, Options(), keep=[0.5])) == ["keep"]
+    labels = np.arange(70)
+    labelled = study_of("m", samples, Options(), labels)
+    assert labelled == study_of("m", samples, Options(), labels.copy())
+    assert first.differences(labelled) == ["labels"]
+    assert labelled.differences(study_of("m", samples, Options(), labels[::-1])) == ["labels"]
 
 
 @pytest.mark.parametrize(

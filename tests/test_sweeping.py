@@ -65,6 +65,15 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     return asked
 
 
+def labelled(which: str) -> dict[str, Any]:
+    """Some digits, and what is known of each."""
+    with np.load(MODELS / "digits_resnet_test.npz") as file:
+        inputs = {name: file[name][:64] for name in file.files if name != "labels"}
+        known = file["labels"][:64]
+    numbers = np.random.default_rng(0).standard_normal((64, 10))
+    return {"calibration": inputs, "labels": known if which == "the file's" else numbers}
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -72,6 +81,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
         {"compensate": "mean", "criterion": "l2"},
         {"compensate": "none", "criterion": "random", "seed": 3},
         {"round_to": 4},
+        {"criterion": "taylor", "labels": "the file's"},
+        {"criterion": "fisher", "labels": "the file's", "loss": "cross-entropy"},
+        {"criterion": "taylor", "labels": "of another task", "loss": "mse"},
     ],
     ids=str,
 )
@@ -83,6 +95,8 @@ def test_every_point_is_what_prune_gives(options: dict[str, Any]) -> None:
         "measure_latency": False,
         **options,
     }
+    if "labels" in options:
+        given |= labelled(options["labels"])
     targets = [{"macs": 0.7}, {"channels": 0.5}, {"params": 0.6}, {"macs": 0.8, "params": 0.7}]
     found = onnxprune.sweep(onnx.load(source), targets=targets, **given)
     assert [dict(one.target) for one in found.points] == targets
@@ -93,7 +107,10 @@ def test_every_point_is_what_prune_gives(options: dict[str, Any]) -> None:
         assert isinstance(alone.model, onnx.ModelProto)
         assert point.run.model.SerializeToString() == alone.model.SerializeToString()
         assert point.run.plan.to_json() == alone.plan.to_json()
-        assert point.result == alone.report.to_dict()["result"]
+        figures = alone.report.to_dict()
+        assert point.result == figures["result"]
+        assert point.quality == figures["quality"]
+        assert (point.quality is None) == ("labels" not in options)
 
 
 def test_points_say_what_they_cost_and_how_far_they_are() -> None:
@@ -233,6 +250,38 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert contents(folder) == again
 
 
+def test_labels_say_how_good_every_point_and_baseline_is() -> None:
+    given = labelled("the file's")
+    found = onnxprune.sweep(
+        MODELS / "digits_resnet.onnx",
+        targets=budgets(0.7, 0.3),
+        baselines=["random"],
+        threads=1,
+        measure_latency=False,
+        **given,
+    )
+    for one in (*found.points, *found.baselines):
+        assert one.quality is not None
+        assert one.quality["measure"] == "accuracy"
+        assert one.quality["samples"] == 64
+        assert one.run is None or one.quality == one.run.report.to_dict()["quality"]
+        assert SweepPoint.from_dict(one.to_dict()).quality == one.quality
+    # at chance, three tenths of the network tell few digits
+    assert found.points[1].quality["result"] > found.baselines[1].quality["result"]  # type: ignore[index]
+
+
+def test_labels_belong_to_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.arange(96) % 4
+    sweep(targets=budgets(0.8), folder=tmp_path, labels=labels)
+    asked = counted(monkeypatch)
+    sweep(targets=budgets(0.8), folder=tmp_path, labels=labels.tolist())
+    assert asked == []
+    sweep(targets=budgets(0.8), folder=tmp_path, labels=labels[::-1])
+    sweep(targets=budgets(0.8), folder=tmp_path)
+    assert asked == budgets(0.8) * 2
+    assert Sweep.load(tmp_path).points[0].quality is None
+
+
 @pytest.mark.parametrize(
     "change",
     [{"calibration": samples(1)}, {"seed": 5}, {"compensate": "mean"}, {"exclude": ["w1"]}],
@@ -297,6 +346,8 @@ def test_infinite_divergence_survives_the_file(tmp_path: Path) -> None:
         ({"calibration": None}, "--calibration"),
         ({"save": True}, "folder"),
         ({"criterion": "nonsense"}, "nonsense"),
+        ({"labels": [1, 2]}, "2 labels for 96 samples"),
+        ({"labels": np.full((96, 7), 1)}, "fit no output"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], words: str) -> None:

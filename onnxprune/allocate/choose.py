@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.errors import TargetUnreachable
+from onnxprune.shares import target_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -136,9 +137,10 @@ def _shortest(
         return 0
     if not met(high):
         least = reached(high)
-        best = ", ".join(f"{kind}={share:.3f}" for kind, share in least.items())
-        asked = ", ".join(f"{kind}={share}" for kind, share in wanted.items())
-        raise TargetUnreachable(f"the target {asked} cannot be reached; the best is {best}", least)
+        raise TargetUnreachable(
+            f"the target {target_text(wanted)} cannot be reached; the best is {target_text(least)}",
+            least,
+        )
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if met(middle) else (middle, high)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from onnxprune.coupling.groups import Group
 
-__all__ = ["RemovalStep", "aligned", "removal_order"]
+__all__ = ["RemovalStep", "aligned", "keeps_multiples", "removal_order"]
 
 _STAGES = 64
 _ROUNDING = 1e-9
@@ -73,9 +73,14 @@ def removal_order(
 
 
 def aligned(
-    group: Group, order: Sequence[RemovalStep], multiple: int, *, finer: bool = False
+    group: Group,
+    order: Sequence[RemovalStep],
+    multiple: int,
+    *,
+    finer: bool = False,
+    by_row: bool = False,
 ) -> list[RemovalStep]:
-    """Bundle steps so that every axis of the group keeps a multiple of some number of units.
+    """Bundle steps so that every axis they cut keeps a multiple of some number of units.
 
     Args:
         group: the group the order belongs to.
@@ -83,21 +88,55 @@ def aligned(
         multiple: 1 changes nothing; 8 or 16 are the widths in which kernels compute.
         finer: where the order goes on behind the last such width, go on in half of the multiple,
             and so on; else what is behind it is left out.
+        by_row: what a composite is made of (the dimensions of one head) keeps a multiple as well,
+            so that axes still do when whole composites go besides.
 
     Returns:
         a removal order with fewer, larger steps.
     """
-    left = [len(axis) for axis in group.axes]
-    result, rest = _bundles(group, order, left, multiple)
+    axes = [frozenset(axis) for axis in group.axes]
+    if by_row:
+        axes += _rows(group)
+    left = [len(axis) for axis in axes]
+    result, rest = _bundles(group, order, axes, left, multiple)
     while finer and rest and multiple > 1:
         multiple //= 2
-        more, rest = _bundles(group, rest, left, multiple)
+        more, rest = _bundles(group, rest, axes, left, multiple)
         result += more
     return result
 
 
+def keeps_multiples(group: Group, classes: Sequence[int], multiple: int) -> bool:
+    """Whether every axis of a group keeps a multiple of some number of units, or all it has.
+
+    Args:
+        group: the group.
+        classes: what goes.
+        multiple: 1 is always kept.
+    """
+    gone = np.isin(group.units, classes)
+    left = [len(axis) - int(gone[list(axis)].sum()) for axis in group.axes]
+    return _are_multiples(group.axes, left, multiple)
+
+
+def _are_multiples(axes: Sequence[Collection[int]], left: Sequence[int], multiple: int) -> bool:
+    pairs = zip(axes, left, strict=True)
+    return all(count % multiple == 0 or count == len(axis) for axis, count in pairs)
+
+
+def _rows(group: Group) -> list[frozenset[int]]:
+    """Units that each composite is made of."""
+    number_of = {int(one): unit for unit, one in enumerate(group.units)}
+    members = (row.tolist() for _, row in group.constraints.definitions)
+    return [frozenset(number_of[one] for one in row if one in number_of) for row in members]
+
+
 def _bundles(
-    group: Group, order: Sequence[RemovalStep], left: list[int], multiple: int
+    group: Group,
+    order: Sequence[RemovalStep],
+    axes: Sequence[frozenset[int]],
+    left: list[int],
+    multiple: int,
 ) -> tuple[list[RemovalStep], list[RemovalStep]]:
     """Bundles of steps, and the steps behind the last; `left` becomes what the axes then keep."""
     number_of = {int(one): unit for unit, one in enumerate(group.units)}
@@ -107,8 +146,8 @@ def _bundles(
     for step in order:
         waiting.append(step)
         gone = {number_of[one] for one in step.classes if one in number_of}
-        now = [n - len(gone.intersection(axis)) for n, axis in zip(now, group.axes, strict=True)]
-        if all(n % multiple == 0 for n in now):
+        now = [n - len(axis & gone) for n, axis in zip(now, axes, strict=True)]
+        if _are_multiples(axes, now, multiple):
             classes = tuple(one for each in waiting for one in each.classes)
             score = sum(each.score for each in waiting)
             result.append(RemovalStep(classes, step.fraction, score))

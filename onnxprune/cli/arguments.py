@@ -96,11 +96,7 @@ def _add_prune(commands: Any) -> None:
         "--labels, the unit of --metric, else percent of the original's answers; measured on every "
         "fourth sample, which nothing is fitted on; without --target as far as that allows",
     )
-    parser.add_argument(
-        "--labels",
-        metavar="FILE",
-        help="one whole number for each sample, .npy, .npz or text; for measuring, and for --loss",
-    )
+    _add_labels(parser, "for measuring, and for --loss")
     parser.add_argument(
         "--metric",
         metavar="FUNCTION",
@@ -235,6 +231,7 @@ def _add_sweep(commands: Any) -> None:
         help="budgets, one after another: what is to remain of the original, as for prune; "
         "repeatable; default macs=0.9,0.8,0.7,0.6,0.5,0.4,0.3",
     )
+    _add_labels(parser, "for measuring every result, and for --loss")
     parser.add_argument(
         "--save",
         action="store_true",
@@ -266,6 +263,7 @@ def _add_sensitivity(commands: Any) -> None:
         type=fractions,
         help="fractions of its units that a group is cut to; default 0.75,0.5,0.25",
     )
+    _add_labels(parser, "for --loss")
     parser.add_argument(
         "--shard",
         metavar="I/N",
@@ -308,6 +306,14 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     function: Callable[[Namespace], None] = getattr(functions, name)
     parser.set_defaults(command=function)
     return parser
+
+
+def _add_labels(parser: argparse.ArgumentParser, use: str) -> None:
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help=f"one whole number for each sample, .npy, .npz or text; {use}",
+    )
 
 
 def _add_compensate(parser: argparse.ArgumentParser, default: str) -> None:

@@ -28,6 +28,7 @@ def sweep(arguments: Namespace) -> None:
             arguments.model,
             calibration=arguments.calibration,
             targets=arguments.target or sweeping.TARGETS,
+            labels=arguments.labels,
             baselines=sweeping.BASELINES if arguments.baselines else (),
             folder=arguments.out,
             save=arguments.save,
@@ -71,6 +72,7 @@ def _measured(arguments: Namespace) -> Sensitivity:
             arguments.model,
             calibration=arguments.calibration,
             keep=arguments.keep or sensing.KEEP,
+            labels=arguments.labels,
             shard=arguments.shard,
             file=file,
             progress=progress(arguments),
@@ -86,10 +88,10 @@ def _merged(arguments: Namespace) -> Sensitivity:
     from onnxprune.model.save import check_writable
     from onnxprune.sensitivity_rows import Sensitivity
 
-    given = ("model", "calibration", "keep", "shard")
+    given = ("model", "calibration", "labels", "keep", "shard")
     if any(getattr(arguments, name) is not None for name in given):
         raise InputError(
-            "--merge measures nothing: leave out MODEL, --calibration, --keep, --shard"
+            "--merge measures nothing: leave out MODEL, --calibration, --labels, --keep, --shard"
         )
     check_outputs(arguments, arguments.html)
     for part in arguments.merge if arguments.html is not None else ():

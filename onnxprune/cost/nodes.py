@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from onnxprune.cost.macs import node_macs
-from onnxprune.cost.size import tensor_bytes
+from onnxprune.cost.size import is_parameter, tensor_bytes
 from onnxprune.coupling.bodies import captured
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from onnxprune.model.observe import Facts
 
-__all__ = ["NodeCost", "is_parameter", "node_costs", "tensors_of"]
+__all__ = ["NodeCost", "node_costs", "tensors_of"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,6 @@ class NodeCost:
     parameters: int
     bytes: int
     activations: int
-
-
-def is_parameter(tensor: ir.TensorProtocol) -> bool:
-    """Whether a constant counts as parameters: floats, and the integers of quantised weights."""
-    return bool(
-        tensor.dtype.is_floating_point() or tensor.dtype.bitwidth <= 8
-    ) and tensor.dtype not in (ir.DataType.BOOL, ir.DataType.STRING)
 
 
 def node_costs(graph: ir.Graph, facts: Facts) -> list[NodeCost]:

@@ -16,8 +16,8 @@ import onnx_ir as ir
 from onnxprune.cost.kinds import Classes, Costs
 from onnxprune.cost.macs import ShapeOf, node_macs
 from onnxprune.cost.memory import Lifetimes
-from onnxprune.cost.nodes import is_parameter, tensors_of
-from onnxprune.cost.size import all_constants, rest_bytes, tensor_bytes
+from onnxprune.cost.nodes import tensors_of
+from onnxprune.cost.size import all_constants, is_parameter, rest_bytes, tensor_bytes
 from onnxprune.coupling.cut import shapes_after
 
 if TYPE_CHECKING:

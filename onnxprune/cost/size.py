@@ -14,7 +14,7 @@ from onnxprune.model.tensors import swapped
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["all_constants", "rest_bytes", "tensor_bytes"]
+__all__ = ["all_constants", "is_parameter", "rest_bytes", "stored_parameters", "tensor_bytes"]
 
 
 def tensor_bytes(shape: tuple[int, ...], kind: ir.DataType) -> int:
@@ -24,10 +24,22 @@ def tensor_bytes(shape: tuple[int, ...], kind: ir.DataType) -> int:
     return -(-prod(shape) * kind.bitwidth // 8)
 
 
+def is_parameter(tensor: ir.TensorProtocol) -> bool:
+    """Whether a constant counts as parameters: floats, and the integers of quantised weights."""
+    return bool(
+        tensor.dtype.is_floating_point() or tensor.dtype.bitwidth <= 8
+    ) and tensor.dtype not in (ir.DataType.BOOL, ir.DataType.STRING)
+
+
 def all_constants(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
     """Yield the values of initializers and Constant nodes, those in the bodies of nodes too."""
     for one in (graph, *graph.subgraphs()):
         yield from constants_of(one).values()
+
+
+def stored_parameters(graph: ir.Graph) -> int:
+    """Parameters that a graph holds, those in the bodies of nodes too; see `is_parameter`."""
+    return sum(prod(one.shape.numpy()) for one in all_constants(graph) if is_parameter(one))
 
 
 def rest_bytes(graph: ir.Graph) -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from onnxprune.options import TARGETS, check_targets
 from onnxprune.pipelines.options import PassOption
+from onnxprune.shares import share_text, target_text
 
 if TYPE_CHECKING:
     from onnxprune.report.summary import Sizes
@@ -100,8 +101,12 @@ def given_target(target: Mapping[str, float], left: Mapping[str, float]) -> Give
     if not changed:
         return GivenTarget(given)
     said = [
-        f"{kind}={target[kind]:g} of the original "
-        + (f"is {given[kind]:.4g} of the model it was given" if kind in given else "was met before")
+        f"{target_text({kind: target[kind]})} of the original "
+        + (
+            f"is {share_text(given[kind])} of the model it was given"
+            if kind in given
+            else "was met before"
+        )
         for kind in (one for one in TARGETS if one in changed)
     ]
     return GivenTarget(given, "; ".join(said))

@@ -3,8 +3,9 @@
 A branch is removable when all it is made of serves this addition alone, so that it is dead without
 it, and when both operands have the shape of the sum, so that the graph stays as it is. The other
 operand, the *stream*, is what the branch was computed from (attention and MLP branches with the
-norm before or after, residual convolutions), or a shortcut from there, with one linear layer at
-most.
+norm before or after, residual convolutions), what parallel branches were added to there, or a
+shortcut from there, with one linear layer at most. Where either operand could go, the one goes that
+leaves the more direct way, and of two such the one of more nodes.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ResidualBlock", "remove_block", "residual_blocks"]
 
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "QLinearConv", "ConvInteger"})
-_WEIGHTED = (
-    LINEAR_OPS | _CONVOLUTIONS | {"Attention", "GRU", "LSTM", "MatMulInteger", "MultiHeadAttention"}
-)
+_CONVOLUTIONS = frozenset({"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "QLinearConv"})
+_WEIGHTED = LINEAR_OPS | _CONVOLUTIONS | {"Attention", "GRU", "LSTM", "MultiHeadAttention"}
+_WEIGHTED |= {"DynamicQuantizeMatMul", "FusedGemm", "FusedMatMul", "MatMulInteger"}
+_WEIGHTED |= {"MatMulIntegerToFloat", "MatMulNBits", "QAttention", "QGemm", "QLinearMatMul"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class ResidualBlock:
         nodes: ids of the nodes that go with it, in graph order.
         axis: axis of the sum that counts channels.
         rank: of the sum.
+        shortcut: linear layers between what the branch reads and the operand that stays, 0 or 1.
         macs: multiplications of these nodes at the traced size.
         parameters: elements of the constants that only they read.
         dtype: element type of the sum.
@@ -57,6 +59,7 @@ class ResidualBlock:
     nodes: tuple[str, ...]
     axis: int
     rank: int
+    shortcut: int
     macs: int
     parameters: int
     dtype: np.dtype[Any]
@@ -76,7 +79,7 @@ def residual_blocks(graph: ir.Graph, facts: Facts) -> list[ResidualBlock]:
         both = [_block(graph, node, slot, facts) for slot in (0, 1)]
         blocks = [one for one in both if one is not None]
         if blocks:
-            found.append(max(blocks, key=lambda one: len(one.nodes)))
+            found.append(min(blocks, key=lambda one: (one.shortcut, -len(one.nodes))))
     return found
 
 
@@ -122,7 +125,8 @@ def _block(graph: ir.Graph, add: ir.Node, slot: int, facts: Facts) -> ResidualBl
         return None
     gone = _serving(branch, add)
     weighted = [node for node in gone if node.op_type in _WEIGHTED]
-    if not weighted or not _goes_around(stream, gone, facts):
+    shortcut = _layers_around(stream, gone, facts)
+    if not weighted or shortcut is None:
         return None
     rank = len(facts.first.shapes[names[0]])
     convolved = any(node.op_type in _CONVOLUTIONS for node in weighted)
@@ -139,6 +143,7 @@ def _block(graph: ir.Graph, add: ir.Node, slot: int, facts: Facts) -> ResidualBl
         nodes=tuple(node_id(node) for node in graph if node in gone),
         axis=1 if convolved else rank - 1,
         rank=rank,
+        shortcut=shortcut,
         macs=sum(node_macs(node, facts.first.shapes.__getitem__) for node in gone),
         parameters=sum(facts.constants[value.name or ""].size for value in weights),
         dtype=facts.first.types[names[0]].numpy(),
@@ -162,30 +167,41 @@ def _serving(branch: ir.Value, add: ir.Node) -> set[ir.Node]:
     return gone
 
 
-def _goes_around(stream: ir.Value, branch: set[ir.Node], facts: Facts) -> bool:
-    """Whether a tensor is what a branch reads, that without weights, or one linear layer of it."""
+def _layers_around(stream: ir.Value, branch: set[ir.Node], facts: Facts) -> int | None:
+    """Linear layers between what a branch reads and a tensor: 0, 1, or None for no such way."""
     read = {value for node in branch for value in node.inputs if value is not None}
-    value: ir.Value | None = stream
-    linear = 0
-    while value is not None and value not in read:
-        node = value.producer()
-        if node is None:
-            return False
-        linear += node.op_type in _WEIGHTED
-        sources = [one for one in node.inputs if one is not None and not _is_weight(one, facts)]
-        if linear > 1 or len(sources) != 1:
-            return False
-        value = sources[0]
-    return value is not None
+    for most in (0, 1):
+        waiting, seen = [(stream, 0)], set[tuple[ir.Value, int]]()
+        while waiting:
+            value, layers = waiting.pop()
+            if value in read:
+                return most
+            node = value.producer()
+            if node is None or (value, layers) in seen:
+                continue
+            seen.add((value, layers))
+            layers += node.op_type in _WEIGHTED
+            sources = [one for one in node.inputs if one is not None and not _is_weight(one, facts)]
+            # a stream that parallel branches have been added to is still the stream
+            if layers <= most and (len(sources) == 1 or node.op_type == "Add"):
+                waiting += [(one, layers) for one in sources]
+    return None
 
 
 def _is_weight(value: ir.Value, facts: Facts) -> bool:
-    """Whether a tensor is a constant, or another name for one."""
-    node = value.producer()
-    while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
-    return value.name in facts.constants
+    """Whether a tensor is a constant, or computed from constants alone."""
+    waiting, seen = [value], set[ir.Value]()
+    while waiting:
+        one = waiting.pop()
+        if one.name in facts.constants or one in seen:
+            continue
+        seen.add(one)
+        node = one.producer()
+        given = [] if node is None else [value for value in node.inputs if value is not None]
+        if not given:
+            return False
+        waiting += given
+    return True
 
 
 def _is_float(facts: Facts, name: str) -> bool:

@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.report.provenance import file_digest
+from onnxprune.shares import share_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from onnxprune.report.provenance import Provenance
+    from onnxprune.study import Study
 
-__all__ = ["machine_facts", "option_text", "origin_facts"]
+__all__ = ["machine_facts", "option_text", "origin_facts", "study_facts"]
 
 Facts = list[tuple[str, str]]
+
+_OWN_LINES = ("seed", "labels")
+"""Options that have lines of their own."""
 
 
 def origin_facts(one: Provenance | None, model_file: str | Path | None) -> Facts:
@@ -43,9 +48,22 @@ def origin_facts(one: Provenance | None, model_file: str | Path | None) -> Facts
     return [*facts, *machine_facts(one.versions, one.machine)]
 
 
+def study_facts(study: Study) -> Facts:
+    """What all results of a study depend on."""
+    labels = study.options.get("labels")
+    return [
+        ("model", f"sha256 {study.model}"),
+        ("samples", f"sha256 {study.samples}"),
+        *([("labels", f"sha256 {labels}")] if labels else []),
+        ("seed", str(study.options.get("seed", 0))),
+        ("options", option_text(study.options)),
+        *machine_facts(study.versions, {}),
+    ]
+
+
 def option_text(options: Mapping[str, Any]) -> str:
     """Options with their values, those that are empty left out."""
-    shown = {name: _value(value) for name, value in options.items() if name != "seed"}
+    shown = {name: _value(value) for name, value in options.items() if name not in _OWN_LINES}
     return ", ".join(f"{name} {text}" for name, text in shown.items() if text)
 
 
@@ -70,5 +88,5 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
-        return f"{value:g}"
+        return share_text(value)
     return str(value)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune.report.figures import percent, share
 from onnxprune.report.kinds import KIND_NAMES
-from onnxprune.report.origin import machine_facts, option_text
+from onnxprune.report.origin import study_facts
 from onnxprune.report.pages import render
 
 if TYPE_CHECKING:
@@ -41,13 +41,7 @@ def sensitivity_page(found: Sensitivity, title: str = "") -> str:
             "rows": [_row(one, keeps, found.costs, kind, shade) for one in rows],
             "uncut": [one for one in found.rows if not one.cuts],
             "missing": found.missing,
-            "origin": [
-                ("model", f"sha256 {found.study.model}"),
-                ("samples", f"sha256 {found.study.samples}"),
-                ("seed", str(found.study.options.get("seed", 0))),
-                ("options", option_text(found.study.options)),
-                *machine_facts(found.study.versions, {}),
-            ],
+            "origin": study_facts(found.study),
         },
     )
 

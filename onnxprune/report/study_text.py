@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from onnxprune.report.figures import percent, printable, share
-from onnxprune.report.kinds import KIND_NAMES, target_text
+from onnxprune.report.kinds import KIND_NAMES
 from onnxprune.report.text import TextReport, make_table
+from onnxprune.shares import target_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,15 +31,22 @@ class StudyText(TextReport):
         """Print a sweep, one line for each point."""
         self._title(title)
         headings = [f">{KIND_NAMES[kind]}" for kind in _SHOWN_KINDS]
-        table = make_table(
-            "target", *headings, ">latency", ">same answer", ">divergence", ">time", ""
-        )
         best = sweep.pareto()
         done = [one for one in sweep.points if one.done]
+        quality = next((one.quality for one in done if one.quality is not None), None)
+        # all of them do not fit 100 columns
+        last = [">same answer", ">divergence"]
+        last = [*last, ">time"] if quality is None else [f">{quality['measure']}", *last]
+        table = make_table("target", *headings, ">latency", *last, "")
         for one in done:
             table.add_row(*_point_row(one, any(one is other for other in best)))
         if done:
             self._print(table)
+        if quality is not None:
+            self._print(
+                f"{quality['measure']}: the original has {quality['original']:.4g} %, on "
+                f"{quality['samples']} samples (the calibration saw them too)."
+            )
         if len(done) > len(best):
             self._print("beaten: another point costs no more and diverges less.")
         for one in sweep.points:
@@ -74,29 +82,15 @@ class StudyText(TextReport):
 
 
 def _point_row(one: SweepPoint, best: bool) -> list[str]:
-    asked = target_text(one.target)
-    if not one.done:
-        return [
-            asked,
-            *("-" for _ in _SHOWN_KINDS),
-            "-",
-            "-",
-            "-",
-            f"{one.seconds:.1f} s",
-            one.status,
-        ]
     remains = [percent(one.remains(kind)) for kind in _SHOWN_KINDS]
     latency = percent(one.latency["ratio"]) if one.latency is not None else "-"
     agreements = [out["agreement"] for out in one.outputs if out.get("agreement") is not None]
-    return [
-        target_text(one.target),
-        *remains,
-        latency,
-        percent(min(agreements, default=None)),
-        _short(one.divergence),
-        f"{one.seconds:.1f} s",
-        "" if best else "beaten",
-    ]
+    last = [percent(min(agreements, default=None)), _short(one.divergence)]
+    if one.quality is None:
+        last = [*last, f"{one.seconds:.1f} s"]
+    else:
+        last = [percent(one.quality["result"] / 100), *last]
+    return [target_text(one.target), *remains, latency, *last, "" if best else "beaten"]
 
 
 def _group_row(one: GroupSensitivity, costs: Mapping[str, int]) -> list[str]:

@@ -8,12 +8,16 @@ from markupsafe import Markup
 
 from onnxprune.report.chart import inline
 from onnxprune.report.figures import durations, milliseconds, percent, share
-from onnxprune.report.kinds import KIND_NAMES, target_text
-from onnxprune.report.origin import machine_facts, option_text
+from onnxprune.report.kinds import KIND_NAMES
+from onnxprune.report.origin import study_facts
 from onnxprune.report.pages import render, significant
-from onnxprune.report.tradeoff_chart import answer_measure, tradeoff_panels
+from onnxprune.report.tradeoff_chart import answer_measures, tradeoff_panels
+from onnxprune.shares import target_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from onnxprune.report.tradeoff_chart import Measure
     from onnxprune.tradeoff import Sweep, SweepPoint
 
 __all__ = ["sweep_page"]
@@ -24,10 +28,10 @@ _KINDS = ("macs", "params", "size", "memory")
 def sweep_page(sweep: Sweep) -> str:
     """Return the page of a sweep."""
     best = sweep.pareto()
-    answers, name = answer_measure(sweep)
+    measures = answer_measures(sweep)
     done = [one for one in sweep.points if one.done]
     points = [
-        _row(one, answers(one), any(one is other for other in best))
+        _row(one, measures, any(one is other for other in best))
         for one in (*done, *(one for one in sweep.baselines if one.done))
     ]
     return render(
@@ -35,7 +39,8 @@ def sweep_page(sweep: Sweep) -> str:
         {
             "title": sweep.source.name if sweep.source is not None else "A model",
             "summary": _summary(sweep),
-            "quality": name,
+            "measures": list(measures),
+            "quality": next(iter(measures)),
             "kinds": [KIND_NAMES[kind] for kind in _KINDS],
             "answers": [Markup(inline(one)) for one in tradeoff_panels(sweep, diverging=False)],
             "diverging": [Markup(inline(one)) for one in tradeoff_panels(sweep, diverging=True)],
@@ -51,13 +56,7 @@ def sweep_page(sweep: Sweep) -> str:
                 for one in (*sweep.points, *sweep.baselines)
                 if not one.done
             ],
-            "origin": [
-                ("model", f"sha256 {sweep.study.model}"),
-                ("samples", f"sha256 {sweep.study.samples}"),
-                ("seed", str(sweep.study.options.get("seed", 0))),
-                ("options", option_text(sweep.study.options)),
-                *machine_facts(sweep.study.versions, {}),
-            ],
+            "origin": study_facts(sweep.study),
         },
     )
 
@@ -71,7 +70,7 @@ def _summary(sweep: Sweep) -> str:
     )
 
 
-def _row(one: SweepPoint, answer: float | None, best: bool) -> dict[str, Any]:
+def _row(one: SweepPoint, measures: Mapping[str, Measure], best: bool) -> dict[str, Any]:
     latency = one.latency
     return {
         "target": target_text(one.target),
@@ -79,7 +78,7 @@ def _row(one: SweepPoint, answer: float | None, best: bool) -> dict[str, Any]:
         "remains": [one.remains(kind) for kind in _KINDS],
         "latency": None if latency is None else latency["ratio"],
         "seconds": "" if latency is None else milliseconds(latency["result"]),
-        "answer": answer,
+        "answers": [measure(one) for measure in measures.values()],
         "divergence": one.divergence,
         "shown_divergence": significant(one.divergence),
         "best": best,

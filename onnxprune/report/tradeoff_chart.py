@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from onnxprune.report.chart import Dot, Line, Panel, draw
 from onnxprune.report.figures import percent, printable
-from onnxprune.report.kinds import KIND_NAMES, target_text
+from onnxprune.report.kinds import KIND_NAMES
+from onnxprune.shares import target_text
 
 if TYPE_CHECKING:
     from onnxprune.tradeoff import Sweep, SweepPoint
 
-__all__ = ["answer_measure", "tradeoff_chart", "tradeoff_panels"]
+__all__ = ["Measure", "answer_measures", "tradeoff_chart", "tradeoff_panels"]
 
 _LEAST = 1e-9
 _COSTS = ("macs", "latency", "size", "params")
@@ -41,18 +42,27 @@ def tradeoff_panels(sweep: Sweep, *, diverging: bool) -> list[Panel]:
 
     Args:
         sweep: what was found.
-        diverging: quality is the divergence of the outputs, else how often the answer is the same.
+        diverging: quality is the divergence of the outputs, else the first of `answer_measures`.
     """
     panel = _divergence_panel if diverging else _answer_panel
     return [one for kind in _COSTS if not (one := panel(sweep, kind)).empty]
 
 
-def answer_measure(sweep: Sweep) -> tuple[Measure, str]:
-    """How often the answer is the same, or the cosine for outputs that give none."""
+def answer_measures(sweep: Sweep) -> dict[str, Measure]:
+    """By name, the quality where it was measured, and how alike answers are.
+
+    That is how often the answer is the same, or the cosine for outputs that give none.
+    """
+    measured = [point.quality for point in sweep.points if point.quality is not None]
+    found: dict[str, Measure] = {}
+    if measured:
+        found[str(measured[0]["measure"]).capitalize()] = _quality
     outputs = [one for point in sweep.points for one in point.outputs]
     if any(one.get("agreement") is not None for one in outputs):
-        return lambda point: _lowest(point, "agreement"), "Same answer as the original"
-    return lambda point: _lowest(point, "cosine"), "Cosine to the original's outputs"
+        found["Same answer as the original"] = lambda point: _lowest(point, "agreement")
+    else:
+        found["Cosine to the original's outputs"] = lambda point: _lowest(point, "cosine")
+    return found
 
 
 def _divergence_panel(sweep: Sweep, kind: str) -> Panel:
@@ -62,7 +72,7 @@ def _divergence_panel(sweep: Sweep, kind: str) -> Panel:
 
 
 def _answer_panel(sweep: Sweep, kind: str) -> Panel:
-    answers, name = answer_measure(sweep)
+    name, answers = next(iter(answer_measures(sweep).items()))
     title = f"{name} by {KIND_NAMES.get(kind, kind)}"
     return Panel(title, _axis(kind), _lines(sweep, kind, answers), _part, _part)
 
@@ -99,6 +109,8 @@ def _told(point: SweepPoint) -> str:
     figures = [f"{KIND_NAMES[kind]} {percent(point.remains(kind))}" for kind in ("macs", "params")]
     if point.latency is not None:
         figures.append(f"latency {percent(point.latency['ratio'])}")
+    if point.quality is not None:
+        figures.append(f"{point.quality['measure']} {percent(point.quality['result'] / 100)}")
     if point.divergence is not None:
         figures.append(f"divergence {_short(point.divergence)}")
     largest = sorted(point.widths.items(), key=lambda one: one[1][1] - one[1][0])[:_WIDTHS_SHOWN]
@@ -111,6 +123,10 @@ def _told(point: SweepPoint) -> str:
 def _lowest(point: SweepPoint, figure: str) -> float | None:
     values = [one[figure] for one in point.outputs if one.get(figure) is not None]
     return min(values, default=None)
+
+
+def _quality(point: SweepPoint) -> float | None:
+    return point.quality["result"] / 100 if point.quality is not None else None
 
 
 def _divergence(point: SweepPoint) -> float | None:

@@ -12,7 +12,7 @@ from networks import BLOCKS, HEADS, Map, Net
 from numpy.typing import NDArray
 from oracle import Traced, parse, traced
 
-from onnxprune.allocate.order import RemovalStep, aligned, removal_order
+from onnxprune.allocate.order import RemovalStep, aligned, keeps_multiples, removal_order
 from onnxprune.coupling.closure import close
 from onnxprune.coupling.groups import Group
 
@@ -165,3 +165,32 @@ def test_widths_kept_in_multiples_and_behind_the_last_in_halves(
         one for step in order[: size - left[-1] if left else 0] for one in step.classes
     ]
     assert aligned(group, order, 1, finer=finer) == order
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_every_bundle_ends_at_multiples_or_leaves_an_axis_whole(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(BLOCKS)), "name")
+    seed, multiple = data.draw(st.integers(0, 2**16), "seed"), data.draw(st.integers(1, 6), "N")
+    net = Net(lambda options: data.draw(st.sampled_from(options)), seed)
+    source = Map("input", (3, 6, 6))
+    x = BLOCKS[name](net, BLOCKS["conv"](net, source))
+    subject = traced(net.model(source, HEADS[0](net, x)))
+    for group in subject.groups:
+        order = removal_order(group, np.random.default_rng(seed).random(group.size))
+        steps = aligned(group, order, multiple)
+        check_legal(group, steps)
+        gone: list[int] = []
+        for step in steps:
+            gone += step.classes
+            for axis in group.axes:
+                left = len(axis) - len({*gone} & {*group.units[list(axis)].tolist()})
+                assert left % multiple == 0 or left == len(axis)
+            assert keeps_multiples(group, gone, multiple)
+
+
+@pytest.mark.parametrize(("left", "kept"), [(12, True), (10, True), (9, False), (5, True)])
+def test_a_whole_axis_keeps_its_width_whatever_the_multiple(left: int, kept: bool) -> None:
+    weights = {"w1": np.ones((3, 12), np.float32), "w2": np.ones((12, 4), np.float32)}
+    (group,) = traced(parse(CHAIN, weights)).groups
+    assert keeps_multiples(group, group.units[left:].tolist(), 5) == kept

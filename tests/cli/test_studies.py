@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import onnx
 import pytest
 
@@ -86,6 +87,41 @@ def test_sweep_has_default_budgets(run, given, tmp_path, monkeypatch):
     monkeypatch.setattr(sweeping, "prune_ready", fail)
     run("sweep", *given, "--out", tmp_path)
     assert asked == [{"macs": one} for one in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)]
+
+
+@pytest.fixture
+def labelled(models, tmp_path):
+    """A model, samples of it and their labels."""
+    with np.load(models / "digits_mlp_test.npz") as file:
+        np.savez(tmp_path / "samples.npz", pixels=file["pixels"][:128])
+        np.save(tmp_path / "labels.npy", file["labels"][:128])
+    calibration = "--calibration", tmp_path / "samples.npz"
+    return models / "digits_mlp.onnx", *calibration, "--labels", tmp_path / "labels.npy"
+
+
+def test_labels_say_how_good_the_results_of_a_sweep_are(run, labelled, tmp_path):
+    out = tmp_path / "out"
+    chosen = ("--criterion", "taylor", "--target", "macs=0.5", "--save", "--threads", 1)
+    outcome = run("sweep", *labelled, "--out", out, *chosen)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "accuracy: the original has" in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 100
+    (point,) = json.loads((out / "sweep.json").read_text())["points"]
+    assert point["quality"]["measure"] == "accuracy"
+    assert "Accuracy by MACs" in (out / "sweep.html").read_text()
+    alone = ("--criterion", "taylor", "--target", "macs=0.5", "--threads", 1)
+    assert run("prune", *labelled[:1], tmp_path / "alone.onnx", *labelled[1:], *alone).code == 0
+    assert (out / "macs-0.50.onnx").read_bytes() == (tmp_path / "alone.onnx").read_bytes()
+
+
+def test_labels_belong_to_a_sensitivity(run, refuse, labelled, tmp_path):
+    file = tmp_path / "s.json"
+    chosen = ("--criterion", "fisher", "--keep", "0.5", "--json", file, "--threads", 1)
+    assert run("sensitivity", *labelled, *chosen, "-q").code == 0
+    assert json.loads(file.read_text())["missing"] == []
+    refuse("sensitivity", *labelled[:3], *chosen, words=["s.json", "labels differ"])
+    refuse("sensitivity", "--merge", file, *labelled[3:], words=["--merge measures nothing"])
+    refuse("sensitivity", *labelled[:3], "--labels", file, words=["labels", "cannot be read"])
 
 
 def test_sweep_that_reaches_nothing_ends_with_3(run, given, tmp_path):

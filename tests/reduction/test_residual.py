@@ -52,6 +52,45 @@ def test_shortcut_with_one_layer_keeps_the_longer_side_removable() -> None:
     assert (block.stream, block.nodes) == ("s", ("h", "r", "f"))
 
 
+def test_parallel_branches_leave_the_stream() -> None:
+    """(x + f(x)) + g(x): x itself must not go, though more nodes would."""
+    body = "f = MatMul (x, a) p = Add (x, f) g = MatMul (x, b) y = Add (p, g)"
+    assert [(block.stream, block.branch) for block in found(body)] == [("x", "f"), ("p", "g")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "f = MatMul (x, a) i = Identity (f) y = Add (x, i)",
+        "f = MatMul (x, a) i = Dropout (f) y = Add (x, i)",
+        "c = Cast <to = 1> (x) f = MatMul (c, a) i = Cast <to = 1> (f) y = Add (x, i)",
+        "f = MatMul (x, a) i = Mul (f, s) y = Add (x, i)",
+        """xq = QuantizeLinear (x, t, z) xd = DequantizeLinear (xq, t, z) f = MatMul (xd, a)
+           fq = QuantizeLinear (f, t, z) i = DequantizeLinear (fq, t, z) w = Add (xd, i)
+           wq = QuantizeLinear (w, t, z) y = DequantizeLinear (wq, t, z)""",
+    ],
+    ids=["identity", "dropout", "cast", "scale", "quantised"],
+)
+def test_what_lies_between_a_branch_and_its_sum_goes_with_it(body: str) -> None:
+    values = {
+        **SQUARE,
+        **weights(s=(4,)),
+        "t": np.array(0.1, np.float32),
+        "z": np.array(0, np.int8),
+    }
+    (block,) = found(body, values)
+    assert {"f", "i"} <= set(block.nodes)
+
+
+def test_shortcut_whose_weight_is_computed_from_constants() -> None:
+    body = """w = DequantizeLinear (q, t, z) s = MatMul (x, w) h = MatMul (x, a) r = Relu (h)
+              f = MatMul (r, b) y = Add (s, f)"""
+    values = {**SQUARE, "q": np.arange(16, dtype=np.int8).reshape(4, 4)}
+    values |= {"t": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
+    (block,) = found(body, values)
+    assert (block.stream, block.shortcut) == ("s", 1)
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pages
@@ -112,6 +113,18 @@ def test_a_sweep_shows_points_baselines_and_what_is_out_of_reach() -> None:
     assert page.count("svg") == 8
     alone = Page(pages.sweep(baselines=False).to_html())
     assert "random" not in alone.text
+
+
+def test_a_sweep_with_labels_shows_quality_beside_agreement() -> None:
+    plain = pages.sweep(baselines=False)
+    quality = {"measure": "accuracy", "original": 97.0, "result": 93.2, "samples": 250}
+    points = tuple(replace(one, quality=quality if one.done else None) for one in plain.points)
+    study = replace(plain.study, options={**plain.study.options, "labels": "ef" * 32})
+    page = Page(replace(plain, points=points, study=study).to_html())
+    for words in ("Accuracy by MACs", "accuracy same answer as the original", "93.2 %", "efefef"):
+        assert words in page.text
+    assert "Same answer as the original by MACs" not in page.text
+    assert page.count("svg") == 8
 
 
 def test_a_heat_map_is_the_stronger_the_worse() -> None:

@@ -72,6 +72,16 @@ def test_a_sweep() -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_a_sweep_with_labels() -> None:
+    quality = {"measure": "accuracy", "original": 97.66, "result": 95.3, "samples": 256}
+    text = swept(point(0.5, 0.1, quality=quality), point(0.3, 0.4, quality=quality))
+    heading, first = (one for one in text.splitlines() if one.startswith(("target", "macs=0.5")))
+    assert heading.split()[-4:] == ["accuracy", "same", "answer", "divergence"]
+    assert first.endswith("95.3 %       98.7 %         0.1")
+    assert "accuracy: the original has 97.66 %, on 256 samples" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
 def test_a_sweep_without_results() -> None:
     text = swept(SweepPoint({"macs": 0.1}, "unreachable", "no"))
     assert text == "title\n\nmacs=0.1 unreachable: no\n"

@@ -198,3 +198,21 @@ def test_what_was_added_is_cut_with_the_channels_it_belongs_to(
     assert difference(outputs(ir.to_proto(masked), fed), outputs(small, fed)) < 1e-6
     numbers = [one for one in small.graph.initializer if 4 in one.dims]
     assert not numbers, "nothing of four channels is left"
+
+
+@pytest.mark.parametrize("made", ["Identity(v)", "Transpose(v)", "Cast<to = 1>(v)"])
+def test_a_new_weight_keeps_the_name_that_its_reader_is_known_by(made: str) -> None:
+    """Consumers say which weight they read by name, also after it was solved anew."""
+    body = f"h = MatMul(x, u) r = Relu(h) w = {made} y = MatMul(r, w)"
+    shape = (4, 6) if made.startswith("Transpose") else (6, 4)
+    subject = traced(model(body, arrays(u=(3, 6), v=shape), FLAT, FLAT_OUT))
+    full = FullSize(subject.model.clone(), subject.coupling)
+    node, wanted = full.nodes["y"], arrays(other=(6, 4))["other"]
+    full.set_weight(node, 1, wanted)
+    (weight,) = (one.weight for one in full.coupling.consumers if one.node == "y")
+    assert weight in [value.name for value in node.inputs if value is not None]
+    result = ir.to_proto(full.model)
+    onnx.checker.check_model(result, full_check=True)
+    fed = feed(result, 3)
+    hidden = np.maximum(fed["x"] @ onnx.numpy_helper.to_array(result.graph.initializer[0]), 0)
+    np.testing.assert_allclose(outputs(result, fed)["y"], hidden @ wanted, rtol=1e-5, atol=1e-5)
