@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 from onnxprune.cost.latency import measure_pair
 from onnxprune.cost.latency_profile import profile_model
 from onnxprune.cost.macs import node_macs
-from onnxprune.cost.size import is_parameter
-from onnxprune.cost.size import all_constants
+from onnxprune.cost.size import all_constants, is_parameter
 from onnxprune.coupling.step import node_id
 
 if TYPE_CHECKING:
@@ -86,10 +85,10 @@ class BlockTarget:
         every = {
             "macs": _rest(self.macs, nodes),
             "params": _parameters(smaller.graph) / max(self.parameters, 1),
-            "latency": _rest(self.seconds, nodes) / _NEAR,
+            "latency": _rest(self.seconds, nodes),
         }
         left = {kind: every[kind] for kind in self.shares}
-        if "latency" in left and self.is_met(left):
+        if "latency" in left and self.is_met({**left, "latency": left["latency"] / _NEAR}):
             pair = measure_pair(self.model, smaller, self.facts.first.feed, self.runtime)
             left["latency"] = pair.ratio
         return left

@@ -93,7 +93,7 @@ def test_latency_is_measured_only_where_it_can_decide(
     left = target.remaining(blocks[:1], target.model)
     assert bool(calls) == measured
     assert target.is_met(left) == measured
-    assert (left["latency"] == 0.49) == measured
+    assert left["latency"] == pytest.approx(0.49 if measured else estimate)
 
 
 def test_seconds_of_a_latency_target_are_those_of_a_profile() -> None:
