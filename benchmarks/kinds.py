@@ -124,21 +124,21 @@ def rows(
         seconds = time.perf_counter() - started
         result.save(path)
         found = judged(judge, path, given[0], folder)
+        macs = result.steps[-1].sizes.macs / result.original.macs
         made = load(path).model
         here = renumbered(feed, folder) if "keep-tokens" in given[0] else feed
         latency = measure_pair(original, made, here, Runtime(threads=threads), SECONDS)
-        one = row(subject.name, kind, found, path.stat().st_size, found["kept"])
+        one = row(subject.name, kind, found, path.stat().st_size, macs)
         yield one | {"latency": latency.ratio, "interval": latency.interval, "seconds": seconds}
 
 
 def judged(judge: Judge, path: Path, first: Any, folder: Path) -> dict[str, float]:
     """How well a result does what is left of the task."""
-    costs = {"kept": judge.count(path) / judge.macs}
     if "keep-classes" in first:
-        return costs | of_classes(judge, judge.outputs(path))
+        return of_classes(judge, judge.outputs(path))
     if "keep-tokens" in first:
         judge.feeds = [(part, renumbered(feed, folder)) for part, feed in judge.feeds]
-    return costs | judge.metrics(judge.outputs(path))
+    return judge.metrics(judge.outputs(path))
 
 
 def of_classes(judge: Judge, scores: Any) -> dict[str, float]:

@@ -12,13 +12,12 @@ measured where the estimate is near what is asked for, or below.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
 
 from onnxprune.cost.latency import measure_pair
 from onnxprune.cost.latency_profile import profile_model
 from onnxprune.cost.macs import node_macs
-from onnxprune.cost.size import all_constants, is_parameter
+from onnxprune.cost.size import stored_parameters
 from onnxprune.coupling.step import node_id
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ class BlockTarget:
         nodes = {node for one in gone for node in one.nodes}
         every = {
             "macs": _rest(self.macs, nodes),
-            "params": _parameters(smaller.graph) / max(self.parameters, 1),
+            "params": stored_parameters(smaller.graph) / max(self.parameters, 1),
             "latency": _rest(self.seconds, nodes),
         }
         left = {kind: every[kind] for kind in self.shares}
@@ -100,7 +99,7 @@ class BlockTarget:
     def counts_hold(self, smaller: ir.Model) -> bool:
         """Whether a result has no more parameters than was asked for: a repair may add biases."""
         asked = self.shares.get("params")
-        return asked is None or _parameters(smaller.graph) <= asked * self.parameters
+        return asked is None or stored_parameters(smaller.graph) <= asked * self.parameters
 
 
 def block_target(
@@ -127,7 +126,7 @@ def block_target(
         facts,
         shares,
         runtime,
-        _parameters(model.graph),
+        stored_parameters(model.graph),
         dict(zip(names, macs, strict=True)),
         seconds,
     )
@@ -168,9 +167,3 @@ def _rest(costs: Mapping[str, float], gone: Collection[str]) -> float:
     """The part of a cost that is not that of some nodes."""
     total = sum(costs.values())
     return sum(cost for name, cost in costs.items() if name not in gone) / total if total else 0.0
-
-
-def _parameters(graph: ir.Graph) -> int:
-    """Elements of the parameters of a graph."""
-    tensors = (one for one in all_constants(graph) if is_parameter(one))
-    return sum(prod(one.shape.numpy()) for one in tensors)
