@@ -23,7 +23,8 @@ number of class `k`.
 The class axis leads back to the weights that make it through the labels of `coupling/`, so that
 whatever lies between (BatchNorm, biases, reshapes of a detection head, quantisation) is cut with
 it. Channels that served the removed classes alone lose their readers' weights; `remove-lossless`
-takes out what that kills, and `prune`, run next, finds the others cheap.
+takes out what that kills, and `prune`, run next on samples of the kept classes, finds the others
+cheap.
 
 A detection head that joins boxes and classes along one axis loses the entries of the classes
 alone::
@@ -45,12 +46,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from onnxprune.errors import InputError
 from onnxprune.reduction.interface_pass import InterfacePass, note_kept
+from onnxprune.reduction.kept_samples import KeptSamples, samples_of
 from onnxprune.reduction.narrowing import apply, check, narrow
 from onnxprune.reduction.observing import observed
 from onnxprune.reduction.parts import Part, find_parts, select_outputs
@@ -58,6 +60,9 @@ from onnxprune.reduction.selection import read_entries, resolve
 from onnxprune.reduction.whole_axis import axes_chosen_along
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from onnxprune.calibration.samples import Samples
     from onnxprune.model.observe import Facts
     from onnxprune.model.runtime import Runtime
@@ -83,6 +88,8 @@ class KeepClasses(InterfacePass):
         first: position of class 0 on an output axis that has other entries, too; default: where
             the only part of this size begins that a Concat joins to others.
         outputs: names of the outputs with an entry for each class; default: all that may have.
+        own_samples: let later passes see only those calibration samples that the original counts
+            among the kept classes, if these are at least 64; for outputs [samples, classes]
         samples: calibration samples; inputs to compare on, None for made-up ones.
         runtime: how to run the model.
         seed: of made-up inputs.
@@ -99,6 +106,7 @@ class KeepClasses(InterfacePass):
         names: str | Sequence[str] | None = None,
         first: int | None = None,
         outputs: Sequence[str] | None = None,
+        own_samples: bool = True,
         *,
         samples: Samples | None = None,
         runtime: Runtime | None = None,
@@ -108,6 +116,8 @@ class KeepClasses(InterfacePass):
         self.classes = classes
         self.names = names
         self.first = first
+        self.own_samples = own_samples
+        self._sorting: KeptSamples | None = None
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Cut the classifier.
@@ -123,7 +133,9 @@ class KeepClasses(InterfacePass):
         scores = select_outputs(model, facts, self.outputs, scores=True)
         size = self._size(scores, facts, names)
         kept = resolve(read_entries(self.keep, "class"), size, names, "class")
-        narrowing = narrow(model, facts, kept, size, self._parts(model, scores, facts, size))
+        parts = self._parts(model, scores, facts, size)
+        narrowing = narrow(model, facts, kept, size, parts)
+        self._sorting = self._sorted(model, facts, parts, kept)
         result = model.clone()
         apply(result, narrowing)
         feeds = [(run.feed, run.feed) for run in (facts.first, facts.second)]
@@ -138,8 +150,33 @@ class KeepClasses(InterfacePass):
             "classes": size,
             "outputs": narrowing.describe(),
             "error": error,
+            "own_samples": self._sorting is not None,
         }
         return ir.passes.PassResult(model, modified=True)
+
+    def convert(self, feed: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """The samples of a feed that later passes are to see; its arrays may have no rows."""
+        return feed if self._sorting is None else self._sorting.of(feed)
+
+    def _sorted(
+        self,
+        model: ir.Model,
+        facts: Facts,
+        parts: Mapping[str, Sequence[Part]],
+        kept: NDArray[np.int64],
+    ) -> KeptSamples | None:
+        """What tells samples of the kept classes from others; None where all are to be seen."""
+        plain = [
+            name
+            for name, found in parts.items()
+            if list(found) == [Part(1)] and len(facts.first.shapes[name]) == 2
+        ]
+        returned = [value.name for value in model.graph.outputs]
+        if not self.own_samples or self.samples is None or len(plain) != 1:
+            return None
+        if plain[0] not in returned:
+            return None
+        return samples_of(model.clone(), plain[0], kept, self.samples, self.runtime)
 
     def _names(self, model: ir.Model) -> list[str] | None:
         if self.names is not None:

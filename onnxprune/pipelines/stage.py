@@ -12,7 +12,8 @@ A pass may have, besides what onnx-ir asks of it:
 * `prefers`: option -> value that earlier passes had better be run with, where they have such an
   option, nobody set it, and they find enough to do with it;
 * `changes_interface = True`: inputs and outputs of the model it makes may be others;
-* `convert(feed)`: what a feed of the old model is for the new one, where inputs are others.
+* `convert(feed)`: what a feed of the old model is for the new one, where inputs are others, or
+  not all samples are to be seen from here on; feeds without any are left out.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from onnxprune.analysis import analyse
+from onnxprune.calibration.feeds import batch_rows
 from onnxprune.calibration.scripts import first_line
 from onnxprune.calibration.statistics import BATCH
 from onnxprune.calibration.streams import FeedSamples
@@ -337,7 +339,8 @@ def _converted(samples: Samples, one: Any, model: ir.Model) -> Samples:
     """Samples as the model takes them that a pass has made."""
 
     def feeds() -> Iterator[Feed]:
-        return (one.convert(feed) for feed in samples.batches(BATCH))
+        converted = (one.convert(feed) for feed in samples.batches(BATCH))
+        return (feed for feed in converted if batch_rows(feed, samples.specs) != 0)
 
     return FeedSamples(feeds, tuple(input_specs(model)), "converted calibration")
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from oracle import feed, outputs
 from reducing import Weights, changed, declared, graph, metadata, shapes, weights
 
 import onnxprune
+from onnxprune.calibration.samples import read_samples
 from onnxprune.errors import InputError, NothingPrunable
+from onnxprune.model.inputs import input_specs
+from onnxprune.model.load import load
 from onnxprune.passes.keep_classes import KEPT_CLASSES, KeepClasses
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -214,6 +219,40 @@ def test_scikit_learn_labels_are_the_old_ones() -> None:
     best = before["probabilities"][:, [3, 7, 9]].argmax(axis=1)
     assert after["label"].tolist() == np.array([3, 7, 9])[best].tolist()
     assert after["probabilities"].shape == (len(best), 3)
+
+
+@pytest.mark.parametrize("count", [600, 60])
+def test_later_passes_see_the_samples_of_the_kept_classes(count: int) -> None:
+    """If there are enough; which they are, the original says."""
+    proto = classifier("y = Softmax (z)")
+    x = np.random.default_rng(3).standard_normal((count, 4)).astype(np.float32)
+    samples = read_samples({"x": x}, input_specs(load(proto).model))
+    pass_ = KeepClasses(KEPT, samples=samples)
+    changed(pass_, proto)
+    mine = np.isin(outputs(proto, {"x": x})["y"].argmax(axis=1), KEPT)
+    assert 0 < mine.sum() < count
+    seen = pass_.convert({"x": x})["x"]
+    np.testing.assert_array_equal(seen, x[mine] if mine.sum() >= 64 else x)
+    assert pass_.details["own_samples"] == (mine.sum() >= 64) == (count == 600)
+    every = KeepClasses(KEPT, own_samples=False, samples=samples)
+    changed(every, proto)
+    assert len(every.convert({"x": x})["x"]) == count
+
+
+def test_a_pipeline_goes_on_with_these_samples() -> None:
+    data = MODELS / "digits_resnet_calibration.npz"
+    seen: list[int] = []
+
+    def count(model: ir.Model, samples: Any) -> None:
+        seen.append(sum(len(one["images"]) for one in samples.batches(32)))
+
+    passes: list[Any] = [{"keep-classes": {"keep": "3,7,9"}}, count]
+    source = MODELS / "digits_resnet.onnx"
+    onnxprune.run_pipeline(source, passes, calibration=data, threads=1, measure_latency=False)
+    with np.load(data) as file:
+        images = file["images"]
+    best = outputs(onnx.load(source), {"images": images})["logits"].argmax(axis=1)
+    assert seen == [int(np.isin(best, (3, 7, 9)).sum())]
 
 
 def test_three_digits_under_two_fifths_of_the_multiplications() -> None:
