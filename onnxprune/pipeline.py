@@ -19,6 +19,7 @@ from onnxprune.options import LATENCY, PARAMS, SIZE
 from onnxprune.preparation import after, prepare
 from onnxprune.progress import during, silent
 from onnxprune.ready import Ready, aimed_at, calibrate, get_ready, gone_on
+from onnxprune.shares import target_text
 from onnxprune.threads import matrix_threads
 
 if TYPE_CHECKING:
@@ -166,19 +167,29 @@ def _compensated(ready: Ready, chooser: Chooser, choice: Choice, progress: Progr
 
 
 def _counted(ready: Ready, chooser: Chooser, choice: Choice, progress: Progress[Any]) -> Built:
-    """Build; again with a lower aim where biases that compensation added exceed a target."""
-    built = _finished(ready, choice, progress)
-    for _ in range(_ATTEMPTS - 1):
+    """Build; again with a lower aim where biases that compensation added exceed a target.
+
+    Raises:
+        TargetUnreachable: when they exceed it still.
+    """
+    target = ready.options.target
+    best: dict[str, float] = {}
+    for _ in range(_ATTEMPTS):
+        built = _finished(ready, choice, progress)
         over = _excess(ready, built)
         if not over:
-            break
+            return built
+        best = {kind: target[kind] + more for kind, more in over.items()}
         aim = {**choice.aim, **{kind: choice.aim[kind] - more for kind, more in over.items()}}
         try:
             choice = chooser.at(aim, choice.way.name)
         except TargetUnreachable:
             break
-        built = _finished(ready, choice, progress)
-    return built
+    asked = {kind: target[kind] for kind in best}
+    raise TargetUnreachable(
+        f"the target {target_text(asked)} cannot be reached with the biases that compensation "
+        f"adds; the best that was built has {target_text(best)}"
+    )
 
 
 def _excess(ready: Ready, built: Built) -> dict[str, float]:

@@ -311,3 +311,31 @@ def test_parameters_are_those_of_the_file(name: str, tmp_path: Path) -> None:
     report = result.report
     assert [report.original.params, report.result.params] == counts
     assert counts[1] <= 0.501 * counts[0]
+
+
+def test_biases_that_compensation_adds_never_exceed_a_target_unsaid() -> None:
+    """Layers without biases, so small that the biases they get count."""
+    rng = np.random.default_rng(0)
+    values = {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in {"a": (4, 9), "b": (9, 7), "c": (7, 5)}.items()
+    }
+    proto = parse(
+        '<ir_version: 8, opset_import: ["": 17]> net (float[N, 4] x) => (float[N, 5] y) '
+        "{ h = MatMul(x, a) r = Relu(h) k = MatMul(r, b) s = Relu(k) y = MatMul(s, c) }",
+        values,
+    )
+    samples = {"x": rng.standard_normal((200, 4)).astype(np.float32)}
+    whole = sum(one.size for one in values.values())
+    met = 0
+    for percent in range(35, 100, 5):
+        share = percent / 100
+        given: dict[str, Any] = {"target": {"params": share}, "calibration": samples}
+        try:
+            result = onnxprune.prune(proto, **given, threads=1, measure_latency=False)
+        except TargetUnreachable:
+            continue
+        stored = [math.prod(one.dims) for one in result.model.graph.initializer]
+        assert sum(stored) <= (share + 0.001) * whole
+        met += 1
+    assert met > 3
