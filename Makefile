@@ -45,9 +45,18 @@ browser-test: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(BIN)/python -m pytest tests/browser -rs
 
-lint: $(VENV)/.installed-dev
+# The package as it is installed, passes/ included: mypy and import-linter look at folders alone.
+TREE := build/tree
+.PHONY: tree
+tree:
+	rm -rf $(TREE) && mkdir -p $(TREE)
+	cp -R onnxprune $(TREE)/onnxprune
+	cp -R passes $(TREE)/onnxprune/passes
+
+lint: $(VENV)/.installed-dev tree
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cd $(TREE) && $(abspath $(BIN))/lint-imports --config $(CURDIR)/pyproject.toml
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -56,8 +65,8 @@ format: $(VENV)/.installed-dev
 reference: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py
 
-types: $(VENV)/.installed-dev
-	$(BIN)/mypy
+types: $(VENV)/.installed-dev tree
+	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
 
 build: $(VENV)/.installed-dev
 	rm -rf build dist

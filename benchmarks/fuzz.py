@@ -26,7 +26,7 @@ TIMEOUT = 120.0
 
 def work(connection: Connection, folder: str) -> None:
     """Answer seeds with outcomes until the connection closes."""
-    from fuzzing import judge, mutated
+    from helpers.fuzzing import judge, mutated
 
     while True:
         seed = connection.recv()
@@ -116,7 +116,7 @@ def judged(worker: Worker, seed: int) -> tuple[str, str]:
 
 def save(seed: int, keep: Path) -> None:
     """Keep a model that failed."""
-    from fuzzing import mutated
+    from helpers.fuzzing import mutated
 
     description, data = mutated(seed)
     (keep / f"{seed}.onnx").write_bytes(data)

@@ -29,7 +29,7 @@ from quality_feeds import calibration, load_arrays
 from quality_subjects import Judge, Subject, cifar, encoder, small_models
 
 import onnxprune
-from onnxprune.cost.latency import measure_pair
+from onnxprune.cost.latency.measure import measure_pair
 from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime
 

@@ -30,14 +30,14 @@ import onnxruntime as ort
 from latency_models import MODELS
 
 import onnxprune
-from onnxprune.allocate.choose import Removal, choose
-from onnxprune.allocate.order import aligned, removal_order
-from onnxprune.analysis import Analysis, analyse
-from onnxprune.cost.latency import compare_times
-from onnxprune.cost.latency_multiples import group_multiples
-from onnxprune.cost.latency_table import LatencyTable
-from onnxprune.cost.shapes import CutCost
-from onnxprune.coupling.cut import Cut
+from onnxprune.allocation.prefixes import choose
+from onnxprune.cost.cut_cost import CutCost
+from onnxprune.cost.latency.measure import compare_times
+from onnxprune.cost.latency.multiples import group_multiples
+from onnxprune.cost.latency.table import LatencyTable
+from onnxprune.coupling.analysis import Analysis, analyse
+from onnxprune.coupling.cut import Cut, Removal
+from onnxprune.importance.removal_order import aligned, removal_order
 from onnxprune.model.load import convert, load
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import Options

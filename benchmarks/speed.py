@@ -31,17 +31,17 @@ import onnx
 from onnx import helper, numpy_helper
 
 import onnxprune
-from onnxprune.allocate.candidates import candidates
-from onnxprune.analysis import Analysis
-from onnxprune.building import build
-from onnxprune.cost.shapes import CutCost
+from onnxprune.allocation.candidates import simple_candidates
+from onnxprune.cost.cut_cost import CutCost
+from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import find_groups, find_refusals
 from onnxprune.coupling.trace import trace
+from onnxprune.importance.ranking import rank
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
 from onnxprune.options import Options
-from onnxprune.ranking import rank
+from onnxprune.pruning.build import build
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def stages(proto: onnx.ModelProto) -> dict[str, Any]:
     target = {"params": 0.6}
 
     def choose() -> Any:
-        found = candidates(ranked, target, CutCost(model.graph, coupling), comparable=False)
+        found = simple_candidates(ranked, target, CutCost(model.graph, coupling), comparable=False)
         return found[-1].removal
 
     removal = watch.time("choose", choose)

@@ -5,7 +5,9 @@ With `--check` nothing is written: exit code 1 says that the page is not up to d
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import griffe
@@ -37,9 +39,13 @@ LOOK = ConfigDict(
 
 def reference() -> str:
     """The page: every public name in the order of the alphabet."""
-    package = griffe.load(
-        "onnxprune", search_paths=[ROOT], docstring_parser="google", resolve_aliases=True
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        # the package as it is installed: passes/ stands beside it in the repository
+        shutil.copytree(ROOT / "onnxprune", Path(folder, "onnxprune"))
+        shutil.copytree(ROOT / "passes", Path(folder, "onnxprune", "passes"))
+        package = griffe.load(
+            "onnxprune", search_paths=[folder], docstring_parser="google", resolve_aliases=True
+        )
     parts = [HEAD]
     for name in sorted(onnxprune.__all__, key=str.lower):
         home = getattr(onnxprune, name)

@@ -23,16 +23,17 @@ from onnxprune.errors import (
 )
 
 if TYPE_CHECKING:
-    from onnxprune.api import Comparison, Inspection, PruneResult, apply, inspect, prune, verify
-    from onnxprune.pipelines.plan import PipelinePlan
-    from onnxprune.pipelines.results import PipelineResult
-    from onnxprune.pipelines.run import apply_pipeline, run_pipeline
-    from onnxprune.plan import Plan
-    from onnxprune.report.summary import Report
-    from onnxprune.sensing import sensitivity
-    from onnxprune.sensitivity_rows import Sensitivity
-    from onnxprune.sweeping import sweep
-    from onnxprune.tradeoff import Sweep
+    from onnxprune.api import apply, inspect, prune, verify
+    from onnxprune.passes.pipeline.plan import PipelinePlan
+    from onnxprune.passes.pipeline.results import PipelineResult
+    from onnxprune.passes.pipeline.run import apply_pipeline, run_pipeline
+    from onnxprune.pruning.plan import Plan
+    from onnxprune.pruning.results import Comparison, Inspection, PruneResult
+    from onnxprune.pruning.studies.sensitivity import sensitivity
+    from onnxprune.pruning.studies.sensitivity_result import Sensitivity
+    from onnxprune.pruning.studies.sweep import sweep
+    from onnxprune.pruning.studies.sweep_result import Sweep
+    from onnxprune.report.records import Report
 
 __all__ = [
     "CalibrationError",
@@ -68,16 +69,16 @@ _LAZY = {
         ("Comparison", "Inspection", "PruneResult", "apply", "inspect", "prune", "verify"),
         "onnxprune.api",
     ),
-    "PipelinePlan": "onnxprune.pipelines.plan",
-    "PipelineResult": "onnxprune.pipelines.results",
-    "Plan": "onnxprune.plan",
-    "Report": "onnxprune.report.summary",
-    "Sensitivity": "onnxprune.sensitivity_rows",
-    "Sweep": "onnxprune.tradeoff",
-    "apply_pipeline": "onnxprune.pipelines.run",
-    "run_pipeline": "onnxprune.pipelines.run",
-    "sensitivity": "onnxprune.sensing",
-    "sweep": "onnxprune.sweeping",
+    "PipelinePlan": "onnxprune.passes.pipeline.plan",
+    "PipelineResult": "onnxprune.passes.pipeline.results",
+    "Plan": "onnxprune.pruning.plan",
+    "Report": "onnxprune.report.records",
+    "Sensitivity": "onnxprune.pruning.studies.sensitivity_result",
+    "Sweep": "onnxprune.pruning.studies.sweep_result",
+    "apply_pipeline": "onnxprune.passes.pipeline.run",
+    "run_pipeline": "onnxprune.passes.pipeline.run",
+    "sensitivity": "onnxprune.pruning.studies.sensitivity",
+    "sweep": "onnxprune.pruning.studies.sweep",
 }
 
 

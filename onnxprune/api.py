@@ -3,45 +3,41 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from onnxprune.analysis import analyse
-from onnxprune.calibration.parts import divide
-from onnxprune.calibration.samples import read_samples
-from onnxprune.checking import check_choice, check_method
+from onnxprune.calibration.samples import CalibrationSource, read_samples
+from onnxprune.calibration.streams import Samples, divide
 from onnxprune.cost.nodes import node_costs
+from onnxprune.coupling.analysis import analyse
 from onnxprune.coupling.cut import CutError
-from onnxprune.depth import without_blocks
 from onnxprune.errors import InputError, VerificationError
-from onnxprune.max_drop import Limit, prune_within
-from onnxprune.measuring import divided
 from onnxprune.model.inputs import input_specs
-from onnxprune.model.load import load
+from onnxprune.model.load import LoadedModel, ModelSource, load, loaded_bytes
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.size import loaded_bytes
 from onnxprune.options import COMPENSATIONS, Options
-from onnxprune.outcome import Outcome, batch_of, sizes_of
-from onnxprune.pipeline import prune_model, rebuild
-from onnxprune.plan import Plan
-from onnxprune.planning import planned_options, planned_removal, planned_stages
-from onnxprune.progress import silent
-from onnxprune.ready import get_ready
-from onnxprune.report.network import find_network
-from onnxprune.results import Comparison, Inspection, PruneResult
+from onnxprune.progress import Progress, silent
+from onnxprune.pruning.blocks import without_blocks
+from onnxprune.pruning.max_drop import Limit, prune_within
+from onnxprune.pruning.plan import Plan, planned_options, planned_removal, planned_stages
+from onnxprune.pruning.prepare import get_ready
+from onnxprune.pruning.quality import divided
+from onnxprune.pruning.results import (
+    Comparison,
+    Inspection,
+    Outcome,
+    PruneResult,
+    batch_of,
+    sizes_of,
+)
+from onnxprune.pruning.run import prune_model, rebuild
+from onnxprune.pruning.validation import check_choice, check_method
+from onnxprune.report.network.network import find_network
 from onnxprune.verification.comparison import compare_outputs
 from onnxprune.verification.gates import check_interface
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from onnxprune.calibration.samples import CalibrationSource, Samples
-    from onnxprune.model.load import LoadedModel, ModelSource
-    from onnxprune.progress import Progress
-    from onnxprune.verification.quality import Quality
-
-__all__ = ["Comparison", "Inspection", "PruneResult", "apply", "inspect", "prune", "verify"]
+from onnxprune.verification.quality import Quality
 
 
 def prune(

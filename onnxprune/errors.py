@@ -6,21 +6,7 @@ Every message is one line that names the thing, says what was expected and what 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-__all__ = [
-    "CalibrationError",
-    "InputError",
-    "NothingPrunable",
-    "OnnxPruneError",
-    "RuntimeFailure",
-    "TargetUnreachable",
-    "VerificationError",
-    "nearest",
-]
+from collections.abc import Iterable, Mapping
 
 
 class OnnxPruneError(Exception):

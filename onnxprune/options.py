@@ -10,18 +10,6 @@ from typing import Any
 from onnxprune.errors import InputError, nearest
 from onnxprune.model.runtime import Runtime
 
-__all__ = [
-    "ALLOCATIONS",
-    "COMPENSATIONS",
-    "LATENCY",
-    "PARAMS",
-    "SIZE",
-    "TARGETS",
-    "Options",
-    "check_max_drop",
-    "check_targets",
-]
-
 LATENCY = "latency"
 """The target that is measured, not counted."""
 
@@ -153,3 +141,13 @@ def check_max_drop(limit: float | None) -> float | None:
     if not (math.isfinite(value) and value >= 0):
         raise InputError(f"max_drop must be a number from 0 on, not {limit}")
     return value
+
+
+def share_text(share: float) -> str:
+    """A share, or another number, with at most four significant digits."""
+    return f"{share:.4g}"
+
+
+def target_text(target: Mapping[str, float]) -> str:
+    """Shares by kind, as a target is given on the command line: `macs=0.5, params=0.7`."""
+    return ", ".join(f"{kind}={share_text(share)}" for kind, share in target.items())

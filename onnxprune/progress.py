@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias, TypeVar
 
-__all__ = ["Progress", "during", "silent"]
-
 T = TypeVar("T")
 
 Progress: TypeAlias = Callable[[Iterable[T], str, "int | None"], Iterator[T]]

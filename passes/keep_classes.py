@@ -46,28 +46,22 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxprune.passes.interface.interface_pass import InterfacePass, note_kept
+from onnxprune.passes.interface.narrowing import apply, check, narrow
+from onnxprune.passes.interface.parts import Part, find_parts, select_outputs
+from onnxprune.passes.interface.selection import KeptSamples, read_entries, resolve, samples_of
+from onnxprune.passes.interface.whole_axis import axes_chosen_along
 
+from onnxprune.calibration.streams import Samples
+from onnxprune.coupling.analysis import observed
 from onnxprune.errors import InputError
-from onnxprune.reduction.interface_pass import InterfacePass, note_kept
-from onnxprune.reduction.kept_samples import KeptSamples, samples_of
-from onnxprune.reduction.narrowing import apply, check, narrow
-from onnxprune.reduction.observing import observed
-from onnxprune.reduction.parts import Part, find_parts, select_outputs
-from onnxprune.reduction.selection import read_entries, resolve
-from onnxprune.reduction.whole_axis import axes_chosen_along
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from onnxprune.calibration.samples import Samples
-    from onnxprune.model.observe import Facts
-    from onnxprune.model.runtime import Runtime
-
-__all__ = ["KEPT_CLASSES", "KeepClasses"]
+from onnxprune.model.observe import Facts
+from onnxprune.model.runtime import Runtime
 
 KEPT_CLASSES = "onnxprune.kept_classes"
 """Metadata key: JSON list, the old number of every class there is."""

@@ -39,29 +39,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxprune.passes.interface.interface_pass import InterfacePass, note_kept
+from onnxprune.passes.interface.lookups import IdInput, Lookup, find_id_inputs, map_ids, renumber
+from onnxprune.passes.interface.narrowing import Narrowing, apply, check, narrow
+from onnxprune.passes.interface.parts import select_outputs, whole_axes
+from onnxprune.passes.interface.selection import read_entries, resolve
 
+from onnxprune.calibration.streams import Samples
+from onnxprune.coupling.analysis import observed
 from onnxprune.errors import CalibrationError, InputError, NothingPrunable
+from onnxprune.model.observe import Facts
+from onnxprune.model.runtime import Runtime
 from onnxprune.model.save import write_text_atomic
-from onnxprune.reduction.interface_pass import InterfacePass, note_kept
-from onnxprune.reduction.lookups import IdInput, Lookup, find_id_inputs, map_ids, renumber
-from onnxprune.reduction.narrowing import apply, check, narrow
-from onnxprune.reduction.observing import observed
-from onnxprune.reduction.parts import select_outputs, whole_axes
-from onnxprune.reduction.selection import read_entries, resolve
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from onnxprune.calibration.samples import Samples
-    from onnxprune.model.observe import Facts
-    from onnxprune.model.runtime import Runtime
-    from onnxprune.reduction.narrowing import Narrowing
-
-__all__ = ["KEPT_TOKENS", "KeepTokens"]
 
 KEPT_TOKENS = "onnxprune.kept_tokens"
 """Metadata key: JSON list, the old id of every token there is."""

@@ -39,37 +39,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnxprune.calibration.parts import divide
-from onnxprune.calibration.statistics import BATCH
+from onnxprune.allocation.blocks.branch_statistics import branch_statistics
+from onnxprune.allocation.blocks.choice import Candidates, Judged, by_divergence, by_influence
+from onnxprune.allocation.blocks.target import TARGET_KINDS, BlockTarget, block_target
+from onnxprune.calibration.moments import BATCH
+from onnxprune.calibration.streams import Samples, divide
+from onnxprune.compensation.least_squares import LeastSquares
+from onnxprune.coupling.analysis import observed
 from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
 from onnxprune.model.execution import Execution
+from onnxprune.model.observe import Facts
 from onnxprune.model.runtime import Runtime
-from onnxprune.passes.least_squares import LeastSquares
-from onnxprune.progress import silent
-from onnxprune.reduction.block_choice import Candidates, Judged, by_divergence, by_influence
-from onnxprune.reduction.block_target import TARGET_KINDS, BlockTarget, block_target
-from onnxprune.reduction.branch_statistics import branch_statistics
-from onnxprune.reduction.fused_sums import separated_sums
-from onnxprune.reduction.observing import observed
-from onnxprune.reduction.residual import residual_blocks
-from onnxprune.surgery.bias import FullSize
+from onnxprune.progress import Progress, silent
+from onnxprune.surgery.blocks.fused_sums import separated_sums
+from onnxprune.surgery.blocks.residual import ResidualBlock, residual_blocks
+from onnxprune.surgery.editable_model import FullSize
 from onnxprune.verification.certificate import tolerance_for
 from onnxprune.verification.gates import check_result
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from onnxprune.calibration.samples import Samples
-    from onnxprune.model.observe import Facts
-    from onnxprune.progress import Progress
-    from onnxprune.reduction.residual import ResidualBlock
-
-__all__ = ["RemoveBlocks"]
 
 _JUDGED_BATCHES = 8
 _TRIED = 6

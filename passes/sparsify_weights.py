@@ -36,42 +36,32 @@ Source: Han et al. 2015; Sun et al. 2024 (Wanda); Frantar & Alistarh 2023 (Spars
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxprune.passes.sparsity.inputs import InputMoments, input_moments, input_order
+from onnxprune.passes.sparsity.patterns import parse_pattern
+from onnxprune.passes.sparsity.scores import layer_amounts, shares_of_output, weight_scores
+from onnxprune.passes.sparsity.solved_layers import ZerosOnceSolved
 
-from onnxprune.calibration.sweep import sweep_batches
+from onnxprune.calibration.batches import Admission, sweep_batches
+from onnxprune.calibration.streams import Samples
+from onnxprune.compensation.least_squares import LeastSquares
+from onnxprune.compensation.regression.find import replaceable_layers
+from onnxprune.compensation.regression.layers import LinearLayer
+from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError
 from onnxprune.model.constants import ConstantValues
 from onnxprune.model.observe import observe
-from onnxprune.model.runtime import Runtime
+from onnxprune.model.runtime import Runtime, matrix_threads
 from onnxprune.model.sparse import mark_sparse, sparse_values
-from onnxprune.passes.least_squares import LeastSquares
-from onnxprune.progress import silent
-from onnxprune.reconstruction.admission import Admission
-from onnxprune.reconstruction.find import replaceable_layers
-from onnxprune.sparsity.inputs import input_moments, input_order
-from onnxprune.sparsity.patterns import parse_pattern
-from onnxprune.sparsity.scores import layer_amounts, shares_of_output, weight_scores
-from onnxprune.sparsity.solved_layers import ZerosOnceSolved
-from onnxprune.surgery.bias import FullSize
-from onnxprune.threads import matrix_threads
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from onnxprune.calibration.samples import Samples
-    from onnxprune.cost.latency import Latency
-    from onnxprune.progress import Progress
-    from onnxprune.reconstruction.layers import LinearLayer
-    from onnxprune.sparsity.inputs import InputMoments
-
-__all__ = ["SparsifyWeights"]
+from onnxprune.progress import Progress, silent
+from onnxprune.surgery.editable_model import FullSize
 
 
 class SparsifyWeights(ir.passes.InPlacePass):

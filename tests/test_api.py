@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnx_ir as ir
 import pytest
+from helpers.paths import MODELS
 
 import onnxprune
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
 RESNET = MODELS / "digits_resnet_bn.onnx"
 TARGET = {"macs": 0.6}
 

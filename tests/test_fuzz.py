@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzzing import SUBJECTS, Subject, damage_bytes, judge
+from helpers.fuzzing import SUBJECTS, Subject, damage_bytes, judge
+from helpers.mutations import MUTATIONS, Mutation
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from mutations import MUTATIONS, Mutation
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers.oracle import Arrays, zeroed_by_contract
+from helpers.oracle import outputs as run
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
-from oracle import Arrays, zeroed_by_contract
-from oracle import outputs as run
 
 import onnxprune
-from onnxprune.verification.difference import largest_difference
+from onnxprune.verification.comparison import largest_difference
 
 Named = tuple[str, onnx.ModelProto]
 

@@ -12,16 +12,14 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from helpers.paths import ROOT
 
 import onnxprune
-from onnxprune import importance
-
-ROOT = Path(__file__).resolve().parents[1]
+from onnxprune.importance import criterion
 
 
 def blocks(document, language):
@@ -98,7 +96,7 @@ def test_criterion_example(monkeypatch):
     def installed(**_selection):
         return EntryPoints([Found("smallest", "package:Smallest", "onnxprune.criteria")])
 
-    monkeypatch.setattr(importance, "entry_points", installed)
+    monkeypatch.setattr(criterion, "entry_points", installed)
     result = onnxprune.prune(
         ROOT / "models" / "digits_mlp.onnx", criterion="smallest", measure_latency=False
     )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+
+from helpers.paths import ROOT
 
 import onnxprune
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_reference_is_up_to_date_and_has_every_public_name() -> None:

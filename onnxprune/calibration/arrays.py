@@ -18,8 +18,6 @@ from onnxprune.calibration.feeds import Array, check_dtype, check_names, describ
 from onnxprune.errors import CalibrationError
 from onnxprune.model.inputs import InputSpec
 
-__all__ = ["ArrayPart", "Layout", "npy_part", "npz_part"]
-
 _IN_MEMORY = 16 * 2**20
 """Bytes up to which an archive is read at once rather than unpacked to the disk."""
 

@@ -6,18 +6,13 @@ to ask for it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-__all__ = ["VIEWS", "augmented"]
 
 _CHANNELS = (1, 3, 4)
 _SHIFT = 0.125

@@ -12,19 +12,6 @@ import onnx_ir as ir
 from onnxprune.errors import CalibrationError
 from onnxprune.model.inputs import InputSpec
 
-__all__ = [
-    "Array",
-    "Feed",
-    "as_array",
-    "batch_rows",
-    "check_dtype",
-    "check_feed",
-    "check_names",
-    "conform",
-    "describe",
-    "fits",
-]
-
 Array: TypeAlias = npt.NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.calibration.feeds import batch_rows
+from onnxprune.calibration.streams import Samples
 from onnxprune.errors import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from onnxprune.calibration.samples import Samples
-
-__all__ = ["read_labels"]
 
 _KEY = "labels"
 _BATCH = 256

@@ -19,8 +19,6 @@ from onnxprune.calibration.streams import ArraySamples, FeedSamples, Samples, sp
 from onnxprune.errors import CalibrationError
 from onnxprune.model.inputs import InputSpec
 
-__all__ = ["CalibrationSource", "Samples", "read_samples"]
-
 CalibrationSource: TypeAlias = Any
 """What `read_samples` accepts: too many unrelated forms for a useful static type."""
 

@@ -14,8 +14,6 @@ import onnx
 from onnxprune.errors import CalibrationError
 from onnxprune.model.inputs import InputSpec
 
-__all__ = ["FUNCTION", "first_line", "load_attribute", "load_function", "pb_feeds"]
-
 FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
 """What a source that names a function looks like."""
 

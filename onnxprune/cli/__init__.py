@@ -7,15 +7,10 @@ import logging
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from onnxprune.cli.arguments import UsageError, build_parser
 from onnxprune.errors import OnnxPruneError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["main"]
 
 _INTERNAL_ERROR = 1
 _BAD_USAGE = 2

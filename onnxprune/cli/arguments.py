@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any, NoReturn
+from argparse import Namespace
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, NoReturn
 
-from onnxprune import __version__
 from onnxprune.cli.pipelines import add_passes_options, add_pipeline_options
 from onnxprune.cli.shared import STANDARD_OUTPUT
 from onnxprune.cli.values import Budgets, Names, Targets, fractions, shard, whole, whole_or_auto
-
-if TYPE_CHECKING:
-    from argparse import Namespace
-    from collections.abc import Callable
-
-__all__ = ["UsageError", "build_parser"]
 
 _CALIBRATION = (
     "unlabelled samples, a few hundred: .npz or .npy (keys = input names, first axis = samples), a "
@@ -49,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Structured pruning that works on the ONNX file itself.",
         epilog=_EXIT_CODES,
     )
-    parser.add_argument("--version", action="version", version=f"onnxprune {__version__}")
+    parser.add_argument("--version", action="version", version=f"onnxprune {version('onnxprune')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_inspect(commands)
     _add_prune(commands)
@@ -299,7 +295,7 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     from onnxprune.cli import commands as single_runs
     from onnxprune.cli import pipelines, studies
 
-    functions = next(one for one in (studies, pipelines, single_runs) if name in one.__all__)
+    functions = next(one for one in (studies, pipelines, single_runs) if hasattr(one, name))
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=_EXIT_CODES
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from onnxprune.cli import pipelines
@@ -17,12 +18,8 @@ from onnxprune.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
+    from onnxprune.pruning.results import PruneResult
     from onnxprune.report.text import TextReport
-    from onnxprune.results import PruneResult
-
-__all__ = ["apply", "inspect", "prune", "verify"]
 
 
 def inspect(arguments: Namespace) -> None:
@@ -64,7 +61,7 @@ def prune(arguments: Namespace) -> None:
 def apply(arguments: Namespace) -> None:
     """Replay a plan and write the model."""
     from onnxprune import api
-    from onnxprune.pipelines.plan import PipelinePlan, read_plan
+    from onnxprune.passes.pipeline.plan import PipelinePlan, read_plan
 
     check_outputs(arguments, arguments.out, arguments.report, inputs=[arguments.plan])
     plan = read_plan(arguments.plan)

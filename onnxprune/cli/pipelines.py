@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +20,9 @@ from onnxprune.cli.shared import (
 from onnxprune.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    import argparse
-    from argparse import Namespace
-
-    from onnxprune.pipelines.plan import PipelinePlan
-    from onnxprune.pipelines.results import PipelineResult
+    from onnxprune.passes.pipeline.plan import PipelinePlan
+    from onnxprune.passes.pipeline.results import PipelineResult
     from onnxprune.report.pipeline_text import PipelineText
-
-__all__ = ["add_passes_options", "add_pipeline_options", "is_pipeline", "passes", "repeat", "run"]
 
 _OF_PRUNE = ("target", "max_drop", "labels", "metric")
 _OF_THE_RUN = ("seed", "providers", "threads")
@@ -71,7 +68,7 @@ def is_pipeline(arguments: Namespace) -> bool:
 
 def run(arguments: Namespace) -> None:
     """Run passes and write the model."""
-    from onnxprune.pipelines.run import run_pipeline
+    from onnxprune.passes.pipeline.run import run_pipeline
 
     inputs = [arguments.config] if arguments.config else []
     check_outputs(arguments, arguments.out, arguments.plan, arguments.report, inputs=inputs)
@@ -93,7 +90,7 @@ def repeat(arguments: Namespace, plan: PipelinePlan) -> None:
     Raises:
         InputError: when --compensate is given, which is for the plan of one pruning.
     """
-    from onnxprune.pipelines.run import apply_pipeline
+    from onnxprune.passes.pipeline.run import apply_pipeline
 
     if arguments.compensate is not None:
         raise InputError(
@@ -112,9 +109,9 @@ def repeat(arguments: Namespace, plan: PipelinePlan) -> None:
 
 def passes(arguments: Namespace) -> None:
     """List the passes that are installed."""
-    from onnxprune.pipelines.registry import find_pass, installed_passes
-    from onnxprune.pipelines.schema import pipeline_schema
-    from onnxprune.report.plain import json_text
+    from onnxprune.passes.pipeline.registry import find_pass, installed_passes
+    from onnxprune.passes.pipeline.schema import pipeline_schema
+    from onnxprune.report.figures import json_text
 
     found = [find_pass(arguments.name)] if arguments.name else installed_passes()
     if arguments.schema:
@@ -136,7 +133,7 @@ def _finish(arguments: Namespace, result: PipelineResult, texts: Mapping[str, st
 
 def _described(arguments: Namespace) -> Any:
     """The pipeline as `run_pipeline` takes it."""
-    from onnxprune.pipelines.steps import read_description
+    from onnxprune.passes.pipeline.steps import read_description
 
     given = _given(arguments)
     if arguments.config:
@@ -157,7 +154,7 @@ def _described(arguments: Namespace) -> Any:
 def _with_setting(
     described: list[tuple[str, Mapping[str, Any]]], setting: str
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    from onnxprune.pipelines.steps import parse_value
+    from onnxprune.passes.pipeline.steps import parse_value
 
     left, equals, value = setting.partition("=")
     addresses = _addresses([name for name, _ in described])

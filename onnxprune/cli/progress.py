@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from rich.progress import Progress, ProgressColumn
 
-__all__ = ["TerminalProgress"]
 
 T = TypeVar("T")
 

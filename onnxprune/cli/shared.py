@@ -5,29 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.errors import InputError
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-    from collections.abc import Mapping, Sequence
-
-    from onnxprune.pipelines.results import PipelineResult
+    from onnxprune.passes.pipeline.results import PipelineResult
+    from onnxprune.pruning.results import PruneResult
     from onnxprune.report.text import TextReport
-    from onnxprune.results import PruneResult
-
-__all__ = [
-    "STANDARD_OUTPUT",
-    "check_outputs",
-    "method",
-    "progress",
-    "runtime",
-    "text_report",
-    "write_json",
-    "write_result",
-]
 
 STANDARD_OUTPUT = "-"
 
@@ -115,7 +103,7 @@ def text_report(arguments: Namespace) -> TextReport | None:
 def write_json(arguments: Namespace, data: dict[str, Any]) -> None:
     """Write the figures where --json says, if it does."""
     from onnxprune.model.save import write_text_atomic
-    from onnxprune.report.plain import json_text
+    from onnxprune.report.figures import json_text
 
     if arguments.json is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,17 +11,13 @@ from onnxprune.cli.shared import STANDARD_OUTPUT, check_outputs, method, progres
 from onnxprune.errors import InputError, TargetUnreachable
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
+    from onnxprune.pruning.studies.sensitivity_result import Sensitivity
     from onnxprune.report.study_text import StudyText
-    from onnxprune.sensitivity_rows import Sensitivity
-
-__all__ = ["sensitivity", "sweep"]
 
 
 def sweep(arguments: Namespace) -> None:
     """Prune to many budgets and draw the trade-off curve."""
-    from onnxprune import sweeping
+    from onnxprune.pruning.studies import sweep as sweeping
 
     check_outputs(arguments)
     try:
@@ -61,7 +58,7 @@ def sensitivity(arguments: Namespace) -> None:
 
 
 def _measured(arguments: Namespace) -> Sensitivity:
-    from onnxprune import sensing
+    from onnxprune.pruning.studies import sensitivity as sensing
 
     if arguments.model is None or arguments.calibration is None:
         raise InputError("give MODEL and --calibration, or --merge with files to put together")
@@ -86,7 +83,7 @@ def _measured(arguments: Namespace) -> Sensitivity:
 
 def _merged(arguments: Namespace) -> Sensitivity:
     from onnxprune.model.save import check_writable
-    from onnxprune.sensitivity_rows import Sensitivity
+    from onnxprune.pruning.studies.sensitivity_result import Sensitivity
 
     given = ("model", "calibration", "labels", "keep", "shard")
     if any(getattr(arguments, name) is not None for name in given):

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from argparse import Namespace
-
-__all__ = ["Budgets", "Names", "Targets", "fractions", "shard", "whole", "whole_or_auto"]
+from argparse import Namespace
+from typing import Any
 
 
 def whole(text: str) -> int:

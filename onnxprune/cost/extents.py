@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from numpy.typing import NDArray
 
-    from numpy.typing import NDArray
-
-    from onnxprune.model.inputs import InputSpec
-
-__all__ = ["dynamic_extents"]
+from onnxprune.model.inputs import InputSpec
 
 
 def dynamic_extents(specs: Sequence[InputSpec], feed: Mapping[str, NDArray[Any]]) -> dict[str, int]:

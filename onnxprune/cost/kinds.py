@@ -12,18 +12,13 @@ A cost model may count other kinds as well; whoever allocates knows them by name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+import numpy as np
+from numpy.typing import NDArray
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from onnxprune.coupling.groups import Group
-
-__all__ = ["Classes", "CostModel", "Costs"]
+from onnxprune.coupling.groups import Group
 
 Classes: TypeAlias = "Sequence[int] | NDArray[np.int32]"
 """Classes that are removed; large arrays are looked up much faster than lists."""

@@ -19,17 +19,12 @@ of unknown shape counts as zero, so does the body of a node that nobody could lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-__all__ = ["ShapeOf", "node_macs"]
 
 ShapeOf = Callable[[str], tuple[int, ...]]
 """Concrete shape of a tensor by name; raises KeyError when it is unknown."""

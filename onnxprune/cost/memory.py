@@ -19,18 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnxprune.coupling.bodies import captured, subgraphs
+from onnxprune.coupling.subgraph_shapes import captured, subgraphs
 from onnxprune.model.observe import constants_of
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-    from numpy.typing import NDArray
-
-__all__ = ["BytesOf", "Lifetimes"]
 
 BytesOf = Callable[[str], int]
 """Bytes of a tensor by name, 0 where nothing is known of it."""

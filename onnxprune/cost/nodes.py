@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from onnxprune.cost.macs import node_macs
 from onnxprune.cost.size import is_parameter, tensor_bytes
-from onnxprune.coupling.bodies import captured
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from onnxprune.model.observe import Facts
-
-__all__ = ["NodeCost", "node_costs", "tensors_of"]
+from onnxprune.coupling.subgraph_shapes import captured
+from onnxprune.model.observe import Facts
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,14 @@ multiples costs as much as the next one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 from onnxprune.cost.macs import node_macs
 from onnxprune.coupling.cut import Cut
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import onnx_ir as ir
-
-    from onnxprune.coupling.trace import Coupling
-
-__all__ = ["BLOCKS", "padded_macs"]
+from onnxprune.coupling.trace import Coupling
 
 BLOCKS = (8, 16)
 """Channels that common kernels compute together."""

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.observe import constants_of
 from onnxprune.model.tensors import swapped
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["all_constants", "is_parameter", "rest_bytes", "stored_parameters", "tensor_bytes"]
 
 
 def tensor_bytes(shape: tuple[int, ...], kind: ir.DataType) -> int:

@@ -7,17 +7,11 @@ alignment keeps equal positions in its surviving rows, every axis keeps at least
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from numpy.typing import NDArray
-
-__all__ = ["ConstraintSet", "alive_shape", "close"]
+from numpy.typing import NDArray
 
 _NOTHING = np.zeros(0, np.int32)
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.coupling.closure import alive_shape
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from numpy.typing import NDArray
-
-    from onnxprune.coupling.labels import Layer
-    from onnxprune.coupling.trace import Coupling
-
-__all__ = ["Cut", "CutError", "shapes_after"]
+from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.trace import Coupling
 
 
 class CutError(Exception):
@@ -178,3 +172,22 @@ def _overlapping(layers: Iterable[Layer]) -> list[list[Layer]]:
         components = [c for c in components if not any(c is other for other in touching)]
         components.append(merged)
     return components
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What every group gives up.
+
+    Attributes:
+        classes: dead classes of each group that loses something, by group name.
+    """
+
+    classes: Mapping[str, tuple[int, ...]]
+
+    def dead(self) -> list[int]:
+        """All dead classes."""
+        return [one for classes in self.classes.values() for one in classes]
+
+    def same_as(self, other: Removal) -> bool:
+        """Whether the same classes go."""
+        return sorted(self.dead()) == sorted(other.dead())

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.coupling.closure import ConstraintSet
-from onnxprune.coupling.disjoint import DisjointSets
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from numpy.typing import NDArray
-
-    from onnxprune.coupling.step import Consumer
-    from onnxprune.coupling.trace import Coupling
-
-__all__ = ["Group", "OwnedAxes", "Reading", "Refused", "find_groups", "find_refusals"]
+from onnxprune.coupling.relations import DisjointSets
+from onnxprune.coupling.step import Consumer
+from onnxprune.coupling.trace import Coupling
 
 
 @dataclass(frozen=True)
@@ -279,3 +272,23 @@ def _kind(constraints: ConstraintSet, readings: tuple[Reading, ...]) -> str:
     if not len(constraints):
         return "channel"
     return "head" if any(one.consumer.weight is None for one in readings) else "channel group"
+
+
+def places(units: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Places of all units, by how many they have.
+
+    Args:
+        units: unit index at each position, -1 for none; any shape.
+
+    Returns:
+        For each number of places a pair: (units [n], their flat positions [n, places], ascending).
+    """
+    flat = units.ravel()
+    order = np.argsort(flat, kind="stable")
+    order = order[flat[order] >= 0]
+    present, start, counts = np.unique(flat[order], return_index=True, return_counts=True)
+    result = []
+    for times in np.unique(counts).tolist():
+        mine = counts == times
+        result.append((present[mine], order[start[mine][:, np.newaxis] + np.arange(times)]))
+    return result

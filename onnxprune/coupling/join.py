@@ -6,11 +6,13 @@ is given with the space axis of each of its own axes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from onnxprune.coupling.labels import (
     Layer,
+    Layers,
+    TensorLabels,
     collapse,
     drop_tied,
     project,
@@ -18,15 +20,7 @@ from onnxprune.coupling.labels import (
     reorder,
     simplify,
 )
-from onnxprune.coupling.relations import Origin
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from onnxprune.coupling.labels import Layers, TensorLabels
-    from onnxprune.coupling.relations import Relations
-
-__all__ = ["Operand", "broadcast_axes", "contract", "join"]
+from onnxprune.coupling.relations import Origin, Relations
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,13 @@ An axis without a layer is fixed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from onnxprune.coupling.relations import Origin
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
-
-    from onnxprune.coupling.relations import Relations
-
-__all__ = ["Layer", "Layers", "TensorLabels", "align_nesting", "collapse", "combine", "concat"]
-__all__ += ["drop_tied"]
-__all__ += ["merge_overlapping", "movable", "project", "rename", "reorder", "reshape", "simplify"]
-__all__ += ["take"]
+from onnxprune.coupling.relations import Origin, Relations
 
 
 @dataclass(frozen=True)

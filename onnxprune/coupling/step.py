@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxprune.coupling.join import Operand, broadcast_axes, join
-from onnxprune.coupling.labels import Layer, TensorLabels, collapse, rename, simplify
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    import onnx_ir as ir
-    from numpy.typing import NDArray
-
-    from onnxprune.coupling.labels import Layers
-    from onnxprune.coupling.relations import Relations
-
-__all__ = ["Consumer", "Refusal", "Rule", "Statistic", "Step", "Walker"]
-__all__ += ["node_id"]
+from onnxprune.coupling.labels import Layer, Layers, TensorLabels, collapse, rename, simplify
+from onnxprune.coupling.relations import Relations
 
 Rule = "Callable[[Step], None]"
 

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnxprune.coupling.bodies import Bodies, body_of, captured, subgraphs
+from onnxprune.coupling.cuttable_interface import Opening
 from onnxprune.coupling.labels import TensorLabels, align_nesting
-from onnxprune.coupling.opening import Opening
+from onnxprune.coupling.operators import RULES
 from onnxprune.coupling.relations import Relations
-from onnxprune.coupling.rules import RULES
-from onnxprune.coupling.settled import settled_values
+from onnxprune.coupling.static_values import settled_values
 from onnxprune.coupling.step import Consumer, Refusal, Statistic, Step, node_id
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Container, Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from onnxprune.model.observe import Facts
-
-__all__ = ["Coupling", "display_name", "trace"]
+from onnxprune.coupling.subgraph_shapes import Bodies, body_of, captured, subgraphs
+from onnxprune.model.observe import Facts
 
 _QUANTISED_TYPES = frozenset(
     ir.DataType[name] for name in ("INT8", "UINT8", "INT32", "INT4", "UINT4", "INT16", "UINT16")

@@ -7,24 +7,17 @@ blocked: part of their gradient is unknown. All others have theirs.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 from onnxprune.coupling.step import node_id
+from onnxprune.gradients.emitter import Emitter
 from onnxprune.gradients.expansion import Expansion
-from onnxprune.gradients.rules import RULES
+from onnxprune.gradients.operators import RULES
 from onnxprune.gradients.step import GradientStep, NoGradient
-from onnxprune.model.pieces import node_reads
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
-
-    import onnx_ir as ir
-
-    from onnxprune.gradients.emitter import Emitter
-
-__all__ = ["Backward", "Edge", "add_backward"]
-
+from onnxprune.model.execution import node_reads
 
 _NOTHING = Expansion()
 

@@ -6,31 +6,23 @@ All of it runs in single precision, whatever the model's own.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from onnxprune.coupling.groups import Reading
 from onnxprune.coupling.step import node_id
 from onnxprune.errors import InputError
 from onnxprune.gradients.backward import Edge, add_backward
 from onnxprune.gradients.emitter import QUANTISED, Emitter
 from onnxprune.gradients.expansion import expand
-from onnxprune.gradients.precision import to_single_precision
-from onnxprune.gradients.upgrade import upgraded
-from onnxprune.model.observe import observe
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence, Set
-
-    from numpy.typing import NDArray
-
-    from onnxprune.coupling.groups import Reading
-    from onnxprune.model.observe import Facts
-    from onnxprune.model.runtime import Runtime
-
-__all__ = ["Differentiated", "differentiate"]
+from onnxprune.gradients.precision import to_single_precision, upgraded
+from onnxprune.model.observe import Facts, observe
+from onnxprune.model.runtime import Runtime
 
 _SEED = "onnxprune/seed"
 _SAME = 0.05

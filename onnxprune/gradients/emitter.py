@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from onnxprune.model.observe import Observation
-
-__all__ = ["QUANTISED", "Emitter"]
+from onnxprune.model.observe import Observation
 
 _PREFIX = "onnxprune/gradient"
 _AXES_AS_INPUT = {"ReduceSum": 13, "Unsqueeze": 13}

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import onnx
 import onnx_ir as ir
 
 from onnxprune.coupling.step import node_id
 from onnxprune.gradients.decompositions import decomposition_of
+from onnxprune.gradients.decompositions.fused import Decomposition
 from onnxprune.gradients.step import NoGradient
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import onnx
-
-    from onnxprune.gradients.decompositions import Decomposition
-    from onnxprune.model.observe import Observation
-
-__all__ = ["Expansion", "expand"]
+from onnxprune.model.observe import Observation
 
 _PREFIX = "onnxprune/part"
 

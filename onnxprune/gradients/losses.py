@@ -15,22 +15,16 @@ Source: Kunstner et al. 2019; Theis et al. 2018; Park et al. 2024 (K-prune) for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxprune.errors import InputError
 from onnxprune.verification.divergence import gives_scores, maker_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import onnx_ir as ir
-    from numpy.typing import NDArray
-
-__all__ = ["LOSSES", "Head", "LossGradient", "Objective", "heads_of"]
 
 LOSSES = ("cross-entropy", "mse")
 _NORMALISED = ("Softmax", "LogSoftmax")

@@ -13,34 +13,25 @@ meet), samples are gone through one by one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxprune.calibration.feeds import batch_rows
-from onnxprune.calibration.parts import numbered
-from onnxprune.calibration.statistics import BATCH
+from onnxprune.calibration.moments import BATCH
+from onnxprune.calibration.streams import Samples, numbered
+from onnxprune.coupling.group_view import MaskGradients
+from onnxprune.coupling.groups import Group, Reading
 from onnxprune.errors import InputError, RuntimeFailure
 from onnxprune.gradients.differentiated import differentiate
-from onnxprune.gradients.losses import LossGradient, heads_of
-from onnxprune.importance.base import MaskGradients
+from onnxprune.gradients.losses import LossGradient, Objective, heads_of
 from onnxprune.model.execution import Execution
-from onnxprune.progress import silent
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    import onnx_ir as ir
-    from numpy.typing import NDArray
-
-    from onnxprune.calibration.samples import Samples
-    from onnxprune.coupling.groups import Group, Reading
-    from onnxprune.gradients.losses import Objective
-    from onnxprune.model.runtime import Runtime
-    from onnxprune.progress import Progress
-
-__all__ = ["Found", "mask_gradients"]
+from onnxprune.model.runtime import Runtime
+from onnxprune.progress import Progress, silent
 
 _AGREEING = 1e-3
 _ACTIVATION_BYTES = 500_000_000

@@ -5,15 +5,32 @@ onnxruntime has no kernels in double precision for several of the operators a gr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
+from onnx import version_converter
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from onnxprune.model.execution import is_heavy
+from onnxprune.model.protobuf import from_proto, to_proto
 
-__all__ = ["to_single_precision"]
+_OLDEST = 11
+_WANTED = 13
+
+
+def upgraded(model: ir.Model) -> ir.Model:
+    """The same model, or a copy in operator set 13 where it is older than 11.
+
+    Before 11 Slice takes no computed places and Equal no floats. What the converter cannot convert,
+    or is too large for it, stays as it is.
+    """
+    if model.opset_imports.get("", _WANTED) >= _OLDEST or is_heavy(model):
+        return model
+    try:
+        return from_proto(version_converter.convert_version(to_proto(model), _WANTED))
+    except RuntimeError:
+        return model
+
 
 _OTHER = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")

@@ -16,16 +16,12 @@ percentage of zeros of Hu et al. 2016 turned around and weighted by strength.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from onnxprune.importance.base import GroupView
-
-__all__ = ["Activity", "Std", "Variance"]
+from onnxprune.coupling.group_view import GroupView
 
 
 class Std:

@@ -14,17 +14,13 @@ change, with the Hessian replaced by the Fisher information. Source: Theis et al
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.coupling.group_view import GroupView, MaskGradients
 from onnxprune.errors import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from onnxprune.importance.base import GroupView, MaskGradients
-
-__all__ = ["Fisher", "Taylor"]
 
 
 class Taylor:

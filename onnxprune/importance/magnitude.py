@@ -9,16 +9,12 @@ efficient ConvNets"; the sum over coupled tensors follows Fang et al. 2023 (DepG
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from onnxprune.importance.base import GroupView
-
-__all__ = ["L1", "L2"]
+from onnxprune.coupling.group_view import GroupView
 
 
 class L1:

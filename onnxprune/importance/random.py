@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    from onnxprune.importance.base import GroupView
-
-__all__ = ["Random"]
+from onnxprune.coupling.group_view import GroupView
 
 
 class Random:

@@ -2,7 +2,7 @@
 
     score_j = sum_c tr(W_cj K_cj W_cj') / var(y_c)        K_cj = ([H_c^-1]_jj)^-1
 
-refreshed after each removal (`onnxprune.reconstruction.elimination` has the updates), so that the
+refreshed after each removal (see `compensation/regression/elimination.py`), so that the
 sum of the scores of removed units is the error of the readers with the best weights there are.
 Source: METHODS.md 2.3 (optimal brain surgeon over blocks, summed over the consumers).
 """
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from onnxprune.importance.base import GroupView
-
-__all__ = ["Reconstruction"]
+    from onnxprune.coupling.group_view import GroupView
 
 
 class Reconstruction:

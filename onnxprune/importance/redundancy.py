@@ -19,20 +19,14 @@ directions for differences, as in Kim et al. 2020 (Neuron Merging). METHODS.md s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from onnxprune.coupling.places import places
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    from onnxprune.importance.base import GroupView
-
-__all__ = ["Redundancy"]
+from onnxprune.coupling.group_view import GroupView
+from onnxprune.coupling.groups import places
 
 _CHUNK = 512
 

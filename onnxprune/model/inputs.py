@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-__all__ = ["InputSpec", "input_specs"]
+from onnxprune.errors import InputError
 
 _OPEN = ("", "?")
 
@@ -51,3 +54,93 @@ def _extent(dim: int | ir.SymbolicDim) -> int | str | None:
     if isinstance(dim, int):
         return dim if dim >= 0 else None
     return dim.value if dim.value not in _OPEN else None
+
+
+FIRST_BATCH = 2
+"""Rows of the first traced batch; the second has one more. Extent 1 would hide broadcasting."""
+
+_MOST_ELEMENTS = 2**29
+_TYPICAL_SIZES = (7, 8, 16, 32, 64, 224, 2, 1)
+
+
+def size_choices(specs: Sequence[InputSpec]) -> Iterator[dict[tuple[str, int], int]]:
+    """Propose sizes for all dynamic axes, the most telling first.
+
+    Yields:
+        a size for every (input name, axis) that is dynamic. Axes with the same symbol agree; the
+        first axis of an input is taken for the batch.
+    """
+    dynamic = [
+        (spec.name, axis, extent)
+        for spec in specs
+        for axis, extent in enumerate(spec.shape or ())
+        if not isinstance(extent, int) or extent <= 0
+    ]
+    batch = {extent for _, axis, extent in dynamic if axis == 0 and isinstance(extent, str)}
+    others = sorted({str(e) for _, axis, e in dynamic if axis and e not in batch})
+    for size in _TYPICAL_SIZES if others else (0,):
+        spread = dict.fromkeys(others, size)
+        yield {
+            (name, axis): FIRST_BATCH if axis == 0 or extent in batch else spread[str(extent)]
+            for name, axis, extent in dynamic
+        }
+
+
+def made_up_feed(
+    specs: Sequence[InputSpec],
+    sizes: Mapping[tuple[str, int], int],
+    rng: np.random.Generator,
+    highest_integer: int = 2,
+) -> dict[str, NDArray[Any]]:
+    """Return a feed with normally distributed floats, small integers, and True for booleans.
+
+    Args:
+        specs: the model's inputs.
+        sizes: extents of the dynamic axes.
+        rng: source of the values.
+        highest_integer: integers lie below it (safe as indices into a table of that size).
+
+    Raises:
+        InputError: for inputs that cannot be made up (sequences, strings, unknown rank, size).
+    """
+    feed: dict[str, NDArray[Any]] = {}
+    for spec in specs:
+        if spec.dtype is None or spec.shape is None or spec.dtype.kind in "OUS":
+            raise InputError(
+                f"input {spec.name!r} is no numeric tensor of known rank; give --calibration"
+            )
+        shape = tuple(
+            sizes.get((spec.name, axis), extent if isinstance(extent, int) else FIRST_BATCH)
+            for axis, extent in enumerate(spec.shape)
+        )
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise InputError(
+                f"input {spec.name!r} of shape {list(shape)} is too large to be made up; "
+                "give --calibration"
+            )
+        if spec.dtype.kind in "iu":
+            feed[spec.name] = rng.integers(0, highest_integer, shape).astype(spec.dtype)
+        elif spec.dtype.kind == "b":
+            feed[spec.name] = np.ones(shape, spec.dtype)
+        else:
+            feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+    return feed
+
+
+def larger_sizes(
+    specs: Sequence[InputSpec], feed: Mapping[str, NDArray[Any]]
+) -> Iterator[dict[tuple[str, int], int]]:
+    """Propose other sizes for the dynamic axes of a feed.
+
+    Yields:
+        one more row with every other dynamic axis doubled, then one more row alone. Nothing for a
+        model without dynamic axes.
+    """
+    first = next(size_choices(specs), {})
+    symbols = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
+    known = {spec.name: spec.shape or () for spec in specs}
+    batch = {key for key in first if key[1] == 0 or known[key[0]][key[1]] in symbols}
+    now = {(name, axis): feed[name].shape[axis] for name, axis in first}
+    for factor in (2, 1) if batch != now.keys() else (1,):
+        if now:
+            yield {key: n + 1 if key in batch else n * factor for key, n in now.items()}

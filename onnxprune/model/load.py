@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, Union
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from onnxprune.errors import InputError
-from onnxprune.interop.graphsurgeon import from_ir, graph_to_proto
-from onnxprune.model.functions import inline_functions
+from onnxprune.model.graphsurgeon import from_ir, graph_to_proto
 from onnxprune.model.protobuf import (
     LARGEST_MESSAGE,
     from_proto,
@@ -23,6 +24,7 @@ from onnxprune.model.protobuf import (
     skeleton,
     to_proto,
 )
+from onnxprune.model.save import model_bytes
 from onnxprune.model.sparse import fill_in, mark_filled
 from onnxprune.model.tensors import (
     adopt_external_data,
@@ -30,13 +32,11 @@ from onnxprune.model.tensors import (
     initializers,
     swapped,
 )
-from onnxprune.model.unique_names import make_names_unique
 from onnxprune.model.wellformed import check_wellformed, is_sorted
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-__all__ = ["LoadedModel", "ModelKind", "ModelSource", "convert", "fingerprint", "load"]
 
 ModelKind: TypeAlias = Literal["path", "proto", "ir", "graphsurgeon"]
 ModelSource: TypeAlias = Union[
@@ -249,3 +249,69 @@ def _root_cause(error: BaseException) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
+
+
+def inline_functions(model: ir.Model) -> bool:
+    """Inline every call of a local function, in place; False when that is not possible.
+
+    A function that imports another version of a domain than the model keeps its calls: its ops
+    could mean something else there. Constants inside a body become Constants of the main graph,
+    named after the call.
+    """
+    if not model.functions:
+        return False
+    own = {domain for domain, _, _ in model.functions}
+    for function in model.functions.values():
+        for domain in own & function.opset_imports.keys():
+            # Functions have no versions of their own: what they declare here says nothing.
+            function.opset_imports[domain] = model.opset_imports.setdefault(domain, 1)
+        for domain, version in function.opset_imports.items():
+            if model.opset_imports.setdefault(domain, version) != version:
+                return False
+    try:
+        return bool(InlinePass()(model).modified)
+    except (ValueError, ir.passes.InvariantError):  # recursion, references to no attribute
+        return False
+
+
+def make_names_unique(model: ir.Model) -> None:
+    """Rename values of bodies whose names occur in another graph as well.
+
+    The names of the main graph, its interface among them, stay as they are.
+
+    Args:
+        model: changed in place.
+    """
+    bodies = list(model.graph.subgraphs())
+    if not bodies:
+        return
+    values = [value for graph in bodies for value in _values(graph)]
+    taken = {value.name for value in _values(model.graph)}
+    reserved = taken | {value.name for value in values}
+    for value in values:
+        if value.name in taken:
+            value.name = _free(value.name or "", reserved)
+            reserved.add(value.name)
+        taken.add(value.name)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Values with a name that a graph itself makes."""
+    constants = list(graph.initializers.values())
+    yield from dict.fromkeys(value for value in (*graph.inputs, *constants) if value.name)
+    yield from (value for node in graph for value in node.outputs if value.name)
+
+
+def _free(name: str, reserved: set[str | None]) -> str:
+    number = 2
+    while f"{name}_{number}" in reserved:
+        number += 1
+    return f"{name}_{number}"
+
+
+def loaded_bytes(loaded: LoadedModel) -> int:
+    """Bytes of a model as it was given: its file with external data, or what saving would take."""
+    if loaded.path is None:
+        return model_bytes(loaded.model)
+    outside = sum(tensor.nbytes for tensor in external_initializers(loaded.model))
+    return loaded.path.stat().st_size + outside

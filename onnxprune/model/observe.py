@@ -7,28 +7,20 @@ inference. Two batch sizes tell which entries of a computed shape depend on the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxprune.errors import InputError, RuntimeFailure
 from onnxprune.model.execution import Execution
-from onnxprune.model.feeds import larger_sizes, made_up_feed, size_choices
-from onnxprune.model.inputs import input_specs
+from onnxprune.model.inputs import InputSpec, input_specs, larger_sizes, made_up_feed, size_choices
 from onnxprune.model.protobuf import has_map, skeleton
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence, Set
-
-    from numpy.typing import NDArray
-
-    from onnxprune.model.inputs import InputSpec
-    from onnxprune.model.runtime import Runtime
-
-__all__ = ["Facts", "Observation", "constants_of", "observe"]
+from onnxprune.model.runtime import Runtime
 
 _SMALL = 4096
 _HIGHEST_INTEGERS = (2, 1)

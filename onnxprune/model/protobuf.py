@@ -7,21 +7,9 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError
 
 from onnxprune.model.tensors import initializers, swapped
-
-__all__ = [
-    "LARGEST_MESSAGE",
-    "from_proto",
-    "has_map",
-    "hollow",
-    "is_large",
-    "parse",
-    "serialise",
-    "skeleton",
-    "to_proto",
-]
 
 # Marks a graph input or output whose type onnx-ir cannot hold. Copied by clone(), never serialised.
 _TYPE = "onnxprune.type"

@@ -8,25 +8,22 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 
 from onnxprune.errors import InputError, RuntimeFailure
 from onnxprune.model.protobuf import serialise, to_proto
 from onnxprune.model.save import save
 from onnxprune.model.tensors import external_initializers, inline_bytes
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
-
-__all__ = ["Runtime", "element_type", "open_session", "run"]
 
 _FATAL = 4
 # Error codes, and places in the source code of onnxruntime.
@@ -240,3 +237,19 @@ def _to_numpy(value: ort.OrtValue) -> npt.NDArray[Any]:
 def _first_line(error: BaseException) -> str:
     lines = _NOISE.sub("", str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def matrix_threads(threads: int) -> Iterator[None]:
+    """Limit the threads of numpy's matrix products for a while.
+
+    Args:
+        threads: how many there are for everything; matrix products take half of them, and one for
+            0. Those that wait for each other on a machine that is busy with something else can be
+            ten times slower than one, and how many there are would change the last digits of the
+            result.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=max(threads // 2, 1), user_api="blas"):
+        yield

@@ -15,11 +15,14 @@ from typing import BinaryIO
 import onnx_ir as ir
 
 from onnxprune.errors import InputError
-from onnxprune.model.protobuf import serialise, to_proto
+from onnxprune.model.protobuf import hollow, serialise, to_proto
 from onnxprune.model.sparse import store_sparse
-from onnxprune.model.tensors import INLINE_LIMIT, data_file_of, initializers, swapped
-
-__all__ = ["check_writable", "external_values", "save", "write_text_atomic"]
+from onnxprune.model.tensors import (
+    INLINE_LIMIT,
+    data_file_of,
+    initializers,
+    swapped,
+)
 
 # Below this many bytes a tensor is cheaper inside the model than in a data file.
 _EXTERNAL_FROM = 1024
@@ -223,3 +226,12 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def model_bytes(model: ir.Model) -> int:
+    """Bytes of the model when saved, external data included; weights outside are not read."""
+    outside = external_values(model)
+    with swapped({value: hollow(value) for value in outside}):
+        inside = int(store_sparse(model, to_proto(model)).ByteSize())
+    tensors = (value.const_value for value in outside)
+    return inside + sum(tensor.nbytes for tensor in tensors if tensor is not None)

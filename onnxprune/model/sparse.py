@@ -9,8 +9,8 @@ Value.meta marks which initializers are to be stored so: it is copied by clone()
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -18,11 +18,6 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from onnxprune.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["fill_in", "mark_filled", "mark_sparse", "sparse_values", "store_sparse"]
 
 _MARK = "onnxprune.sparse"
 _POSITION_BYTES = 8

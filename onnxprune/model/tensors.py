@@ -11,16 +11,6 @@ import onnx_ir as ir
 
 from onnxprune.errors import InputError
 
-__all__ = [
-    "INLINE_LIMIT",
-    "adopt_external_data",
-    "data_file_of",
-    "external_initializers",
-    "initializers",
-    "inline_bytes",
-    "swapped",
-]
-
 INLINE_LIMIT = 2_000_000_000
 """Bytes of weights beyond which a model no longer fits one protobuf message (2 GiB)."""
 

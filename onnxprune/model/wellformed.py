@@ -14,8 +14,6 @@ import onnx_ir as ir
 
 from onnxprune.errors import InputError
 
-__all__ = ["OLDEST_OPSET", "check_wellformed", "is_sorted"]
-
 OLDEST_OPSET = 7
 _OLDEST_IR_VERSION = 3
 _LARGEST_DIVISOR = 2**31 - 1

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["bar", "count", "durations", "milliseconds", "percent", "printable", "share", "size"]
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 _BAR = 10
 _FACTORS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -69,3 +74,37 @@ def _three(number: float) -> str:
     while digits < 9 and number * 10**digits < 99.5:
         digits += 1
     return f"{number:.{digits if number < 10 else 1}f}"
+
+
+KIND_NAMES = {
+    "channels": "channels",
+    "params": "parameters",
+    "macs": "MACs",
+    "size": "file size",
+    "memory": "memory",
+    "latency": "latency",
+}
+
+_PLAIN = (str, int, type(None))
+
+
+def json_text(data: Any) -> str:
+    """Return JSON (RFC 8259, so null for what it has no number for), ending in a newline.
+
+    Arrays and their scalars become lists and numbers; anything else that is no data, its text.
+    """
+    return json.dumps(_finite(data), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    if isinstance(data, (set, frozenset)):
+        return [_finite(value) for value in sorted(data, key=str)]
+    if isinstance(data, (np.ndarray, np.generic)):
+        return _finite(data.tolist())
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    return data if isinstance(data, _PLAIN) else str(data)

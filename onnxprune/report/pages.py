@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from onnxprune import __version__
-from onnxprune.report.chart import chart_style
+from onnxprune.report.charts import chart_style
 from onnxprune.report.figures import count, percent, printable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["render", "significant"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -48,7 +44,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
                 "policy": policy,
                 "script": Markup(script),
                 "style": Markup(_read("page.css") + chart_style()),
-                "version": __version__,
+                "version": version("onnxprune"),
             }
         )
     )

@@ -5,28 +5,30 @@ from __future__ import annotations
 import math
 import shlex
 import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from onnxprune.cost.latency.measure import Latency
 from onnxprune.errors import InputError
-from onnxprune.report.chart import Dot, Line, Panel, inline
-from onnxprune.report.costs import COSTS, cost_rows, traced_size
+from onnxprune.report.charts import Dot, Line, Panel, inline
 from onnxprune.report.details import detail_facts, detail_tables
 from onnxprune.report.figures import durations, milliseconds, percent, share
-from onnxprune.report.origin import option_text, origin_facts
 from onnxprune.report.pages import render, significant
-from onnxprune.report.verdict import GATES
+from onnxprune.report.records import Sizes, StepReport
+from onnxprune.report.sections import (
+    COSTS,
+    GATES,
+    cost_rows,
+    option_text,
+    origin_facts,
+    traced_size,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from onnxprune.cost.latency import Latency
-    from onnxprune.pipelines.results import PipelineResult, StepReport
-    from onnxprune.report.summary import Sizes
-
-__all__ = ["pipeline_page"]
+    from onnxprune.passes.pipeline.results import PipelineResult
 
 _SHOWN = ("MACs", "parameters", "file size", "memory")
 _CHARTED = ("MACs", "parameters", "file size")

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxprune.cost.latency.measure import Latency
 from onnxprune.report.figures import durations, percent, printable, share, size
+from onnxprune.report.records import Sizes, StepReport
 from onnxprune.report.text import TextReport, make_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
-
-    from onnxprune.cost.latency import Latency
-    from onnxprune.pipelines.options import PassOption
-    from onnxprune.pipelines.registry import InstalledPass
-    from onnxprune.pipelines.results import PipelineResult, StepReport
-    from onnxprune.report.summary import Sizes
-
-__all__ = ["PipelineText"]
+    from onnxprune.passes.pipeline.options import PassOption
+    from onnxprune.passes.pipeline.registry import InstalledPass
+    from onnxprune.passes.pipeline.results import PipelineResult
 
 _NAME = 30
 _DOUBTFUL = 0.2

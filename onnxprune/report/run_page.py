@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
+from onnxprune.compensation.least_squares import Repair
 from onnxprune.errors import InputError
-from onnxprune.report.costs import CostRow, cost_rows, traced_size
-from onnxprune.report.curve_charts import curve_panels, sparkline
-from onnxprune.report.figures import durations, milliseconds, percent, printable, share
-from onnxprune.report.kinds import KIND_NAMES
-from onnxprune.report.network_picture import network_svg
-from onnxprune.report.origin import origin_facts
+from onnxprune.report.charts import curve_panels, sparkline
+from onnxprune.report.figures import KIND_NAMES, durations, milliseconds, percent, printable, share
+from onnxprune.report.network.picture import network_svg
 from onnxprune.report.pages import render, significant
-from onnxprune.report.reasons import group_refusals
-from onnxprune.report.savings import doubts
-from onnxprune.report.verdict import GATES, certificate_text, certificate_verdict
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from onnxprune.passes.least_squares import Repair
-    from onnxprune.report.accounts import GroupAccount
-    from onnxprune.report.summary import Report
-    from onnxprune.verification.comparison import OutputComparison
-
-__all__ = ["run_page"]
+from onnxprune.report.records import GroupAccount, Report
+from onnxprune.report.sections import (
+    GATES,
+    CostRow,
+    certificate_text,
+    certificate_verdict,
+    cost_rows,
+    doubts,
+    group_refusals,
+    origin_facts,
+    traced_size,
+)
+from onnxprune.verification.comparison import OutputComparison
 
 _TILES = ("MACs", "parameters", "file size", "memory")
 _NAME = 36

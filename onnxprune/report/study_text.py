@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from onnxprune.report.figures import percent, printable, share
-from onnxprune.report.kinds import KIND_NAMES
+from onnxprune.options import target_text
+from onnxprune.report.figures import KIND_NAMES, percent, printable, share
+from onnxprune.report.records import GroupCut, GroupSensitivity, SweepPoint
 from onnxprune.report.text import TextReport, make_table
-from onnxprune.shares import target_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from onnxprune.sensitivity_rows import GroupCut, GroupSensitivity, Sensitivity
-    from onnxprune.tradeoff import Sweep, SweepPoint
-
-__all__ = ["StudyText"]
+    from onnxprune.pruning.studies.sensitivity_result import Sensitivity
+    from onnxprune.pruning.studies.sweep_result import Sweep
 
 _SHOWN_KINDS = ("macs", "params", "size", "memory")
 _GROUPS = 30

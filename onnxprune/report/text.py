@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -10,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.report.costs import COSTS, cost_rows, traced_size
-from onnxprune.report.efforts import effort_rows
+from onnxprune.cost.nodes import NodeCost
+from onnxprune.coupling.groups import Group, Refused
 from onnxprune.report.figures import (
     bar,
     count,
@@ -22,21 +23,22 @@ from onnxprune.report.figures import (
     share,
     size,
 )
-from onnxprune.report.reasons import group_refusals
-from onnxprune.report.savings import doubts
-from onnxprune.report.verdict import certificate_text, certificate_verdict
+from onnxprune.report.records import Report
+from onnxprune.report.sections import (
+    COSTS,
+    certificate_text,
+    certificate_verdict,
+    cost_rows,
+    doubts,
+    effort_rows,
+    group_refusals,
+    traced_size,
+)
+from onnxprune.verification.comparison import OutputComparison
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from onnxprune.cost.nodes import NodeCost
-    from onnxprune.coupling.groups import Group, Refused
-    from onnxprune.plan import Plan
-    from onnxprune.report.summary import Report
-    from onnxprune.results import Comparison, Inspection
-    from onnxprune.verification.comparison import OutputComparison
-
-__all__ = ["TextReport", "make_console", "make_table"]
+    from onnxprune.pruning.plan import Plan
+    from onnxprune.pruning.results import Comparison, Inspection
 
 T = TypeVar("T")
 

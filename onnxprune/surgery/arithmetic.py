@@ -9,23 +9,17 @@ by node, at both observed sizes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from onnxprune.coupling.cut import CutError
+from onnxprune.coupling.cut import Cut, CutError
 from onnxprune.coupling.step import node_id
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from onnxprune.coupling.cut import Cut
-    from onnxprune.model.observe import Observation
-
-__all__ = ["IntegerValues"]
+from onnxprune.model.observe import Observation
 
 
 class IntegerValues:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.coupling.cut import CutError
-from onnxprune.surgery.integers import set_attribute
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from onnxprune.surgery.site import Site
-
-__all__ = ["ATTRIBUTES"]
+from onnxprune.surgery.integers import Site, set_attribute
 
 _WEIGHT_SLOT = {"QLinearConv": 3}
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxprune.coupling.labels import Layer
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from onnxprune.coupling.step import Consumer
-    from onnxprune.surgery.bias import FullSize
-
-__all__ = ["SMALL_MAP", "add_border_exact_constant"]
+from onnxprune.coupling.step import Consumer
+from onnxprune.surgery.editable_model import FullSize
 
 SMALL_MAP = 16_384
 """Elements of a constant map that may always be added, whatever it saves."""

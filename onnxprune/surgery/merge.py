@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from onnxprune.coupling.groups import Group, Reading
 from onnxprune.model.constants import ConstantValues
+from onnxprune.surgery.editable_model import FullSize
 from onnxprune.surgery.linear import LINEAR_OPS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from onnxprune.coupling.groups import Group, Reading
-    from onnxprune.surgery.bias import FullSize
-
-__all__ = ["blank", "constants_of", "is_linear", "is_mergeable", "move_weights"]
-__all__ += ["replace_constant"]
 
 
 def is_linear(target: FullSize, reading: Reading) -> bool:

@@ -6,23 +6,15 @@ the node only where it says something else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxprune.coupling.cut import CutError
 from onnxprune.coupling.step import node_id
-from onnxprune.surgery.integers import set_attribute
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import onnx_ir as ir
-    from numpy.typing import NDArray
-
-    from onnxprune.surgery.site import Site
-
-__all__ = ["PATCHES"]
+from onnxprune.surgery.integers import Site, set_attribute
 
 _BEFORE_THE_AXIS = -(2**31) + 1
 

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnxprune.coupling.bodies import subgraphs
+from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.step import node_id
-from onnxprune.model.blocks import blocks
+from onnxprune.coupling.subgraph_shapes import subgraphs
+from onnxprune.model.constants import blocks
 from onnxprune.surgery.arithmetic import IntegerValues
 from onnxprune.surgery.attributes import ATTRIBUTES
-from onnxprune.surgery.integers import Editor
+from onnxprune.surgery.integers import Editor, Site
 from onnxprune.surgery.patches import PATCHES
-from onnxprune.surgery.site import Site
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from onnxprune.coupling.cut import Cut
-
-__all__ = ["slice_removed", "zero_removed"]
 
 _LARGE = 65536
 

@@ -13,21 +13,14 @@ the masked model too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.coupling.cut import CutError
+from onnxprune.coupling.cut import Cut, CutError
+from onnxprune.coupling.step import Statistic
 from onnxprune.surgery.integers import Editor
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from onnxprune.coupling.cut import Cut
-    from onnxprune.coupling.step import Statistic
-
-__all__ = ["keep_statistics", "restrict_statistics"]
 
 _FIRST_OPSET = 13
 

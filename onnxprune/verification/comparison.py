@@ -2,27 +2,180 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnxprune.calibration.parts import numbered
-from onnxprune.calibration.statistics import BATCH
-from onnxprune.model.runtime import open_session, run
-from onnxprune.progress import silent
-from onnxprune.verification.worst import WorstSample, WorstSamples
+from onnxprune.calibration.moments import BATCH
+from onnxprune.calibration.streams import Samples, numbered
+from onnxprune.model.runtime import Runtime, open_session, run
+from onnxprune.progress import Progress, silent
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-    from numpy.typing import NDArray
 
-    from onnxprune.calibration.samples import Samples
-    from onnxprune.model.runtime import Runtime
-    from onnxprune.progress import Progress
+def relative_difference(reference: Any, other: Any, least: float = 0.0) -> float:
+    """Largest absolute difference over the largest absolute reference value.
 
-__all__ = ["OutputComparison", "WorstSample", "compare_outputs"]
+    Args:
+        reference: an output: an array of any dtype, or a list or mapping of such (sequences, maps).
+        other: the same output of another model.
+        least: what an array is taken to reach at least.
+
+    Returns:
+        0 for equal values; for integers, booleans and strings the fraction of unequal entries;
+        infinity when shapes differ or only one of the two is NaN or infinite somewhere.
+    """
+    if isinstance(reference, (list, tuple)):
+        if not isinstance(other, (list, tuple)) or len(reference) != len(other):
+            return np.inf
+        found = map(relative_difference, reference, other, [least] * len(reference))
+        return max(found, default=0.0)
+    if isinstance(reference, dict):
+        if not isinstance(other, dict) or reference.keys() != other.keys():
+            return np.inf
+        pairs = ((value, other[key]) for key, value in reference.items())
+        return max((relative_difference(a, b, least) for a, b in pairs), default=0.0)
+    return _array_difference(np.asarray(reference), np.asarray(other), least)
+
+
+def largest_difference(
+    reference: Mapping[str, Any], other: Mapping[str, Any], least: Mapping[str, float] | None = None
+) -> float:
+    """Largest `relative_difference` over all outputs of the reference.
+
+    Args:
+        reference: outputs by name.
+        other: the same of another model.
+        least: what some outputs are taken to reach at least.
+    """
+    known = least or {}
+    return max(
+        (
+            relative_difference(value, other.get(name), known.get(name, 0.0))
+            for name, value in reference.items()
+        ),
+        default=0.0,
+    )
+
+
+def _array_difference(
+    reference: np.ndarray[Any, Any], other: np.ndarray[Any, Any], least: float
+) -> float:
+    if reference.shape != other.shape:
+        return np.inf
+    if reference.size == 0:
+        return 0.0
+    if reference.dtype.kind in "iubOSU":
+        return float(np.mean(reference != other))
+    first, second = reference.astype(np.float64), other.astype(np.float64)
+    finite = np.isfinite(first)
+    if not np.array_equal(finite, np.isfinite(second)):
+        return np.inf
+    if not np.array_equal(first[~finite], second[~finite], equal_nan=True):
+        return np.inf
+    if not finite.any():
+        return 0.0
+    scale = max(np.abs(first[finite]).max(), least)
+    error = np.abs(first[finite] - second[finite]).max()
+    return float(error / scale) if scale > 0 else float(error)
+
+
+_SAMPLES = 8
+_ENTRIES = 10
+
+
+@dataclass(frozen=True)
+class WorstSample:
+    """What two models make of one sample.
+
+    Attributes:
+        index: number of the sample, from 0, in the calibration data as it was given.
+        relative_error: norm of the difference over that of the original's output.
+        differing: fraction of answers (largest entries along the last axis) that differ; None for
+            outputs with one value per sample.
+        answers: the answer of original and result, where a sample has one answer.
+        original: the first entries of the original's output.
+        result: the same entries of the result's.
+    """
+
+    index: int
+    relative_error: float
+    differing: float | None
+    answers: tuple[int, int] | None
+    original: tuple[float, ...]
+    result: tuple[float, ...]
+
+
+class WorstSamples:
+    """Keeps the few worst of any number of samples.
+
+    Different answers are worse than any error; among these, and without answers, the error decides.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[WorstSample] = []
+
+    def add(self, numbers: NDArray[Any], before: NDArray[Any], after: NDArray[Any]) -> None:
+        """Look at a batch.
+
+        Args:
+            numbers: of the samples, int [rows].
+            before: the original's output, float; first axis = samples, else the batch is one.
+            after: the result's, of the same shape.
+        """
+        if not before.ndim or len(before) != len(numbers):
+            numbers, before, after = numbers[:1], before[None], after[None]
+        if not len(numbers) or not before.size:
+            return
+        a, b = (one.astype(np.float64).reshape(len(numbers), -1) for one in (before, after))
+        with np.errstate(invalid="ignore", over="ignore"):
+            apart = np.linalg.norm(a - b, axis=1)
+            scale = np.linalg.norm(a, axis=1)
+            errors = np.nan_to_num(apart / np.where(scale > 0, scale, 1.0), nan=np.inf)
+        errors[(a == b).all(axis=1)] = 0.0
+        differing = _differing(before, after)
+        weight = np.zeros(len(errors)) if differing is None else differing
+        worst = np.lexsort((-errors, -weight))[:_SAMPLES]
+        found = [
+            WorstSample(
+                index=int(numbers[row]),
+                relative_error=float(errors[row]),
+                differing=None if differing is None else float(differing[row]),
+                answers=_answers(before[row], after[row]),
+                original=tuple(a[row, :_ENTRIES].tolist()),
+                result=tuple(b[row, :_ENTRIES].tolist()),
+            )
+            for row in worst.tolist()
+            if errors[row] > 0
+        ]
+        self._kept = sorted([*self._kept, *found], key=_badness)[:_SAMPLES]
+
+    def found(self) -> tuple[WorstSample, ...]:
+        """The worst samples, the worst first."""
+        return tuple(self._kept)
+
+
+def _badness(one: WorstSample) -> tuple[float, float, int]:
+    return -(one.differing or 0.0), -one.relative_error, one.index
+
+
+def _differing(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float64] | None:
+    """Fraction of each sample's answers that differ."""
+    if before.ndim < 2 or before.shape[-1] < 2:
+        return None
+    apart = before.argmax(axis=-1) != after.argmax(axis=-1)
+    fractions: NDArray[np.float64] = apart.reshape(len(before), -1).mean(axis=1)
+    return fractions
+
+
+def _answers(before: NDArray[Any], after: NDArray[Any]) -> tuple[int, int] | None:
+    if before.ndim != 1 or len(before) < 2:
+        return None
+    return int(before.argmax()), int(after.argmax())
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,15 @@ Several outputs are averaged. Source: METHODS.md 4 and 5; Hinton et al. 2015 for
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import onnx_ir as ir
-    from numpy.typing import NDArray
-
-__all__ = ["divergence", "gives_scores", "maker_of"]
+from onnxprune.model.execution import Execution
+from onnxprune.model.runtime import Runtime
 
 _HANDED_ON = ("Identity", "Cast")
 _NORMALISED = ("Softmax", "LogSoftmax")
@@ -132,3 +130,33 @@ def _relative(pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) 
     wanted, got = (np.where(masked, 0.0, each) for each in (wanted, got))
     scale = float(wanted.var(axis=0).sum()) or float((wanted**2).sum(axis=1).mean())
     return float(((wanted - got) ** 2).sum(axis=1).mean() / max(scale, _SMALLEST))
+
+
+class Judge:
+    """Compares models with one original, whose outputs are computed once.
+
+    Args:
+        original: the reference.
+        feeds: what all models run on, at least one batch.
+        runtime: how they are run.
+    """
+
+    def __init__(
+        self,
+        original: ir.Model,
+        feeds: Sequence[Mapping[str, NDArray[Any]]],
+        runtime: Runtime,
+    ) -> None:
+        self._original = original
+        self._feeds = feeds
+        self._runtime = runtime
+        self._wanted = Execution(original, runtime).run_all(feeds)
+
+    def divergence(self, model: ir.Model) -> float:
+        """Divergence of a model with the same interface; see `verification.divergence`.
+
+        Raises:
+            RuntimeFailure: when onnxruntime refuses the model.
+        """
+        got = Execution(model, self._runtime).run_all(self._feeds)
+        return divergence(self._original, list(zip(self._wanted, got, strict=True)))

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxprune.errors import RuntimeFailure, VerificationError
 from onnxprune.model.execution import Execution
-from onnxprune.model.protobuf import skeleton
-from onnxprune.verification.certificate import tolerance_for
-from onnxprune.verification.difference import largest_difference
-from onnxprune.verification.probing import saturated_outputs
+from onnxprune.model.protobuf import skeleton, to_proto
+from onnxprune.model.runtime import Runtime, open_session
+from onnxprune.model.sparse import mark_sparse, sparse_values, store_sparse
+from onnxprune.model.tensors import external_initializers
+from onnxprune.verification.certificate import saturated_outputs, tolerance_for
+from onnxprune.verification.comparison import largest_difference
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
+def keep_loadable(model: ir.Model, runtime: Runtime) -> bool:
+    """Have weights stored with their zeros where onnxruntime does not take them without.
 
-    from onnxprune.model.runtime import Runtime
+    Args:
+        model: one that onnxruntime loads; its marks may change.
+        runtime: how to load it.
 
-__all__ = ["check_interface", "check_result", "check_runs"]
+    Returns:
+        Whether all marks stayed.
+    """
+    chosen = list(sparse_values(model))
+    if not chosen or external_initializers(model):
+        return True
+    try:
+        open_session(store_sparse(model, to_proto(model)), runtime)
+    except RuntimeFailure:
+        for value in chosen:
+            mark_sparse(value, wanted=False)
+        return False
+    return True
+
 
 # what a Sigmoid gives is rounded to parts of 1, however small it is
 _SMALLEST = 1e-3

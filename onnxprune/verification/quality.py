@@ -10,26 +10,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnxprune.calibration.parts import numbered
+from onnxprune.calibration.streams import Samples, numbered
 from onnxprune.errors import InputError
-from onnxprune.model.runtime import open_session, run
+from onnxprune.model.runtime import Runtime, open_session, run
 from onnxprune.verification.divergence import gives_scores, maker_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import onnx_ir as ir
-    from numpy.typing import NDArray
-
-    from onnxprune.calibration.samples import Samples
-    from onnxprune.model.runtime import Runtime
-
-__all__ = ["Quality", "QualityMeasure"]
 
 _BATCH = 32
 

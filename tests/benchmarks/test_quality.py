@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from helpers.paths import ROOT
 
 
 @pytest.fixture(autouse=True)

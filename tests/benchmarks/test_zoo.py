@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers.oracle import parse
+from helpers.paths import ROOT
 from numpy.typing import NDArray
-from oracle import parse
 
 import onnxprune
 
-ROOT = Path(__file__).resolve().parents[2]
 NAN, INF = np.nan, np.inf
 
 

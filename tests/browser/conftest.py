@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
 from onnxprune.cli import main
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "digits_resnet.onnx"
 SAMPLES = ROOT / "models" / "digits_resnet_calibration.npz"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pages as made_up
 import pytest
+from helpers import pages as made_up
 
 KINDS = ("run", "pipeline", "sweep", "sensitivity")
 SORTED = {

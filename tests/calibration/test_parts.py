@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from onnxprune import CalibrationError
-from onnxprune.calibration.parts import divide, numbered
 from onnxprune.calibration.samples import read_samples
+from onnxprune.calibration.streams import divide, numbered
 from onnxprune.model.inputs import InputSpec
 
 FREE = (InputSpec("x", np.dtype(np.float32), ("n", 2)),)

@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 from onnxprune.calibration import arrays as arrays_module
-from onnxprune.calibration.samples import Samples, read_samples
+from onnxprune.calibration.samples import read_samples
+from onnxprune.calibration.streams import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.model.inputs import InputSpec
 

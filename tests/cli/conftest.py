@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers.outcome import Outcome
+from helpers.paths import MODELS
 
-from onnxprune import outcome
 from onnxprune.cli import main
-from onnxprune.cost.latency import measure_pair
-
-MODELS = Path(__file__).resolve().parents[2] / "models"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def refused(self, code: int, *words: str) -> None:
-        """Check that it ended with one clear line and nothing else."""
-        assert self.code == code, self.err
-        assert self.out == ""
-        assert self.err.count("\n") == 1, self.err
-        assert self.err.startswith("onnxprune: error: ")
-        for word in words:
-            assert word in self.err
+from onnxprune.cost.latency.measure import measure_pair
+from onnxprune.pruning import results
 
 
 @pytest.fixture
@@ -42,7 +23,7 @@ def models() -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time no longer than it takes to have figures."""
-    monkeypatch.setattr(outcome, "measure_pair", functools.partial(measure_pair, seconds=0.0))
+    monkeypatch.setattr(results, "measure_pair", functools.partial(measure_pair, seconds=0.0))
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import onnx
 import pytest
-from conftest import Outcome
+from helpers.outcome import Outcome
+from onnxprune.passes.pipeline import results, stage
+from onnxprune.passes.pipeline import run as running
 
-from onnxprune.cost.latency import measure_pair
+from onnxprune.cost.latency.measure import measure_pair
 from onnxprune.errors import InputError
 from onnxprune.options import TARGETS
-from onnxprune.pipelines import results, stage
-from onnxprune.pipelines import run as running
 
 Run = Callable[..., Outcome]
 

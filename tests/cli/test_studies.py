@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import sensing, sweeping
+from onnxprune.pruning.studies import sensitivity as sensing
+from onnxprune.pruning.studies import sweep as sweeping
 
 
 @pytest.fixture

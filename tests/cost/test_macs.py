@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from helpers.oracle import parse, traced
 from numpy.typing import NDArray
-from oracle import parse, traced
 
 from onnxprune.cost.macs import node_macs
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.oracle import Traced, parse, traced
 from numpy.typing import NDArray
-from oracle import Traced, parse, traced
 
+from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.memory import Lifetimes
-from onnxprune.cost.shapes import CutCost
 
 
 def subject_of(body: str, interface: str, **shapes: tuple[int, ...]) -> Traced:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from oracle import parse, traced
+from helpers.oracle import parse, traced
 
 from onnxprune.cost.nodes import node_costs
 

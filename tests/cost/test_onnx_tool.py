@@ -11,14 +11,14 @@ from pathlib import Path
 
 import onnx
 import pytest
-from oracle import Traced, traced
+from helpers.oracle import Traced, traced
+from helpers.paths import MODELS
 
 from onnxprune.cost.macs import node_macs
 from onnxprune.cost.nodes import node_costs
 
 onnx_tool = pytest.importorskip("onnx_tool")
 
-MODELS = Path(__file__).parents[2] / "models"
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 BIASED = ("Conv", "ConvTranspose", "Gemm")
 PRODUCTS = (*BIASED, "MatMul")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import parse, traced
+from helpers.oracle import parse, traced
 
 from onnxprune.cost.padding import padded_macs
 

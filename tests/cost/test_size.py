@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from oracle import parse, random_removal, traced
+from helpers.oracle import parse, random_removal, traced
+from helpers.paths import MODELS
 
-from onnxprune.cost.shapes import CutCost
+from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.size import all_constants, rest_bytes, tensor_bytes
 from onnxprune.model.load import load
-from onnxprune.model.size import model_bytes
+from onnxprune.model.save import model_bytes
 
-MODELS = Path(__file__).parents[2] / "models"
 NAMES = ["spirals_mlp", "digits_mlp", "digits_resnet", "digits_resnet_bn", "digits_transformer"]
 
 

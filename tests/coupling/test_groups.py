@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import Traced, parse, random_removal, traced
+from helpers.oracle import Traced, parse, random_removal, traced
 
 from onnxprune.coupling.cut import CutError
 from onnxprune.coupling.groups import find_groups, find_refusals

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxprune.coupling.disjoint import DisjointSets
-from onnxprune.coupling.relations import Origin, Relations
+from onnxprune.coupling.relations import DisjointSets, Origin, Relations
 
 HERE = Origin("weight", 0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from oracle import Traced, check_surgery, parse, traced
+from helpers.oracle import Traced, check_surgery, parse, traced
 
 
 def weights(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:

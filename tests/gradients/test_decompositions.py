@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from differences import check_gradient
-from oracle import ONE_THREAD, parse
+from helpers.differences import check_gradient
+from helpers.oracle import ONE_THREAD, parse
 
 from onnxprune.gradients.expansion import expand
 from onnxprune.model.load import load

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from helpers.oracle import parse
 from numpy.typing import NDArray
-from oracle import parse
 
 from onnxprune.errors import InputError
 from onnxprune.gradients.losses import Head, LossGradient, heads_of

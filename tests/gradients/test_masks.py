@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from helpers.oracle import ONE_THREAD, Traced, parse, traced
+from helpers.paths import MODELS
 from numpy.typing import NDArray
-from oracle import ONE_THREAD, Traced, parse, traced
 
 from onnxprune.calibration.samples import read_samples
+from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import mask_gradients
-from onnxprune.importance.base import MaskGradients
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.runtime import open_session, run
 
-MODELS = Path(__file__).parents[2] / "models"
 _STEP = 2e-2
 
 

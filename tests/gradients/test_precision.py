@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from oracle import ONE_THREAD, parse, traced
+from helpers.oracle import ONE_THREAD, parse, traced
 
 from onnxprune.calibration.samples import read_samples
+from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import mask_gradients
-from onnxprune.gradients.precision import to_single_precision
-from onnxprune.gradients.upgrade import upgraded
-from onnxprune.importance.base import MaskGradients
+from onnxprune.gradients.precision import to_single_precision, upgraded
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.model.runtime import open_session, run

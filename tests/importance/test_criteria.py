@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from folding import Samples, moments_of
+from helpers.folding import Samples, moments_of
+from helpers.oracle import Traced, outputs, parse, traced
 from numpy.typing import NDArray
-from oracle import Traced, outputs, parse, traced
 
-from onnxprune.importance import GroupView, criterion_names, find_criterion
+from onnxprune.coupling.activation_statistics import tap_of
+from onnxprune.coupling.group_view import GroupView
+from onnxprune.importance.criterion import criterion_names, find_criterion
 from onnxprune.model.constants import ConstantValues
-from onnxprune.ranking import tap_of
 
 Weights = dict[str, NDArray[Any]]
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.oracle import parse
+from helpers.paths import MODELS
 from numpy.typing import NDArray
-from oracle import parse
 
 import onnxprune
+from onnxprune.coupling.group_view import GroupView, MaskGradients
 from onnxprune.errors import InputError
-from onnxprune.importance import GroupView, find_criterion
-from onnxprune.importance.base import MaskGradients
-
-MODELS = Path(__file__).parents[2] / "models"
+from onnxprune.importance.criterion import find_criterion
 
 
 def test_scores_are_the_first_and_the_second_order_change() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle import parse
+from helpers.oracle import parse
 
 import onnxprune
 from onnxprune.errors import InputError
-from onnxprune.importance import criterion_names, find_criterion
+from onnxprune.importance.criterion import criterion_names, find_criterion
 
 FIRST_UNITS = """
 import numpy as np

@@ -6,10 +6,11 @@ import time
 
 import numpy as np
 import pytest
+from helpers.oracle import parse, traced
 from numpy.typing import NDArray
-from oracle import parse, traced
 
-from onnxprune.importance import Criterion, GroupView
+from onnxprune.coupling.group_view import GroupView
+from onnxprune.importance.criterion import Criterion
 from onnxprune.importance.redundancy import Redundancy
 from onnxprune.model.constants import ConstantValues
 

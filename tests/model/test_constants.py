@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import parse
+from helpers.oracle import parse
 
 from onnxprune.model.constants import ConstantValues
 from onnxprune.model.load import load

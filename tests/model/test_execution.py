@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from helpers.oracle import ONE_THREAD, parse
 from numpy.typing import NDArray
-from oracle import ONE_THREAD, parse
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import execution as execution_module
@@ -155,7 +155,7 @@ def test_heavy_models_have_one_session_at_a_time(monkeypatch: pytest.MonkeyPatch
         opened.append(weakref.ref(session._sess))
         return session
 
-    monkeypatch.setattr("onnxprune.model.pieces.open_session", watched)
+    monkeypatch.setattr("onnxprune.model.execution.open_session", watched)
     monkeypatch.setattr(execution_module, "_WHOLE_BYTES", 1000)
     monkeypatch.setattr(execution_module, "_PIECE_BYTES", 4096)
     Execution(load(proto).model, ONE_THREAD).run({"x": drawn(2, 32)})

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers.oracle import difference, feed, outputs, zeroed_by_contract
 from onnx import TensorProto, helper, numpy_helper
-from oracle import difference, feed, outputs, zeroed_by_contract
 
 import onnxprune
 

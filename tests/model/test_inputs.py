@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+from helpers.oracle import outputs
 from onnx import TensorProto, helper
-from oracle import outputs
 
 import onnxprune
 from onnxprune.model.inputs import input_specs

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from helpers.oracle import ONE_THREAD, parse
 from numpy.typing import NDArray
-from oracle import ONE_THREAD, parse
 
 from onnxprune.errors import InputError, RuntimeFailure
 from onnxprune.model.load import load

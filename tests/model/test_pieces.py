@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from oracle import ONE_THREAD, parse
+from helpers.oracle import ONE_THREAD, parse
 
 from onnxprune.errors import RuntimeFailure
+from onnxprune.model.execution import node_reads, open_piece
 from onnxprune.model.load import load
-from onnxprune.model.pieces import node_reads, open_piece
 from onnxprune.model.runtime import open_session, run
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
@@ -101,7 +101,7 @@ def test_brief_sessions_do_without_preparation(
         seen.update(options)
         return open_session(*arguments, **options)
 
-    monkeypatch.setattr("onnxprune.model.pieces.open_session", watched)
+    monkeypatch.setattr("onnxprune.model.execution.open_session", watched)
     model = model_of()
     open_piece(model, list(model.graph), ["y"], {}, ONE_THREAD, optimise=False, brief=brief)
     wanted = {"optimise": False, "arena": False, "prepack": not brief, "plan": not brief}

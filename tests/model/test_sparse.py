@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from helpers.oracle import ONE_THREAD, difference, outputs, parse
 from onnx import numpy_helper
-from oracle import ONE_THREAD, difference, outputs, parse
 
 from onnxprune.errors import InputError
 from onnxprune.model.load import load
 from onnxprune.model.runtime import open_session, run
-from onnxprune.model.save import save
-from onnxprune.model.size import model_bytes
+from onnxprune.model.save import model_bytes, save
 from onnxprune.model.sparse import mark_sparse, sparse_values
-from onnxprune.verification.stored import keep_loadable
+from onnxprune.verification.gates import keep_loadable
 
 NET = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 20] x) => (float[N, 30] y) { y = MatMul(x, w) }"""

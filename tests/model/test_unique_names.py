@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from oracle import outputs, parse
+from helpers.oracle import outputs, parse
 
 from onnxprune.model.load import convert, load
 

@@ -10,17 +10,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from oracle import feed, outputs
-from reducing import Weights, changed, declared, graph, metadata, shapes, weights
+from helpers.oracle import feed, outputs
+from helpers.paths import MODELS
+from helpers.reducing import Weights, changed, declared, graph, metadata, shapes, weights
+from onnxprune.passes.keep_classes import KEPT_CLASSES, KeepClasses
 
 import onnxprune
 from onnxprune.calibration.samples import read_samples
 from onnxprune.errors import InputError, NothingPrunable
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
-from onnxprune.passes.keep_classes import KEPT_CLASSES, KeepClasses
 
-MODELS = Path(__file__).parents[2] / "models"
 KEPT = [1, 4, 5]
 LINEAR = weights(w=(4, 6), b=(6,))
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from helpers.oracle import outputs
+from helpers.quantised import whole
+from helpers.reducing import Weights, changed, declared, graph, metadata, shapes, weights
 from numpy.typing import NDArray
-from oracle import outputs
-from quantised import whole
-from reducing import Weights, changed, declared, graph, metadata, shapes, weights
+from onnxprune.passes.keep_tokens import KEPT_TOKENS, KeepTokens
+from onnxprune.passes.pipeline.run import run_pipeline
 
 from onnxprune.errors import CalibrationError, InputError, NothingPrunable
-from onnxprune.passes.keep_tokens import KEPT_TOKENS, KeepTokens
-from onnxprune.pipelines.run import run_pipeline
 
 KEPT = [0, 2, 3, 7, 11]
 OLD = np.array([[2, 11, 0], [7, 7, 3]])

@@ -7,13 +7,13 @@ import json
 import numpy as np
 import onnx
 import pytest
+from helpers.oracle import outputs
+from helpers.quantised import whole
+from helpers.reducing import Weights, changed, declared, graph, shapes, weights
 from numpy.typing import NDArray
-from oracle import outputs
-from quantised import whole
-from reducing import Weights, changed, declared, graph, shapes, weights
+from onnxprune.passes.keep_tokens import KeepTokens
 
 from onnxprune.errors import InputError, NothingPrunable
-from onnxprune.passes.keep_tokens import KeepTokens
 
 KEPT = [0, 2, 3, 7, 11]
 OLD = np.array([[2, 11, 0], [7, 7, 3]])

@@ -10,16 +10,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from oracle import ONE_THREAD, difference, outputs
-from solving import HEAD, floats, images, mlp, parse
+from helpers.oracle import ONE_THREAD, difference, outputs
+from helpers.solving import HEAD, floats, images, mlp, parse
+from onnxprune.passes.pipeline.run import run_pipeline
+from onnxprune.passes.quantize import Quantize
 
-from onnxprune.calibration.samples import Samples, read_samples
-from onnxprune.cost.latency import Latency
+from onnxprune.calibration.samples import read_samples
+from onnxprune.calibration.streams import Samples
+from onnxprune.cost.latency.measure import Latency
 from onnxprune.errors import InputError
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
-from onnxprune.passes.quantize import Quantize
-from onnxprune.pipelines.run import run_pipeline
 
 CNN = f"""{HEAD} g (float[N, 8, 6, 6] x) => (float[N, 5] y) {{
     a = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (x, w1, b1)  h = Relu(a)
@@ -121,7 +122,7 @@ def test_below_opset_13_one_scale_counts_for_a_whole_weight() -> None:
 def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnx.save(cnn(), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
     # of a size that one message does not hold
-    monkeypatch.setattr("onnxprune.interop.quantisation._LARGE", 0)
+    monkeypatch.setattr("onnxprune.passes.quantize._LARGE", 0)
     for options in ({"samples": given(cnn())}, {"mode": "dynamic"}):
         made = Quantize(**options)(load(tmp_path / "m.onnx").model).model
         found = outputs(ir.to_proto(made), {"x": X})

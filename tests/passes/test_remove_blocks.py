@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers.oracle import ONE_THREAD, outputs
+from helpers.paths import MODELS
+from helpers.reducing import Weights, changed, declared, graph, shapes, weights
 from numpy.typing import NDArray
-from oracle import ONE_THREAD, outputs
-from reducing import Weights, changed, declared, graph, shapes, weights
+from onnxprune.passes.remove_blocks import RemoveBlocks
 
 import onnxprune
-from onnxprune.calibration.samples import Samples, read_samples
+from onnxprune.calibration.samples import read_samples
+from onnxprune.calibration.streams import Samples
 from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
-from onnxprune.passes.remove_blocks import RemoveBlocks
 
-MODELS = Path(__file__).parents[2] / "models"
 # Two branches on a stream that a linear layer makes; the first is linear, the second is small.
 BODY = """x0 = Gemm (x, a, c)
           f1 = MatMul (x0, b1) y1 = Add (x0, f1)

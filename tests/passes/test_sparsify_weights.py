@@ -9,17 +9,18 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from helpers.oracle import ONE_THREAD, difference, outputs
+from helpers.solving import HEAD, MLP, floats, images, mlp, parse
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from oracle import ONE_THREAD, difference, outputs
-from solving import HEAD, MLP, floats, images, mlp, parse
+from onnxprune.passes.pipeline.run import run_pipeline
+from onnxprune.passes.sparsify_weights import SparsifyWeights
+from onnxprune.passes.sparsity.patterns import parse_pattern
 
-from onnxprune.calibration.samples import Samples, read_samples
+from onnxprune.calibration.samples import read_samples
+from onnxprune.calibration.streams import Samples
 from onnxprune.errors import InputError
 from onnxprune.model.inputs import input_specs
-from onnxprune.passes.sparsify_weights import SparsifyWeights
-from onnxprune.pipelines.run import run_pipeline
-from onnxprune.sparsity.patterns import parse_pattern
 
 CNN = f"""{HEAD} g (float[N, 8, 6, 6] x) => (float[N, 5] y) {{
     a = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (x, w1, b1)  h = Relu(a)

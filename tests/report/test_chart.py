@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from onnxprune.report.chart import Dot, Line, Panel, draw
+from onnxprune.report.charts import Dot, Line, Panel, draw
 
 SVG = "{http://www.w3.org/2000/svg}"
 

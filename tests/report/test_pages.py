@@ -7,15 +7,14 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-import pages
 import pytest
-from pages import HOSTILE, Page
+from helpers import pages
+from helpers.pages import HOSTILE, Page
+from helpers.paths import MODELS
+from onnxprune.passes.pipeline.plan import PipelinePlan, PlannedStep
 
 import onnxprune
-from onnxprune.pipelines.plan import PipelinePlan, PlannedStep
-from onnxprune.pipelines.results import StepReport
-
-MODELS = Path(__file__).parents[2] / "models"
+from onnxprune.report.records import StepReport
 
 ALL = {
     "run": lambda: pages.report().to_html(command=["onnxprune", "prune", "a b.onnx"]),

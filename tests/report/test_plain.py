@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune.report.plain import json_text
+from onnxprune.report.figures import json_text
 
 
 @pytest.mark.parametrize(

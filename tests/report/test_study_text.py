@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import math
 
+from onnxprune.pruning.studies.sensitivity_result import Sensitivity
+from onnxprune.pruning.studies.sweep_result import Sweep
+from onnxprune.report.records import GroupCut, GroupSensitivity, Study, SweepPoint
 from onnxprune.report.study_text import StudyText
 from onnxprune.report.text import make_console
-from onnxprune.sensitivity_rows import GroupCut, GroupSensitivity, Sensitivity
-from onnxprune.study import Study
-from onnxprune.tradeoff import Sweep, SweepPoint
 
 STUDY = Study("m", "s", {}, {})
 COSTS = {"macs": 1000, "params": 1000, "bytes": 4000, "memory": 8000}

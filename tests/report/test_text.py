@@ -6,17 +6,17 @@ import io
 
 import pytest
 
-from onnxprune.cost.latency import Latency
+from onnxprune.compensation.least_squares import Repair
+from onnxprune.cost.latency.measure import Latency
 from onnxprune.cost.nodes import NodeCost
 from onnxprune.coupling.groups import Refused
-from onnxprune.passes.least_squares import Repair
-from onnxprune.plan import Plan, PlannedGroup
+from onnxprune.pruning.plan import Plan, PlannedGroup
+from onnxprune.pruning.results import Inspection
 from onnxprune.report.figures import bar, count, milliseconds, percent, printable, size
-from onnxprune.report.network import Network
-from onnxprune.report.reasons import group_refusals
-from onnxprune.report.summary import Report, Sizes
+from onnxprune.report.network.network import Network
+from onnxprune.report.records import Report, Sizes
+from onnxprune.report.sections import group_refusals
 from onnxprune.report.text import TextReport, make_console
-from onnxprune.results import Inspection
 from onnxprune.verification.certificate import Certificate
 from onnxprune.verification.comparison import OutputComparison
 from onnxprune.verification.quality import Quality

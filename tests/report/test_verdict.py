@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnxprune.report.verdict import certificate_text, certificate_verdict
+from onnxprune.report.sections import certificate_text, certificate_verdict
 from onnxprune.verification.certificate import Certificate
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from oracle import Traced, check_surgery, parse, traced
+from helpers.oracle import Traced, check_surgery, parse, traced
 
 from onnxprune.coupling.cut import CutError
 from onnxprune.surgery.arithmetic import IntegerValues

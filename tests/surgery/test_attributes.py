@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from oracle import Traced, parse, traced
-from quantised import scales, whole
+from helpers.oracle import Traced, parse, traced
+from helpers.quantised import scales, whole
 
 import onnxprune
 

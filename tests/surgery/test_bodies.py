@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 import pytest
+from helpers.oracle import BATCHES, Traced, difference, feed, outputs, parse, random_removal, traced
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from oracle import BATCHES, Traced, difference, feed, outputs, parse, random_removal, traced
 
 import onnxprune
 

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from helpers.oracle import Traced, difference, outputs, parse, traced
 from numpy.typing import NDArray
-from oracle import Traced, difference, outputs, parse, traced
 
 from onnxprune.coupling.cut import Cut
-from onnxprune.surgery.bias import FullSize
 from onnxprune.surgery.border import add_border_exact_constant
+from onnxprune.surgery.editable_model import FullSize
 from onnxprune.surgery.linear import apply_linear, axes_of_weight
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxprune.analysis import analyse
+from onnxprune.coupling.analysis import analyse
 from onnxprune.options import Options
-from onnxprune.surgery.bias import FullSize
+from onnxprune.surgery.editable_model import FullSize
 from onnxprune.surgery.linear import linear_node
 
 TEXT = """

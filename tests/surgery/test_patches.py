@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers.oracle import Traced, check_surgery, parse, random_removal, traced
 from onnx import numpy_helper
-from oracle import Traced, check_surgery, parse, random_removal, traced
 
 from onnxprune.coupling.cut import CutError
 

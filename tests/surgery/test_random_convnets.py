@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from helpers.networks import BLOCKS, HEADS, Map, Net
+from helpers.oracle import Traced, check_surgery, random_removal, traced
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from networks import BLOCKS, HEADS, Map, Net
-from oracle import Traced, check_surgery, random_removal, traced
 
 BUDGETS = (0.25, 0.5, 0.75)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from attention_networks import TOKEN_BLOCKS, TOKENS, embed, token_classifier
+from helpers.attention_networks import TOKEN_BLOCKS, TOKENS, embed, token_classifier
+from helpers.networks import Map, Net
+from helpers.oracle import Traced, check_surgery, random_removal, traced
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from networks import Map, Net
-from oracle import Traced, check_surgery, random_removal, traced
 
 SOURCE = Map("input", (TOKENS, 3))
 

@@ -8,8 +8,8 @@ import pytest
 from onnx import parser
 
 from onnxprune import InputError
-from onnxprune.calibration.parts import divide
 from onnxprune.calibration.samples import read_samples
+from onnxprune.calibration.streams import divide
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.runtime import Runtime
 from onnxprune.verification.quality import QualityMeasure

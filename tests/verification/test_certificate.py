@@ -9,15 +9,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from helpers.oracle import ONE_THREAD, parse
 from numpy.typing import NDArray
-from oracle import ONE_THREAD, parse
 
 from onnxprune.errors import RuntimeFailure, VerificationError
 from onnxprune.model.execution import Execution
 from onnxprune.model.load import load
-from onnxprune.verification.certificate import Certificate, certify, tolerance_for
+from onnxprune.verification.certificate import Certificate, certify, probe, tolerance_for
 from onnxprune.verification.gates import _checker_complaint, check_interface, check_result
-from onnxprune.verification.probing import probe
 
 NETWORK = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 2] x) => (float[N, 2] y) { y = Mul(x, w) }"""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune.verification.difference import largest_difference, relative_difference
+from onnxprune.verification.comparison import largest_difference, relative_difference
 
 INF, NAN = np.inf, np.nan
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from helpers.oracle import parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import parse
 
 from onnxprune.model.load import load
 from onnxprune.verification.divergence import divergence

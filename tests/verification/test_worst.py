@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.verification.worst import WorstSamples
+from onnxprune.verification.comparison import WorstSamples
 
 
 def worst(before, after, numbers=None):

@@ -6,28 +6,17 @@ are written here in ONNX text, in operators that mean the same in every operator
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from onnxprune.gradients.decompositions import (
-    activations,
-    attention,
-    contractions,
-    normalisation,
-    quantised,
-    rotary,
-)
+import onnx_ir as ir
+
+from onnxprune.gradients.decompositions import activations, attention, normalisation, rotary
+from onnxprune.gradients.decompositions import contraction as contractions
+from onnxprune.gradients.decompositions import quantisation as quantised
 from onnxprune.gradients.decompositions.fused import Decomposition, Fused
 from onnxprune.gradients.decompositions.standard import standard_body
-from onnxprune.gradients.rules import RULES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import onnx_ir as ir
-
-    from onnxprune.model.observe import Observation
-
-__all__ = ["BODIES", "Decomposition", "decomposition_of"]
+from onnxprune.gradients.operators import RULES
+from onnxprune.model.observe import Observation
 
 BODIES: dict[tuple[str, str], Callable[[Fused], Decomposition]] = {
     **activations.BODIES,

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from onnxprune.gradients.decompositions.fused import body
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from onnxprune.gradients.decompositions.fused import Decomposition, Fused
-
-__all__ = ["BODIES"]
+from onnxprune.gradients.decompositions.fused import Decomposition, Fused, body
 
 
 def _bias_gelu(node: Fused) -> Decomposition:

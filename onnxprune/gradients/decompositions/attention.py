@@ -6,17 +6,10 @@ calibration samples are whole sequences.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from onnxprune.gradients.decompositions.fused import body
+from onnxprune.gradients.decompositions.fused import Decomposition, Fused, body
 from onnxprune.gradients.decompositions.rotary import turned
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from onnxprune.gradients.decompositions.fused import Decomposition, Fused
-
-__all__ = ["BODIES"]
 
 _LOWEST = -3.4028234663852886e38
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import onnx
 import onnx.parser
+import onnx_ir as ir
 
 from onnxprune.gradients.step import NoGradient
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import onnx
-    import onnx_ir as ir
-
-    from onnxprune.model.observe import Observation
-
-__all__ = ["CONVOLUTION", "Decomposition", "Fused", "body"]
+from onnxprune.model.observe import Observation
 
 CONVOLUTION = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 """Attributes of a convolution."""

@@ -7,16 +7,9 @@ Source: Su et al. 2021; onnxruntime, ContribOperators.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from onnxprune.gradients.decompositions.fused import body
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from onnxprune.gradients.decompositions.fused import Decomposition, Fused
-
-__all__ = ["BODIES", "turned"]
+from onnxprune.gradients.decompositions.fused import Decomposition, Fused, body
 
 
 def turned(name: str, half: int) -> str:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 import onnx.defs
 import onnx_ir as ir
 
-from onnxprune.gradients.decompositions.fused import Decomposition
-
-if TYPE_CHECKING:
-    from onnxprune.gradients.decompositions.fused import Fused
-
-__all__ = ["standard_body"]
+from onnxprune.gradients.decompositions.fused import Decomposition, Fused
 
 
 def standard_body(fused: Fused) -> Decomposition | None:

@@ -1,1 +1,0 @@
-"""How many units each group gives up, and which: the plan."""

@@ -1,0 +1,1 @@
+"""Which residual blocks to remove before widths are cut."""

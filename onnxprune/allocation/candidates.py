@@ -1,0 +1,107 @@
+"""Allocations worth trying: one error curve looked at in several scalings.
+
+No static scaling of reconstruction errors is best everywhere, so each gives one candidate and the
+divergence of the outputs decides, measured on samples that were not fitted (METHODS.md 4)::
+
+    raw         E                   error of the readers' outputs
+    stream      E / var(stream)     relative to the sum the output enters
+    balanced    the geometric mean of both; `towards raw`, `towards stream`: closer to one
+    root        sqrt(E)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxprune.allocation.knapsack import allocate
+from onnxprune.allocation.prefixes import choose
+from onnxprune.cost.kinds import CostModel
+from onnxprune.coupling.cut import Removal
+from onnxprune.coupling.groups import Group
+from onnxprune.importance.ranked import Ranked
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to meet the target."""
+
+    name: str
+    removal: Removal
+
+
+def simple_candidates(
+    ranked: Sequence[Ranked], target: Mapping[str, float], cost: CostModel, *, comparable: bool
+) -> list[Candidate]:
+    """Spread the removal over the groups uniformly and, by comparable scores, globally.
+
+    Args:
+        ranked: groups with their removal orders.
+        target: kind -> fraction to remain.
+        cost: the cost model.
+        comparable: whether scores of different groups mean the same.
+
+    Raises:
+        TargetUnreachable: when removing everything that may go is not enough.
+    """
+    groups, orders = [one.group for one in ranked], [one.steps for one in ranked]
+    found = [Candidate("uniform", choose(groups, orders, target, cost, comparable=False))]
+    if comparable:
+        found.append(Candidate("global", choose(groups, orders, target, cost, comparable=True)))
+    return found
+
+
+def knapsack_candidates(
+    ranked: Sequence[Ranked],
+    target: Mapping[str, float],
+    cost: CostModel,
+    scaling: str | None = None,
+) -> list[Candidate]:
+    """Spread the removal by every scaling of the error curves; none where there are no curves.
+
+    Where channels are a target, every group gives up at least its share for itself and the curves
+    say which give up more; channels alone leave nothing to spread.
+
+    Args:
+        ranked: groups with their curves.
+        target: kind -> fraction to remain; all are met.
+        cost: the cost model.
+        scaling: name of the only one wanted; None for all.
+
+    Raises:
+        TargetUnreachable: when removing everything that may go is not enough.
+    """
+    costs = {kind: share for kind, share in target.items() if kind != "channels"}
+    if not costs or not ranked:
+        return []
+    groups, orders = [one.group for one in ranked], [one.steps for one in ranked]
+    start = choose(groups, orders, target, cost, comparable=False)
+    # parts of a group share its axes, so that each could give up its share and all too much
+    whole = "channels" in target
+    parts = [part for one in ranked for part in ((one,) if whole else one.parts or (one,))]
+    groups, orders = [one.group for one in parts], [one.steps for one in parts]
+    gone = 1 - target.get("channels", 1.0) + _ROUNDING
+    least = [sum(step.fraction <= gone for step in order) for order in orders]
+    found: list[Candidate] = []
+    for name in ranked[0].curves if scaling is None else {scaling} & ranked[0].curves.keys():
+        errors = [one.curves[name] for one in parts]
+        removal = allocate(groups, orders, errors, costs, cost, start, least)
+        if all(removal.classes != one.removal.classes for one in found):
+            found.append(Candidate(name, removal))
+    return found
+
+
+def without_shared(ranked: Sequence[Ranked]) -> list[Ranked]:
+    """Groups that one layer reads at most.
+
+    What a group with many readers loses (a residual stream) cannot be made up for at one place, and
+    its error curve says too little of that.
+    """
+    return [one for one in ranked if len(_weights_read(one.group)) < 2]
+
+
+def _weights_read(group: Group) -> set[str]:
+    """Weights of the layers that read a group."""
+    return {one.consumer.weight for one in group.readings if one.consumer.weight is not None}

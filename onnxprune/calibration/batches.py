@@ -1,0 +1,194 @@
+"""Calibration batches that are held in memory while two models are walked through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxprune.calibration.feeds import batch_rows
+from onnxprune.calibration.streams import Samples
+from onnxprune.model.execution import node_reads
+from onnxprune.model.observe import Observation
+
+WALK_BYTES = 1_200_000_000
+"""What activations of two walks may take together."""
+
+_INPUT_BYTES = 300_000_000
+# what comes late is run from the start, so there must not be too much of it
+_LATE_SHARE = 4
+_GOLDEN = (5**0.5 - 1) / 2
+_BATCH = 64
+_LEAST_BATCHES = 4
+
+
+def sweep_batches(
+    samples: Samples,
+    model: ir.Model,
+    observed: Observation,
+    views: int = 1,
+    largest: int = WALK_BYTES,
+    inputs: int = _INPUT_BYTES,
+) -> list[Mapping[str, NDArray[Any]]]:
+    """Read samples for walks, from all over the set when there are more than can be held.
+
+    Args:
+        samples: calibration samples.
+        model: the original.
+        observed: its traced shapes.
+        views: how many samples each will be made into.
+        largest: bytes that activations of two walks may take together.
+        inputs: bytes that samples may take which only fit where activations are narrow.
+
+    Returns:
+        Batches; at least one, and at least four where the samples can be cut that small: half of
+        them fit, half judge. Any first few of them come from all over the set when not all fit
+        everywhere; `reconstruction/admission.py` says how many fit where.
+    """
+    traced = batch_rows(observed.feed, samples.specs) or 1
+    limit = max(
+        int(largest / views / max(2 * widest_cut(model.graph, observed.shapes) / traced, 1)), 1
+    )
+    count = samples.count if samples.count is not None else _BATCH * _LEAST_BATCHES
+    size = max(1, min(_BATCH, min(count, limit) // _LEAST_BATCHES))
+    one = max(sum(array.nbytes for array in observed.feed.values()) // traced, 1)
+    most = max(limit, min(inputs // views // one, _LATE_SHARE * limit))
+    # samples may be sorted by class, so those that fit in are taken from all over the set
+    share = min(most / count, 1.0) if samples.count is not None else 1.0
+    feeds: list[Mapping[str, NDArray[Any]]] = []
+    have = 0
+    for number, feed in enumerate(samples.batches(size)):
+        if number and int(number * share) == int((number - 1) * share):
+            continue
+        rows = batch_rows(feed, samples.specs) or 1
+        if feeds and have + rows > most:
+            break
+        have += rows
+        feeds.append(feed)
+    if have <= limit:
+        return feeds
+    # those with the smallest fractional parts of a multiple of an irrational lie evenly spaced
+    order = np.argsort(np.arange(len(feeds)) * _GOLDEN % 1.0, kind="stable")
+    return [feeds[place] for place in order]
+
+
+def widest_cut(graph: ir.Graph, shapes: Mapping[str, Sequence[int]]) -> int:
+    """Most bytes that a run has to hold between two nodes, counting 4 bytes for each element."""
+    return max((live for _, live in cuts(graph, shapes)), default=0)
+
+
+def cuts(graph: ir.Graph, shapes: Mapping[str, Sequence[int]]) -> list[tuple[ir.Node, int]]:
+    """Bytes that a run has to hold while it is at each node, in graph order."""
+    nodes = list(graph)
+    last: dict[ir.Value, int] = {}
+    for position, node in enumerate(nodes):
+        for value in node_reads(node):
+            last[value] = position
+    sizes = {v: _bytes(v, shapes) for v in last if not v.is_initializer()}
+    live = sum(size for value, size in sizes.items() if value.producer() is None)
+    found = []
+    for position, node in enumerate(nodes):
+        live += sum(sizes[value] for value in node.outputs if value in sizes)
+        found.append((node, live))
+        for value in dict.fromkeys(node_reads(node)):
+            if last[value] == position and value in sizes:
+                live -= sizes[value]
+    return found
+
+
+def _bytes(value: ir.Value, shapes: Mapping[str, Sequence[int]]) -> int:
+    size = 4
+    for extent in shapes.get(value.name or "", ()):
+        size *= extent
+    return size
+
+
+_ROWS_PER_UNKNOWN = 10
+_LEAST_GROWTH = 1.5
+
+
+class Admission:
+    """Decides how many of the batches walks hold together.
+
+    Args:
+        graph: the original's main graph.
+        observed: its traced shapes, and the feed they belong to.
+        feeds: all batches.
+        walks: how many walks hold them at a time.
+        largest: bytes that activations of all walks may take together.
+    """
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        observed: Observation,
+        feeds: Sequence[Mapping[str, NDArray[Any]]],
+        walks: int,
+        largest: int = WALK_BYTES,
+    ) -> None:
+        self._largest = largest
+        traced = max(_value_bytes(observed.feed), 1)
+        self._scales = [walks * _value_bytes(feed) / traced for feed in feeds]
+        self._widest: dict[str, int] = {}
+        most = 0
+        for node, live in reversed(cuts(graph, observed.shapes)):
+            most = max(most, live)
+            self._widest |= {value.name or "": most for value in node.outputs}
+        self._most = most
+
+    @property
+    def at_start(self) -> int:
+        """Number of batches that fit everywhere, at least one."""
+        return self._fitting(self._most)
+
+    def at(self, node: ir.Node, held: int, rows: int, unknowns: int, wanted: int) -> int:
+        """Number of batches to hold from a node on.
+
+        Args:
+            node: a node that is about to be measured.
+            held: number of batches that are held.
+            rows: rows they give there.
+            unknowns: of the regression.
+            wanted: most rows that are of use.
+        """
+        wanted = min(wanted, _ROWS_PER_UNKNOWN * unknowns)
+        needed = -(-wanted * held // max(rows, 1))
+        name = node.outputs[0].name or ""
+        count = min(needed, self._fitting(self._widest.get(name, self._most)))
+        # each time the whole way up to here is run again
+        return count if count >= _LEAST_GROWTH * held else held
+
+    def _fitting(self, widest: int) -> int:
+        total = 0.0
+        for number, scale in enumerate(self._scales):
+            total += scale * widest
+            if total > self._largest and number:
+                return number
+        return len(self._scales)
+
+
+def _value_bytes(feed: Mapping[str, NDArray[Any]]) -> int:
+    return sum(array.nbytes for array in feed.values())
+
+
+def drawn_rows(counts: Sequence[int], most: int, seed: Sequence[int]) -> list[NDArray[np.int64]]:
+    """Draw the same share of the rows of every batch.
+
+    Args:
+        counts: rows of each batch, at least one.
+        most: rows to draw from all batches together; every batch gives one at least.
+        seed: of what is drawn; batches differ by their number.
+
+    Returns:
+        For each batch the rows drawn, in ascending order.
+    """
+    share = min(1.0, most / max(sum(counts), 1))
+    drawn = []
+    for batch, count in enumerate(counts):
+        rng = np.random.default_rng([*seed, batch])
+        size = max(int(count * share), 1)
+        drawn.append(np.sort(rng.choice(count, size, replace=False)))
+    return drawn

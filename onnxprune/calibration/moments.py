@@ -1,0 +1,294 @@
+"""Statistics of activations over calibration samples, reduced inside the graph.
+
+Every tapped tensor is reduced by ONNX nodes to one number per sample and labelled position, so
+memory does not grow with the number of samples; sums over samples are kept in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxprune.calibration.feeds import batch_rows
+from onnxprune.calibration.streams import Samples
+from onnxprune.errors import CalibrationError
+from onnxprune.model.runtime import Runtime, open_session, run
+from onnxprune.progress import Progress, silent
+
+BATCH = 32
+"""Samples per run where the model leaves it open."""
+
+_STEADY = 1e-6
+_REDUCTIONS = {
+    "mean": "ReduceMean",
+    "mean_square": "ReduceMean",
+    "mean_magnitude": "ReduceMean",
+    "minimum": "ReduceMin",
+    "maximum": "ReduceMax",
+}
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A tensor to watch.
+
+    Attributes:
+        tensor: its name.
+        axes: the axes whose positions are kept apart, in nesting order.
+        rank: its number of axes.
+        extent: of axis 0, where that is among the axes; as many entries the moments have along it,
+            whatever the batch. 0 for that of the batch.
+        period: entries of axis 0 after which the same come again, for another sample.
+    """
+
+    tensor: str
+    axes: tuple[int, ...]
+    rank: int
+    extent: int = field(default=0, compare=False)
+    period: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of a tap; every array has one entry per position of the tap's axes, float64.
+
+    Attributes:
+        count: number of samples seen.
+        mean: average value; every sample counts the same.
+        mean_square: average of the squared value.
+        mean_magnitude: average of the absolute value.
+        steady: bool, True where the values were the same in every sample, be it one value
+            everywhere or another at each place.
+        even: bool, True where it was one value everywhere.
+    """
+
+    count: int
+    mean: NDArray[np.float64]
+    mean_square: NDArray[np.float64]
+    mean_magnitude: NDArray[np.float64]
+    steady: NDArray[np.bool_]
+    even: NDArray[np.bool_]
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Variance over samples and positions."""
+        return np.maximum(self.mean_square - self.mean**2, 0.0)
+
+
+def collect(
+    model: ir.Model,
+    taps: Iterable[Tap],
+    samples: Samples,
+    runtime: Runtime,
+    progress: Progress[Any] = silent,
+) -> dict[Tap, Moments]:
+    """Run the model over the samples and return the moments of every tap.
+
+    Args:
+        model: unchanged.
+        taps: what to watch; repeated taps are watched once.
+        samples: calibration samples.
+        runtime: how to run the model.
+        progress: told about every batch.
+
+    Raises:
+        CalibrationError: when the samples are unusable, or an activation is NaN or infinite.
+    """
+    watched = list(dict.fromkeys(taps))
+    if not watched:
+        return {}
+    probe = model.clone()
+    names = {tap: _add_reductions(probe, tap, number) for number, tap in enumerate(watched)}
+    fetched = [name for per_tap in names.values() for name in per_tap.values()]
+    session = open_session(probe, runtime, arena=False)
+    sums = {tap: _Sums() for tap in watched}
+    total = None if samples.count is None else -(-samples.count // BATCH)
+    for feed in progress(samples.batches(BATCH), "calibrating", total):
+        results = run(session, feed, fetched)
+        for tap in watched:
+            batch = {key: results[name] for key, name in names[tap].items()}
+            sums[tap].add(batch, tap, batch_rows(feed, samples.specs) or 1)
+    found = {tap: one.moments() for tap, one in sums.items()}
+    uneven = {tap: one.steady_if_same() for tap, one in sums.items() if 0 not in tap.axes}
+    confirmed = _same_in_every_sample(model, uneven, samples, runtime)
+    return {
+        tap: replace(one, steady=one.steady | confirmed[tap]) if tap in confirmed else one
+        for tap, one in found.items()
+    }
+
+
+class _Sums:
+    """Running sums of one tap."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: dict[str, Any] = defaultdict(float)
+        self.lowest: dict[str, Any] = {}
+        self.highest: dict[str, Any] = {}
+
+    def add(self, batch: dict[str, NDArray[Any]], tap: Tap, samples: int) -> None:
+        """Take in a batch: arrays [rows, *positions], or [*positions] when axis 0 is kept.
+
+        Rows need not be samples (a recurrent network may have its time on axis 0), so it is the
+        number of samples that a batch counts with.
+        """
+        for key, value in batch.items():
+            rows = value.astype(np.float64)
+            rows = _by_period(rows, tap) if 0 in tap.axes else rows
+            if not np.isfinite(rows).all():
+                raise CalibrationError(
+                    f"{tap.tensor} is NaN or infinite on the calibration samples; check their range"
+                )
+            self.total[key] = self.total[key] + samples * rows.mean(axis=0)
+            low, high = rows.min(axis=0), rows.max(axis=0)
+            self.lowest[key] = np.minimum(self.lowest.get(key, low), low)
+            self.highest[key] = np.maximum(self.highest.get(key, high), high)
+        self.count += samples
+
+    def moments(self) -> Moments:
+        """Finish: averages, and which positions held one value everywhere."""
+        spread = self.highest["maximum"] - self.lowest["minimum"]
+        even = (spread <= _STEADY * self._size()) & (self.count > 1)
+        return Moments(
+            count=self.count,
+            mean=self.total["mean"] / self.count,
+            mean_square=self.total["mean_square"] / self.count,
+            mean_magnitude=self.total["mean_magnitude"] / self.count,
+            steady=even,
+            even=even,
+        )
+
+    def steady_if_same(self) -> NDArray[np.bool_]:
+        """Positions that do not hold one value, but whose summary is that of every sample."""
+        keys = ("mean", "minimum", "maximum")
+        spread = np.max([self.highest[key] - self.lowest[key] for key in keys], axis=0)
+        same: NDArray[np.bool_] = (spread <= _STEADY * self._size()) & (self.count > 1)
+        return same & ~self.moments().steady
+
+    def _size(self) -> NDArray[np.float64]:
+        size: NDArray[np.float64] = np.maximum(
+            np.abs(self.lowest["minimum"]), np.abs(self.highest["maximum"])
+        )
+        return size
+
+
+def _by_period(value: NDArray[np.float64], tap: Tap) -> NDArray[np.float64]:
+    """Entries along axis 0, [rows, *positions]; a row for each period if samples share it."""
+    place = tap.axes.index(0)
+    if value.shape[place] == tap.extent:
+        return value[np.newaxis]
+    lines = np.moveaxis(value, place, 0)
+    period = math.gcd(len(lines), tap.period)
+    rows = lines.reshape(-1, period, *lines.shape[1:])
+    rows = rows[:, np.arange(tap.extent or len(lines)) % period]
+    return np.moveaxis(rows, 1, place + 1)
+
+
+def _same_in_every_sample(
+    model: ir.Model,
+    candidates: Mapping[Tap, NDArray[np.bool_]],
+    samples: Samples,
+    runtime: Runtime,
+) -> dict[Tap, NDArray[np.bool_]]:
+    """Compare whole activations sample by sample; their summaries agree already.
+
+    A bright spot that moves has the same mean, minimum and maximum everywhere, hence this second
+    look, at the few tensors that need it.
+    """
+    left = {tap: mask.copy() for tap, mask in candidates.items() if mask.any()}
+    if not left:
+        return {}
+    probe = model.clone()
+    known = {value.name for value in (*probe.graph.outputs, *probe.graph.inputs)}
+    for name in dict.fromkeys(tap.tensor for tap in left):
+        if name not in known:
+            probe.graph.outputs.append(_value(probe.graph, name))
+    session = open_session(probe, runtime, arena=False)
+    inputs = {value.name for value in probe.graph.inputs}
+    fetched = list(dict.fromkeys(tap.tensor for tap in left if tap.tensor not in inputs))
+    reference: dict[str, NDArray[np.float64]] = {}
+    for feed in samples.batches(1):
+        values = {**feed, **(run(session, feed, fetched) if fetched else {})}
+        for tap, mask in left.items():
+            value = values[tap.tensor].astype(np.float64)
+            first = reference.setdefault(tap.tensor, value[:1])
+            if value.shape[1:] != first.shape[1:]:
+                mask[...] = False
+                continue
+            others = tuple(axis for axis in range(tap.rank) if axis not in tap.axes)
+            apart = np.abs(value - first).max(axis=others)
+            same = apart <= _STEADY * np.abs(first).max(axis=others)
+            mask &= same.transpose(np.argsort(np.argsort(tap.axes)))
+        if not any(mask.any() for mask in left.values()):
+            break
+    return left
+
+
+def _add_reductions(probe: ir.Model, tap: Tap, number: int) -> dict[str, str]:
+    """Append nodes that reduce a tensor per sample and position; returns their output names."""
+    graph = probe.graph
+    value = _value(graph, tap.tensor)
+    nodes = [_node("Cast", [value], to=int(ir.DataType.FLOAT))]
+    single = nodes[0].outputs[0]
+    nodes += [_node("Mul", [single, single]), _node("Abs", [single])]
+    sources = {"mean_square": nodes[1].outputs[0], "mean_magnitude": nodes[2].outputs[0]}
+    reduced = [axis for axis in range(1, tap.rank) if axis not in tap.axes]
+    names = {}
+    for key, op in _REDUCTIONS.items():
+        source = sources.get(key, single)
+        last = _reduction(probe, op, source, reduced, nodes)
+        order = sorted(tap.axes)
+        if tuple(order) != tap.axes:
+            shift = 0 if 0 in tap.axes else 1
+            moved = [order.index(axis) + shift for axis in tap.axes]
+            nodes.append(_node("Transpose", [last.outputs[0]], perm=[*range(shift), *moved]))
+            last = nodes[-1]
+        names[key] = f"onnxprune/{number}/{key}"
+        last.outputs[0].name = names[key]
+        last.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        graph.outputs.append(last.outputs[0])
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(producer, nodes)
+    return names
+
+
+def _reduction(
+    probe: ir.Model, op: str, source: ir.Value, axes: list[int], nodes: list[ir.Node]
+) -> ir.Node:
+    """One reduction; axes are an attribute before opset 18 and an input from then on."""
+    if not axes:
+        nodes.append(_node("Identity", [source]))
+    elif probe.opset_imports.get("", 1) < 18:
+        nodes.append(_node(op, [source], axes=axes, keepdims=0))
+    else:
+        nodes.append(_node("Constant", [], value=ir.tensor(np.array(axes, np.int64))))
+        nodes.append(_node(op, [source, nodes[-1].outputs[0]], keepdims=0))
+    return nodes[-1]
+
+
+def _node(op: str, inputs: list[ir.Value], **attributes: Any) -> ir.Node:
+    converted = ir.convenience.convert_attributes(attributes)
+    return ir.Node("", op, inputs, converted, num_outputs=1)
+
+
+def _value(graph: ir.Graph, name: str) -> ir.Value:
+    for value in _values(graph):
+        if value.name == name:
+            return value
+    raise KeyError(name)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs

@@ -1,0 +1,1 @@
+"""Units rewritten into components where only linear maps lie between."""

@@ -1,0 +1,269 @@
+"""Mean folding: what the removed channels contributed on average goes into their readers' biases.
+
+Formula, for a linear node y = W x + b that reads kept channels S and removed channels P::
+
+    b' = b + average over positions of (W_P mean(x_P))
+
+Before::
+
+    x [N,64,H,W] -> Conv(W [32,64,3,3], b [32], pads 1) -> y
+
+After (channels 3 and 17 are to go)::
+
+    x with 3, 17 ignored -> Conv(W, b + contribution of mean(x_3), mean(x_17)) -> y
+
+The contribution is computed by running the node itself on the means, so pads, strides, dilation,
+groups, transposition and flattening need no formula of their own.
+
+**Constant channels and zero padding.** A zero-padded convolution sees fewer taps at the border, so
+there a constant channel contributes less than in the middle, and no bias can say that. A channel
+that is the same in every calibration sample is therefore removed exactly:
+
+* its contribution is computed from its real values at every position; when it is the same
+  everywhere, at all traced sizes, it goes into the bias;
+* otherwise, for channels of one constant value, a convolution of a single channel of ones with the
+  summed taps sum_j W[:, j] x_j, with the same pads and strides, is added to the output: it gives
+  exactly what the constant channels gave, border included, for any image size (onnxruntime folds
+  it into a constant where the size is fixed);
+* otherwise (the constant differs from position to position, as behind a padded depthwise
+  convolution) the contribution itself is added as a constant, where its shape is fixed and it is
+  no larger than the weights that go, or small; else its mean goes into the bias.
+
+For channels that vary, mean(x_P) is taken as the same at every place (a flattened channel has a
+mean for each place). The reader's average output is then kept exactly where it weighs all places
+alike, or where their means are alike; a strided or padded convolution over a map that is brighter
+in the middle gets a bias that is off by the difference.
+
+Conditions: readers are Conv, ConvTranspose, Gemm, MatMul or Einsum with a constant weight. Products
+of two activations have no bias and are left alone.
+
+Source: METHODS.md 2.1 (B = 0) and 2.4; An et al. 2024 (FLAP).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxprune.calibration.moments import Moments, Tap
+from onnxprune.coupling.cut import Cut
+from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.step import Consumer
+from onnxprune.model.constants import ConstantValues
+from onnxprune.model.runtime import Runtime, open_session, run
+from onnxprune.surgery.border import SMALL_MAP, add_border_exact_constant
+from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.linear import LINEAR_OPS, apply_linear, axes_of_weight, linear_node
+
+_SAME = 1e-6
+
+
+@dataclass(frozen=True)
+class _Removed:
+    """The removed part of one reader's input.
+
+    Attributes:
+        means: activation with the mean at removed positions that vary, else zero.
+        even: activation with the values at removed positions of one constant value, else zero.
+        uneven: the same for removed positions whose constant differs from place to place.
+    """
+
+    means: NDArray[np.float64]
+    even: NDArray[np.float64]
+    uneven: NDArray[np.float64]
+
+
+class FoldMeans(ir.passes.InPlacePass):
+    """Fold the mean contribution of removed channels into their readers.
+
+    Args:
+        target: the model at full size and its coupling; both are updated.
+        cut: what is going to be removed.
+        moments: activation statistics by tap, for every reader.
+        sample: one calibration feed, to read the values of constant channels from.
+        runtime: how to run the model.
+        skip: outputs of nodes that something else takes care of.
+        exact: add constants of any size; else of a large constant map that outnumbers the weights
+            it makes up for only the mean is folded.
+    """
+
+    def __init__(
+        self,
+        target: FullSize,
+        cut: Cut,
+        moments: Mapping[Tap, Moments],
+        sample: Mapping[str, NDArray[Any]],
+        runtime: Runtime,
+        skip: frozenset[str] = frozenset(),
+        *,
+        exact: bool = False,
+    ) -> None:
+        super().__init__()
+        self.target = target
+        self.cut = cut
+        self.moments = moments
+        self.sample = sample
+        self.runtime = runtime
+        self.skip = skip
+        self.exact = exact
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Fold into the model that `target` holds.
+
+        Raises:
+            ValueError: when called with another model.
+        """
+        if model is not self.target.model:
+            raise ValueError("FoldMeans changes the model its target was made with")
+        weights = ConstantValues(model, self.cut.coupling.facts.constants)
+        work = [
+            (consumer, layer)
+            for consumer in self.cut.coupling.consumers
+            for layer in self.cut.coupling.tensors[consumer.tensor].layers
+            if consumer.axis in layer.axes
+            and consumer.node not in self.skip
+            and not self.cut.alive(layer).all()
+        ]
+        originals = {}
+        for consumer, _ in work:
+            if consumer.weight is not None:
+                # a weight that the model picks by its input has no value to fold with
+                with contextlib.suppress(KeyError):
+                    originals[consumer.weight] = weights[consumer.weight]
+        values = self._constant_values(model, work)
+        modified = False
+        for consumer, layer in work:
+            node = linear_node(self.target.nodes, consumer.node)
+            if consumer.weight not in originals or node is None or node.domain:
+                continue
+            if node.op_type not in LINEAR_OPS:
+                continue
+            removed = self._removed(consumer, layer, values.get(consumer.tensor))
+            modified |= self._fold(model, node, consumer, removed, originals[consumer.weight])
+        return ir.passes.PassResult(model, modified)
+
+    def _constant_values(
+        self, model: ir.Model, work: list[tuple[Consumer, Layer]]
+    ) -> dict[str, NDArray[Any]]:
+        """Values, in one sample, of activations with removed channels that never change."""
+        names = []
+        for consumer, layer in work:
+            tap = self._tap(consumer, layer)
+            steady = self.moments[tap].steady & ~self.cut.alive(layer)
+            if 0 not in layer.axes and (steady & (self.moments[tap].mean_square > 0)).any():
+                names.append(consumer.tensor)
+        if not names:
+            return {}
+        probe = model.clone()
+        known = {value.name for value in probe.graph.outputs}
+        produced = (value for node in probe.graph for value in node.outputs)
+        inputs = {name: self.sample[name] for name in names if name in self.sample}
+        probe.graph.outputs.extend(
+            value for value in produced if value.name in names and value.name not in known
+        )
+        fetched = [name for name in dict.fromkeys(names) if name not in inputs]
+        return inputs | run(open_session(probe, self.runtime), self.sample, fetched)
+
+    def _tap(self, consumer: Consumer, layer: Layer) -> Tap:
+        rank = len(self.cut.coupling.tensors[consumer.tensor].shape)
+        return Tap(consumer.tensor, layer.axes, rank)
+
+    def _removed(self, consumer: Consumer, layer: Layer, values: NDArray[Any] | None) -> _Removed:
+        moments = self.moments[self._tap(consumer, layer)]
+        shape = list(self.cut.coupling.tensors[consumer.tensor].shape)
+        if values is not None:
+            shape = list(values.shape)
+        if 0 not in layer.axes:
+            shape[0] = 1
+        dead = ~self.cut.alive(layer)
+        steady = dead & moments.steady & (values is not None)
+        means, even, uneven = (np.zeros(shape) for _ in range(3))
+        _along(means, layer.axes)[...] = np.where(dead & ~steady, moments.mean, 0.0)
+        if values is not None and steady.any():
+            constants = _along(values[:1].astype(np.float64), layer.axes)
+            others = tuple(range(constants.ndim - steady.ndim))
+            spread = np.ptp(constants, axis=others)
+            same = spread <= _SAME * np.abs(constants).max(axis=others)
+            _along(even, layer.axes)[...] = np.where(steady & same, constants, 0.0)
+            _along(uneven, layer.axes)[...] = np.where(steady & ~same, constants, 0.0)
+        return _Removed(means, even, uneven)
+
+    def _fold(
+        self,
+        model: ir.Model,
+        node: ir.Node,
+        consumer: Consumer,
+        removed: _Removed,
+        weight: NDArray[Any],
+    ) -> bool:
+        assert consumer.weight is not None
+        slot = next(
+            i for i, value in enumerate(node.inputs) if value and value.name == consumer.weight
+        )
+        opset = model.opset_imports.get("", 1)
+        varying = apply_linear(node, opset, removed.means, weight, slot)
+        own = axes_of_weight(node, slot, weight.shape, varying.ndim)
+        others = tuple(axis for axis in range(varying.ndim) if axis not in own)
+        delta = varying.mean(axis=others, keepdims=True)
+        rests = []
+        for constants in (removed.even, removed.uneven):
+            if not constants.any():
+                continue
+            given = [
+                apply_linear(node, opset, one, weight, slot)
+                for one in self._at_all_sizes(node, constants, constants is removed.even)
+            ]
+            average = given[0].mean(axis=others, keepdims=True)
+            alike = all(np.abs(one - average).max() <= _SAME * np.abs(one).max() for one in given)
+            stored = constants is removed.uneven and not self.exact
+            if alike or (stored and not self._pays_off(consumer, constants, given[0], weight)):
+                delta = delta + average
+            else:
+                rests.append((constants, given[0]))
+        if np.any(delta):
+            self.target.add_to_output(node, delta, weight.dtype)
+        for constants, given_here in rests:
+            even = constants is removed.even
+            add_border_exact_constant(
+                self.target, node, consumer, constants, even, given_here, weight, own
+            )
+        return bool(np.any(delta)) or bool(rests)
+
+    def _pays_off(
+        self,
+        consumer: Consumer,
+        constants: NDArray[np.float64],
+        given: NDArray[np.float64],
+        weight: NDArray[Any],
+    ) -> bool:
+        """Whether a constant map of what they gave is no larger than the weights that go."""
+        others = tuple(axis for axis in range(constants.ndim) if axis != consumer.axis)
+        share = float(constants.any(axis=others).mean())
+        return given.size <= max(share * weight.size, SMALL_MAP)
+
+    def _at_all_sizes(
+        self, node: ir.Node, constants: NDArray[np.float64], even: bool
+    ) -> Iterator[NDArray[np.float64]]:
+        """The same constants on maps of every traced size: a small map may be border all over."""
+        yield constants
+        if not even or node.op_type not in ("Conv", "ConvTranspose"):
+            return
+        facts, data = self.target.coupling.facts, node.inputs[0]
+        assert data is not None
+        assert data.name
+        levels = constants[(slice(None), slice(None)) + (slice(1),) * (constants.ndim - 2)]
+        for observed in (facts.first, facts.second):
+            size = observed.shapes[data.name][2:]
+            if size != constants.shape[2:]:
+                yield np.broadcast_to(levels, (*constants.shape[:2], *size))
+
+
+def _along(array: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
+    """A view with `axes` last, in this order, so that labelled values broadcast into it."""
+    return np.moveaxis(array, axes, range(-len(axes), 0))

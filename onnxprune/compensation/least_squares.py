@@ -1,0 +1,365 @@
+"""What can be done to the weights of layers once these are solved, before later ones are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxprune.calibration.batches import Admission, drawn_rows
+from onnxprune.calibration.walk import Walk
+from onnxprune.compensation.regression.elimination import Elimination, cheapest_first
+from onnxprune.compensation.regression.find import reading_unknowns, replaceable_layers
+from onnxprune.compensation.regression.gram import Gram, Regression, Solution
+from onnxprune.compensation.regression.layers import LinearLayer
+from onnxprune.compensation.regression.problem import Half, Outcome, Problem, joined
+from onnxprune.compensation.regression.targets import Sum, flat_parts, sum_behind
+from onnxprune.coupling.cut import Cut
+from onnxprune.coupling.groups import Group
+from onnxprune.model.constants import ConstantValues
+from onnxprune.model.runtime import Runtime
+from onnxprune.progress import Progress, silent
+from onnxprune.surgery.editable_model import FullSize
+
+
+class Finish(Protocol):
+    """A last step on the weights of some layers; later layers are fitted to what it leaves."""
+
+    def applies(self, layer: LinearLayer) -> bool:
+        """Whether weights of this layer are changed; it is then solved whatever it reads."""
+        ...
+
+    def finished(
+        self, layer: LinearLayer, weight: NDArray[np.float64], gram: Gram
+    ) -> NDArray[np.float64]:
+        """Weights to take instead.
+
+        Args:
+            layer: where they are.
+            weight: as solved, [g, O, D].
+            gram: sums over all rows.
+        """
+        ...
+
+
+_BEHIND_SCORES = frozenset({"Add", "Softmax", "LogSoftmax", "Sigmoid", "Identity", "Flatten"})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How layers are solved.
+
+    Attributes:
+        rows: rows of each regression over all samples.
+        iterations: rounds of moving targets on flat parts of an activation; 0 for none.
+        ridges: strengths to choose from.
+        last_ridges: the same for layers whose output the model returns.
+        largest: unknowns of a regression above which a layer keeps its weights.
+        row_bytes: memory for the rows of one layer.
+        refit: fit layers too whose own weights are not cut.
+        both_halves: after judging, fit on all batches instead of on the first half only.
+    """
+
+    rows: int = 65_536
+    iterations: int = 5
+    ridges: tuple[float, ...] = (1e-3, 1e-1)
+    last_ridges: tuple[float, ...] = (0.3,)
+    largest: int = 6000
+    row_bytes: int = 400_000_000
+    refit: bool = True
+    both_halves: bool = True
+
+
+@dataclass(frozen=True)
+class OpenChoice:
+    """A group without constraints and with one reader, of which `count` units are to go."""
+
+    group: Group
+    count: int
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What became of one layer.
+
+    Attributes:
+        node: name of the layer's output.
+        before: error on the judging half without what is removed, its mean folded in, as a share
+            of the variance of the layer's output.
+        after: the same with the weights it has now.
+        solved: whether the weights were solved anew.
+        reason: why not.
+    """
+
+    node: str
+    before: float
+    after: float
+    solved: bool
+    reason: str = ""
+
+
+class LeastSquares(ir.passes.InPlacePass):
+    """Solve the layers of a model under a cut anew.
+
+    Args:
+        target: the model at full size and its coupling; both are updated, what is removed is
+            set to zero.
+        original: the model as it was.
+        dead: classes that go.
+        feeds: calibration batches.
+        runtime: how to run both models.
+        open_choices: groups of which only the number of units is known; `chosen` holds afterwards
+            the classes that go.
+        settings: how to solve.
+        seed: of the rows that are drawn.
+        progress: told about every layer.
+        altered: sums that a term was taken out of: the layers that are left in them are solved
+            anew although they read what they did, and so is a classifier that is not cut.
+        finish: what is done to solved weights; None for nothing.
+    """
+
+    def __init__(
+        self,
+        target: FullSize,
+        original: ir.Model,
+        dead: Sequence[int],
+        feeds: Sequence[Mapping[str, NDArray[Any]]],
+        runtime: Runtime,
+        open_choices: Sequence[OpenChoice] = (),
+        settings: Settings | None = None,
+        seed: int = 0,
+        progress: Progress[Any] = silent,
+        altered: Collection[str] = (),
+        finish: Finish | None = None,
+    ) -> None:
+        super().__init__()
+        self.finish = finish
+        self.target = target
+        self.original = original
+        self.altered = altered
+        self.dead = list(dead)
+        self.feeds = feeds
+        self.runtime = runtime
+        self.open_choices = {one.group.readings[0].consumer.node: one for one in open_choices}
+        self.settings = settings or Settings()
+        self.seed = seed
+        self.progress = progress
+        self.repairs: list[Repair] = []
+        self.chosen: dict[str, tuple[int, ...]] = {}
+        self.outputs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Solve the layers of the model that `target` holds.
+
+        Raises:
+            ValueError: when called with another model.
+        """
+        if model is not self.target.model:
+            raise ValueError("LeastSquares changes the model its target was made with")
+        self._cut = Cut(self.target.coupling, self.dead)
+        self.target.mask(self._cut)
+        first = self.target.coupling.facts.first
+        self._admission = Admission(self.original.graph, first, self.feeds, 2)
+        feeds = self.feeds[: self._admission.at_start]
+        self._reference = Walk(self.original, feeds, self.runtime)
+        self._pruned = Walk(model, feeds, self.runtime)
+        self._makers = {v.name: n for n in self.original.graph for v in n.outputs}
+        layers = replaceable_layers(model, self.target.coupling)
+        last = _give_scores(model.graph, [layer.node for layer in layers])
+        for number, layer in enumerate(self.progress(layers, "solving layers", len(layers))):
+            repair = self._repair(layer, number, layer.node in last)
+            self.repairs += [repair] if repair is not None else []
+        for walk in (self._reference, self._pruned):
+            walk.advance(None)
+        names = [value.name or "" for value in model.graph.outputs]
+        pairs = zip(self._reference.values(names), self._pruned.values(names), strict=True)
+        self.outputs = list(pairs)
+        return ir.passes.PassResult(model, any(one.solved for one in self.repairs))
+
+    def _repair(self, layer: LinearLayer, number: int, is_last: bool) -> Repair | None:
+        """Solve one layer; None when it has nothing to make up for."""
+        name = layer.node.outputs[0].name or ""
+        self._pruned.advance(layer.node)
+        self._admit(layer)
+        problem: Problem | None = None
+        grams: tuple[Gram, Gram] | None = None
+        if name in self.open_choices:
+            problem = self._problem(layer, number)
+            assert problem is not None
+            grams = problem.fit.gram(), problem.judge.gram()
+            self._choose(layer, problem.weight, grams, self.open_choices[name])
+        kept = layer.kept_unknowns(self._cut)
+        if kept is None:
+            return None
+        whole = bool(kept.all() and layer.kept_outputs(self._cut).all())
+        if whole and not self._finishes(layer):
+            given_up = is_last and not self.altered
+            if given_up or not self.settings.refit or self._unchanged(layer):
+                return None
+        if kept.shape[1] > self.settings.largest:
+            reason = f"{kept.shape[1]} unknowns are more than {self.settings.largest}"
+            return Repair(name, np.nan, np.nan, False, reason)
+        problem = problem or self._problem(layer, number)
+        if problem is None:
+            return Repair(name, np.nan, np.nan, False, "the original has no such tensor")
+        outcome = self._outcome(layer, problem, kept, is_last, grams)
+        if outcome.solved or not whole:
+            self._install(layer, outcome, problem)
+        return Repair(name, outcome.before, outcome.after, outcome.solved)
+
+    def _finishes(self, layer: LinearLayer) -> bool:
+        return self.finish is not None and self.finish.applies(layer)
+
+    def _outcome(
+        self,
+        layer: LinearLayer,
+        problem: Problem,
+        kept: NDArray[np.bool_],
+        is_last: bool,
+        grams: tuple[Gram, Gram] | None,
+    ) -> Outcome:
+        """Weights and bias for the unknowns that are kept, finished where that is asked for."""
+        ridges = self.settings.last_ridges if is_last else self.settings.ridges
+        both_halves = self.settings.both_halves
+        if self.finish is None or not self.finish.applies(layer):
+            return problem.solve(kept, ridges, both_halves=both_halves, grams=grams)
+        grams = grams or (problem.fit.gram(), problem.judge.gram())
+        outcome = problem.solve(kept, ridges, both_halves=both_halves, grams=grams)
+        gram = grams[0] + grams[1]
+        weight = self.finish.finished(layer, outcome.solution.weight, gram)
+        return replace(outcome, solution=gram.with_bias(weight), solved=True)
+
+    def _admit(self, layer: LinearLayer) -> None:
+        """Take along more batches where there is room, and few rows in those there are."""
+        held = len(self._pruned)
+        rows = sum(layer.rows_of(x.shape) for x in self._pruned[layer.data])
+        count = self._admission.at(layer.node, held, rows, layer.shape[2], self.settings.rows)
+        for walk in (self._reference, self._pruned):
+            walk.admit(self.feeds[held:count])
+
+    def _choose(
+        self,
+        layer: LinearLayer,
+        weight: NDArray[np.float64],
+        grams: tuple[Gram, Gram],
+        choice: OpenChoice,
+    ) -> None:
+        """Decide which units of an open group go: those its reader misses least, here and now."""
+        group, reading = choice.group, choice.group.readings[0]
+        gram = grams[0] + grams[1]
+        every = np.ones((1, gram.xx.shape[1]), bool)
+        regression = Regression(gram, weight, every, 1e-3)
+        fitted = regression.solve(gram)
+        weight = weight if fitted is None else fitted.weight
+        units = reading_unknowns(layer, reading)
+        assert units is not None
+        running = Elimination(weight[0], regression.inverses[0], units[0])
+        order, _ = cheapest_first([running], [1.0], group.size, group.size - choice.count)
+        gone = sorted(unit for step in order for unit in step)
+        self.chosen[group.name] = tuple(int(group.units[unit]) for unit in gone)
+        self.dead += self.chosen[group.name]
+        self._cut = Cut(self.target.coupling, self.dead)
+
+    def _unchanged(self, layer: LinearLayer) -> bool:
+        """Whether the layer reads, and is added to, exactly what it is in the original."""
+        total = self._sum(layer)
+        if total.name in self.altered:
+            return False
+        names = [layer.data, *total.others]
+        for name in names:
+            if name in self._makers:
+                self._reference.advance(self._makers[name], keep=names, past=True)
+        known = all(name in self._reference for name in names)
+        return known and all(
+            np.array_equal(a, b)
+            for name in names
+            for a, b in zip(self._reference[name], self._pruned[name], strict=True)
+        )
+
+    def _sum(self, layer: LinearLayer) -> Sum:
+        shapes = self.target.coupling.facts.first.shapes
+        rank = len(layer.output_shape)
+        return sum_behind(layer.node, self._pruned, rank, shapes, layer.output_axes)
+
+    def _problem(self, layer: LinearLayer, number: int) -> Problem | None:
+        """Draw rows and targets, half of the batches to fit and half to judge."""
+        data = self._pruned[layer.data]
+        total = self._sum(layer)
+        if total.name not in self._makers:
+            return None
+        self._reference.advance(self._makers[total.name], keep=[total.name], past=True)
+        wanted = self._reference[total.name]
+        weight = self._weight(layer)
+        outputs = layer.kept_outputs(self._cut)
+        counts = [layer.row_count(one.shape) for one in wanted]
+        limit = self.settings.row_bytes // (4 * (weight[:, 0].size + 3 * weight[:, :, 0].size))
+        drawn = drawn_rows(counts, min(self.settings.rows, limit), [self.seed, number])
+        halves: tuple[list[Half], list[Half]] = ([], [])
+        for batch, (x, t, ids) in enumerate(zip(data, wanted, drawn, strict=True)):
+            others = self._others(layer, total, batch, t.shape, ids) * outputs
+            target = layer.outputs(t, ids) * outputs - others
+            rows = layer.rows(x, ids)
+            # a single feed is judged on its own second half
+            middle = -(-len(ids) // 2) if len(data) == 1 else len(ids)
+            for side, part in enumerate((slice(middle), slice(middle, None)), batch):
+                if len(rows[part]):
+                    halves[side % 2].append(Half(rows[part], target[part], others[part]))
+        fit, judge = (joined(half or halves[0]) for half in halves)
+        flat = flat_parts(total.last.outputs[0])
+        return Problem(weight, fit, judge, flat, self.settings.iterations)
+
+    def _others(
+        self,
+        layer: LinearLayer,
+        total: Sum,
+        batch: int,
+        shape: tuple[int, ...],
+        ids: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """What the other terms of a sum give in some rows of the pruned model."""
+        result = np.zeros((len(ids), 1, 1), np.float32)
+        for other in total.others:
+            value = np.broadcast_to(self._pruned[other][batch], shape)
+            result = result + layer.outputs(value, ids)
+        return result
+
+    def _weight(self, layer: LinearLayer) -> NDArray[np.float64]:
+        values = ConstantValues(self.target.model, self.target.coupling.facts.constants)
+        return layer.matrix(np.asarray(values[layer.weight]))
+
+    def _install(self, layer: LinearLayer, outcome: Outcome, problem: Problem) -> None:
+        """Put the weights into the graph, and what is new of the bias into its bias."""
+        node, solution = layer.node, outcome.solution
+        total = self._sum(layer)
+        now = self._pruned.preview(total.last, [total.name])[total.name]
+        ids = np.unique(np.linspace(0, layer.row_count(now.shape) - 1, 512).astype(np.int64))
+        rest = layer.outputs(now, ids) - self._others(layer, total, 0, now.shape, ids)
+        x = layer.rows(self._pruned[layer.data][0], ids)
+        linear = Solution(problem.weight, np.zeros(problem.weight.shape[:2])).predict(x)
+        present = (rest.astype(np.float64) - linear).mean(axis=0)
+        outputs = layer.kept_outputs(self._cut)
+        kind = self._pruned[layer.data][0].dtype
+        self.target.set_weight(node, layer.slot, layer.tensor(solution.weight).astype(kind))
+        delta = layer.bias_along_output((solution.bias - present) * outputs)
+        if np.any(delta):
+            self.target.add_to_output(node, delta, kind)
+
+
+def _give_scores(graph: ir.Graph, layers: Sequence[ir.Node]) -> set[ir.Node]:
+    """Layers whose output the model returns, at most as probabilities."""
+    found = set()
+    returned = set(graph.outputs)
+    for node in layers:
+        value = node.outputs[0]
+        while value not in returned:
+            uses = list(value.uses())
+            if len(uses) != 1 or uses[0].node.op_type not in _BEHIND_SCORES:
+                break
+            value = uses[0].node.outputs[0]
+        else:
+            found.add(node)
+    return found

@@ -1,0 +1,1 @@
+"""Units without which the model computes the same: dead, constant, duplicate, proportional."""

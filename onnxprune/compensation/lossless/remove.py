@@ -1,0 +1,306 @@
+"""Lossless removal: units without which the model computes the same go, and need no target for it.
+
+Formula, for a reader y = W x + b and units whose values (`surgery/numbering.py`) are x_u::
+
+    dead         x_u = 0, or W[:, u] = 0, at every reader:   u goes
+    constant     x_u = c, whatever the input:                b += W[:, u] c, u goes (FoldMeans)
+    duplicate    x_u = x_v at every reader:                  W[:, v] += W[:, u], u goes
+    proportional x_u = a x_v at every reader:                W[:, v] += a W[:, u], u goes
+
+a may differ from reader to reader, is positive behind Relu and the like, and of any sign where all
+that lies between is linear. v is the unit with the largest factor, so |a| <= 1.
+
+Before (rows 1 and 5 of W1 are equal, row 7 of W1 and b1[7] are zero)::
+
+    x [N,3,H,W] -> Conv(W1 [64,3,3,3], b1) -> Relu -> Conv(W2 [32,64,3,3]) -> y
+
+After::
+
+    x [N,3,H,W] -> Conv(W1 [62,3,3,3], b1) -> Relu -> Conv(W2 [32,62,3,3]) -> y
+    with W2[:, 1] + W2[:, 5] in place of W2[:, 1]
+
+The pass changes weights at full size, sets what goes to zero, and lists it in `found`; the usual
+mask, slice and certificate do the rest. What goes may make more go (the readers of merged units
+become equal, the producers of dead ones are read by nobody), so groups are looked at until nothing
+is left, constants last.
+
+Conditions:
+
+* dead, duplicate and proportional follow from the weights alone (by value numbers), to 1e-6 of the
+  norm of what is compared; weights below 1e-15 of the layer's largest, as weight decay leaves them,
+  are zero. Constant follows from the weights too (no weights, but a bias); moments of calibration
+  samples, where given, add what never changed in those.
+* duplicates are merged where every reader is a Conv, ConvTranspose, Gemm, MatMul or Einsum with a
+  floating-point weight of its own, without groups; products of two activations cannot be merged.
+* groups with weights inside the body of a Loop, If or Scan are left alone;
+* units with constraints (heads, grouped convolutions) go only where nothing else has to go along.
+* the result has to give what the original gives on all feeds, to the certificate's tolerance; a
+  group for which it does not stays as it was.
+
+Source: Srinivas & Babu 2015 (equal neurons); METHODS.md section 3, "dead-channel / exact passes".
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxprune.calibration.moments import Moments, Tap
+from onnxprune.compensation.fold_means import FoldMeans
+from onnxprune.compensation.lossless.redundant_units import SpareUnits
+from onnxprune.compensation.lossless.value_numbers import Carriers, Numbering
+from onnxprune.coupling.closure import close
+from onnxprune.coupling.cut import Cut
+from onnxprune.coupling.groups import Group
+from onnxprune.coupling.step import Consumer
+from onnxprune.errors import RuntimeFailure
+from onnxprune.model.observe import constants_of as constants_of_graph
+from onnxprune.model.runtime import Runtime
+from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.merge import blank, constants_of
+from onnxprune.verification.certificate import probe, tolerance_for
+from onnxprune.verification.comparison import largest_difference
+
+_ROUNDS = 20
+
+
+@dataclass
+class Found:
+    """Units of one group that go without a trace.
+
+    Attributes:
+        dead: units that are zero or that nobody reads.
+        constant: units that never change.
+        merged: unit -> the unit that stands for it, for duplicate and proportional ones.
+        classes: what dies, composites included.
+    """
+
+    dead: list[int] = field(default_factory=list)
+    constant: list[int] = field(default_factory=list)
+    merged: dict[int, int] = field(default_factory=dict)
+    classes: list[int] = field(default_factory=list)
+
+
+class RemoveLossless(ir.passes.InPlacePass):
+    """Find units whose removal changes nothing, and make them ready to be cut away.
+
+    Args:
+        target: the model at full size and its coupling; both are updated.
+        groups: groups to look at.
+        runtime: how to run the model.
+        feeds: inputs to compare original and result on; default: those the model was traced on.
+        moments: activation statistics by tap; units that were steady in all samples then count as
+            constant. The feeds should be calibration samples then.
+
+    Attributes:
+        found: what goes, by group name; filled by the call.
+        dropped: groups left as they were because the result differed from the original.
+    """
+
+    def __init__(
+        self,
+        target: FullSize,
+        groups: Sequence[Group],
+        runtime: Runtime,
+        feeds: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+        moments: Mapping[Tap, Moments] | None = None,
+    ) -> None:
+        super().__init__()
+        facts = target.coupling.facts
+        self.target = target
+        here = constants_of_graph(target.model.graph)
+        self.groups = [one for one in groups if all(own.tensor in here for own in one.owned)]
+        self.runtime = runtime
+        self.feeds = feeds if feeds is not None else [facts.first.feed, facts.second.feed]
+        self.moments = moments or {}
+        self.found: dict[str, Found] = {}
+        self.dropped: tuple[str, ...] = ()
+
+    @property
+    def dead(self) -> list[int]:
+        """All classes that go."""
+        return [one for found in self.found.values() for one in found.classes]
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Change the model that `target` holds.
+
+        Raises:
+            ValueError: when called with another model.
+        """
+        if model is not self.target.model:
+            raise ValueError("RemoveLossless changes the model its target was made with")
+        wanted: list[dict[str, Any]] = []
+        chosen = list(self.groups)
+        found = self._tried(chosen, wanted)
+        if found is None:
+            chosen = [group for group in chosen if self._tried([group], wanted)]
+            found = self._tried(chosen, wanted)
+            left = {group.name for group in chosen} if found else set()
+            self.dropped = tuple(one.name for one in self.groups if one.name not in left)
+        if found:
+            self.found = self._sweep(self.target, chosen)
+        return ir.passes.PassResult(model, modified=bool(found))
+
+    def _tried(
+        self, groups: Sequence[Group], wanted: list[dict[str, Any]]
+    ) -> dict[str, Found] | None:
+        """What a copy loses; None when it then computes something else than the original."""
+        model = self.target.model
+        trial = FullSize(model.clone(), self.target.coupling)
+        try:
+            found = self._sweep(trial, groups)
+            if not found:
+                return {}
+            if not wanted:
+                wanted += probe(model, self.runtime, self.feeds).compared
+            got = probe(trial.model, self.runtime, self.feeds).compared
+        except RuntimeFailure:
+            return None
+        apart = max(map(largest_difference, wanted, got), default=0.0)
+        return found if apart <= tolerance_for(model) else None
+
+    def _sweep(self, target: FullSize, groups: Sequence[Group]) -> dict[str, Found]:
+        """Remove from the groups what can go until nothing is left to go."""
+        search = _Search(target, groups, self.moments)
+        for _ in range(_ROUNDS):
+            if not sum(search.remove(number) for number in range(len(groups))):
+                break
+        search.fold_constants(self.feeds[0], self.runtime)
+        return {
+            group.name: one for group, one in zip(groups, search.found, strict=True) if one.classes
+        }
+
+
+class _Search:
+    """What goes in each group of a model that is being changed."""
+
+    def __init__(
+        self, target: FullSize, groups: Sequence[Group], moments: Mapping[Tap, Moments]
+    ) -> None:
+        self.target = target
+        self.groups = groups
+        self.moments = moments
+        self.found = [Found() for _ in groups]
+        self.dead = np.zeros(target.coupling.relations.count, bool)
+        self._constant: list[NDArray[np.bool_]] = [np.zeros(one.size, bool) for one in groups]
+        self._carriers = Carriers(target.coupling, groups, target.model.graph)
+        self._consumers: dict[str, list[Consumer]] = defaultdict(list)
+        for consumer in target.coupling.consumers:
+            self._consumers[consumer.node].append(consumer)
+        self._looked_at: dict[int, list[ir.TensorProtocol]] = {}
+
+    def remove(self, number: int) -> bool:
+        """Take what is dead or merged out of a group; say whether anything was."""
+        group, found = self.groups[number], self.found[number]
+        constants = self.target.coupling.facts.constants
+        now = [constants[owned.tensor] for owned in group.owned]
+        before = self._looked_at.get(number, [])
+        if len(before) == len(now) and all(a is b for a, b in zip(before, now, strict=True)):
+            return False
+        self._looked_at[number] = now
+        spare = SpareUnits(
+            self.target,
+            group,
+            Numbering(
+                group,
+                self._carriers.layers[number],
+                self._carriers.nodes[number],
+                self.target.coupling,
+                constants_of(self.target),
+                self._consumers,
+            ),
+            self.moments,
+        )
+        left = ~self.dead[group.units]
+        dead = left & spare.dead()
+        self._constant[number] = left & ~dead & spare.constant()
+        merged = spare.merged(left & ~dead & ~self._constant[number])
+        gone = self._legal(found, group, [*np.flatnonzero(dead).tolist(), *merged])
+        merged = {unit: kept for unit, kept in merged.items() if unit in gone}
+        spare.move(merged)
+        found.dead += [unit for unit in gone if unit not in merged]
+        found.merged |= merged
+        blank(self.target, group, gone)
+        return bool(gone)
+
+    def fold_constants(self, sample: Mapping[str, NDArray[Any]], runtime: Runtime) -> None:
+        """Fold constant units into the biases of their readers."""
+        coupling, folded = self.target.coupling, []
+        for group, found, mask in zip(self.groups, self.found, self._constant, strict=True):
+            known = len(found.classes)
+            found.constant = self._legal(found, group, np.flatnonzero(mask).tolist())
+            folded += found.classes[known:]
+        if not folded:
+            return
+        cut = Cut(coupling, folded)
+        moments = {}
+        for consumer in coupling.consumers:
+            for layer in coupling.tensors[consumer.tensor].layers:
+                if consumer.axis in layer.axes and not cut.alive(layer).all():
+                    rank = len(coupling.tensors[consumer.tensor].shape)
+                    gone = ~cut.alive(layer)
+                    nothing, some = np.zeros(gone.shape), gone.astype(np.float64)
+                    seen = Moments(1, nothing, some, some, gone, gone)
+                    moments[Tap(consumer.tensor, layer.axes, rank)] = seen
+        FoldMeans(self.target, cut, moments, sample, runtime, exact=True)(self.target.model)
+        for group, found in zip(self.groups, self.found, strict=True):
+            blank(self.target, group, found.constant)
+
+    def _legal(self, found: Found, group: Group, units: Iterable[int]) -> list[int]:
+        """Mark those of the units dead that can go without anything else; return them."""
+        wanted = dict.fromkeys(units)
+        if not wanted:
+            return []
+        cost = np.ones(len(self.dead))
+        cost[group.units[list(wanted)]] = 0
+        number_of = {int(one): unit for unit, one in enumerate(group.units)}
+        by_class = group.constraints.by_class()
+        closed = [a for a, whole in zip(group.axes, group.closed, strict=True) if whole]
+        axes_of: dict[int, list[int]] = defaultdict(list)
+        left = []
+        for which, axis in enumerate(closed):
+            left.append(int((~self.dead[group.units[list(axis)]]).sum()))
+            for unit in axis:
+                axes_of[unit].append(which)
+        gone: list[int] = []
+        for seeds in _seeds(group, wanted):
+            if self.dead[seeds].all():
+                continue
+            if not len(group.constraints):
+                killed: list[int] | None = seeds
+            else:
+                killed = close(group.constraints, by_class, self.dead.copy(), seeds, cost)
+            dying = [number_of[k] for k in killed or () if k in number_of]
+            shrunk: dict[int, int] = defaultdict(int)
+            for unit in dying:
+                for which in axes_of[unit]:
+                    shrunk[which] += 1
+            emptied = any(left[which] <= n for which, n in shrunk.items())
+            if killed is None or emptied or any(unit not in wanted for unit in dying):
+                continue
+            self.dead[killed] = True
+            for which, n in shrunk.items():
+                left[which] -= n
+            found.classes += killed
+            gone += dying
+        return gone
+
+
+def _seeds(group: Group, wanted: Mapping[int, None]) -> list[list[int]]:
+    """Classes to try together: under constraints, all of them and whole heads come first."""
+    singles = [[int(group.units[unit])] for unit in wanted]
+    if not len(group.constraints):
+        return singles
+    everything = [one for seeds in singles for one in seeds]
+    heads = [
+        members.tolist()
+        for _, members in group.constraints.definitions
+        if np.isin(members, everything).all()
+    ]
+    return [everything, *heads, *singles] if everything else []

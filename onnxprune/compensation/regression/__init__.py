@@ -1,0 +1,1 @@
+"""Linear layers as regressions over rows of activations, and their solution."""

@@ -1,0 +1,289 @@
+"""The inverse of a symmetric positive definite matrix, by way of its Cholesky factor.
+
+H = L L', so H^-1 = X' X with X = L^-1. In four parts, twice::
+
+    L = [L1   0 ]    X = [X1               0 ]    X'X = [X1'X1 + Y'Y   Y'X2 ]
+        [L21  L2]        [Y = -X2 L21 X1   X2]          [X2'Y          X2'X2]
+
+It takes half the operations of `numpy.linalg.inv`, nearly all of them in products of matrices.
+Source: Golub & Van Loan, Matrix Computations, 4.2; Du Croz & Higham 1992 (stability).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SMALL = 256
+
+
+def positive_inverse(square: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Invert a symmetric positive definite matrix.
+
+    Args:
+        square: float64 [n, n]; unchanged.
+
+    Returns:
+        float64 [n, n]; what `numpy.linalg.inv` gives where rounding has made it indefinite.
+    """
+    try:
+        factor = np.asarray(np.linalg.cholesky(square), np.float64)
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.inv(square))
+    _invert_lower(factor)
+    _square_lower(factor)
+    return factor
+
+
+def _invert_lower(factor: NDArray[np.float64]) -> None:
+    """Invert a lower triangular matrix in place."""
+    half = len(factor) // 2
+    if len(factor) <= _SMALL:
+        factor[...] = np.tril(np.linalg.inv(factor)) if len(factor) else factor
+        return
+    _invert_lower(factor[:half, :half])
+    _invert_lower(factor[half:, half:])
+    below = factor[half:, :half] @ factor[:half, :half]
+    np.matmul(factor[half:, half:], below, out=factor[half:, :half])
+    np.negative(factor[half:, :half], out=factor[half:, :half])
+
+
+def _square_lower(factor: NDArray[np.float64]) -> None:
+    """Put X'X in the place of a lower triangular X."""
+    half = len(factor) // 2
+    if len(factor) <= _SMALL:
+        factor[...] = factor.T @ factor
+        return
+    below = factor[half:, :half].copy()
+    np.matmul(factor[half:, half:].T, below, out=factor[half:, :half])
+    factor[:half, half:] = factor[half:, :half].T
+    _square_lower(factor[:half, :half])
+    _square_lower(factor[half:, half:])
+    factor[:half, :half] += below.T @ below
+
+
+_CHUNK = 16384
+_LARGEST_GROWTH = 50.0
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Sums over rows, float64; g groups, D unknowns, O outputs.
+
+    Attributes:
+        count: number of rows.
+        x: [g, D].
+        xx: [g, D, D].
+        y: [g, O].
+        xy: [g, D, O].
+        yy: squares of the targets, [g, O].
+    """
+
+    count: int
+    x: NDArray[np.float64]
+    xx: NDArray[np.float64]
+    y: NDArray[np.float64]
+    xy: NDArray[np.float64]
+    yy: NDArray[np.float64]
+
+    def __add__(self, other: Gram) -> Gram:
+        """Sums over the rows of both."""
+        return Gram(
+            self.count + other.count,
+            self.x + other.x,
+            self.xx + other.xx,
+            self.y + other.y,
+            self.xy + other.xy,
+            self.yy + other.yy,
+        )
+
+    def with_targets(
+        self, parts: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    ) -> Gram:
+        """The same rows with other targets.
+
+        Args:
+            parts: rows and their targets, in as many parts as there are; all rows of these sums.
+        """
+        xy, y, yy = _with_targets(self.x, self.count, parts)
+        return Gram(self.count, self.x, self.xx, y, xy, yy)
+
+    def with_bias(self, weight: NDArray[np.float64]) -> Solution:
+        """Given weights with the bias that keeps the mean of the targets."""
+        seen = np.einsum("god,gd->go", weight, self.x / self.count)
+        return Solution(weight, self.y / self.count - seen)
+
+    def covariance(self) -> NDArray[np.float64]:
+        """Covariance of the unknowns, [g, D, D]."""
+        mean = self.x / self.count
+        return self.xx / self.count - mean[:, :, None] * mean[:, None]
+
+    def cross_covariance(self) -> NDArray[np.float64]:
+        """Covariance of unknowns and targets, [g, D, O]."""
+        mean = self.x / self.count
+        return self.xy / self.count - mean[:, :, None] * (self.y / self.count)[:, None]
+
+    def error(self, solution: Solution) -> float:
+        """Mean squared error of a prediction, summed over groups and outputs."""
+        weight, bias = solution.weight, solution.bias
+        linear = weight @ self.xx
+        squares = np.einsum("god,god->go", linear, weight)
+        crossed = np.einsum("god,gdo->go", weight, self.xy)
+        along_x = np.einsum("god,gd->go", weight, self.x)
+        total = self.yy + squares - 2 * crossed + 2 * bias * (along_x - self.y)
+        return float((total / self.count + bias**2).sum())
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Weights and bias of a regression: float64 [g, O, D] and [g, O]."""
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+    def predict(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Apply to rows: float32 [rows, g, D] -> [rows, g, O]."""
+        matrix = self.weight.astype(np.float32).swapaxes(1, 2)
+        made = rows.swapaxes(0, 1) @ matrix + self.bias[:, None].astype(np.float32)
+        return made.swapaxes(0, 1)
+
+    def towards(self, other: Solution, stride: float) -> Solution:
+        """Go from here to another solution: 0 stays, 1 arrives, more goes beyond."""
+        return Solution(
+            self.weight + stride * (other.weight - self.weight),
+            self.bias + stride * (other.bias - self.bias),
+        )
+
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        return bool(np.isfinite(self.weight).all() and np.isfinite(self.bias).all())
+
+
+def gram_of(rows: NDArray[np.float32], targets: NDArray[np.float32]) -> Gram:
+    """Sum over rows.
+
+    Args:
+        rows: [rows, g, D].
+        targets: [rows, g, O].
+    """
+    x, xx = _input_sums(rows)
+    xy, y, yy = _with_targets(x, len(rows), [(rows, targets)])
+    return Gram(len(rows), x, xx, y, xy, yy)
+
+
+class MomentSums:
+    """First and second moments of rows that come in many small parts."""
+
+    def __init__(self) -> None:
+        self._waiting: list[NDArray[np.float32]] = []
+        self._rows = self._count = 0
+        self._sums: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Take in rows [rows, g, D]."""
+        self._waiting.append(rows)
+        self._rows += len(rows)
+        # a sum costs as much as the product of so many rows
+        if self._rows >= min(_CHUNK, 2 * rows.shape[2]):
+            self._sum_up()
+
+    def covariance(self) -> NDArray[np.float64]:
+        """Covariance of the unknowns, [g, D, D]; of no rows at all there is none."""
+        self._sum_up()
+        assert self._sums is not None
+        mean = self._sums[0] / self._count
+        return self._sums[1] / self._count - mean[:, :, None] * mean[:, None]
+
+    def _sum_up(self) -> None:
+        if self._waiting:
+            x, xx = _input_sums(np.concatenate(self._waiting))
+            if self._sums is not None:
+                x, xx = self._sums[0] + x, self._sums[1] + xx
+            self._sums = x, xx
+            self._count += self._rows
+            self._waiting, self._rows = [], 0
+
+
+def _input_sums(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums over rows [rows, g, D] that hold no targets: x [g, D] and xx [g, D, D]."""
+    total = rows.sum(axis=0, dtype=np.float64)
+    middle = (total / max(len(rows), 1)).astype(np.float32)
+    square = np.zeros((rows.shape[1], rows.shape[2], rows.shape[2]))
+    for start in range(0, len(rows), _CHUNK):
+        x = (rows[start : start + _CHUNK] - middle).swapaxes(0, 1)
+        square += x.swapaxes(1, 2) @ x
+    # m d' + d m' + n m m' as one product, d being what is left of the sum around the mean m
+    shift = middle.astype(np.float64)
+    rest = total - len(rows) / 2 * shift
+    square += np.stack([shift, rest], axis=2) @ np.stack([rest, shift], axis=1)
+    return total, square
+
+
+def _with_targets(
+    x: NDArray[np.float64],
+    count: int,
+    parts: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Sums that hold targets: xy, y, yy; `x` is the sum of all `count` rows."""
+    y = np.asarray(sum(targets.sum(axis=0, dtype=np.float64) for _, targets in parts))
+    yy = np.zeros_like(y)
+    middle = (y / max(count, 1)).astype(np.float32)
+    xy = x[:, :, None] * middle.astype(np.float64)[:, None]
+    for rows, targets in parts:
+        yy += np.einsum("rgo,rgo->go", targets, targets, dtype=np.float64)
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            xy += rows[part].transpose(1, 2, 0) @ (targets[part] - middle).swapaxes(0, 1)
+    return xy, y, yy
+
+
+class Regression:
+    """A regression over the kept unknowns, for any number of targets.
+
+    Args:
+        gram: moments; only those of the unknowns matter here.
+        towards: weights the ridge pulls to, [g, O, D].
+        kept: bool [g, D].
+        ridge: strength as a share of the mean diagonal of the covariance.
+
+    Attributes:
+        inverses: inverse of the covariance of the kept unknowns of each group, ridge included.
+    """
+
+    def __init__(
+        self, gram: Gram, towards: NDArray[np.float64], kept: NDArray[np.bool_], ridge: float
+    ) -> None:
+        self._towards = towards
+        self._kept = kept
+        self._pulls: list[float] = []
+        self.inverses: list[NDArray[np.float64]] = []
+        for group, covariance in enumerate(gram.covariance()):
+            square = covariance[np.ix_(kept[group], kept[group])]
+            largest = float(np.abs(covariance).max(initial=0.0))
+            pull = ridge * float(np.trace(square)) / max(len(square), 1) + 1e-12 * largest + 1e-30
+            square[np.diag_indices_from(square)] += pull
+            self._pulls.append(pull)
+            self.inverses.append(positive_inverse(square))
+
+    def solve(self, gram: Gram) -> Solution | None:
+        """Solve for weights; those of removed unknowns are zero.
+
+        Args:
+            gram: moments, with the same unknowns.
+
+        Returns:
+            None when the weights blow up.
+        """
+        weight = np.zeros_like(self._towards)
+        crossed = gram.cross_covariance()
+        parts = zip(self._kept, self._pulls, self.inverses, strict=True)
+        for group, (alive, pull, inverse) in enumerate(parts):
+            right = crossed[group][alive] + pull * self._towards[group][:, alive].T
+            weight[group][:, alive] = (inverse @ right).T
+        solution = gram.with_bias(weight)
+        largest = _LARGEST_GROWTH * max(float(np.abs(self._towards).max(initial=0)), 1e-12)
+        sane = solution.finite() and np.abs(weight).max(initial=0) <= largest
+        return solution if sane else None

@@ -1,0 +1,217 @@
+"""What a model would cost under a cut, from shapes alone: no model is built."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cache, partial
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.cost.kinds import Classes, Costs
+from onnxprune.cost.macs import ShapeOf, node_macs
+from onnxprune.cost.memory import Lifetimes
+from onnxprune.cost.nodes import tensors_of
+from onnxprune.cost.size import all_constants, is_parameter, rest_bytes, tensor_bytes
+from onnxprune.coupling.cut import shapes_after
+from onnxprune.coupling.groups import Group
+from onnxprune.coupling.trace import Coupling
+
+NodeCounter = Callable[[ir.Node, ShapeOf], float]
+"""What one node costs at the shapes given, 0 where they are unknown."""
+
+_MACS: Mapping[str, NodeCounter] = {"macs": node_macs}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the costs of a part of the model are summed over.
+
+    Attributes:
+        constants: names of constants.
+        activations: names of activations.
+        nodes: kind -> nodes that have such a cost.
+    """
+
+    constants: Collection[str]
+    activations: Collection[str]
+    nodes: Mapping[str, Sequence[ir.Node]]
+
+
+class CutCost:
+    """Costs of a model at its traced size, under any cut; the kinds are those of `cost.kinds`.
+
+    A tensor that a cut leaves ragged counts whole; such a cut cannot be built anyway. Constants in
+    bodies that nobody could look into count unchanged, activations in them not at all.
+
+    Args:
+        graph: the original's main graph.
+        coupling: its labels.
+        per_node: kind -> cost of one node, for kinds that are sums over the nodes of the main
+            graph; each is a kind of its own, next to those of `cost.kinds`.
+        whole: what fractions refer to; None for the cost of this model before any cut.
+
+    Attributes:
+        whole: the same.
+    """
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        coupling: Coupling,
+        per_node: Mapping[str, NodeCounter] | None = None,
+        whole: Mapping[str, float] | None = None,
+    ) -> None:
+        self._coupling = coupling
+        self._facts = coupling.facts
+        self._graph = graph
+        self._counters = {**_MACS, **(per_node or {})}
+        constants = self._facts.constants
+        self._parameters = frozenset(n for n, tensor in constants.items() if is_parameter(tensor))
+        shape_of = self._facts.first.shapes.__getitem__
+        nodes = {
+            kind: [node for node in graph if count(node, shape_of)]
+            for kind, count in self._counters.items()
+        }
+        self._lifetimes = Lifetimes.of(graph)
+        self._whole = _Part(constants, self._lifetimes.names, nodes)
+        self._part_of = cache(self._find_part)
+        self._tensors_of = cache(self._find_tensors)
+        self._fixed = cache(self._count_fixed)
+        self._rest = cache(partial(rest_bytes, graph))
+        self._shares = cache(partial(self._peak_shares, ()))
+        self.whole: Mapping[str, float] = self.after(()) if whole is None else whole
+
+    def after(self, dead: Classes) -> Costs:
+        """Return the cost of every kind with the classes `dead` removed."""
+        shape_of = shapes_after(self._coupling, dead)
+        bytes_of = partial(self._bytes, shape_of)
+        constants = self._constants(self._whole, shape_of)
+
+        def weights() -> float:
+            return self._fixed()[1] + constants["weights"]
+
+        def activations() -> float:
+            return self._lifetimes.peak(bytes_of)
+
+        return Costs(
+            {
+                "params": lambda: self._fixed()[0] + constants["params"],
+                **self._nodes(self._whole, shape_of),
+                "weights": weights,
+                "size": lambda: self._rest() + weights(),
+                "activations": activations,
+                "memory": lambda: weights() + activations(),
+            }
+        )
+
+    def touched(self, group: Group, dead: Classes) -> Costs:
+        """Cost of the nodes and tensors that a group touches, with classes of any groups dead.
+
+        The peak of the activations is shared out among them, see `cost.memory`: near the uncut
+        model, or the cut given to `near`.
+        """
+        part = self._part_of(group)
+        shape_of = shapes_after(self._coupling, dead)
+        constants = self._constants(part, shape_of)
+
+        def activations() -> float:
+            shares = self._shares()
+            near = [name for name in part.activations if name in shares]
+            return sum(shares[name] * self._bytes(shape_of, name) for name in near)
+
+        return Costs(
+            {
+                "params": lambda: constants["params"],
+                **self._nodes(part, shape_of),
+                "weights": lambda: constants["weights"],
+                "size": lambda: constants["weights"],
+                "activations": activations,
+                "memory": lambda: constants["weights"] + activations(),
+            }
+        )
+
+    def saved_by(self, group: Group, dead: Classes) -> Costs:
+        """What removing classes of one group saves, counted over the nodes that group touches."""
+        before, after = self.touched(group, ()), self.touched(group, dead)
+        return Costs({kind: partial(_difference, before, after, kind) for kind in before})
+
+    def near(self, dead: Classes) -> CutCost:
+        """Return the same costs with the peak of the activations shared out near a cut."""
+        nearer = copy(self)
+        nearer._shares = cache(partial(self._peak_shares, dead))
+        return nearer
+
+    def _bytes(self, shape_of: ShapeOf, name: str) -> int:
+        """Bytes of a tensor; 0 for what has no shape: sequences, tensors in closed bodies."""
+        if name not in self._facts.first.shapes:
+            return 0
+        return tensor_bytes(shape_of(name), self._facts.first.types.get(name, ir.DataType.FLOAT))
+
+    def _constants(self, part: _Part, shape_of: ShapeOf) -> Costs:
+        parameters = [name for name in part.constants if name in self._parameters]
+        return Costs(
+            {
+                "params": lambda: sum(prod(shape_of(name)) for name in parameters),
+                "weights": lambda: sum(self._bytes(shape_of, name) for name in part.constants),
+            }
+        )
+
+    def _nodes(self, part: _Part, shape_of: ShapeOf) -> dict[str, Callable[[], float]]:
+        def total(kind: str) -> float:
+            count = self._counters[kind]
+            return sum(count(node, shape_of) for node in part.nodes[kind])
+
+        return {kind: partial(total, kind) for kind in self._counters}
+
+    def _count_fixed(self) -> tuple[int, int]:
+        """Parameters, and bytes of constants, that no cut reaches: those in closed bodies."""
+        parameters = bytes_ = 0
+        for sign, tensors in (
+            (1, all_constants(self._graph)),
+            (-1, self._facts.constants.values()),
+        ):
+            for tensor in tensors:
+                shape = tuple(tensor.shape.numpy())
+                parameters += sign * is_parameter(tensor) * prod(shape)
+                bytes_ += sign * tensor_bytes(shape, ir.DataType(tensor.dtype))
+        return parameters, bytes_
+
+    def _find_part(self, group: Group) -> _Part:
+        """What depends on a group: all that carries one of its classes."""
+        of_class = self._tensors_of()
+        names = dict.fromkeys(
+            name for one in group.classes.tolist() for name in of_class.get(one, ())
+        )
+        nodes = {
+            kind: [node for node in all_nodes if not names.keys().isdisjoint(tensors_of(node))]
+            for kind, all_nodes in self._whole.nodes.items()
+        }
+        constants = self._facts.constants
+        alive = frozenset(self._lifetimes.names)
+        return _Part(
+            [name for name in names if name in constants],
+            [name for name in names if name in alive],
+            nodes,
+        )
+
+    def _find_tensors(self) -> Mapping[int, Sequence[str]]:
+        """Class -> names of the tensors that carry it."""
+        found: dict[int, list[str]] = defaultdict(list)
+        for name, labels in self._coupling.tensors.items():
+            atoms: Iterable[np.ndarray] = (layer.atoms.ravel() for layer in labels.layers)
+            mine = np.unique(np.concatenate([self._coupling.classes[one] for one in atoms] or [[]]))
+            for one in mine.astype(int).tolist():
+                found[one].append(name)
+        return found
+
+    def _peak_shares(self, dead: Classes) -> Mapping[str, float]:
+        return self._lifetimes.shares(partial(self._bytes, shapes_after(self._coupling, dead)))
+
+
+def _difference(before: Costs, after: Costs, kind: str) -> float:
+    return before[kind] - after[kind]

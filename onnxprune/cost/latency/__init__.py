@@ -1,0 +1,1 @@
+"""Latency: measured of whole models, tabulated for single kernels at every width."""

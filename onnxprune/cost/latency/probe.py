@@ -1,0 +1,349 @@
+"""One operator alone in a model, timed by onnxruntime's profiler.
+
+The profiler gives the time of the kernel itself; what onnxruntime does around it when the operator
+is alone (bringing tensors into the blocked layout of its convolutions and back) is left out.
+Weights are made inside the model by ConstantOfShape, which onnxruntime folds when it loads the
+model, so that a layer of 400 MB is a file of 300 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from onnxprune.cost.latency.kernels import Family, Shapes, Widths, family_of
+from onnxprune.cost.macs import ShapeOf
+from onnxprune.errors import RuntimeFailure
+from onnxprune.model.runtime import Runtime, run
+
+_FATAL = 4
+_AROUND = frozenset({"ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear"})
+_BUDGET = 12e-3
+_FEWEST, _MOST = 4, 150
+_AGREEING = 1.06
+_PATIENCE = 8
+_FILL = 0.01
+_MICROSECONDS = 1e-6
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One input of the operator.
+
+    Attributes:
+        dtype: element type the operator, or the DequantizeLinear before it, reads.
+        constant: made inside the model instead of fed.
+        value: what a constant of one element is, None for one that is filled.
+        quantised: a DequantizeLinear stands between.
+    """
+
+    dtype: ir.DataType
+    constant: bool
+    value: NDArray[Any] | None = None
+    quantised: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """An operator with everything its time depends on.
+
+    Attributes:
+        node: the node with plain names for inputs and outputs and without a name.
+        family: how it depends on widths.
+        operands: its inputs; None where one is left out.
+        shapes: shapes of the inputs in the original.
+        widths: its widths there.
+        quantised_output: element type of the QuantizeLinear behind it, None without.
+        opsets: of the model.
+    """
+
+    node: onnx.NodeProto
+    family: Family
+    operands: tuple[Operand | None, ...]
+    shapes: Shapes
+    widths: Widths
+    quantised_output: ir.DataType | None
+    opsets: Mapping[str, int]
+
+    def key(self) -> dict[str, str]:
+        """What tells kernels apart: the operator, and its shapes with all widths at 1."""
+        shapes = self.family.resized(self.family.slots, self.shapes, self.widths, self.ones())
+        kept = onnx.NodeProto()
+        kept.CopyFrom(self.node)
+        derived = self.family.attributes(self.widths)
+        attributes = [one for one in kept.attribute if one.name not in derived]
+        described = sorted(f"{one.name}={helper.get_attribute_value(one)}" for one in attributes)
+        operands = [
+            "-"
+            if one is None
+            else f"{one.dtype.name}{'c' if one.constant else ''}{'q' if one.quantised else ''}"
+            for one in self.operands
+        ]
+        return {
+            "operator": f"{self.node.domain}::{self.node.op_type}",
+            "opset": str(self.opsets.get(self.node.domain, 1)),
+            "attributes": ", ".join(described),
+            "operands": " ".join(operands),
+            "output": self.quantised_output.name if self.quantised_output else "-",
+            "shapes": str([list(shape) for shape in shapes]),
+        }
+
+    def repeated(self, times: int) -> Kernel:
+        """The kernel on so many times the samples; itself where there are none."""
+        slot = self.family.slots.data
+        if times == 1 or not self.family.batched:
+            return self
+        shapes = list(self.shapes)
+        shapes[slot] = (times * shapes[slot][0], *shapes[slot][1:])
+        return replace(self, shapes=tuple(shapes))
+
+    def ones(self) -> Widths:
+        """All widths at 1."""
+        return (1,) * len(self.widths)
+
+
+def kernel_of(
+    node: ir.Node,
+    shape_of: ShapeOf,
+    constants: Mapping[str, ir.TensorProtocol],
+    opsets: Mapping[str, int],
+) -> Kernel | None:
+    """Describe a node as a kernel that can be timed alone; None when it cannot.
+
+    Args:
+        node: a node of the original.
+        shape_of: shape of a tensor by name.
+        constants: constants of the graph by name.
+        opsets: versions of the model's operator sets.
+    """
+    family = family_of(node)
+    if family is None:
+        return None
+    try:
+        shapes = tuple(
+            shape_of(value.name or "") if value is not None else () for value in node.inputs
+        )
+        output = shape_of(node.outputs[0].name or "")
+        widths = family.widths(family.slots, shapes, output)
+    except (KeyError, ValueError, IndexError):
+        return None
+    proto = ir.serde.serialize_node(node)
+    proto.ClearField("name")
+    proto.ClearField("doc_string")
+    proto.ClearField("metadata_props")
+    del proto.input[:], proto.output[:]
+    proto.input.extend(f"i{n}" if one is not None else "" for n, one in enumerate(node.inputs))
+    proto.output.extend(f"o{n}" if one.name else "" for n, one in enumerate(node.outputs))
+    weight = node.inputs[family.slots.weight]
+    operands = tuple(_operand(value, weight, constants) for value in node.inputs)
+    return Kernel(proto, family, operands, shapes, widths, _quantised_output(node), dict(opsets))
+
+
+def time_kernel(kernel: Kernel, widths: Widths, runtime: Runtime) -> float:
+    """Seconds of a kernel at some widths.
+
+    Raises:
+        RuntimeFailure: when onnxruntime refuses the operator at these widths.
+    """
+    import onnxruntime as ort
+
+    model, feed = _alone(kernel, widths)
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = _FATAL
+        options.intra_op_num_threads = runtime.threads
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        try:
+            session = ort.InferenceSession(
+                model.SerializeToString(), options, providers=list(runtime.providers)
+            )
+            run_often(session, feed, _BUDGET)
+        except Exception as error:
+            raise RuntimeFailure(f"{kernel.node.op_type} at {widths} does not run alone") from error
+        events = read_profile(session.end_profiling())
+    return sum(typical(one) for (_, op), one in events.items() if op not in _AROUND)
+
+
+def read_profile(path: str) -> dict[tuple[str, str], list[float]]:
+    """Seconds of every kernel call in a profile that onnxruntime wrote, by (name, operator)."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in json.loads(Path(path).read_bytes()):
+        name = event.get("name", "")
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            operator = event.get("args", {}).get("op_name", "")
+            seconds = event["dur"] * _MICROSECONDS
+            found[name.removesuffix("_kernel_time"), operator].append(seconds)
+    return found
+
+
+def typical(seconds: list[float]) -> float:
+    """Time of a call undisturbed by others: the mean of the fastest calls that agree.
+
+    The fastest, since noise only adds; a mean, since the profiler counts whole microseconds.
+    """
+    ordered = sorted(seconds)
+    limit = ordered[0] * _AGREEING + _MICROSECONDS
+    fastest = [one for one in ordered[: max(1, len(ordered) // 3)] if one <= limit]
+    return sum(fastest) / len(fastest)
+
+
+def run_often(
+    session: ort.InferenceSession,
+    feed: Mapping[str, NDArray[Any]],
+    budget: float,
+    most: int = _MOST,
+) -> list[float]:
+    """Run until the fastest run was seen again, to a few percent, and the budget is used up.
+
+    Args:
+        session: the model.
+        feed: what it runs on.
+        budget: seconds to spend; several times that on a machine that is busy otherwise.
+        most: number of runs to stop at.
+
+    Returns:
+        seconds of every run but the first, which warms up.
+
+    Raises:
+        RuntimeFailure: when onnxruntime refuses the feed.
+    """
+    run(session, feed)
+    walls: list[float] = []
+    start = time.perf_counter()
+    while len(walls) < _FEWEST or (len(walls) < most and not _done(walls, start, budget)):
+        before = time.perf_counter()
+        run(session, feed)
+        walls.append(time.perf_counter() - before)
+    return walls
+
+
+def _done(walls: list[float], start: float, budget: float) -> bool:
+    spent = time.perf_counter() - start
+    if spent < budget:
+        return False
+    ordered = sorted(walls)
+    return ordered[_FEWEST - 2] <= _AGREEING * ordered[0] or spent > _PATIENCE * budget
+
+
+def _operand(
+    value: ir.Value | None, weight: ir.Value | None, constants: Mapping[str, ir.TensorProtocol]
+) -> Operand | None:
+    if value is None:
+        return None
+    producer = value.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        inner = producer.inputs[0]
+        assert inner is not None
+        dtype = _dtype(inner, constants) or ir.DataType.UINT8
+        return Operand(dtype, inner.name in constants, None, quantised=True)
+    tensor = constants.get(value.name or "")
+    # An initializer that is an input as well may be overridden: onnxruntime takes it as it comes.
+    if tensor is None or value.is_graph_input():
+        fallback = _dtype(weight, constants) if weight is not None else None
+        dtype = _dtype(value, constants) or fallback or ir.DataType.FLOAT
+        return Operand(dtype, False)
+    single = tensor.numpy() if tensor.shape.numpy() in ((), (1,)) else None
+    return Operand(tensor.dtype, True, single)
+
+
+def _dtype(value: ir.Value, constants: Mapping[str, ir.TensorProtocol]) -> ir.DataType | None:
+    tensor = constants.get(value.name or "")
+    return tensor.dtype if tensor is not None else value.dtype
+
+
+def _quantised_output(node: ir.Node) -> ir.DataType | None:
+    """Element type behind the QuantizeLinear that is the only reader of a node."""
+    readers = list(node.outputs[0].uses())
+    if len(readers) != 1 or readers[0].node.op_type != "QuantizeLinear":
+        return None
+    inputs = readers[0].node.inputs
+    point = inputs[2] if len(inputs) > 2 else None
+    return (point.dtype if point is not None else None) or ir.DataType.UINT8
+
+
+def _alone(kernel: Kernel, widths: Widths) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+    """A model of the operator at some widths, and a feed for it."""
+    family = kernel.family
+    shapes = family.resized(family.slots, kernel.shapes, kernel.widths, widths)
+    model, feed = _Parts(), {}
+    node = onnx.NodeProto()
+    node.CopyFrom(kernel.node)
+    for slot, (operand, shape) in enumerate(zip(kernel.operands, shapes, strict=True)):
+        if operand is not None:
+            name = f"i{slot}q" if operand.quantised else f"i{slot}"
+            if operand.constant:
+                model.constant(name, operand, shape)
+            else:
+                model.inputs.append(helper.make_tensor_value_info(name, operand.dtype, shape))
+                feed[name] = _values(operand.dtype, shape)
+            if operand.quantised:
+                point = model.scale(name, operand.dtype)
+                inputs = [name, *point]
+                model.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"i{slot}"]))
+    _set_attributes(node, family.attributes(widths))
+    model.nodes.append(node)
+    output = next(one for one in node.output if one)
+    if kernel.quantised_output is not None:
+        point = model.scale(output, kernel.quantised_output)
+        model.nodes.append(helper.make_node("QuantizeLinear", [output, *point], ["q"]))
+        output = "q"
+    # onnxruntime finds out the type of an output that has none
+    outputs = [onnx.ValueInfoProto(name=output)]
+    graph = helper.make_graph(model.nodes, "probe", model.inputs, outputs, model.weights)
+    opsets = [helper.make_opsetid(*one) for one in sorted(kernel.opsets.items())]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10), feed
+
+
+class _Parts:
+    """Parts of a model that is put together."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, operand: Operand, shape: tuple[int, ...]) -> None:
+        """A constant of a shape."""
+        if operand.value is not None:
+            self.weights.append(numpy_helper.from_array(operand.value, name))
+            return
+        filled = np.full(1, _FILL if operand.dtype.is_floating_point() else 1)
+        value = ir.serde.serialize_tensor(ir.Tensor(filled.astype(operand.dtype.numpy())))
+        extents = numpy_helper.from_array(np.array(shape, np.int64), f"{name}s")
+        self.weights.append(extents)
+        self.nodes.append(helper.make_node("ConstantOfShape", [extents.name], [name], value=value))
+
+    def scale(self, name: str, dtype: ir.DataType) -> tuple[str, str]:
+        """Scale and zero point of a quantised tensor."""
+        names = f"{name}_scale", f"{name}_point"
+        self.weights.append(numpy_helper.from_array(np.array(_FILL, np.float32), names[0]))
+        point = ir.serde.serialize_tensor(ir.Tensor(np.zeros((), dtype.numpy()), name=names[1]))
+        self.weights.append(point)
+        return names
+
+
+def _values(dtype: ir.DataType, shape: tuple[int, ...]) -> NDArray[Any]:
+    if dtype.is_floating_point():
+        return np.random.default_rng(0).random(shape, np.float32).astype(dtype.numpy())
+    return np.ones(shape, dtype.numpy())
+
+
+def _set_attributes(node: onnx.NodeProto, attributes: Mapping[str, int]) -> None:
+    kept = [one for one in node.attribute if one.name not in attributes]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    node.attribute.extend(helper.make_attribute(*one) for one in attributes.items())

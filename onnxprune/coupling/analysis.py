@@ -1,0 +1,156 @@
+"""What is known of a model before anything is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.calibration.streams import Samples
+from onnxprune.coupling.groups import Group, Refused, find_groups, find_refusals
+from onnxprune.coupling.trace import Coupling, trace
+from onnxprune.errors import CalibrationError, InputError, RuntimeFailure
+from onnxprune.model.inputs import input_specs
+from onnxprune.model.observe import Facts, Observation, observe
+from onnxprune.model.runtime import Runtime
+from onnxprune.options import Options
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is known of a model before anything is chosen.
+
+    Attributes:
+        model: the original.
+        coupling: its labels.
+        groups: all groups of removable units.
+        refused: axes that cannot be cut, and why.
+        file_bytes: size of the original's file, external data included; 0 where that is unknown.
+        reference: the model whose outputs are to be kept, where `model` has lost something already.
+        altered: sums of the model that have a constant where the reference has a residual branch.
+    """
+
+    model: ir.Model
+    coupling: Coupling
+    groups: tuple[Group, ...]
+    refused: tuple[Refused, ...]
+    reference: ir.Model | None = None
+    file_bytes: int = 0
+    altered: tuple[str, ...] = ()
+
+    @property
+    def original(self) -> ir.Model:
+        """The model whose outputs are to be kept, and whose costs targets are fractions of."""
+        return self.reference or self.model
+
+    def runs(self) -> list[Observation]:
+        """The runs the model was observed in, one for each distinct size."""
+        facts = self.coupling.facts
+        return [facts.first] + ([facts.second] if facts.second is not facts.first else [])
+
+    def selected(self, include: Sequence[str], exclude: Sequence[str]) -> list[Group]:
+        """Groups that the include and exclude patterns leave.
+
+        Raises:
+            InputError: when a pattern matches nothing in the model.
+        """
+        readers: dict[str, set[str]] = {}
+        for node in self.original.graph:
+            for value in node.inputs:
+                if value is not None and value.name:
+                    names = {node.name or "", *(output.name or "" for output in node.outputs)}
+                    readers.setdefault(value.name, set()).update(names - {""})
+        everything = {name for names in readers.values() for name in names} | readers.keys()
+        for pattern in (*include, *exclude):
+            if not any(fnmatchcase(name, pattern) for name in everything):
+                raise InputError(f"the pattern {pattern!r} matches no node or tensor of the model")
+
+        def matches(group: Group, patterns: Sequence[str]) -> bool:
+            names = {owned.tensor for owned in group.owned}
+            names |= {reader for owned in group.owned for reader in readers.get(owned.tensor, ())}
+            return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+        return [
+            group
+            for group in self.groups
+            if (not include or matches(group, include)) and not matches(group, exclude)
+        ]
+
+    def names_at(self, tensor: str, classes: Mapping[str, Sequence[int]]) -> list[str]:
+        """Names of the groups that remove something of a tensor."""
+        labels = self.coupling.tensors.get(tensor)
+        if labels is None:
+            return []
+        of_atom = self.coupling.classes
+        found = {int(one) for layer in labels.layers for one in np.unique(of_atom[layer.atoms])}
+        return [name for name, removed in classes.items() if found & set(removed)]
+
+
+def analyse(model: ir.Model, options: Options, samples: Samples | None = None) -> Analysis:
+    """Observe a model, trace its coupling and find what can be removed.
+
+    Args:
+        model: unchanged.
+        options: runtime and seed.
+        samples: the first of them sets the traced size.
+
+    Raises:
+        InputError: when the model does not run on made-up inputs and there are no samples.
+        CalibrationError: when the model does not run on the samples.
+    """
+    rng = np.random.default_rng(options.seed)
+    sample = None
+    if samples is not None:
+        sample = samples.take(2)
+        for spec in input_specs(model):
+            if spec.name not in sample:
+                raise CalibrationError(f"the samples lack input {spec.name!r}")
+    try:
+        facts = observe(model, options.runtime, rng, sample)
+    except RuntimeFailure as error:
+        if sample is None:
+            raise InputError(f"the model does not run: {error}") from error
+        raise CalibrationError(f"the model does not run on the samples: {error}") from error
+    coupling = trace(model, facts, normalised=options.normalised_axes)
+    groups, refused = tuple(find_groups(coupling)), tuple(find_refusals(coupling))
+    return Analysis(model, coupling, groups, refused)
+
+
+def why_nothing(
+    analysis: Analysis, options: Options, dropped: Mapping[str, str] | None = None
+) -> str:
+    """Say why no group is left to prune."""
+    if dropped:
+        name, reason = next(iter(dropped.items()))
+        return f"nothing can be pruned: {name} stays whole because {reason}"
+    if analysis.groups and (options.include or options.exclude):
+        return "nothing can be pruned: include and exclude leave no group"
+    if analysis.groups:
+        return "nothing can be pruned: the target leaves every unit where it is"
+    if not analysis.refused:
+        return "nothing can be pruned: the model has no weights with a cuttable axis"
+    worst = max(analysis.refused, key=lambda one: one.parameters)
+    return (
+        f"nothing can be pruned: {len(analysis.refused)} axes are refused, the largest is "
+        f"{worst.axis}: {worst.reason} (at {worst.node})"
+    )
+
+
+_ROWS = 2
+
+
+def observed(model: ir.Model, runtime: Runtime, seed: int, samples: Samples | None) -> Facts:
+    """Run a model at two sizes and note its shapes.
+
+    Raises:
+        InputError: when it does not run.
+    """
+    sample = samples.take(_ROWS) if samples is not None else None
+    try:
+        return observe(model, runtime, np.random.default_rng(seed), sample)
+    except RuntimeFailure as error:
+        where = "the model does not run" + (" on the samples" if samples is not None else "")
+        raise InputError(f"{where}: {error}") from error

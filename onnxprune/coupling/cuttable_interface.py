@@ -1,0 +1,128 @@
+"""What of a model's interface may be cut, when that is asked for: output axes and lookup tables.
+
+Usually every output is frozen, what reads an axis as a whole (Softmax, ArgMax, ReduceMax) freezes
+it, and so does a lookup with indices that come from outside. An `Opening` names the output axes and
+the nodes for which this is not so, and the rules such nodes then have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from onnxprune.coupling.labels import Layer, TensorLabels, movable, project
+from onnxprune.coupling.step import Refusal, Step
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Parts of the interface that may be cut.
+
+    Attributes:
+        axes: output -> its axes that may lose entries.
+        rules: node id -> rule in place of the one of its op.
+        renumbered: ids of the lookups whose indices will speak of what is left of their table.
+    """
+
+    axes: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    rules: Mapping[str, Callable[[Step], None]] = field(default_factory=dict)
+    renumbered: frozenset[str] = frozenset()
+
+
+def reads_all(step: Step) -> None:
+    """Softmax and its relatives, where they are to run over what is left of an axis."""
+    labels = step.read()
+    step.emit(step.move(labels, {axis: axis for axis in range(len(labels.shape))}))
+
+
+def picks_among(step: Step) -> None:
+    """ArgMax, ArgMin, TopK, where they are to choose among what is left of an axis."""
+    rank = len(step.shape())
+    axis = step.axis(rank, -1 if step.node.op_type == "TopK" else 0)
+    keeps = step.node.op_type == "TopK" or step.attribute("keepdims", 1) == 1
+    _emit_without(step, {axis}, keeps=keeps)
+
+
+def reduces_among(step: Step) -> None:
+    """ReduceMax and its like, where they are to run over what is left of an axis.
+
+    Raises:
+        Refusal: when the axes are only known at run time.
+    """
+    rank = len(step.shape())
+    axes = step.integers(1, "axes")
+    if not axes:
+        axes = [] if step.attribute("noop_with_empty_axes", 0) else list(range(rank))
+    _emit_without(step, {axis % rank for axis in axes}, keeps=step.attribute("keepdims", 1) == 1)
+
+
+def suppresses_among(step: Step) -> None:
+    """NonMaxSuppression, where scores [samples, classes, boxes] may lose classes."""
+    scores = step.read(1)
+    step.fix(scores, [0, 2], "NonMaxSuppression names positions along it")
+    for slot in step.outputs():
+        step.emit([], slot)
+
+
+def _emit_without(step: Step, gone: set[int], *, keeps: bool) -> None:
+    """Emit what lies on other axes than some, which have one entry afterwards or vanish."""
+    labels = step.read()
+    left = [axis for axis in range(len(labels.shape)) if axis not in gone]
+    place = {axis: axis if keeps else number for number, axis in enumerate(left)}
+    layers = [
+        project(step.relations, one, left)
+        for one in movable(step.relations, labels)
+        if set(one.axes) & set(left)
+    ]
+    for slot in step.outputs():
+        step.emit([Layer(tuple(place[a] for a in one.axes), one.atoms) for one in layers], slot)
+
+
+def _gather(table: int) -> Callable[[Step], None]:
+    """Gather on the first axis of a table, where the indices will be renumbered."""
+
+    def rule(step: Step) -> None:
+        labels = step.read_weight(table)
+        shift = len(step.shape(1)) - 1
+        layers = _columns(step, labels)
+        step.emit(
+            [Layer(tuple(a + shift for a in one.axes), one.atoms, one.flexible) for one in layers],
+            zero=labels.zero,
+        )
+
+    return rule
+
+
+def _embed(table: int) -> Callable[[Step], None]:
+    """EmbedLayerNormalization and its relatives: statistics run over what is looked up."""
+
+    def rule(step: Step) -> None:
+        labels = step.read_weight(table)
+        _columns(step, labels)
+        step.fix(labels, [1], "LayerNormalization takes statistics over it")
+        for slot in step.outputs():
+            step.emit([], slot)
+
+    return rule
+
+
+LOOKUP_RULES: Mapping[str, Callable[[int], Callable[[Step], None]]] = {
+    "Gather": _gather,
+    "EmbedLayerNormalization": _embed,
+    "QEmbedLayerNormalization": _embed,
+}
+"""Op type of a lookup -> rule, given the input slot of the table whose rows may go."""
+
+
+def _columns(step: Step, table: TensorLabels) -> list[Layer]:
+    """Labels of a table's other axes than its first.
+
+    Raises:
+        Refusal: when the rows of the table differ in what they can lose.
+    """
+    layers = movable(step.relations, table)
+    if any(0 in layer.axes and len(layer.axes) > 1 for layer in layers):
+        raise Refusal(
+            f"{step.node.op_type} runs along an axis whose entries differ from row to row"
+        )
+    return [layer for layer in layers if 0 not in layer.axes]

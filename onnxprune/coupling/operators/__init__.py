@@ -1,0 +1,35 @@
+"""Coupling rules: one small function for each kind of op, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnxprune.coupling.operators import (
+    attention,
+    contraction,
+    convolution,
+    elementwise,
+    fused,
+    movement,
+    normalisation,
+    recurrent,
+    reduction,
+    subgraphs,
+)
+from onnxprune.coupling.operators import quantisation as quantised
+from onnxprune.coupling.step import Step
+
+RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+    **elementwise.RULES,
+    **contraction.RULES,
+    **convolution.RULES,
+    **movement.RULES,
+    **normalisation.RULES,
+    **reduction.RULES,
+    **recurrent.RULES,
+    **attention.RULES,
+    **quantised.RULES,
+    **fused.RULES,
+    **subgraphs.RULES,
+}
+"""(domain, op type) -> rule; the default domain is the empty string."""

@@ -1,0 +1,281 @@
+"""Fused attention ops, spelled out on the labels: split heads, scores, softmax, values, merge.
+
+Removable are whole heads (with grouped queries: a key/value head and all its query heads), query
+and key dims together, and value dims. The softmax scale stays that of the original head size.
+A rotary embedding turns dims in pairs, the same pairs in every head: pairs can go, with their
+columns of the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from onnxprune.coupling.join import Operand, contract, join
+from onnxprune.coupling.labels import (
+    Layers,
+    TensorLabels,
+    collapse,
+    movable,
+    rename,
+    reshape,
+    simplify,
+    take,
+)
+from onnxprune.coupling.step import Consumer, Refusal, Step, node_id
+
+_SOFTMAX = "Softmax takes statistics over it"
+_NOT_ZERO = "a product of two activations, neither of them zero where it is removed"
+
+# Axes of the common space: batch, head, query position, key position, query dim, value dim.
+_BATCH, _HEAD, _QUERY, _KEY, _DIM, _VALUE = range(6)
+
+
+def _attention(step: Step) -> None:
+    """Attention of opset 23: 3-D inputs carry their head counts as attributes, 4-D ones do not."""
+    if any(step.has(slot) for slot in (4, 5)) or len(step.outputs()) > 1:
+        raise Refusal("Attention with a key/value cache")
+    heads = [step.attribute(f"{kind}_num_heads") for kind in ("q", "kv", "kv")]
+    query, key, value = (_split_heads(step, slot, heads[slot]) for slot in range(3))
+    _note_readers(step, (0, 1), len(step.shape(0)) - 1)
+    result = _attend(step, query, key, value, mask=3)
+    if len(step.out_shape()) == 4:
+        step.emit(result.layers, zero=result.zero)
+    else:
+        _emit_merged(step, result)
+
+
+def _multi_head(step: Step) -> None:
+    """com.microsoft MultiHeadAttention on separate query, key and value [b, s, H*D]."""
+    if any(step.has(slot) for slot in range(6, len(step.node.inputs))) or len(step.outputs()) > 1:
+        raise Refusal("MultiHeadAttention with a key/value cache")
+    if not (step.has(1) and step.has(2)) or any(len(step.shape(s)) != 3 for s in range(3)):
+        raise Refusal("MultiHeadAttention with packed inputs")
+    count = int(step.attribute("num_heads"))
+    biases = _packed_bias(step, 3) if step.has(3) else (None, None, None)
+    query, key, value = (_split_heads(step, slot, count, bias) for slot, bias in enumerate(biases))
+    _note_readers(step, (0, 1), 2)
+    _emit_merged(step, _attend(step, query, key, value, mask=5))
+
+
+def _packed_bias(step: Step, slot: int) -> list[TensorLabels]:
+    """The parts of a bias [query | key | value]."""
+    bias = step.read(slot)
+    layers = movable(step.relations, bias)
+    ends = np.cumsum([step.shape(part)[-1] for part in range(3)]).tolist()
+    return [
+        TensorLabels(
+            bias.name,
+            (end - start,),
+            take(step.relations, layers, 0, np.arange(start, end)),
+            zero=bias.zero,
+        )
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+
+
+def _packed(step: Step) -> None:
+    """com.microsoft Attention: one weight [I, Q+K+V], three equal widths or `qkv_hidden_sizes`."""
+    if step.has(4) or len(step.outputs()) > 1:
+        raise Refusal("fused Attention with a key/value cache")
+    if step.attribute("do_rotary", 0):
+        raise Refusal("fused Attention with a rotary embedding")
+    data, weight = step.read(0), step.read(1)
+    sizes = step.attribute("qkv_hidden_sizes")
+    widths = [int(n) for n in sizes] if sizes else [weight.shape[1] // 3] * 3
+    heads = int(step.attribute("num_heads"))
+    operands = [Operand(data, (0, 1, 2)), Operand(weight, (2, 3))]
+    packed = TensorLabels("", (*data.shape[:2], sum(widths)), zero=True)
+    packed.layers = rename(
+        contract(step.relations, operands, (0, 1, 3), _NOT_ZERO), {0: 0, 1: 1, 3: 2}
+    )
+    if any(2 in layer.axes for layer in data.layers) and weight.constant:
+        step.consumers.append(Consumer(node_id(step.node), data.name, 2, weight.name, 0))
+    if step.has(2):
+        step.add_bias(packed, 2, (2,))
+    query, key, value = _unpacked(step, packed, widths, [heads] * 3)
+    if not sizes:  # one width in the attributes: all three lose the same dims of a head
+        join(step.relations, [Operand(query, (0, 1, 4, 3)), Operand(value, (0, 1, 5, 3))])
+    _emit_merged(step, _attend(step, query, key, value, mask=5))
+
+
+def _group_query(step: Step) -> None:
+    """com.microsoft GroupQueryAttention: a key/value head goes whole, with the queries it serves.
+
+    Its kernels want heads of certain sizes, so the dims of a head stay.
+    """
+    name = step.node.op_type
+    if any(step.has(slot) for slot in range(12, len(step.node.inputs))) or 3 in step.outputs():
+        raise Refusal(f"{name} with a quantised cache or with its scores as an output")
+    past = [step.node.inputs[slot] for slot in (3, 4) if step.has(slot)]
+    present = [step.node.outputs[slot] for slot in step.outputs() if slot]
+    if any(one is not None and one.is_graph_input() for one in past) or any(
+        one.is_graph_output() for one in present
+    ):
+        raise Refusal(f"the key/value cache of {name} is an input or output of the model")
+    heads, served = int(step.attribute("num_heads")), int(step.attribute("kv_num_heads"))
+    counts = (heads, served, served)
+    if step.has(1) and step.has(2):
+        parts = [_split_heads(step, slot, counts[slot]) for slot in range(3)]
+        _note_readers(step, (0, 1), 2)
+    else:
+        packed = step.read(0)
+        movable(step.relations, packed)
+        dim = packed.shape[2] // sum(counts)
+        parts = _unpacked(step, packed, [dim * count for count in counts], counts)
+        _note_readers(step, (0,), 2)
+    for part in parts:
+        part.layers = collapse(step.relations, part.layers, 3, f"{name} keeps the size of a head")
+    query, key, value = parts
+    result = _attend(step, query, key, value, mask=10)
+    if step.has(11):
+        sink = Operand(step.read(11), (1,))
+        join(step.relations, [Operand(result, (0, 1, 2, 3)), sink])
+    for slot, part in ((1, key), (2, value)):
+        zero = part.zero
+        if step.has(slot + 2):
+            cached = step.read(slot + 2)
+            step.fix(cached, [2], "the cache grows along it")
+            axes = (0, 1, None, 3)
+            join(step.relations, [Operand(part, axes), Operand(cached, axes)])
+            zero = zero and cached.zero
+        if slot in step.outputs():
+            step.emit(part.layers, slot, zero=zero)
+    _emit_merged(step, result)
+
+
+def _unpacked(
+    step: Step, packed: TensorLabels, widths: Sequence[int], heads: Sequence[int]
+) -> list[TensorLabels]:
+    """Query, key and value out of [b, s, Q+K+V], each as [batch, heads, length, dim]."""
+    ends = np.cumsum(widths).tolist()
+    parts = []
+    for start, end, count in zip([0, *ends], ends, heads, strict=False):
+        layers = take(step.relations, packed.layers, 2, np.arange(start, end))
+        shape = (*packed.shape[:2], end - start)
+        part = TensorLabels(packed.name, shape, layers, packed.constant, False, packed.zero)
+        parts.append(_apart(step, part, count))
+    return parts
+
+
+def _emit_merged(step: Step, result: TensorLabels) -> None:
+    """Emit [batch, heads, length, dim] as [batch, length, heads * dim]."""
+    batch, heads, length, dim = result.shape
+    moved = rename(result.layers, {0: 0, 1: 2, 2: 1, 3: 3})
+    before = (batch, length, heads, dim)
+    merged = reshape(step.relations, moved, before, (batch, length, heads * dim))
+    step.emit(merged, zero=result.zero)
+
+
+def _split_heads(
+    step: Step, slot: int, heads: int | None, bias: TensorLabels | None = None
+) -> TensorLabels:
+    """Labels of an input, plus bias, as [batch, heads, length, dim]."""
+    labels = step.read(slot)
+    layers = movable(step.relations, labels)
+    if bias is not None:
+        parts = [Operand(labels, (0, 1, 2)), Operand(bias, (2,))]
+        layers = join(step.relations, parts)
+        zero = all(part.blanks(layers) for part in parts)
+        labels = TensorLabels(labels.name, labels.shape, layers, zero=zero)
+    if len(labels.shape) == 4:
+        return TensorLabels(labels.name, labels.shape, layers, labels.constant, False, labels.zero)
+    if not heads:
+        raise Refusal("Attention on 3-D inputs without head counts")
+    return _apart(step, labels, heads)
+
+
+def _apart(step: Step, labels: TensorLabels, heads: int) -> TensorLabels:
+    """Labels of [batch, length, heads * dim] as [batch, heads, length, dim]."""
+    batch, length, width = labels.shape
+    split = (batch, length, heads, width // heads)
+    layers = reshape(step.relations, labels.layers, labels.shape, split)
+    shape = (batch, heads, length, width // heads)
+    moved = rename(layers, {0: 0, 1: 2, 2: 1, 3: 3})
+    return TensorLabels(labels.name, shape, moved, labels.constant, False, labels.zero)
+
+
+def _note_readers(step: Step, slots: tuple[int, ...], axis: int) -> None:
+    """Query and key dims are summed in the scores: that is where their removal is felt."""
+    for slot in slots:
+        labels = step.peek(slot)
+        if any(axis in layer.axes for layer in labels.layers):
+            step.consumers.append(Consumer(node_id(step.node), labels.name, axis))
+
+
+def _attend(
+    step: Step, query: TensorLabels, key: TensorLabels, value: TensorLabels, mask: int
+) -> TensorLabels:
+    """Labels [batch, heads, length, dim] of softmax(query key^T + mask) value."""
+    relations = step.relations
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (_repeat_heads(step, one, repeats) for one in (key, value))
+    operands = [
+        Operand(query, (_BATCH, _HEAD, _QUERY, _DIM)),
+        Operand(key, (_BATCH, _HEAD, _KEY, _DIM)),
+    ]
+    kept = (_BATCH, _HEAD, _QUERY, _KEY)
+    layers = contract(relations, operands, kept, _NOT_ZERO)
+    shape = (*query.shape[:3], key.shape[2])
+    scores = TensorLabels("", shape, rename(layers, {axis: i for i, axis in enumerate(kept)}))
+    if step.has(mask):
+        given = step.read(mask)
+        axes = tuple(range(4 - len(given.shape), 4))
+        scores.layers = join(relations, [Operand(scores, (0, 1, 2, 3)), Operand(given, axes)])
+    scores.layers = collapse(relations, scores.layers, 3, _SOFTMAX)
+    operands = [
+        Operand(scores, (_BATCH, _HEAD, _QUERY, _KEY)),
+        Operand(value, (_BATCH, _HEAD, _KEY, _VALUE)),
+    ]
+    kept = (_BATCH, _HEAD, _QUERY, _VALUE)
+    layers = contract(relations, operands, kept, _NOT_ZERO)
+    zero = operands[1].blanks(layers)
+    result = simplify(relations, rename(layers, {axis: i for i, axis in enumerate(kept)}))
+    return TensorLabels("", (*query.shape[:3], value.shape[3]), result, zero=zero)
+
+
+def _repeat_heads(step: Step, labels: TensorLabels, repeats: int) -> TensorLabels:
+    """Each key/value head serves `repeats` query heads in a row; a single one just broadcasts."""
+    if repeats == 1 or labels.shape[1] == 1:
+        return labels
+    index = np.repeat(np.arange(labels.shape[1]), repeats)
+    layers: Layers = take(step.relations, labels.layers, 1, index)
+    shape = (labels.shape[0], len(index), *labels.shape[2:])
+    return TensorLabels(labels.name, shape, layers, labels.constant, False, labels.zero)
+
+
+def _rotary(step: Step) -> None:
+    """RotaryEmbedding: x cos - y sin and x sin + y cos for dims x and y of a pair."""
+    tables = (2, 3) if step.node.domain else (1, 2)
+    width = 2 * step.shape(tables[0])[-1]
+    heads = int(step.attribute("num_heads", 0)) or step.shape(0)[-1] // width
+    labels = _split_heads(step, 0, heads)
+    if step.attribute("interleaved", 0):
+        halves = np.arange(width).reshape(-1, 2).T
+    else:
+        halves = np.arange(width).reshape(2, -1)
+    operands = []
+    for half in halves:
+        layers = take(step.relations, labels.layers, 3, half)
+        part = TensorLabels("", (*labels.shape[:3], width // 2), layers)
+        operands.append(Operand(part, (0, 1, 2, 3)))
+    for slot in tables:
+        table = step.read(slot)
+        if len(table.shape) == 2:
+            step.fix(table, [0], "rows are looked up by position")
+        axes = (None, 3) if len(table.shape) == 2 else (0, 2, 3)
+        operands.append(Operand(table, axes))
+    join(step.relations, operands)
+    data = step.peek(0)
+    step.emit(data.layers, zero=data.zero)
+
+
+RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+    ("", "Attention"): _attention,
+    ("com.microsoft", "MultiHeadAttention"): _multi_head,
+    ("com.microsoft", "Attention"): _packed,
+    ("com.microsoft", "GroupQueryAttention"): _group_query,
+    ("", "RotaryEmbedding"): _rotary,
+    ("com.microsoft", "RotaryEmbedding"): _rotary,
+}

@@ -1,0 +1,339 @@
+"""Ops that only move data: the same movement is done on the small atom arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.coupling.join import Operand, join
+from onnxprune.coupling.labels import (
+    Layer,
+    Layers,
+    TensorLabels,
+    concat,
+    movable,
+    reshape,
+    simplify,
+    take,
+)
+from onnxprune.coupling.relations import Origin
+from onnxprune.coupling.step import Refusal, Step
+
+
+def _pass_on(step: Step, labels: TensorLabels, layers: Sequence[Layer], slot: int = 0) -> None:
+    step.emit(layers, slot, zero=labels.zero, constant=labels.constant)
+
+
+def _transpose(step: Step) -> None:
+    labels = step.read()
+    rank = len(labels.shape)
+    order = step.attribute("perm") or tuple(reversed(range(rank)))
+    _pass_on(step, labels, step.move(labels, {axis: i for i, axis in enumerate(order)}))
+
+
+def reshaped(step: Step) -> None:
+    """Reshape, Flatten, Squeeze, Unsqueeze: the observed output shape says it all."""
+    labels = step.read()
+    layers = movable(step.relations, labels)
+    _pass_on(step, labels, reshape(step.relations, layers, labels.shape, step.out_shape()))
+
+
+def _repeated(step: Step) -> None:
+    """Expand, Tile: labels stay or are repeated; an axis that grows from 1 is flexible."""
+    labels = step.read()
+    layers = movable(step.relations, labels)
+    shape = step.out_shape()
+    shift = len(shape) - len(labels.shape)
+    result: list[Layer] = []
+    for layer in layers:
+        axes = tuple(axis + shift for axis in layer.axes)
+        repeats = [shape[a] // e for a, e in zip(axes, layer.atoms.shape, strict=True)]
+        atoms = np.tile(layer.atoms, repeats)
+        step.relations.rectangle(atoms)
+        result.append(Layer(axes, atoms, layer.flexible))
+    before = (1,) * shift + labels.shape
+    name = step.node.outputs[0].name or ""
+    grown = [
+        Layer((axis,), step.relations.fresh((extent,), Origin(name, axis)), flexible=True)
+        for axis, extent in enumerate(shape)
+        if extent > 1 and before[axis] == 1
+    ]
+    # Copies made along a new axis are not zero where they are removed.
+    zero = labels.zero and not grown
+    step.emit([*result, *grown], zero=zero, constant=labels.constant)
+
+
+def _concat(step: Step) -> None:
+    concatenated(step, range(len(step.node.inputs)))
+
+
+def concatenated(step: Step, slots: Sequence[int]) -> None:
+    """Concat of the inputs at some slots."""
+    rank = len(step.out_shape())
+    axis = step.axis(rank, 1)
+    parts = [step.read(slot) for slot in slots]
+    parts = [part for part in parts if part.shape[axis] > 0]
+    for part in parts:
+        movable(step.relations, part)
+    along = [
+        (tuple(layer for layer in part.layers if axis in layer.axes), part.shape[axis])
+        for part in parts
+    ]
+    across = join(step.relations, [_without(part, axis) for part in parts])
+    layers = (*across, *concat(step.relations, along, axis))
+    zero = all(part.zero for part in parts)
+    step.emit(layers, zero=zero, constant=all(part.constant for part in parts))
+
+
+def _without(part: TensorLabels, axis: int) -> Operand:
+    """An operand whose layers and extent along one axis stay out of a join."""
+    layers = tuple(layer for layer in part.layers if axis not in layer.axes)
+    view = type(part)(part.name, part.shape, layers, part.constant, False, part.zero)
+    return Operand(view, tuple(None if i == axis else i for i in range(len(part.shape))))
+
+
+def _split(step: Step) -> None:
+    labels = step.read()
+    axis = step.axis(len(labels.shape), 0)
+    layers = movable(step.relations, labels)
+    if len(step.outputs()) < len(step.node.outputs):
+        raise Refusal("a Split with an unused part")
+    start = 0
+    for slot in step.outputs():
+        extent = step.out_shape(slot)[axis]
+        index = np.arange(start, start + extent)
+        _pass_on(step, labels, take(step.relations, layers, axis, index), slot)
+        start += extent
+
+
+def _slice(step: Step) -> None:
+    labels = step.read()
+    rank = len(labels.shape)
+    starts, ends = step.integers(1, "starts"), step.integers(2, "ends")
+    if starts is None or ends is None:
+        raise Refusal("a Slice without bounds")
+    axes = step.integers(3, "axes") or list(range(len(starts)))
+    steps = step.integers(4, "steps") or [1] * len(starts)
+    layers = movable(step.relations, labels)
+    for start, end, axis, stride in zip(starts, ends, axes, steps, strict=True):
+        index = np.arange(labels.shape[axis % rank])[slice(start, _end(end, stride), stride)]
+        layers = _tie_strides(step, layers, axis % rank, abs(stride))
+        layers = take(step.relations, layers, axis % rank, index)
+    _pass_on(step, labels, layers)
+
+
+def _end(end: int, stride: int) -> int | None:
+    """ONNX's `ends` as a Python slice bound: running off the front means 'to the start'."""
+    return None if stride < 0 and end < -(2**30) else end
+
+
+def _tie_strides(step: Step, layers: Layers, axis: int, stride: int) -> Layers:
+    """A strided Slice keeps its stride only if whole blocks of `stride` entries are removed."""
+    if stride > 1:
+        for layer in layers:
+            if axis in layer.axes:
+                atoms = np.moveaxis(layer.atoms, layer.axes.index(axis), 0)
+                whole = len(atoms) - len(atoms) % stride
+                for offset in range(1, stride):
+                    step.relations.unify(atoms[0:whole:stride], atoms[offset:whole:stride])
+                step.relations.freeze(atoms[whole:], "the rest of a strided Slice")
+    return layers
+
+
+def _gather(step: Step) -> None:
+    table = step.read()
+    axis = step.axis(len(table.shape), 0)
+    index = step.value(1) if step.has(1) and _known(step, 1) else None
+    rank = step.peek(1).shape
+    if index is None or np.ndim(index) > 1:
+        movable(step.relations, table)
+        step.fix(table, [axis], "its entries are looked up at run time")
+        layers: Layers = table.layers
+    else:
+        flat = np.atleast_1d(np.asarray(index, np.int64)) % table.shape[axis]
+        layers = take(step.relations, movable(step.relations, table), axis, flat)
+    shift = len(rank) - 1
+    moved = [
+        Layer(tuple(a if a <= axis else a + shift for a in one.axes), one.atoms, one.flexible)
+        for one in layers
+    ]
+    _pass_on(step, table, moved)
+
+
+def _known(step: Step, slot: int) -> bool:
+    """Whether an index is part of the graph: a constant, not a function of the input."""
+    return step.peek(slot).constant
+
+
+def _gather_nd(step: Step) -> None:
+    """GatherND: the first axes of the table are looked up, the others keep their meaning."""
+    table, index = step.read(), step.value(1)
+    *outer, depth = step.shape(1)
+    if step.attribute("batch_dims", 0):
+        raise Refusal("GatherND with batch axes")
+    movable(step.relations, table)
+    if depth == 1 and len(outer) <= 1 and index is not None and step.peek(1).constant:
+        flat = np.asarray(index, np.int64).reshape(-1) % table.shape[0]
+        layers = take(step.relations, table.layers, 0, flat)
+        known = bool(outer)
+    else:
+        layers = step.fix(table, range(depth), "its entries are looked up at run time")
+        known = False
+    shift = len(outer) - depth
+    moved = [
+        Layer(tuple(a + shift for a in one.axes), one.atoms, one.flexible)
+        for one in layers
+        if known or not set(range(depth)) & set(one.axes)
+    ]
+    step.emit(moved, zero=table.zero, constant=table.constant and known)
+
+
+def _reverse_sequence(step: Step) -> None:
+    """ReverseSequence: every row of the batch is turned round as far as it is long."""
+    labels = step.read()
+    over = [int(step.attribute("time_axis", 0)), int(step.attribute("batch_axis", 1))]
+    layers = step.fix(labels, over, "the order of its entries is only known at run time")
+    step.emit(layers, zero=labels.zero)
+
+
+def _pad(step: Step) -> None:
+    """Pad: entries added along a labelled axis can go like any other; the amounts follow."""
+    labels = step.read()
+    rank = len(labels.shape)
+    pads = step.integers(1, "pads")
+    if pads is None:
+        raise Refusal("Pad without amounts")
+    axes = [a % rank for a in (step.integers(3, "axes") or range(rank))]
+    constant = str(step.attribute("mode", "constant")) == "constant"
+    filler = step.value(2) if step.has(2) else step.attribute("value", 0.0)
+    blank = constant and filler is not None and not np.any(filler)
+    layers: Layers = movable(step.relations, labels)
+    for position, axis in enumerate(axes):
+        amounts = pads[position], pads[position + len(axes)]
+        if any(amounts):
+            layers = _pad_axis(step, layers, axis, amounts, constant)
+    step.emit(layers, zero=labels.zero and blank)
+
+
+def _pad_axis(
+    step: Step, layers: Layers, axis: int, amounts: tuple[int, int], constant: bool
+) -> Layers:
+    result = []
+    for layer in layers:
+        if axis not in layer.axes:
+            result.append(layer)
+        elif min(amounts) < 0 or not constant or len(layer.axes) > 1:
+            step.relations.freeze(layer.atoms, "Pad reads or cuts along this axis")
+        else:
+            origin = Origin(step.node.outputs[0].name or "", axis)
+            before, after = (step.relations.fresh((n,), origin) for n in amounts)
+            result.append(Layer(layer.axes, np.concatenate([before, layer.atoms, after])))
+    return simplify(step.relations, result)
+
+
+def _resize(step: Step) -> None:
+    labels = step.read()
+    resized = [
+        axis
+        for axis, (old, new) in enumerate(zip(labels.shape, step.out_shape(), strict=True))
+        if old != new
+    ]
+    layers = step.fix(labels, resized, "the axis is resized")
+    step.emit(layers, zero=labels.zero)
+
+
+def _grid_sample(step: Step) -> None:
+    """GridSample: every channel is read at the same places; outside of the map lies zero."""
+    labels = step.read()
+    places = [axis for axis in range(len(labels.shape)) if axis != 1]
+    step.emit(step.fix(labels, places, "GridSample reads along it"), zero=labels.zero)
+
+
+def _pixel_blocks(step: Step, depth_first: bool, size: int) -> tuple[list[int], list[int]]:
+    """Shape [b, ., ., C, h, w] that DepthToSpace reshapes to, and the transposition it does."""
+    batch, channels, height, width = step.shape()
+    if depth_first:
+        return [batch, channels // size**2, size, size, height, width], [0, 1, 4, 2, 5, 3]
+    return [batch, size, size, channels // size**2, height, width], [0, 3, 4, 1, 5, 2]
+
+
+def _depth_to_space(step: Step) -> None:
+    """Reshape, transpose, reshape; the sub-pixels of one output channel are tied."""
+    labels, size = step.read(), int(step.attribute("blocksize"))
+    split, order = _pixel_blocks(step, step.attribute("mode", "DCR") == "CRD", size)
+    inner = reshape(step.relations, movable(step.relations, labels), labels.shape, tuple(split))
+    moved = _moved_whole_pixels(step, inner, tuple(split), order)
+    after = tuple(split[axis] for axis in order)
+    _pass_on(step, labels, reshape(step.relations, moved, after, step.out_shape()))
+
+
+def _moved_whole_pixels(
+    step: Step, layers: Layers, shape: tuple[int, ...], order: Sequence[int]
+) -> Layers:
+    position = {axis: i for i, axis in enumerate(order)}
+    channels = 1 if order[1] == 1 else 3
+    result = []
+    for layer in layers:
+        for axis in set(layer.axes) - {channels}:
+            first = layer.atoms.take([0], axis=layer.axes.index(axis))
+            step.relations.unify(layer.atoms, np.broadcast_to(first, layer.atoms.shape))
+        axes = tuple(position[axis] for axis in layer.axes)
+        result.append(Layer(axes, layer.atoms, layer.flexible))
+    return simplify(step.relations, result)
+
+
+def _space_to_depth(step: Step) -> None:
+    """The inverse of DepthToSpace (DCR): each channel is repeated once per sub-pixel."""
+    labels, size = step.read(), int(step.attribute("blocksize"))
+    layers = step.fix(labels, (2, 3), "SpaceToDepth runs over this axis")
+    repeated: list[Layer] = []
+    for layer in layers:
+        atoms: NDArray[np.int32] = layer.atoms
+        if 1 in layer.axes:
+            copies = [size**2 if axis == 1 else 1 for axis in layer.axes]
+            atoms = np.tile(atoms, copies)
+        repeated.append(Layer(layer.axes, atoms))
+    _pass_on(step, labels, repeated)
+
+
+def _unlabelled(step: Step) -> None:
+    """Shape, Size: the result follows the pruned shape by itself; no label is lost or frozen."""
+    step.read()
+    step.emit(())
+
+
+def _filled(step: Step) -> None:
+    """ConstantOfShape: every axis is flexible; the target follows what it is used for."""
+    shape = step.out_shape()
+    name = step.node.outputs[0].name or ""
+    layers: list[Layer] = []
+    if len(shape) > 1:
+        layers = [
+            Layer((axis,), step.relations.fresh((extent,), Origin(name, axis)), flexible=True)
+            for axis, extent in enumerate(shape)
+            if extent > 1
+        ]
+    filler = step.attribute("value")
+    step.emit(layers, zero=filler is None or not np.any(filler.numpy()))
+
+
+RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+    ("", "Transpose"): _transpose,
+    **{("", op): reshaped for op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")},
+    **{("", op): _repeated for op in ("Expand", "Tile")},
+    ("", "Concat"): _concat,
+    ("", "Split"): _split,
+    ("", "Slice"): _slice,
+    ("", "Gather"): _gather,
+    ("", "GatherND"): _gather_nd,
+    ("", "ReverseSequence"): _reverse_sequence,
+    ("", "Pad"): _pad,
+    **{("", op): _resize for op in ("Resize", "Upsample")},
+    **{(domain, "GridSample"): _grid_sample for domain in ("", "com.microsoft")},
+    ("", "DepthToSpace"): _depth_to_space,
+    ("", "SpaceToDepth"): _space_to_depth,
+    **{("", op): _unlabelled for op in ("Shape", "Size")},
+    ("", "ConstantOfShape"): _filled,
+}

@@ -1,0 +1,152 @@
+"""If, Loop and Scan: the walk goes on inside their bodies.
+
+A carried state is one tensor from outside, from one iteration to the next, and back: initial value,
+formal input, result and final value live and die together. A constant that a body hands on as it
+is stays what it is outside. What a Scan walks along, and what is collected over the iterations,
+gains or loses one axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from onnxprune.coupling.join import Operand, join
+from onnxprune.coupling.labels import TensorLabels, movable, rename
+from onnxprune.coupling.step import Consumer, Refusal, Step, node_id
+from onnxprune.coupling.subgraph_shapes import body_of, read_from_outside, subgraphs
+
+
+def _if(step: Step) -> None:
+    """If: both branches make the same labels."""
+    branches = subgraphs(step.node)
+    for branch in branches:
+        _note_readers(step, branch)
+        step.walker.along(branch)
+    for slot in step.outputs():
+        results = [_result(step, branch.outputs[slot]) for branch in branches]
+        if any(one.shape != step.out_shape(slot) for one in results):
+            raise Refusal("If with results of different shapes")
+        axes = tuple(range(len(results[0].shape)))
+        operands = [Operand(one, axes) for one in results]
+        layers = join(step.relations, operands)
+        step.emit(layers, slot, zero=all(one.blanks(layers) for one in operands))
+
+
+def _repeated(step: Step) -> None:
+    """Loop, Scan."""
+    body = body_of(step.node)
+    graph = body.graph
+    for formal in body.alone:
+        _enter(step, graph.inputs[formal], TensorLabels("", ()))
+    changing: list[tuple[bool, TensorLabels, ir.Value]] = []
+    for slot, formal, result, _ in body.states:
+        labels = step.read(slot)
+        if labels.constant and _handed_on(step, slot, graph.inputs[formal], graph.outputs[result]):
+            _enter(step, graph.inputs[formal], labels)
+            continue
+        name, layers = graph.inputs[formal].name or "", movable(step.relations, labels)
+        _enter(step, graph.inputs[formal], TensorLabels(name, labels.shape, layers))
+        changing.append((labels.zero, step.tensors[name], graph.outputs[result]))
+        _note_reader(step, labels)
+    for slot, formal, axis in body.slices:
+        labels = step.read(slot)
+        axis %= len(labels.shape)
+        movable(step.relations, labels)
+        layers = step.fix(labels, [axis], f"{step.node.op_type} runs along it")
+        kept = [i for i in range(len(labels.shape)) if i != axis]
+        shape = tuple(labels.shape[i] for i in kept)
+        moved = rename(layers, {old: new for new, old in enumerate(kept)})
+        name = graph.inputs[formal].name or ""
+        _enter(step, graph.inputs[formal], TensorLabels(name, shape, moved, zero=labels.zero))
+        _note_reader(step, labels)
+    _note_readers(step, graph)
+    _find_zeros(step, graph, changing)
+    step.walker.along(graph)
+    for slot, formal, result, out in body.states:
+        given, made = step.peek(slot), _result(step, graph.outputs[result])
+        state = step.tensors[graph.inputs[formal].name or ""]
+        if made is not state and state is not given:
+            axes = tuple(range(len(given.shape)))
+            made.layers = join(step.relations, [Operand(state, axes), Operand(made, axes)])
+        if out in step.outputs():
+            step.emit(movable(step.relations, made), out, zero=given.zero and made.zero)
+    for result, out, axis in body.stacked:
+        made = _result(step, graph.outputs[result])
+        axis %= len(made.shape) + 1
+        shifted = {i: i + (i >= axis) for i in range(len(made.shape))}
+        if out in step.outputs():
+            step.emit(rename(movable(step.relations, made), shifted), out, zero=made.zero)
+
+
+def _find_zeros(
+    step: Step, graph: ir.Graph, states: list[tuple[bool, TensorLabels, ir.Value]]
+) -> None:
+    """Find the states that are zero where they are removed, initially and by every iteration.
+
+    Args:
+        step: the node.
+        graph: its body, about to be walked along.
+        states: whether the initial value is zero there, labels of the formal input, result.
+    """
+    for zero, state, _ in states:
+        state.zero = zero
+    while any(state.zero for _, state, _ in states):
+        after = step.walker.rehearse(graph)
+        wrong = [
+            state
+            for _, state, result in states
+            if state.zero and not (result.name in after and after[result.name or ""].zero)
+        ]
+        if not wrong:
+            return
+        for state in wrong:
+            state.zero = False
+
+
+def _handed_on(step: Step, slot: int, formal: ir.Value, result: ir.Value) -> bool:
+    """Whether a body makes a state of floats from itself with nothing but Identity."""
+    given, value = step.node.inputs[slot], result
+    if given is None or (given.dtype is not None and not given.dtype.is_floating_point()):
+        return False
+    while value is not formal:
+        producer = value.producer()
+        if producer is None or producer.op_type != "Identity" or producer.domain:
+            return False
+        source = producer.inputs[0]
+        if source is None:
+            return False
+        value = source
+    return True
+
+
+def _enter(step: Step, formal: ir.Value, labels: TensorLabels) -> None:
+    step.tensors[formal.name or ""] = labels
+
+
+def _result(step: Step, value: ir.Value) -> TensorLabels:
+    """Labels of what a body returns; made by its own nodes, or anything around it."""
+    name = value.name or ""
+    if name not in step.tensors:
+        raise Refusal(f"the shape of {name} is unknown")
+    return step.tensors[name]
+
+
+def _note_readers(step: Step, graph: ir.Graph) -> None:
+    for name in read_from_outside(graph):
+        if name in step.tensors:
+            _note_reader(step, step.tensors[name])
+
+
+def _note_reader(step: Step, labels: TensorLabels) -> None:
+    """What enters a body is felt there: at the node as a whole, nobody sees inside."""
+    for axis in {axis for layer in labels.layers for axis in layer.axes}:
+        if not labels.constant:
+            step.consumers.append(Consumer(node_id(step.node), labels.name, axis))
+
+
+RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+    ("", "If"): _if,
+    **{("", op): _repeated for op in ("Loop", "Scan")},
+}

@@ -1,0 +1,261 @@
+"""Shapes and integers inside the bodies of If, Loop and Scan.
+
+onnxruntime shows nothing of what happens inside a body. So each is run once more as a model of its
+own, on made-up values of the shapes that enter it at each of the observed sizes. A body whose
+tensors cannot be told from others by name, whose states change their shape from one iteration to
+the next, or that does not run, stays closed: whatever enters it is not cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model.observe import Facts, Observation, constants_of, observe
+from onnxprune.model.protobuf import skeleton
+from onnxprune.model.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Body:
+    """How the body of a Loop or Scan is connected to its node, by slots.
+
+    Attributes:
+        graph: the body.
+        states: (input slot, formal input, body output, output slot) of each carried state.
+        slices: (input slot, formal input, axis) of each tensor a Scan walks along.
+        stacked: (body output, output slot, axis) of what is collected over the iterations.
+        alone: formal inputs without a tensor outside: iteration number and condition of a Loop.
+    """
+
+    graph: ir.Graph
+    states: tuple[tuple[int, int, int, int], ...]
+    slices: tuple[tuple[int, int, int], ...]
+    stacked: tuple[tuple[int, int, int], ...]
+    alone: tuple[int, ...]
+
+
+def body_of(node: ir.Node) -> Body:
+    """Connections of a Loop, or of a Scan from opset 9 on."""
+    graph = node.attributes["body"].as_graph()
+    if node.op_type == "Loop":
+        states = len(node.inputs) - 2
+        return Body(
+            graph,
+            tuple((2 + i, 2 + i, 1 + i, i) for i in range(states)),
+            (),
+            tuple((1 + i, i, 0) for i in range(states, len(graph.outputs) - 1)),
+            (0, 1),
+        )
+    states = len(node.inputs) - node.attributes["num_scan_inputs"].as_int()
+    given, made = (
+        node.attributes[name].as_ints() if name in node.attributes else [0] * len(node.inputs)
+        for name in ("scan_input_axes", "scan_output_axes")
+    )
+    made = [*made, *[0] * len(graph.outputs)]
+    return Body(
+        graph,
+        tuple((i, i, i, i) for i in range(states)),
+        tuple((i, i, given[i - states]) for i in range(states, len(node.inputs))),
+        tuple((i, i, made[i - states]) for i in range(states, len(graph.outputs))),
+        (),
+    )
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """Graphs in the attributes of a node."""
+    graphs: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs += attribute.as_graphs()
+    return graphs
+
+
+def captured(node: ir.Node) -> Iterator[str]:
+    """Names that the subgraphs of a node read, those from outside among them."""
+    for graph in subgraphs(node):
+        for inner in graph:
+            yield from (value.name for value in inner.inputs if value and value.name)
+            yield from captured(inner)
+        yield from (value.name for value in graph.outputs if value.name)
+
+
+def read_from_outside(graph: ir.Graph) -> dict[str, ir.Value]:
+    """Values that a body, bodies inside it included, reads from around it."""
+    own = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+    own |= {id(value) for node in graph for value in node.outputs}
+    read = [value for node in graph for value in node.inputs if value is not None]
+    read += list(graph.outputs)
+    for node in graph:
+        for inner in subgraphs(node):
+            read += read_from_outside(inner).values()
+    return {value.name: value for value in read if value.name and id(value) not in own}
+
+
+class Bodies:
+    """What is known of a model with the bodies of its nodes.
+
+    Attributes:
+        facts: those given, and shapes, integers and constants of the bodies that are open.
+        closed: why a body is not looked into, by node.
+    """
+
+    def __init__(self, model: ir.Model, facts: Facts) -> None:
+        self.facts = facts
+        self.closed: dict[ir.Node, str] = {}
+        nodes = [node for node in model.graph if subgraphs(node)]
+        if not nodes:
+            return
+        runs = (facts.first, facts.second)
+        self._shapes = [dict(run.shapes) for run in runs]
+        self._integers = [dict(run.integers) for run in runs]
+        self._kinds = [dict(run.types) for run in runs]
+        self._constants = dict(facts.constants)
+        parts = zip(runs, self._shapes, self._integers, self._kinds, strict=True)
+        first, second = (replace(run, shapes=s, integers=i, types=k) for run, s, i, k in parts)
+        second = first if facts.second is facts.first else second
+        self.facts = replace(facts, first=first, second=second, constants=self._constants)
+        self._model = model
+        self._types = _types(model)
+        for node in nodes:
+            self._open(node)
+
+    def _open(self, node: ir.Node) -> None:
+        try:
+            found = [self._look_into(node, graph) for graph in subgraphs(node)]
+        except _ClosedError as error:
+            self.closed[node] = f"{node.op_type} runs a subgraph {error}"
+            return
+        for graph, runs in zip(subgraphs(node), found, strict=True):
+            parts = zip(self._shapes, self._integers, self._kinds, runs, strict=True)
+            for shapes, integers, kinds, seen in parts:
+                shapes |= seen.shapes
+                integers |= seen.integers
+                kinds |= seen.types
+            self._constants |= constants_of(graph)
+            for inner in graph:
+                if subgraphs(inner):
+                    self._open(inner)
+
+    def _look_into(self, node: ir.Node, graph: ir.Graph) -> list[Observation]:
+        if node.domain or node.op_type not in ("If", "Loop", "Scan"):
+            raise _ClosedError("of an op without a rule")
+        if node.op_type == "Scan" and self._model.opset_imports.get("", 1) < 9:
+            raise _ClosedError("in the form of opset 8")
+        runs = [self._run(node, graph, self.facts.first)]
+        again = self.facts.second is not self.facts.first
+        runs.append(self._run(node, graph, self.facts.second) if again else runs[0])
+        for body in [body_of(node)] if node.op_type != "If" else []:
+            for _, formal, result, _ in body.states:
+                pair = graph.inputs[formal].name or "", graph.outputs[result].name or ""
+                if any(run.shapes[pair[0]] != self._shape(run, pair[1]) for run in runs):
+                    raise _ClosedError("whose state changes its shape")
+        return runs
+
+    def _shape(self, run: Observation, name: str) -> tuple[int, ...] | None:
+        return run.shapes.get(name, self.facts.first.shapes.get(name))
+
+    def _run(self, node: ir.Node, graph: ir.Graph, outside: Observation) -> Observation:
+        """Run a body on made-up values of the right shapes."""
+        feed = {
+            name: self._made_up(name, outside) for name in read_from_outside(graph)
+        } | self._formals(node, graph, outside)
+        proto = ir.to_proto(graph)
+        assert isinstance(proto, onnx.GraphProto)
+        del proto.input[:], proto.value_info[:]
+        for name, array in feed.items():
+            kind = ir.DataType.from_numpy(array.dtype)
+            proto.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
+        for output in proto.output:
+            if output.type.HasField("tensor_type"):
+                output.type.tensor_type.ClearField("shape")
+        opsets = [onnx.helper.make_opsetid(d, v) for d, v in self._model.opset_imports.items()]
+        whole = onnx.helper.make_model(
+            proto, opset_imports=opsets, ir_version=self._model.ir_version
+        )
+        try:
+            model = ir.from_proto(whole)
+            assert isinstance(model, ir.Model)
+            seen = observe(model, Runtime(threads=1), np.random.default_rng(0), feed).first
+        except OnnxPruneError:
+            raise _ClosedError("that does not run by itself") from None
+        own = {value.name for value in _values(graph)}
+        return replace(
+            seen,
+            shapes={name: shape for name, shape in seen.shapes.items() if name in own},
+            integers={name: value for name, value in seen.integers.items() if name in own},
+            types={name: kind for name, kind in seen.types.items() if name in own},
+        )
+
+    def _formals(
+        self, node: ir.Node, graph: ir.Graph, outside: Observation
+    ) -> dict[str, NDArray[Any]]:
+        if node.op_type == "If":
+            return {}
+        body = body_of(node)
+        feed: dict[int, NDArray[Any]] = {}
+        if body.alone:
+            condition = node.inputs[1]
+            shape = outside.shapes.get(condition.name or "", ()) if condition is not None else ()
+            feed = {0: np.array(0, np.int64), 1: np.ones(shape, bool)}
+        for slot, formal, *axis in (*((s, f) for s, f, _, _ in body.states), *body.slices):
+            value = node.inputs[slot]
+            if value is None:
+                raise _ClosedError("with a state that is left out")
+            array = self._made_up(value.name or "", outside)
+            if axis and (not array.ndim or not array.shape[axis[0]]):
+                raise _ClosedError("over nothing")
+            feed[formal] = array.take(0, axis=axis[0]) if axis else array
+        return {graph.inputs[formal].name or "": array for formal, array in feed.items()}
+
+    def _made_up(self, name: str, outside: Observation) -> NDArray[Any]:
+        """What is known of a tensor: its value if that was observed, else its shape and type."""
+        if name in self.facts.constants:
+            return self.facts.constants[name].numpy()
+        if name in outside.integers:
+            return outside.integers[name]
+        kind = self._types.get(name)
+        if kind is None or name not in outside.shapes or kind == ir.DataType.STRING:
+            raise _ClosedError(f"that reads {name}, of which too little is known")
+        numbers = np.random.default_rng(0).random(outside.shapes[name])
+        return (numbers * kind.is_floating_point()).astype(kind.numpy())
+
+
+class _ClosedError(Exception):
+    """Why a body cannot be looked into."""
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Values that a graph makes, the bodies in it left out."""
+    yield from {id(v): v for v in (*graph.inputs, *graph.initializers.values())}.values()
+    yield from (value for node in graph for value in node.outputs if value.name)
+
+
+def _types(model: ir.Model) -> dict[str, ir.DataType]:
+    """Element types by name, bodies included; those that cannot be inferred are missing."""
+    try:
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(skeleton(model)))
+        assert isinstance(inferred, ir.Model)
+        graph = inferred.graph
+    except Exception:  # declared types have to do
+        graph = model.graph
+    found: dict[str, ir.DataType] = {}
+    waiting: Sequence[ir.Graph] = [graph]
+    while waiting:
+        found |= {
+            value.name: value.dtype
+            for one in waiting
+            for value in _values(one)
+            if value.name and value.dtype is not None
+        }
+        waiting = [inner for one in waiting for node in one for inner in subgraphs(node)]
+    return found

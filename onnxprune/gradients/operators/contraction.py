@@ -1,0 +1,180 @@
+"""Operators that multiply and add up: with respect to one operand they are linear.
+
+The gradient of a linear map is its transpose: of Conv a ConvTranspose with the same weights, of
+ConvTranspose a Conv, of a product of matrices one with the other matrix transposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from onnxprune.gradients.operators.windows import Windows, windows_of
+from onnxprune.gradients.step import GradientStep, NoGradient, Rule
+
+
+def _conv(step: GradientStep) -> Mapping[int, ir.Value]:
+    emit, found = step.emit, {}
+    weight = step.input(1)
+    windows = windows_of(step, emit.shape_seen(weight)[2:])
+    if 0 in step.wanted:
+        group = int(step.attribute("group", 1))
+        found[0] = windows.spread(step, step.gradient, weight, step.input(), group)
+    if 1 in step.wanted:
+        found[1] = _of_kernel(step, windows)
+    if 2 in step.wanted:
+        axes = [axis for axis in range(step.rank()) if axis != 1]
+        found[2] = emit.reduce("ReduceSum", step.gradient, axes, keep=False)
+    return found
+
+
+def _of_kernel(step: GradientStep, windows: Windows) -> ir.Value:
+    """Gradient of a computed kernel: of each pair of channels, a convolution of one with the other.
+
+    Samples take the place of input channels, and strides that of dilations.
+    """
+    emit, kernel, rank = step.emit, step.input(1), step.rank()
+    group = int(step.attribute("group", 1))
+    spatial = range(3, rank + 1)
+    parts = []
+    for value, order in ((step.input(), [2, 1, 0, *spatial]), (step.gradient, [1, 2, 0, *spatial])):
+        extents = (emit.extents(value, 0, 1), emit.integers(group, -1))
+        split = emit.reshape(value, emit.joined(*extents, emit.extents(value, 2, rank)))
+        parts.append(emit.op("Transpose", split, perm=order))
+    read, slope = parts
+    # [in, groups * samples, ...] and [groups * out, samples, ...]
+    trailing = emit.extents(read, 3, rank + 1)
+    read = emit.reshape(read, emit.joined(emit.extents(read, 0, 1), emit.integers(-1), trailing))
+    samples = emit.extents(slope, 2, rank + 1)
+    slope = emit.reshape(slope, emit.joined(emit.integers(-1), samples))
+    given = {"strides": list(windows.dilations), "dilations": list(windows.strides)}
+    pads = [*windows.begin, *windows.end]
+    found = emit.op("Conv", read, slope, group=group, pads=pads, **given)
+    found = emit.op("Transpose", found, perm=[1, 0, *range(2, rank)])
+    # strides that leave something over make it reach too far
+    axes = emit.integers(*range(2, rank))
+    start = emit.integers(*[0] * (rank - 2))
+    return emit.op("Slice", found, start, emit.extents(kernel, 2, rank), axes)
+
+
+def _conv_transpose(step: GradientStep) -> Mapping[int, ir.Value]:
+    """With respect to the activation."""
+    _require_first(step)
+    weight = step.input(1)
+    windows = windows_of(step, step.emit.shape_seen(weight)[2:], transposed=True)
+    group = int(step.attribute("group", 1))
+    given = windows.attributes()
+    return {0: step.emit.op("Conv", step.gradient, weight, group=group, **given)}
+
+
+def _require_first(step: GradientStep) -> None:
+    if step.wanted != {0}:
+        raise NoGradient("its weight or bias is computed, expected constants")
+
+
+def _gemm(step: GradientStep) -> Mapping[int, ir.Value]:
+    """Of alpha A B + beta C."""
+    emit, found = step.emit, {}
+    alpha, beta = float(step.attribute("alpha", 1.0)), float(step.attribute("beta", 1.0))
+    first, second = int(step.attribute("transA", 0)), int(step.attribute("transB", 0))
+    g = step.gradient
+    if 0 in step.wanted:
+        pair = (step.input(1), g) if first else (g, step.input(1))
+        turned = {"transA": second, "transB": 1} if first else {"transB": 1 - second}
+        found[0] = emit.op("Gemm", *pair, alpha=alpha, **turned)
+    if 1 in step.wanted:
+        pair = (g, step.input(0)) if second else (step.input(0), g)
+        turned = {"transA": 1, "transB": first} if second else {"transA": 1 - first}
+        found[1] = emit.op("Gemm", *pair, alpha=alpha, **turned)
+    if 2 in step.wanted:
+        share = emit.op("Mul", g, emit.number(beta, step.output))
+        found[2] = emit.sum_to(share, step.input(2), step.output)
+    return found
+
+
+def _matmul(step: GradientStep) -> Mapping[int, ir.Value]:
+    """Of products of stacks of matrices, stacks broadcast."""
+    emit, found = step.emit, {}
+    left, right = step.input(0), step.input(1)
+    if min(step.rank(0), step.rank(1)) < 2:
+        return _with_vector(step)
+    if 0 in step.wanted:
+        product = emit.op("MatMul", step.gradient, _turned(step, right))
+        found[0] = _unstacked(step, product, left)
+    if 1 in step.wanted:
+        product = emit.op("MatMul", _turned(step, left), step.gradient)
+        found[1] = _unstacked(step, product, right)
+    return found
+
+
+def _with_vector(step: GradientStep) -> Mapping[int, ir.Value]:
+    """Of products one operand of which has one axis: it stands for a row or a column."""
+    emit, left, right = step.emit, step.input(0), step.input(1)
+    if step.rank(1) == 1:
+        g = emit.unsqueeze(step.gradient, [emit.rank(step.output)])
+        places = list(range(step.rank(0) - 1))
+        summed = emit.reduce("ReduceSum", emit.op("Mul", g, left), places, keep=False)
+        return {0: emit.op("Mul", g, right), 1: summed}
+    inner = step.rank(1) - 2
+    g = emit.unsqueeze(step.gradient, [inner])
+    places = [axis for axis in range(step.rank(1)) if axis != inner]
+    summed = emit.reduce("ReduceSum", emit.op("Mul", g, right), places, keep=False)
+    return {0: summed, 1: emit.op("Mul", g, emit.unsqueeze(left, [1]))}
+
+
+def _turned(step: GradientStep, value: ir.Value) -> ir.Value:
+    """The matrices of a stack, transposed."""
+    rank = step.emit.rank(value)
+    return step.emit.op("Transpose", value, perm=[*range(rank - 2), rank - 1, rank - 2])
+
+
+def _unstacked(step: GradientStep, product: ir.Value, operand: ir.Value) -> ir.Value:
+    """Undo the broadcast of stacks: add up matrices over the axes that the operand lacks."""
+    emit = step.emit
+    seen, result = emit.shape_seen(operand), emit.shape_seen(step.output)
+    lacking = len(result) - len(seen)
+    stretched = [
+        axis + lacking
+        for axis in range(len(seen) - 2)
+        if seen[axis] == 1 and result[axis + lacking] != 1
+    ]
+    if not stretched and not lacking:
+        return product
+    return emit.like(emit.reduce("ReduceSum", product, [*range(lacking), *stretched]), operand)
+
+
+def _einsum(step: GradientStep) -> Mapping[int, ir.Value]:
+    """The gradient takes the place of an operand, and the operand that of the result."""
+    equation = str(step.attribute("equation")).replace(" ", "")
+    left, arrow, result = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        counted = [one for one in sorted(set(left) - {","}) if left.count(one) == 1]
+        result = "".join(counted)
+    repeated = any(len(set(term)) < len(term) for term in terms)
+    if "." in equation or repeated:
+        raise NoGradient(f"its equation is {equation!r}, expected no dots and no repeated letters")
+    found = {}
+    for slot in sorted(step.wanted):
+        others = [other for other in range(len(terms)) if other != slot]
+        known = {letter for other in others for letter in terms[other]} | set(result)
+        kept = "".join(letter for letter in terms[slot] if letter in known)
+        operands = [step.gradient, *(step.input(other) for other in others)]
+        turned = ",".join([result, *(terms[other] for other in others)]) + f"->{kept}"
+        share = step.emit.op("Einsum", *operands, equation=turned)
+        missing = [axis for axis, letter in enumerate(terms[slot]) if letter not in known]
+        whole = step.emit.unsqueeze(share, missing)
+        if missing:
+            whole = step.emit.op("Expand", whole, step.emit.shape(step.input(slot)))
+        found[slot] = whole
+    return found
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    ("", "Conv"): _conv,
+    ("", "ConvTranspose"): _conv_transpose,
+    ("", "Gemm"): _gemm,
+    ("", "MatMul"): _matmul,
+    ("", "Einsum"): _einsum,
+}

@@ -1,0 +1,239 @@
+"""Recurrent layers: the gradient goes back through time, one Scan for each direction.
+
+Only what is carried from step to step needs a Scan. States h_t are outputs of the layer, so that
+the gates of all steps are computed at once, as is dL/dx = dL/da W of what the gates are made of, a.
+Source of the formulas: the ONNX operator specification, differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+
+from onnxprune.gradients.step import GradientStep, NoGradient, Rule
+
+_ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
+_HIDDEN_STATE = 5
+
+_CELL = """(float[b, h] c, float[b, h] add, float[b, h] f) =>
+    (float[b, h] next, float[b, h] now, float[b, h] before)
+    { kept = Mul(f, c) next = Add(kept, add) now = Identity(next) before = Identity(c) }"""
+
+_LSTM = """(float[b, h] dh, float[b, h] dc, float[g, h] r, float[b, h] dy, float[b, h] i,
+    float[b, h] o, float[b, h] f, float[b, h] n, float[b, h] c, float[b, h] c0) =>
+    (float[b, h] dh0, float[b, h] dc0, float[g, h] r0, float[b, g] da)
+    { one = Constant<value = float {1.0}>() d = Add(dh, dy) t = Tanh(c)
+      si = Sub(one, i) so = Sub(one, o) sf = Sub(one, f) n2 = Mul(n, n) sn = Sub(one, n2)
+      t2 = Mul(t, t) st = Sub(one, t2) ti = Mul(i, si) to = Mul(o, so) tf = Mul(f, sf)
+      dt = Mul(d, t) do = Mul(dt, to) dd = Mul(d, o) de = Mul(dd, st) e = Add(dc, de)
+      en = Mul(e, n) di = Mul(en, ti) ec = Mul(e, c0) df = Mul(ec, tf) ei = Mul(e, i)
+      dn = Mul(ei, sn) da = Concat<axis = -1>(di, do, df, dn) dh0 = MatMul(da, r)
+      dc0 = Mul(e, f) r0 = Identity(r) }"""
+
+_GRU = """(float[b, h] dh, float[k, h] rg, float[h, h] rn, float[b, h] dy, float[b, h] z,
+    float[b, h] r, float[b, h] n, float[b, h] h0, float[b, h] q) =>
+    (float[b, h] dh0, float[k, h] rg0, float[h, h] rn0, float[b, g] da)
+    { one = Constant<value = float {1.0}>() d = Add(dh, dy) sz = Sub(one, z) sr = Sub(one, r)
+      n2 = Mul(n, n) sn = Sub(one, n2) dz1 = Mul(d, sz) dn = Mul(dz1, sn) hn = Sub(h0, n)
+      dhn = Mul(d, hn) tz = Mul(z, sz) dz = Mul(dhn, tz) tr = Mul(r, sr) RESET
+      dg = Concat<axis = -1>(dz, dr) back = MatMul(dg, rg) kept = Mul(d, z)
+      part = Add(kept, back) dh0 = Add(part, through) da = Concat<axis = -1>(dz, dr, dn)
+      rg0 = Identity(rg) rn0 = Identity(rn) }"""
+# the reset gate multiplies what the recurrent product gives, or the state that goes into it
+_RESET_AFTER = "dq = Mul(dn, q) dr = Mul(dq, tr) u = Mul(dn, r) through = MatMul(u, rn)"
+_RESET_BEFORE = (
+    "u = MatMul(dn, rn) uh = Mul(u, h0) dr = Mul(uh, tr) through = Mul(u, r) qq = Identity(q)"
+)
+
+_RNN = """(float[b, h] dh, float[h, h] r, float[b, h] dy, float[b, h] y) =>
+    (float[b, h] dh0, float[h, h] r0, float[b, h] da)
+    { one = Constant<value = float {1.0}>() d = Add(dh, dy) y2 = Mul(y, y) s = Sub(one, y2)
+      da = Mul(d, s) dh0 = MatMul(da, r) r0 = Identity(r) }"""
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """One direction of a layer, with helpers to write its gradient.
+
+    Attributes:
+        step: the node.
+        number: of the direction.
+        backwards: whether it goes from the last step to the first.
+    """
+
+    step: GradientStep
+    number: int
+    backwards: bool
+
+    @property
+    def width(self) -> int:
+        """Number of hidden units."""
+        return self.step.emit.shape_seen(self.step.input(2))[2]
+
+    def own(self, value: ir.Value, axis: int = 0) -> ir.Value:
+        """What belongs to this direction, without the axis of directions."""
+        place = self.step.emit.constant(np.array(self.number, np.int64))
+        return self.step.emit.op("Gather", value, place, axis=axis)
+
+    def state(self, value: ir.Value | None) -> ir.Value:
+        """A state, or its gradient, [batch, hidden]; zero where there is none."""
+        emit, x = self.step.emit, self.step.input()
+        if value is not None:
+            return self.own(value)
+        shape = emit.joined(emit.extents(x, 1, 2), emit.integers(self.width))
+        return emit.op("Expand", emit.number(0.0, x), shape)
+
+    def initial(self, slot: int) -> ir.Value:
+        """A state before the first step."""
+        return self.state(self.step.input(slot) if self.step.has(slot) else None)
+
+    def states(self) -> ir.Value:
+        """States behind every step, [steps, batch, hidden]."""
+        return self.own(self.step.output, axis=1)
+
+    def before(self) -> ir.Value:
+        """States before every step, [steps, batch, hidden]."""
+        emit = self.step.emit
+        first = emit.unsqueeze(self.initial(_HIDDEN_STATE), [0])
+        steps, start = emit.extents(self.step.input(), 0, 1), emit.integers(0)
+        if self.backwards:
+            whole, start = emit.op("Concat", self.states(), first, axis=0), emit.integers(1)
+            steps = emit.op("Add", steps, start)
+        else:
+            whole = emit.op("Concat", first, self.states(), axis=0)
+        return emit.op("Slice", whole, start, steps, emit.integers(0))
+
+    def product(self, value: ir.Value, slot: int, start: int, stop: int) -> ir.Value:
+        """A value times some gates of the weights at a slot, and the share of their bias."""
+        emit = self.step.emit
+        weight = self.gates(self.own(self.step.input(slot)), start, stop, axis=0)
+        found = emit.op("MatMul", value, emit.op("Transpose", weight, perm=[1, 0]))
+        if not self.step.has(3):
+            return found
+        shift = emit.shape_seen(self.step.input(2))[1] // self.width * (slot - 1)
+        bias = self.own(self.step.input(3))
+        return emit.op("Add", found, self.gates(bias, shift + start, shift + stop, axis=0))
+
+    def gates(self, value: ir.Value, start: int, stop: int, axis: int = 2) -> ir.Value:
+        """Some gates along an axis."""
+        emit, width = self.step.emit, self.width
+        ends = (emit.integers(start * width), emit.integers(stop * width))
+        return emit.op("Slice", value, *ends, emit.integers(axis))
+
+    def scan(
+        self, text: str, states: Sequence[ir.Value], read: Sequence[ir.Value], turned: bool
+    ) -> list[ir.Value]:
+        """Append a Scan; last states and what every step gave, [steps, ...]."""
+        body = ir.serde.deserialize_graph(onnx.parser.parse_graph(f"step {text}"))
+        for value in (*body.inputs, *(made for node in body for made in node.outputs)):
+            value.name = f"onnxprune/step/{value.name}"
+        given = len(body.outputs) - len(states)
+        way = int(self.backwards != turned)
+        return self.step.emit.ops(
+            "Scan",
+            len(body.outputs),
+            *states,
+            *read,
+            body=body,
+            num_scan_inputs=len(read),
+            scan_input_directions=[way] * len(read),
+            scan_output_directions=[way] * given,
+        )
+
+    def slopes(self) -> tuple[ir.Value, ir.Value]:
+        """Gradient of the states behind every step, and of the last one once more."""
+        emit, outputs = self.step.emit, self.step.gradients
+        if outputs[0] is not None:
+            every = self.own(outputs[0], axis=1)
+        else:
+            nothing = emit.number(0.0, self.step.input())
+            every = emit.op("Expand", nothing, emit.shape(self.states()))
+        return every, self.state(outputs[1] if len(outputs) > 1 else None)
+
+
+def _lstm(one: _Direction) -> tuple[ir.Value, list[ir.Value]]:
+    """Of the gates' arguments, and of the states before the first step."""
+    emit, x, outputs = one.step.emit, one.step.input(), one.step.gradients
+    made = emit.op("Add", one.product(x, 1, 0, 4), one.product(one.before(), 2, 0, 4))
+    i, o, f = (emit.op("Sigmoid", one.gates(made, gate, gate + 1)) for gate in range(3))
+    n = emit.op("Tanh", one.gates(made, 3, 4))
+    cells = one.scan(_CELL, [one.initial(6)], [emit.op("Mul", i, n), f], turned=False)
+    every, last = one.slopes()
+    cell = one.state(outputs[2] if len(outputs) > 2 else None)
+    weight = one.own(one.step.input(2))
+    read = [every, i, o, f, n, cells[1], cells[2]]
+    dh, dc, _, da = one.scan(_LSTM, [last, cell, weight], read, turned=True)
+    return da, [dh, dc]
+
+
+def _gru(one: _Direction) -> tuple[ir.Value, list[ir.Value]]:
+    emit, x, before = one.step.emit, one.step.input(), one.before()
+    made = emit.op("Add", one.product(x, 1, 0, 2), one.product(before, 2, 0, 2))
+    z, r = (emit.op("Sigmoid", one.gates(made, gate, gate + 1)) for gate in range(2))
+    after = bool(one.step.attribute("linear_before_reset", 0))
+    if after:
+        recurrent = one.product(before, 2, 2, 3)
+        share = emit.op("Mul", r, recurrent)
+    else:
+        recurrent = share = one.product(emit.op("Mul", r, before), 2, 2, 3)
+    n = emit.op("Tanh", emit.op("Add", one.product(x, 1, 2, 3), share))
+    every, last = one.slopes()
+    weight = one.own(one.step.input(2))
+    states = [last, one.gates(weight, 0, 2, axis=0), one.gates(weight, 2, 3, axis=0)]
+    text = _GRU.replace("RESET", _RESET_AFTER if after else _RESET_BEFORE)
+    dh, _, _, da = one.scan(text, states, [every, z, r, n, before, recurrent], turned=True)
+    return da, [dh]
+
+
+def _rnn(one: _Direction) -> tuple[ir.Value, list[ir.Value]]:
+    every, last = one.slopes()
+    states = [last, one.own(one.step.input(2))]
+    dh, _, da = one.scan(_RNN, states, [every, one.states()], turned=True)
+    return da, [dh]
+
+
+def _layer(cell: Callable[[_Direction], tuple[ir.Value, list[ir.Value]]]) -> Rule:
+    """Rule of a layer: what its directions ask for, added up."""
+
+    def rule(step: GradientStep) -> Mapping[int, ir.Value]:
+        _require_plain(step)
+        emit, total = step.emit, None
+        first: list[list[ir.Value]] = []
+        way = step.attribute("direction", "forward")
+        for number in range(emit.shape_seen(step.input(2))[0]):
+            one = _Direction(step, number, way == "reverse" or number == 1)
+            da, states = cell(one)
+            total = emit.total(total, emit.op("MatMul", da, one.own(step.input(1))))
+            first.append([emit.unsqueeze(state, [0]) for state in states])
+        assert total is not None
+        found = {0: total}
+        for place, parts in enumerate(zip(*first, strict=True)):
+            found[_HIDDEN_STATE + place] = emit.op("Concat", *parts, axis=0)
+        return found
+
+    return rule
+
+
+def _require_plain(step: GradientStep) -> None:
+    usual = _ACTIVATIONS[step.node.op_type]
+    named = tuple(step.attribute("activations") or usual)
+    if any(name != usual[place % len(usual)] for place, name in enumerate(named)):
+        raise NoGradient(f"its activations are {', '.join(named)}, expected {', '.join(usual)}")
+    if step.attribute("clip") is not None or int(step.attribute("input_forget", 0)):
+        raise NoGradient("it clips or couples gates, expected a plain cell")
+    if int(step.attribute("layout", 0)) or step.has(4) or step.has(7):
+        raise NoGradient("it has a layout, lengths or peepholes, expected none")
+    if not step.output.name:
+        step.output.name = f"{step.node.outputs[1].name}/states"
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    ("", "LSTM"): _layer(_lstm),
+    ("", "GRU"): _layer(_gru),
+    ("", "RNN"): _layer(_rnn),
+}
+"""Rule of every operator, by domain and name."""

@@ -1,0 +1,176 @@
+"""Covariances at the readers of every group, from one walk through the original.
+
+A group is handed out as soon as the last of its readers is passed, and covariances that no other
+group waits for are let go: memory is bounded by the groups that are open at one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxprune.calibration.batches import Admission
+from onnxprune.calibration.walk import Walk
+from onnxprune.compensation.regression.elimination import Reader
+from onnxprune.compensation.regression.find import linear_layer, reading_unknowns
+from onnxprune.compensation.regression.gram import MomentSums
+from onnxprune.compensation.regression.layers import LinearLayer
+from onnxprune.compensation.regression.targets import sum_behind
+from onnxprune.coupling.groups import Group, Reading
+from onnxprune.coupling.trace import Coupling
+from onnxprune.model.constants import ConstantValues
+from onnxprune.model.runtime import Runtime
+from onnxprune.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class SurveySettings:
+    """How covariances are taken.
+
+    Attributes:
+        rows: rows of each over all samples.
+        rows_per_unknown: more rows, where there are more unknowns.
+        largest: unknowns above which a reader gets none.
+    """
+
+    rows: int = 8192
+    rows_per_unknown: int = 3
+    largest: int = 6000
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was measured at a node.
+
+    Attributes:
+        layer: the node.
+        covariance: of its unknowns, [g, D, D].
+        variance: of its output, summed over outputs.
+        stream: the same of the sum the output enters.
+    """
+
+    layer: LinearLayer
+    covariance: NDArray[np.float64]
+    variance: float
+    stream: float
+
+
+class Survey:
+    """One walk.
+
+    Args:
+        model: the original.
+        coupling: its labels.
+        constants: values of its weights.
+        feeds: calibration batches.
+        runtime: how to run it.
+        settings: how to measure.
+        seed: of the rows that are drawn.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        coupling: Coupling,
+        constants: ConstantValues,
+        feeds: Sequence[Mapping[str, NDArray[Any]]],
+        runtime: Runtime,
+        settings: SurveySettings | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._coupling = coupling
+        self._constants = constants
+        self._settings = settings or SurveySettings()
+        self._seed = seed
+        self._feeds = feeds
+        self._admission = Admission(model.graph, coupling.facts.first, feeds, 1)
+        self._walk = Walk(model, feeds[: self._admission.at_start], runtime)
+        self._nodes = {v.name: n for n in model.graph for v in n.outputs if v.name}
+        self._place = {id(node): place for place, node in enumerate(model.graph)}
+        self._opset = model.opset_imports.get("", 1)
+
+    def groups(
+        self, groups: Sequence[Group], progress: Progress[Any] = silent
+    ) -> Iterator[tuple[int, dict[Reading, list[Reader]]]]:
+        """Walk through the model.
+
+        Args:
+            groups: what to measure.
+            progress: told about every reader.
+
+        Yields:
+            the number of a group, and the regressions of each of its readings: one for each group
+            of a convolution, none where the reading is no plain regression.
+        """
+        nodes_of = [{r.consumer.node for r in group.readings} for group in groups]
+        waiting = [set(names) for names in nodes_of]
+        names = sorted(set().union(*nodes_of), key=lambda n: self._place[id(self._nodes[n])])
+        seen: dict[str, _Seen | None] = {}
+        for number, group in enumerate(groups):
+            if not group.readings:
+                yield number, {}
+        for position, name in enumerate(progress(names, "ranking units", len(names))):
+            seen[name] = self._measure(self._nodes[name], position)
+            for number, left in enumerate(waiting):
+                if name in left:
+                    left.discard(name)
+                    if not left:
+                        yield number, self._regressions(groups[number], seen)
+            needed = set().union(
+                *(nodes for nodes, left in zip(nodes_of, waiting, strict=True) if left)
+            )
+            for done in seen.keys() - needed:
+                del seen[done]
+
+    def _regressions(
+        self, group: Group, seen: Mapping[str, _Seen | None]
+    ) -> dict[Reading, list[Reader]]:
+        found: dict[Reading, list[Reader]] = {}
+        for reading in group.readings:
+            one = seen[reading.consumer.node]
+            units = reading_unknowns(one.layer, reading) if one is not None else None
+            found[reading] = []
+            if one is None or units is None:
+                continue
+            matrix = one.layer.matrix(np.asarray(self._constants[one.layer.weight]))
+            parts = zip(matrix, one.covariance, units, strict=True)
+            found[reading] = [Reader(m, c, u, one.variance, one.stream) for m, c, u in parts]
+        return found
+
+    def _measure(self, node: ir.Node, position: int) -> _Seen | None:
+        layer = linear_layer(node, self._coupling, self._opset)
+        if layer is None:
+            return None
+        unknowns = layer.shape[2]
+        if unknowns > self._settings.largest:
+            return None
+        self._walk.advance(node)
+        covariance = self._covariance(layer, unknowns, position)
+        matrix = layer.matrix(np.asarray(self._constants[layer.weight]))
+        spread = np.einsum("god,gde,goe->", matrix, covariance, matrix, optimize=True)
+        shapes, rank = self._coupling.facts.first.shapes, len(layer.output_shape)
+        total = sum_behind(node, self._walk, rank, shapes, layer.output_axes)
+        sums = self._walk.preview(total.last, [total.name])[total.name].astype(np.float64)
+        others = tuple(axis for axis in range(sums.ndim) if axis not in layer.output_axes)
+        return _Seen(layer, covariance, float(spread), float(sums.var(axis=others).sum()))
+
+    def _covariance(self, layer: LinearLayer, unknowns: int, position: int) -> NDArray[np.float64]:
+        """Covariance of the unknowns over rows drawn from all batches."""
+        wanted = max(self._settings.rows, self._settings.rows_per_unknown * unknowns)
+        held, rows = len(self._walk), sum(layer.rows_of(x.shape) for x in self._walk[layer.data])
+        count = self._admission.at(layer.node, held, rows, unknowns, wanted)
+        self._walk.admit(self._feeds[held:count])
+        data = self._walk[layer.data]
+        counts = [layer.rows_of(batch.shape) for batch in data]
+        share = min(1.0, wanted / sum(counts))
+        total = MomentSums()
+        for number, (batch, most) in enumerate(zip(data, counts, strict=True)):
+            rng = np.random.default_rng([self._seed, position, number])
+            ids = np.sort(rng.choice(most, max(int(most * share), 1), replace=False))
+            total.add(layer.rows(batch, ids))
+        return total.covariance()

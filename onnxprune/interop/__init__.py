@@ -1,1 +1,0 @@
-"""Bridges to other ONNX tools: onnx-graphsurgeon, onnxruntime.quantization."""

@@ -1,0 +1,1 @@
+"""The run: prepare, search, build, describe; plans and results."""

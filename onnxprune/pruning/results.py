@@ -1,0 +1,288 @@
+"""What the functions of the API return."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxprune.calibration.streams import Samples
+from onnxprune.cost.cut_cost import CutCost
+from onnxprune.cost.extents import dynamic_extents
+from onnxprune.cost.latency.measure import measure_pair
+from onnxprune.cost.nodes import NodeCost
+from onnxprune.cost.padding import BLOCKS, padded_macs
+from onnxprune.cost.size import all_constants, stored_parameters, tensor_bytes
+from onnxprune.coupling.analysis import Analysis
+from onnxprune.coupling.groups import Group, Refused
+from onnxprune.model.execution import is_heavy
+from onnxprune.model.inputs import input_specs
+from onnxprune.model.load import LoadedModel, convert, loaded_bytes
+from onnxprune.model.save import check_writable, model_bytes, save, write_text_atomic
+from onnxprune.options import Options
+from onnxprune.progress import Progress, during
+from onnxprune.pruning.build import Built
+from onnxprune.pruning.plan import Plan, plan_of
+from onnxprune.report.network.network import Network, find_network
+from onnxprune.report.records import Report, Sizes, accounts_of, provenance_of
+from onnxprune.verification.comparison import OutputComparison, compare_outputs
+from onnxprune.verification.quality import Quality
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `prune` and `apply` return.
+
+    Attributes:
+        model: the smaller model, of the kind that was given (an ir.Model for a path).
+        plan: what was removed.
+        report: numbers before and after, certificate, refusals.
+    """
+
+    model: onnx.ModelProto | ir.Model | gs.Graph
+    plan: Plan
+    report: Report
+    _ir: ir.Model
+    _source: Path | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write the smaller model atomically.
+
+        Raises:
+            InputError: when the path is that of the input, or cannot be written.
+        """
+        save(self._ir, path, protect=self._source)
+
+    def save_report(
+        self,
+        path: str | Path,
+        *,
+        command: Sequence[str] = (),
+        model_file: str | Path | None = None,
+    ) -> None:
+        """Write the report as one self-contained HTML file, atomically.
+
+        Args:
+            path: the file to write.
+            command: the words of the command line that made it; empty for none.
+            model_file: where the model was saved; its digest is shown then.
+
+        Raises:
+            InputError: when the path is that of the input, or cannot be written.
+        """
+        check_writable(path, self._source)
+        page = self.report.to_html(command=command, model_file=model_file)
+        write_text_atomic(path, page)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` returns.
+
+    Attributes:
+        sizes: what the model costs.
+        batch: rows of the feed that `sizes.macs` refers to.
+        nodes: cost of every node that multiplies or reads parameters.
+        groups: groups of removable units.
+        refused: axes that cannot be cut, and why.
+        network: the layers and how they are connected.
+    """
+
+    sizes: Sizes
+    batch: int
+    nodes: tuple[NodeCost, ...]
+    groups: tuple[Group, ...]
+    refused: tuple[Refused, ...]
+    network: Network
+
+    def save_svg(self, path: str | Path, title: str = "") -> None:
+        """Draw the network as an SVG file, written atomically.
+
+        Args:
+            path: the file to write.
+            title: above the picture.
+
+        Raises:
+            InputError: when the path cannot be written, or pygraphviz is not installed.
+        """
+        from onnxprune.report.network.picture import network_svg
+
+        write_text_atomic(path, network_svg(self.network, title=title))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "sizes": vars(self.sizes),
+            "batch": self.batch,
+            "nodes": [vars(node) for node in self.nodes],
+            "groups": [
+                {
+                    "id": group.name,
+                    "kind": group.kind,
+                    "size": group.size,
+                    "tensors": sorted({owned.tensor for owned in group.owned}),
+                    "consumers": list(dict.fromkeys(r.consumer.node for r in group.readings)),
+                }
+                for group in self.groups
+            ],
+            "refused": [vars(one) for one in self.refused],
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `verify` returns.
+
+    Attributes:
+        outputs: every output of the two models compared.
+        original: costs of the first model.
+        pruned: costs of the second.
+    """
+
+    outputs: tuple[OutputComparison, ...]
+    original: Sizes
+    pruned: Sizes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "outputs": [one.to_dict() for one in self.outputs],
+            "original": vars(self.original),
+            "pruned": vars(self.pruned),
+        }
+
+
+_COMPARED_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to, before it is described."""
+
+    loaded: LoadedModel
+    analysis: Analysis
+    built: Built
+    options: Options
+    samples: Samples | None
+    quality: Quality | None = None
+
+    def finished(
+        self, measure_latency: bool | None, started: float, progress: Progress[Any]
+    ) -> PruneResult:
+        """Compare with the original and describe."""
+        analysis, built, runtime = self.analysis, self.built, self.options.runtime
+        # what `apply` is to do again, which need not be what was asked
+        done = replace(self.options, compensate=built.compensate)
+        cut = built.analysis or analysis
+        plan = plan_of(self.loaded, cut, built.removal, done, built.stages)
+        outputs: list[OutputComparison] = []
+        if self.samples is not None:
+            outputs = compare_outputs(
+                analysis.model,
+                built.model,
+                self.samples,
+                runtime,
+                batches=_COMPARED_BATCHES,
+                progress=progress,
+            )
+        latency = built.latency
+        wanted = measure_latency or (measure_latency is None and not is_heavy(analysis.model))
+        if latency is None and wanted:
+            feed = analysis.coupling.facts.first.feed
+            work = partial(measure_pair, analysis.model, built.model, feed, runtime)
+            latency = during(progress, "measuring latency", work)
+        report = Report(
+            original=sizes_of(analysis, (), loaded_bytes(self.loaded)),
+            result=_result_sizes(cut, built),
+            batch=batch_of(analysis),
+            certificate=built.certificate,
+            outputs=tuple(outputs),
+            latency=latency,
+            padding=_padding(cut, built.removal.dead()),
+            widths={one.id: (one.size, one.size - len(one.removed)) for one in plan.groups},
+            inexact=tuple(one.id for one in plan.groups if one.inexact),
+            blocks=cut.altered,
+            depths=dict(built.depths),
+            refused=cut.refused,
+            dropped=dict(built.dropped),
+            repairs=built.repairs,
+            allocation=built.allocation,
+            trials=dict(built.trials),
+            quality=self.quality,
+            note=built.note,
+            seconds=time.perf_counter() - started,
+            network=find_network(
+                cut.model.graph,
+                cut.coupling,
+                cut.groups,
+                cut.refused,
+                built.removal.dead(),
+            ),
+            groups=accounts_of(
+                cut.groups,
+                {one.id: len(one.removed) for one in plan.groups},
+                built.ranked,
+            ),
+            provenance=provenance_of(
+                self.loaded.path, self.loaded.sha256, plan.options, self.options.runtime
+            ),
+        )
+        model = convert(built.model, self.loaded.kind)
+        return PruneResult(model, plan, report, built.model, self.loaded.path)
+
+
+def _padding(analysis: Analysis, dead: Sequence[int]) -> dict[int, float]:
+    found = {}
+    for block in BLOCKS:
+        plain, padded = padded_macs(analysis.model.graph, analysis.coupling, dead, block)
+        if plain:
+            found[block] = padded / plain
+    return found
+
+
+def sizes_of(analysis: Analysis, dead: Sequence[int], size: int) -> Sizes:
+    """Costs without the classes `dead`; `size` is that of the file."""
+    cost = CutCost(analysis.model.graph, analysis.coupling).after(dead)
+    feed = analysis.coupling.facts.first.feed
+    return Sizes(
+        params=int(cost["params"]),
+        macs=int(cost["macs"]),
+        bytes=size,
+        weights=int(cost["weights"]),
+        activations=int(cost["activations"]),
+        memory=int(cost["memory"]),
+        extents=dynamic_extents(input_specs(analysis.model), feed),
+    )
+
+
+def _result_sizes(cut: Analysis, built: Built) -> Sizes:
+    """Costs of a result: what is stored is counted in it, the rest follows from the cut."""
+    counted = sizes_of(cut, built.removal.dead(), model_bytes(built.model))
+    graph = built.model.graph
+    weights = sum(
+        tensor_bytes(tuple(one.shape.numpy()), ir.DataType(one.dtype))
+        for one in all_constants(graph)
+    )
+    return replace(
+        counted,
+        params=stored_parameters(graph),
+        weights=weights,
+        memory=weights + counted.activations,
+    )
+
+
+def batch_of(analysis: Analysis) -> int:
+    """Rows of the first input of the traced feed."""
+    feed = analysis.coupling.facts.first.feed
+    first = next(iter(feed.values()), np.zeros(1))
+    return int(first.shape[0]) if first.ndim else 1

@@ -1,0 +1,1 @@
+"""Many runs on one model: sweeps over targets, sensitivity of single groups."""

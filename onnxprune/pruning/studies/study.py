@@ -1,0 +1,103 @@
+"""What makes two long measurements parts of one: the same model, options and samples.
+
+Their results are written to a file as they come, so that a run that was interrupted goes on where
+it stopped, and runs on several machines are put together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnxprune.calibration.moments import BATCH
+from onnxprune.calibration.streams import Samples
+from onnxprune.errors import InputError
+from onnxprune.options import Options
+from onnxprune.report.records import Study
+
+_VERSION = 1
+
+
+def study_of(
+    sha256: str,
+    samples: Samples,
+    options: Options,
+    labels: NDArray[Any] | None = None,
+    **more: Any,
+) -> Study:
+    """Describe a study.
+
+    Args:
+        sha256: digest of the model.
+        samples: calibration samples; they are read once.
+        options: of the run.
+        labels: of the samples; None without.
+        **more: further settings that decide the results, as JSON has them.
+    """
+    method = {name: value for name, value in options.to_dict().items() if name != "target"}
+    runtime = {"providers": list(options.runtime.providers), "threads": options.runtime.threads}
+    labelled = {"labels": None if labels is None else _digest(labels)}
+    versions = {"onnxprune": version("onnxprune"), "onnxruntime": ort.__version__}
+    return Study(sha256, samples_digest(samples), method | runtime | labelled | more, versions)
+
+
+def samples_digest(samples: Samples) -> str:
+    """Return the sha256 of names, types, shapes and values, in hexadecimal."""
+    digest = hashlib.sha256()
+    for feed in samples.batches(BATCH):
+        for name, array in feed.items():
+            _add(digest, name, array)
+    return digest.hexdigest()
+
+
+def _digest(array: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    _add(digest, "", array)
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, name: str, array: NDArray[Any]) -> None:
+    digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+    # strings are Python objects: their addresses say nothing
+    digest.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
+
+
+def written(study: Study, form: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file of results holds, as plain data."""
+    return {"format": form, "version": _VERSION, "study": study.to_dict(), **results}
+
+
+def read_study(path: str | Path, form: str) -> tuple[Study, dict[str, Any]]:
+    """Read a file of results.
+
+    Args:
+        path: a JSON file.
+        form: its "format", such as "onnxprune-sweep".
+
+    Returns:
+        the study and everything else in the file.
+
+    Raises:
+        InputError: when it cannot be read or holds something else.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise InputError(f"{path}: is not a JSON file; expected {form}") from None
+    if not isinstance(data, dict) or data.get("format") != form:
+        raise InputError(f"{path}: is not a file of the format {form}")
+    if data.get("version") != _VERSION:
+        raise InputError(f"{path}: has version {data.get('version')}, expected {_VERSION}")
+    try:
+        return Study(**data["study"]), data
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: is damaged: it does not say what was studied") from None

@@ -1,0 +1,275 @@
+"""One calibration, many budgets."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxprune.calibration.samples import CalibrationSource, read_samples
+from onnxprune.calibration.streams import Samples
+from onnxprune.coupling.analysis import analyse
+from onnxprune.errors import InputError, NothingPrunable, VerificationError
+from onnxprune.model.inputs import input_specs
+from onnxprune.model.load import LoadedModel, ModelSource, load, loaded_bytes
+from onnxprune.model.save import check_writable
+from onnxprune.options import LATENCY, Options, check_targets, target_text
+from onnxprune.progress import Progress, silent
+from onnxprune.pruning.prepare import Ready, get_ready, judging_feeds
+from onnxprune.pruning.quality import divided, known_labels
+from onnxprune.pruning.results import Outcome, PruneResult
+from onnxprune.pruning.run import prune_ready
+from onnxprune.pruning.studies.study import study_of
+from onnxprune.pruning.studies.sweep_result import Sweep, check_folder, file_stem, make_folder
+from onnxprune.pruning.validation import Method, check_method
+from onnxprune.report.records import SweepPoint
+from onnxprune.verification.divergence import Judge
+from onnxprune.verification.quality import QualityMeasure
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+TARGETS: tuple[Mapping[str, float], ...] = tuple(
+    {"macs": tenths / 10} for tenths in range(9, 2, -1)
+)
+"""Budgets of a sweep that asks for none: nine to three tenths of the MACs."""
+
+BASELINES = ("random", "l1")
+"""Criteria of the usual baselines: chance, and the norm of the weights."""
+
+
+def sweep(
+    model: ModelSource,
+    *,
+    calibration: CalibrationSource,
+    targets: Sequence[Mapping[str, float]] = TARGETS,
+    labels: Any = None,
+    baselines: Sequence[str] = (),
+    folder: str | Path | None = None,
+    save: bool = False,
+    measure_latency: bool | None = None,
+    progress: Progress[Any] = silent,
+    **method: Unpack[Method],
+) -> Sweep:
+    """Prune a model to many budgets, all on one calibration.
+
+    The model of each point is, bit for bit, what `prune` gives for its target. A budget that cannot
+    be reached is a point that says so.
+
+    Args:
+        model: as for `prune`.
+        calibration: as for `prune`, and not optional.
+        targets: one for each point, as for `prune`.
+        labels: as for `prune`; the quality of every point is then measured on them.
+        baselines: criteria that need no samples, such as `BASELINES`; with each, every target is
+            also met by taking the same fraction of every group and making up for nothing.
+        folder: where `sweep.json`, `sweep.svg` and `sweep.html` are written after every point. When
+            they are there from a run with the same model, samples, labels and options, its points
+            are not computed again, and stay; otherwise they are replaced. Made if missing.
+        save: write the models and plans of the Pareto points to the folder, too.
+        measure_latency: as for `prune`.
+        progress: told about long loops.
+        **method: criterion, compensate and all else that says how to prune, as for `prune`.
+
+    Returns:
+        the points. Without a folder they hold their results; models in a folder are not kept in
+        memory.
+
+    Raises:
+        InputError: for a model, samples, labels, options or folder that cannot be used.
+        NothingPrunable: when no axis of the model can be cut at all.
+    """
+    wanted = _checked(targets)
+    if calibration is None:
+        raise InputError("a sweep compares outputs on samples; give --calibration")
+    if save and folder is None:
+        raise InputError("models are saved to a folder; give one")
+    options = check_method(wanted[0], calibrated=True, **method)
+    if folder is not None:
+        check_folder(folder)
+    loaded = load(model)
+    samples = read_samples(calibration, input_specs(loaded.model))
+    _check_files(loaded, folder, wanted if save else ())
+    known = known_labels(labels, samples, options)
+    study = study_of(loaded.sha256, samples, options, known, latency=measure_latency)
+    done = Sweep(study, source=loaded.path)
+    target_folder = Path(folder) if folder is not None else None
+    if target_folder is not None:
+        done = _resumed(target_folder, done)
+    missing = [one for one in wanted if not _is_finished(done, one, target_folder, save)]
+    compared = [(b, one) for b in baselines for one in wanted if done.find(one, b) is None]
+    if missing or compared:
+        # widths are rounded for latency, and would stay so for what comes after it
+        waiting = missing or wanted
+        base = next((one for one in waiting if LATENCY not in one), waiting[0])
+        options = replace(options, target=base)
+        _, measure, _ = divided(loaded, samples, known, None, options)
+        analysis = analyse(loaded.model, options, samples)
+        analysis = replace(analysis, file_bytes=loaded_bytes(loaded))
+        ready = get_ready(analysis, options, samples, progress, known)
+        judge = Judge(analysis.model, judging_feeds(ready), options.runtime)
+        run = _Run(loaded, ready, options, samples, judge, measure, measure_latency)
+        if target_folder is not None:
+            make_folder(target_folder)
+        for number, target in enumerate(missing, 1):
+            told = _headed(progress, f"{target_text(target)} ({number} of {len(missing)}): ")
+            done = done.with_point(run.point(target, told))
+            if target_folder is not None:
+                done = _kept(done, target_folder, save=save)
+        for name in dict.fromkeys(name for name, _ in compared):
+            targets = [one for other, one in compared if other == name]
+            for target in progress(targets, f"baseline {name}", len(targets)):
+                point = run.baseline(name).point(target)
+                done = done.with_point(replace(point, baseline=name, run=None))
+    done = _ordered(done, wanted)
+    if target_folder is not None:
+        done.write(target_folder)
+    return done
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all points share."""
+
+    loaded: LoadedModel
+    ready: Ready
+    options: Options
+    samples: Samples
+    judge: Judge
+    measure: QualityMeasure | None
+    measure_latency: bool | None
+
+    def baseline(self, criterion: str) -> _Run:
+        """The same model cut in a simple way: each group by the same fraction, nothing made up for.
+
+        Raises:
+            InputError: for a criterion that is unknown or needs samples.
+        """
+        options = replace(
+            self.options,
+            criterion=criterion,
+            compensate="none",
+            allocation="uniform",
+            augment=(),
+            steps=1,
+            blocks=False,
+        )
+        ready = get_ready(self.ready.analysis, options)
+        return replace(self, ready=ready, options=options)
+
+    def point(self, target: Mapping[str, float], progress: Progress[Any] = silent) -> SweepPoint:
+        """Prune to one target and measure."""
+        begun = time.perf_counter()
+        try:
+            built = prune_ready(self.ready, target, progress)
+        except (NothingPrunable, VerificationError) as error:
+            status = "unreachable" if isinstance(error, NothingPrunable) else "failed"
+            return SweepPoint(target, status, str(error), seconds=time.perf_counter() - begun)
+        options = replace(self.options, target=target)
+        quality = self.measure.of(built.model) if self.measure is not None else None
+        outcome = Outcome(self.loaded, self.ready.analysis, built, options, self.samples, quality)
+        run = outcome.finished(self.measure_latency, begun, progress)
+        figures = run.report.to_dict()
+        return SweepPoint(
+            target,
+            original=figures["original"],
+            result=figures["result"],
+            channels=self._channels(run),
+            latency=figures["latency"],
+            outputs=tuple(_with_noise(one) for one in figures["outputs"]),
+            divergence=self.judge.divergence(built.model),
+            quality=figures["quality"],
+            seconds=time.perf_counter() - begun,
+            widths=run.report.widths,
+            run=run,
+        )
+
+    def _channels(self, run: PruneResult) -> float:
+        """Fraction of the units that is left."""
+        removed = sum(len(one.removed) for one in run.plan.groups)
+        return 1 - removed / sum(group.size for group in self.ready.groups)
+
+
+def _checked(targets: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Targets as floats, each once."""
+    checked: list[dict[str, float]] = []
+    for target in targets:
+        one = check_targets(target)
+        if one not in checked:
+            checked.append(one)
+    if not checked:
+        raise InputError("no target; give at least one, such as macs=0.5")
+    return checked
+
+
+def _check_files(
+    loaded: LoadedModel, folder: str | Path | None, targets: Sequence[Mapping[str, float]]
+) -> None:
+    """Make sure that no model to be saved is the input."""
+    if folder is not None and Path(folder).is_dir():
+        for target in targets:
+            check_writable(Path(folder) / f"{file_stem(target)}.onnx", loaded.path)
+
+
+def _resumed(folder: Path, new: Sweep) -> Sweep:
+    """What an earlier run of the same study left in a folder."""
+    try:
+        found = Sweep.load(folder)
+    except InputError:
+        return new
+    return new if found.study.differences(new.study) else replace(found, source=new.source)
+
+
+def _is_finished(done: Sweep, target: Mapping[str, float], folder: Path | None, save: bool) -> bool:
+    """Whether a point need not be computed: it is there, and its model too if it is to be."""
+    point = done.find(target)
+    if point is None or not save or folder is None or point not in done.pareto():
+        return point is not None
+    return point.file is not None and (folder / point.file).is_file()
+
+
+def _kept(done: Sweep, folder: Path, *, save: bool) -> Sweep:
+    """Write what there is so far, and let go of the models."""
+    before = {one.file for one in done.points if one.file is not None}
+    done = done.save(folder, models=save)
+    best = done.pareto()
+    points = []
+    for point in done.points:
+        kept = point if any(point is one for one in best) else replace(point, file=None)
+        points.append(replace(kept, run=None))
+    done = replace(done, points=tuple(points))
+    done.write(folder)
+    beaten = before - {one.file for one in done.points}
+    for name in {f"{file_stem(one.target)}.onnx" for one in done.points} & beaten:
+        for file in (name, f"{name}.data", f"{name.removesuffix('.onnx')}.plan.json"):
+            with contextlib.suppress(OSError):
+                (folder / file).unlink()
+    return done
+
+
+def _ordered(done: Sweep, targets: Sequence[Mapping[str, float]]) -> Sweep:
+    """Points in the order asked for, those of earlier runs behind."""
+    first = [point for target in targets if (point := done.find(target)) is not None]
+    others = [one for one in done.points if all(one is not other for other in first)]
+    return replace(done, points=(*first, *others))
+
+
+def _with_noise(output: Mapping[str, Any]) -> dict[str, Any]:
+    """An output's comparison with the signal to noise ratio in decibels."""
+    error = output["relative_error"]
+    noise = None if error is None else math.inf if error == 0 else -20 * math.log10(error)
+    return {"snr_db": noise, **output}
+
+
+def _headed(progress: Progress[Any], heading: str) -> Progress[Any]:
+    """Say in front of every description what it is for."""
+
+    def told(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
+        return progress(items, heading + description, total)
+
+    return told

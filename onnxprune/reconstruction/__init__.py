@@ -1,1 +1,0 @@
-"""Least squares on calibration samples: which units matter, and new weights for what is kept."""

@@ -1,1 +1,0 @@
-"""Smaller interfaces and fewer blocks: classes, vocabulary, residual branches."""

@@ -1,0 +1,1 @@
+"""Residual blocks: found, taken apart, taken out."""

@@ -1,0 +1,246 @@
+"""The original at full size while it is being compensated: new biases, new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxprune.coupling.cut import Cut
+from onnxprune.coupling.labels import Layer, TensorLabels, rename
+from onnxprune.coupling.trace import Coupling
+from onnxprune.model.observe import constants_of
+from onnxprune.surgery.integers import Editor
+from onnxprune.surgery.linear import ADDED_TO
+from onnxprune.surgery.slicing import zero_removed
+
+
+class FullSize:
+    """The original at full size while it is being compensated, with its coupling kept up to date.
+
+    Attributes:
+        model: changed in place.
+        coupling: labels that also cover the constants and tensors added here.
+    """
+
+    def __init__(self, model: ir.Model, coupling: Coupling) -> None:
+        self.model = model
+        facts = coupling.facts
+        self._tensors, self._constants = dict(coupling.tensors), dict(facts.constants)
+        self._shapes = (dict(facts.first.shapes), dict(facts.second.shapes))
+        runs = (facts.first, facts.second)
+        first, second = (
+            replace(one, shapes=own) for one, own in zip(runs, self._shapes, strict=True)
+        )
+        grown = replace(facts, first=first, second=second, constants=self._constants)
+        self.coupling = replace(coupling, tensors=self._tensors, facts=grown)
+        self.editor = Editor(model.graph)
+        self.nodes = {
+            value.name: node for node in model.graph for value in node.outputs if value.name
+        }
+
+    def add_to_output(
+        self, node: ir.Node, delta: NDArray[np.float64], dtype: np.dtype[Any]
+    ) -> None:
+        """Add to what a linear node computes.
+
+        Args:
+            node: Conv, ConvTranspose, Gemm, MatMul or Einsum.
+            delta: of the output's rank, broadcast against it.
+            dtype: the node's element type.
+        """
+        vector = delta.reshape(-1)
+        name = node.outputs[0].name or ""
+        channel = 1 if node.op_type in ("Conv", "ConvTranspose", "Gemm") else delta.ndim - 1
+        one_axis = len(vector) == delta.shape[channel]
+        into = {"Conv": self._into_slot, "ConvTranspose": self._into_slot, "Gemm": self._into_gemm}
+        if one_axis and node.op_type in into and into[node.op_type](node, vector, dtype):
+            return
+        if one_axis and channel == delta.ndim - 1 and self._into_following_add(node, vector):
+            return
+        self.add_constant(name, delta, dtype)
+
+    def mask(self, cut: Cut) -> None:
+        """Set what is going to be removed to zero, in the graph and in what the coupling knows."""
+        zero_removed(self.model, cut)
+        for name, tensor in constants_of(self.model.graph).items():
+            if cut.touches(name):
+                shape = tuple(tensor.shape.numpy())
+                self.register_tensor(
+                    name, (shape, shape), self.coupling.tensors[name].layers, tensor
+                )
+
+    def set_weight(self, node: ir.Node, slot: int, array: NDArray[Any]) -> None:
+        """Give a node another constant in place of one that it alone reads.
+
+        Args:
+            node: the reader.
+            slot: its input slot.
+            array: the new value, of the shape and dtype of the old one.
+        """
+        old = node.inputs[slot]
+        assert old is not None
+        assert old.name
+        layers = self.coupling.tensors[old.name].layers
+        if old.is_initializer() and not old.is_graph_output():
+            tensor = ir.tensor(array, name=old.name)
+            old.const_value = tensor
+            self.register_tensor(old.name, (array.shape, array.shape), layers, tensor)
+            return
+        value = self.editor.add_initializer(f"{node.outputs[0].name}/weight", array)
+        node.replace_input_with(slot, value)
+        if not old.is_graph_output():
+            # readers are known by the names of their weights
+            old.name, value.name = value.name, old.name
+        self.register_constant(value, layers)
+        self._drop_chain(old)
+
+    def _drop_chain(self, value: ir.Value) -> None:
+        """Remove a constant that nothing reads any more, and what only it was made from."""
+        producer = value.producer()
+        unused = not value.uses() and not value.is_graph_output()
+        if producer is not None and unused and len(producer.outputs) == 1:
+            sources = [one for one in producer.inputs if one is not None]
+            self.model.graph.remove(producer, safe=True)
+            for source in sources:
+                self._drop_chain(source)
+        else:
+            self.editor.drop_if_unused(value)
+
+    def add_constant(self, name: str, delta: NDArray[np.float64], dtype: np.dtype[Any]) -> None:
+        """Put an Add of a constant behind a tensor; the sum takes over its name."""
+        trimmed = delta.reshape(
+            delta.shape[next((i for i, e in enumerate(delta.shape) if e > 1), -1) :]
+        )
+        value = self._new_constant(name, trimmed.astype(dtype), len(delta.shape))
+        self.add_value(name, value)
+
+    def add_value(self, name: str, value: ir.Value) -> None:
+        """Put an Add of another tensor, made before it, behind a tensor; the sum takes its name."""
+        graph = self.model.graph
+        node = self.nodes[name]
+        output = next(one for one in node.outputs if one.name == name)
+        add = ir.Node("", "Add", [output, value], num_outputs=1)
+        total = add.outputs[0]
+        total.type, total.shape = output.type, output.shape
+        graph.insert_after(node, add)
+        output.replace_all_uses_with(total, replace_graph_outputs=True)
+        add.replace_input_with(0, output)
+        inner = self.editor.unique_name(f"{name}{ADDED_TO}")
+        output.name = inner
+        total.name = name
+        self.nodes[name], self.nodes[inner] = add, node
+        facts = self.coupling.facts
+        self.register_tensor(
+            inner,
+            (facts.first.shapes[name], facts.second.shapes[name]),
+            self.coupling.tensors[name].layers,
+        )
+
+    def register_constant(self, value: ir.Value, layers: tuple[Layer, ...]) -> None:
+        """Tell the coupling of a constant added to the graph."""
+        tensor = value.const_value
+        assert tensor is not None
+        assert value.name
+        shape = tuple(tensor.shape.numpy())
+        self.register_tensor(value.name, (shape, shape), layers, tensor)
+
+    def register_tensor(
+        self,
+        name: str,
+        shapes: tuple[tuple[int, ...], tuple[int, ...]],
+        layers: Iterable[Layer] = (),
+        tensor: ir.TensorProtocol | None = None,
+    ) -> None:
+        """Tell the coupling of a tensor added to the graph, or of a constant's new value.
+
+        Args:
+            name: its name.
+            shapes: its shape at the first and at the second traced size.
+            layers: its labels.
+            tensor: the value of a constant.
+        """
+        for known, shape in zip(self._shapes, shapes, strict=True):
+            known[name] = shape
+        if tensor is not None:
+            self._constants[name] = tensor
+        self._tensors[name] = TensorLabels(name, shapes[0], tuple(layers), tensor is not None)
+
+    def _into_slot(self, node: ir.Node, vector: NDArray[np.float64], dtype: np.dtype[Any]) -> bool:
+        """Conv, ConvTranspose: input 2 is the bias, [O]."""
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is not None:
+            return self._add_in_place(node, 2, vector)
+        value = self._new_constant(node.outputs[0].name or "", vector.astype(dtype), 2, 1)
+        node.resize_inputs(3)
+        node.replace_input_with(2, value)
+        return True
+
+    def _into_gemm(self, node: ir.Node, vector: NDArray[np.float64], dtype: np.dtype[Any]) -> bool:
+        """Gemm: input 2 times beta is added."""
+        beta = node.attributes.get("beta")
+        scale = beta.as_float() if beta is not None else 1.0
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is None:
+            wanted = (vector / (scale or 1.0)).astype(dtype)
+            value = self._new_constant(node.outputs[0].name or "", wanted, 2)
+            node.resize_inputs(3)
+            node.replace_input_with(2, value)
+            if not scale:
+                node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+            return True
+        return bool(scale) and self._add_in_place(node, 2, vector / scale)
+
+    def _into_following_add(self, node: ir.Node, vector: NDArray[np.float64]) -> bool:
+        """MatMul, Einsum: the only reader is an Add of a constant vector."""
+        output = node.outputs[0]
+        uses = list(output.uses())
+        if len(uses) != 1 or output.is_graph_output():
+            return False
+        add, slot = uses[0].node, uses[0].idx
+        if add.op_type != "Add" or add.domain or add.graph is not node.graph:
+            return False
+        return self._add_in_place(add, 1 - slot, vector)
+
+    def _add_in_place(self, node: ir.Node, slot: int, vector: NDArray[np.float64]) -> bool:
+        """Add to a constant vector along its last axis; a shared one is copied first."""
+        old = node.inputs[slot]
+        if old is None or not old.name or old.name not in self.coupling.facts.constants:
+            return False
+        tensor = self.coupling.facts.constants[old.name]
+        shape = tuple(tensor.shape.numpy())
+        if not shape or shape[-1] != len(vector) or tensor.size != len(vector):
+            return False
+        total = (tensor.numpy().astype(np.float64) + vector.reshape(shape)).astype(
+            tensor.dtype.numpy()
+        )
+        labels = self.coupling.tensors[old.name]
+        if len(old.uses()) == 1 and old.is_initializer() and not old.is_graph_output():
+            changed = ir.tensor(total, dtype=tensor.dtype, name=old.name)
+            old.const_value = changed
+            self.register_tensor(old.name, (shape, shape), labels.layers, changed)
+            return True
+        value = self.editor.add_initializer(f"{old.name}/{node.outputs[0].name}", total)
+        node.replace_input_with(slot, value)
+        self.register_constant(value, labels.layers)
+        self.editor.drop_if_unused(old)
+        return True
+
+    def _new_constant(
+        self, output: str, array: NDArray[Any], rank: int, channel: int | None = None
+    ) -> ir.Value:
+        """A constant that is added to an output: labelled like the output's axes it covers."""
+        value = self.editor.add_initializer(f"{output}/bias", array)
+        shift = rank - array.ndim if channel is None else channel
+        covered = {axis + shift: axis for axis, extent in enumerate(array.shape) if extent > 1}
+        layers = [
+            layer
+            for layer in self.coupling.tensors[output].layers
+            if set(layer.axes) <= covered.keys()
+        ]
+        self.register_constant(value, rename(layers, covered))
+        return value

@@ -1,0 +1,1 @@
+"""Cutting the interface of a model: classes and tokens."""

@@ -1,0 +1,136 @@
+"""A pass that keeps one of several units that do the same.
+
+Formula, for units u and v whose values on the samples are correlated by r at every reader::
+
+    x_u ~ c + a x_v  with  |r| >= similarity:    W[:, v] += a W[:, u], u goes
+
+and the layers around are solved anew from there, since more than one unit can make up for u.
+Units that are equal, or equal up to a factor, by their weights go first, exactly and without
+samples (`passes/remove_lossless.py`).
+
+Conditions: of units with constraints (heads, grouped convolutions) only equal ones are merged.
+
+Source: Srinivas & Babu 2015; Kim et al. 2020 (Neuron Merging); METHODS.md 2.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import onnx_ir as ir
+from onnxprune.passes.remove_lossless import removed_exactly
+
+from onnxprune.calibration.batches import Admission
+from onnxprune.calibration.streams import Samples
+from onnxprune.coupling.analysis import analyse
+from onnxprune.coupling.cut import Removal
+from onnxprune.errors import InputError
+from onnxprune.importance.likeness import Likeness, likeness
+from onnxprune.model.runtime import Runtime, matrix_threads
+from onnxprune.options import Options
+from onnxprune.progress import Progress, silent
+from onnxprune.pruning.build import build
+from onnxprune.pruning.prepare import calibrate
+from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.merge import is_mergeable, move_weights
+
+
+class MergeDuplicates(ir.passes.FunctionalPass):
+    """Keep one of several units that do the same, by their weights or on the samples.
+
+    Args:
+        similarity: smallest correlation, of either sign, of units that are merged; used with
+            samples
+        samples: calibration samples; None merges only what is equal by its weights.
+        runtime: how to run the model.
+        seed: of made-up inputs, and of the rows that are drawn.
+        progress: told about long loops.
+
+    Attributes:
+        details: what went, by group.
+
+    Raises:
+        InputError: for a similarity that is not above 0 and at most 1.
+    """
+
+    def __init__(
+        self,
+        similarity: float = 0.99,
+        samples: Samples | None = None,
+        runtime: Runtime | None = None,
+        seed: int = 0,
+        progress: Progress[Any] = silent,
+    ) -> None:
+        super().__init__()
+        if not 0 < similarity <= 1:
+            raise InputError(f"similarity is above 0 and at most 1, not {similarity}")
+        self.similarity = similarity
+        self.samples = samples
+        self.options = (
+            Options(seed=seed) if runtime is None else Options(seed=seed, runtime=runtime)
+        )
+        self.progress = progress
+        self.details: dict[str, Any] = {}
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Merge and certify.
+
+        Raises:
+            VerificationError: when the cut model does not compute what the masked one does.
+        """
+        exact = removed_exactly(model, self.samples, self.options)
+        current = model if exact is None else exact.model
+        self.details = {"equal": {} if exact is None else exact.details["units"]}
+        alike = self._merged_on_samples(current) if self.samples is not None else None
+        result = alike or current
+        if result is model:
+            return ir.passes.PassResult(model.clone(), modified=False)
+        return ir.passes.PassResult(result, modified=True)
+
+    def _merged_on_samples(self, model: ir.Model) -> ir.Model | None:
+        """A model without the twins there are on the samples; None for none."""
+        options = Options(
+            criterion="l2",
+            compensate="least-squares",
+            seed=self.options.seed,
+            runtime=self.options.runtime,
+        )
+        analysis = analyse(model, options, self.samples)
+        with matrix_threads(options.runtime.threads):
+            calibration = calibrate(analysis, options, self.samples, self.progress)
+            assert calibration is not None
+            groups = [group for group in analysis.groups if not len(group.constraints)]
+            first = analysis.coupling.facts.first
+            room = Admission(model.graph, first, calibration.feeds, 1)
+            held = calibration.feeds[: room.at_start]
+            found = likeness(model, groups, held, options.runtime, options.seed, self.progress)
+            full = FullSize(model.clone(), analysis.coupling)
+            classes: dict[str, tuple[int, ...]] = {}
+            for group in groups:
+                merged = found[group.name].twins(self.similarity) if group.name in found else {}
+                if merged:
+                    classes[group.name] = tuple(int(group.units[unit]) for unit in merged)
+                    _move(full, found[group.name], merged)
+            self.details["alike"] = {name: len(gone) for name, gone in classes.items()}
+            if not classes:
+                return None
+            moved = replace(analysis, model=full.model, coupling=full.coupling, reference=model)
+            built = build(moved, Removal(classes), options, calibration, self.progress)
+        self.details["certificate"] = vars(built.certificate)
+        return built.model
+
+
+def _move(full: FullSize, found: Likeness, merged: Mapping[int, int]) -> None:
+    """Add the weights behind merged units to those behind their twins, as well as one factor can.
+
+    The layers are solved anew afterwards; this is what they start from, and are drawn to.
+    """
+    for reading, covariance in found.covariances:
+        if is_mergeable(full, reading):
+            factors = [
+                (unit, kept, float(covariance[unit, kept] / covariance[kept, kept]))
+                for unit, kept in merged.items()
+            ]
+            move_weights(full, reading, factors)

@@ -1,0 +1,141 @@
+"""What solving layers anew leaves alone, open choices, and the pass itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from helpers.oracle import ONE_THREAD, difference, outputs, parse, traced
+from helpers.quantised import ONE_STEP
+from helpers.solving import (
+    EXACT,
+    HEAD,
+    batches,
+    classes_of,
+    floats,
+    images,
+    masked_only,
+    mlp,
+    solve,
+)
+
+from onnxprune.compensation.least_squares import LeastSquares, OpenChoice, Settings
+from onnxprune.surgery.editable_model import FullSize
+
+
+def test_shared_weights_and_stacks_of_matrices_keep_their_values() -> None:
+    body = f"""{HEAD} g (float[3, N, 8] x) => (float[3, N, 8] y)
+        {{ a = MatMul(x, w1)  h = Relu(a)
+           b = MatMul(h, stack)  c = Relu(b)
+           d = MatMul(c, shared)  e = Relu(d)  f = MatMul(e, shared)  k = Relu(f)
+           y = MatMul(k, w2) }}"""
+    weights = floats(0, w1=(8, 6), stack=(3, 6, 5), shared=(5, 5), w2=(5, 8))
+    proto = parse(body, weights)
+    feeds = [{"x": images(3, 16, 8, seed=seed)} for seed in range(6)]
+    found = solve(proto, classes_of(proto, "w1", 1, (1, 4)), feeds)
+    masked_only(found, "stack", 1, (1, 4))
+    masked_only(found, "shared", 0, ())
+    assert not found.repaired() & {"b", "d", "f"}
+
+
+def test_quantised_weights_keep_their_values() -> None:
+    body = """<ir_version: 10, opset_import: ["": 21]> g (float[N, 8] x) => (float[N, 4] y)
+        { a = MatMul(x, w1)  h = Relu(a)
+          w2 = DequantizeLinear(q2, scale)
+          b = MatMul(h, w2)  c = Relu(b)
+          y = MatMul(c, w3) }"""
+    weights: dict[str, Any] = floats(0, w1=(8, 6), w3=(5, 4))
+    weights["q2"] = np.random.default_rng(0).integers(-127, 127, (6, 5)).astype(np.int8)
+    weights["scale"] = np.array(0.01, np.float32)
+    proto = parse(body, weights)
+    feeds = batches({"x": images(96, 8)})
+    found = solve(proto, classes_of(proto, "w1", 1, (1, 4)), feeds, tolerance=ONE_STEP)
+    masked_only(found, "q2", 0, (1, 4))
+    assert "b" not in found.repaired()
+
+
+def test_the_last_layer_is_only_touched_where_its_own_input_is_cut() -> None:
+    proto, feeds = mlp(), batches({"x": images(96, 8)})
+    found = solve(proto, classes_of(proto, "w1", 1, range(6)), feeds)
+    assert "b" in found.repaired()
+    masked_only(found, "w3", 0, ())
+    masked_only(found, "b3", 0, ())
+    assert "y" not in {one.node for one in found.solving.repairs}
+    cut = solve(proto, classes_of(proto, "w2", 1, range(6)), feeds)
+    assert "y" in cut.repaired()
+    assert (cut.weight("w3")[6:] != found.weight("w3")[6:]).any()
+    masked_only(cut, "w1", 0, ())
+
+
+def test_layers_that_read_what_they_did_before_keep_their_weights() -> None:
+    proto, feeds = mlp(), batches({"x": images(96, 8)})
+    assert not solve(proto, [], feeds).solving.repairs
+    without = solve(proto, classes_of(proto, "w1", 1, (0,)), feeds, Settings(refit=False))
+    assert {one.node for one in without.solving.repairs} <= {"a", "b"}
+
+
+def test_too_many_unknowns_are_a_reason() -> None:
+    proto, feeds = mlp(), batches({"x": images(96, 8)})
+    found = solve(proto, classes_of(proto, "w1", 1, (0,)), feeds, Settings(largest=10))
+    (reason,) = (one.reason for one in found.solving.repairs if one.node == "b")
+    assert "12 unknowns" in reason
+    assert not found.solving.repairs[0].reason
+
+
+@pytest.mark.parametrize("count", [1, 5, 11])
+def test_an_open_group_loses_as_many_units_as_asked(count: int) -> None:
+    proto, feeds = mlp(), batches({"x": images(96, 8)})
+    subject = traced(proto)
+    group = next(one for one in subject.groups if one.name == "w1[1]")
+    found = solve(proto, [], feeds, choices=[OpenChoice(group, count)])
+    chosen = found.solving.chosen["w1[1]"]
+    assert len(set(chosen)) == count
+    assert set(chosen) <= set(group.units.tolist())
+    shapes = {one.name: tuple(one.dims) for one in found.sliced.graph.initializer}
+    assert shapes["w1"] == (8, 12 - count)
+    assert shapes["w2"] == (12 - count, 12)
+
+
+def test_an_open_group_loses_what_can_be_made_up_for() -> None:
+    """Units that are multiples of others; which, depends on what is computed there."""
+    proto = mlp()
+    tensors = {one.name: one for one in proto.graph.initializer}
+    for name in ("w1", "b1"):
+        array = onnx.numpy_helper.to_array(tensors[name]).copy()
+        array[..., [2, 7, 9]] = array[..., [0, 0, 5]] * np.array([2, 0.5, 3])
+        tensors[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
+    feeds = batches({"x": images(96, 8)})
+    group = next(one for one in traced(proto).groups if one.name == "w1[1]")
+    found = solve(proto, [], feeds, EXACT, [OpenChoice(group, 3)])
+    units = {group.units.tolist().index(one) for one in found.solving.chosen["w1[1]"]}
+    assert len(units & {0, 2, 7}) == 2
+    assert len(units & {5, 9}) == 1
+    fresh = {"x": images(30, 8, seed=7)}
+    assert difference(outputs(proto, fresh), outputs(found.sliced, fresh)) < 1e-3
+
+
+def test_the_pass_says_whether_it_changed_anything() -> None:
+    proto, feeds = mlp(), batches({"x": images(96, 8)})
+    subject = traced(proto)
+    for units, modified in (((), False), ((0, 1), True)):
+        full = FullSize(subject.model.clone(), subject.coupling)
+        dead = classes_of(proto, "w1", 1, units)
+        result = LeastSquares(full, subject.model, dead, feeds, ONE_THREAD)(full.model)
+        assert result.modified is modified
+
+
+def test_the_model_has_to_be_the_one_that_is_compensated() -> None:
+    subject = traced(mlp())
+    full = FullSize(subject.model.clone(), subject.coupling)
+    solving = LeastSquares(full, subject.model, [], batches({"x": images(8, 8)}), ONE_THREAD)
+    with pytest.raises(Exception, match="LeastSquares"):
+        solving(subject.model.clone())
+
+
+def test_the_same_every_time() -> None:
+    proto, feeds = mlp(), batches({"x": images(96, 8)})
+    dead = classes_of(proto, "w1", 1, range(6))
+    first, second = (solve(proto, dead, feeds, Settings(rows=40)) for _ in range(2))
+    assert first.sliced.SerializeToString() == second.sliced.SerializeToString()

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.differences import check_gradient
+
+FUSED = "com.microsoft"
+
+
+def weight(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("opset", [12, 13])
+@pytest.mark.parametrize("axis", [1, 2, -1])
+def test_softmax(op: str, opset: int, axis: int) -> None:
+    body = f"y = {op}<axis = {axis}>(x)"
+    check_gradient(body, (2, 3, 4), opset=opset, by_runtime=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 2, 2)])
+def test_batch_normalisation(shape: tuple[int, ...]) -> None:
+    weights = {"s": weight(3), "b": weight(3), "m": weight(3), "v": weight(3) ** 2 + 0.5}
+    check_gradient("y = BatchNormalization(x, s, b, m, v)", shape, weights)
+
+
+def test_layer_normalisation() -> None:
+    weights = {"s": weight(4), "b": weight(4)}
+    check_gradient("y = LayerNormalization(x, s, b)", (2, 3, 4), weights)
+
+
+def test_layer_normalisation_over_several_axes() -> None:
+    check_gradient("y = LayerNormalization<axis = 1>(x, s)", (2, 3, 4), {"s": weight(3, 4)})
+
+
+def test_root_mean_square() -> None:
+    check_gradient("y = RMSNormalization(x, s)", (2, 3, 4), {"s": weight(4)}, opset=23)
+
+
+@pytest.mark.parametrize("op", ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"])
+def test_fused_with_the_residual_sum(op: str) -> None:
+    weights = {"skip": weight(2, 3, 4), "s": weight(4)}
+    body = f"y = {FUSED}.{op}(x, skip, s)"
+    check_gradient(body, (2, 3, 4), weights, domain=FUSED, by_runtime=True)
+
+
+def test_the_residual_sum_as_an_output_of_its_own() -> None:
+    body = f"n, , , t = {FUSED}.SkipLayerNormalization(x, skip, s, b) y = Mul(n, t)"
+    weights = {"skip": weight(2, 3, 4), "s": weight(4), "b": weight(4)}
+    check_gradient(body, (2, 3, 4), weights, domain=FUSED, by_runtime=True)
+
+
+def test_instance_normalisation() -> None:
+    weights = {"s": weight(3), "b": weight(3)}
+    check_gradient("y = InstanceNormalization(x, s, b)", (2, 3, 4), weights)
+
+
+@pytest.mark.parametrize(("opset", "scales"), [(18, 2), (21, 4)])
+def test_group_normalisation(opset: int, scales: int) -> None:
+    weights = {"s": weight(scales), "b": weight(scales)}
+    body = "y = GroupNormalization<num_groups = 2>(x, s, b)"
+    check_gradient(body, (2, 4, 3), weights, opset=opset, by_runtime=True)

@@ -1,0 +1,75 @@
+"""How the tests remove without loss: the pass, then mask, slice, compare with the original."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from helpers.oracle import BATCHES, ONE_THREAD, difference, feed, outputs, traced
+from onnxprune.calibration.moments import Tap, collect
+from onnxprune.calibration.samples import read_samples
+from onnxprune.compensation.lossless.remove import Found, RemoveLossless
+from onnxprune.coupling.cut import Cut
+from onnxprune.model.inputs import input_specs
+from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.slicing import slice_removed, zero_removed
+
+TOLERANCE = 1e-5
+
+
+def without(
+    proto: onnx.ModelProto, samples: dict[str, NDArray[Any]] | None = None
+) -> tuple[dict[str, Found], onnx.ModelProto]:
+    """Run the pass, cut, and check all that is promised of it; returns what went, and the rest.
+
+    With samples, what never changes in them counts as constant, and outputs agree on them.
+    """
+    subject = traced(proto)
+    before = ir.to_proto(subject.model).SerializeToString(deterministic=True)
+    full = FullSize(subject.model.clone(), subject.coupling)
+    more: dict[str, Any] = {}
+    if samples is not None:
+        taps = [
+            Tap(r.consumer.tensor, r.axes, len(subject.coupling.tensors[r.consumer.tensor].shape))
+            for group in subject.groups
+            for r in group.readings
+        ]
+        read = read_samples(samples, input_specs(subject.model))
+        moments = collect(subject.model, taps, read, ONE_THREAD)
+        more = {"feeds": [samples], "moments": moments}
+    pass_ = RemoveLossless(full, subject.groups, ONE_THREAD, **more)
+    modified = pass_(full.model).modified
+    assert not pass_.dropped, "a wrong proof"
+    assert modified == bool(pass_.found) == bool(pass_.dead)
+    if not modified:
+        assert ir.to_proto(full.model).SerializeToString(deterministic=True) == before
+        return {}, proto
+    cut = Cut(full.coupling, pass_.dead)
+    masked, sliced = full.model.clone(), full.model
+    zero_removed(masked, cut)
+    slice_removed(sliced, cut)
+    result, wanted = ir.to_proto(sliced), ir.to_proto(masked)
+    onnx.checker.check_model(result, full_check=True)
+    assert list(result.graph.input) == list(proto.graph.input)
+    assert list(result.graph.output) == list(proto.graph.output)
+    for batch in BATCHES:
+        inputs = samples if samples is not None else feed(proto, batch, seed=batch)
+        original = outputs(proto, inputs)
+        assert difference(original, outputs(wanted, inputs)) < TOLERANCE
+        assert difference(original, outputs(result, inputs)) < TOLERANCE
+    again = traced(result)
+    rest = FullSize(again.model, again.coupling)
+    assert not RemoveLossless(rest, again.groups, ONE_THREAD)(rest.model).modified
+    return pass_.found, result
+
+
+def merged(found: dict[str, Found]) -> set[frozenset[int]]:
+    """Sets of units that became one."""
+    together: dict[tuple[str, int], set[int]] = {}
+    for name, one in found.items():
+        for unit, kept in one.merged.items():
+            together.setdefault((name, kept), {kept}).add(unit)
+    return {frozenset(one) for one in together.values()}
