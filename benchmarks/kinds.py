@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from quality_feeds import calibration, load_arrays
-from quality_subjects import Judge, Subject, cifar, encoder, small_models
+from quality_subjects import DivergenceEvaluator, Subject, cifar, encoder, small_models
 
 import onnxprune
 from onnxprune.cost.latency.measure import measure_pair
@@ -93,7 +93,7 @@ def rows(
     subject: Subject, kinds: Mapping[str, Sequence[Any]], threads: int, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """Run every kind on one subject."""
-    judge = Judge(subject, tests=None, threads=threads)
+    judge = DivergenceEvaluator(subject, tests=None, threads=threads)
     samples = calibration(subject.calibration)
     first = samples if isinstance(samples, dict) else samples[0]
     original = load(subject.model).model
@@ -132,7 +132,7 @@ def rows(
         yield one | {"latency": latency.ratio, "interval": latency.interval, "seconds": seconds}
 
 
-def judged(judge: Judge, path: Path, first: Any, folder: Path) -> dict[str, float]:
+def judged(judge: DivergenceEvaluator, path: Path, first: Any, folder: Path) -> dict[str, float]:
     """How well a result does what is left of the task."""
     if "keep-classes" in first:
         return of_classes(judge, judge.outputs(path))
@@ -141,7 +141,7 @@ def judged(judge: Judge, path: Path, first: Any, folder: Path) -> dict[str, floa
     return judge.metrics(judge.outputs(path))
 
 
-def of_classes(judge: Judge, scores: Any) -> dict[str, float]:
+def of_classes(judge: DivergenceEvaluator, scores: Any) -> dict[str, float]:
     """Accuracy on the test samples of the kept classes, of scores for these classes alone."""
     mine = np.isin(judge.labels, KEPT)
     best = np.array(KEPT)[scores[mine].argmax(1)]

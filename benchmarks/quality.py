@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from quality_feeds import load_arrays
 from quality_runs import FOLDER, PEER, environment, run_job
-from quality_subjects import Judge, Subject, cifar, encoder, small_models
+from quality_subjects import DivergenceEvaluator, Subject, cifar, encoder, small_models
 
 import onnxprune
 from onnxprune import options as offered
@@ -81,7 +81,7 @@ class Bench:
         self.subject, self.arguments = subject, arguments
         self.pruned = scratch / "pruned.onnx"
         self.threads = arguments.threads
-        self.judge = Judge(subject, tests=arguments.tests, threads=self.threads)
+        self.judge = DivergenceEvaluator(subject, tests=arguments.tests, threads=self.threads)
         self.common: dict[str, Any] = dict(arguments.option)
         self.defaults: dict[str, Any] = {}
 

@@ -99,7 +99,7 @@ def encoder(cache: Path) -> list[Subject]:
     ]
 
 
-class Judge:
+class DivergenceEvaluator:
     """Compares pruned models with the original on the test samples of a subject."""
 
     def __init__(self, subject: Subject, *, tests: int | None, threads: int) -> None:

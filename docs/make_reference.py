@@ -44,7 +44,7 @@ def reference() -> str:
         shutil.copytree(ROOT / "onnxprune", Path(folder, "onnxprune"))
         shutil.copytree(ROOT / "passes", Path(folder, "onnxprune", "passes"))
         package = griffe.load(
-            "onnxprune", search_paths=[folder], docstring_parser="google", resolve_aliases=True
+            Path(folder, "onnxprune"), docstring_parser="google", resolve_aliases=True
         )
     parts = [HEAD]
     for name in sorted(onnxprune.__all__, key=str.lower):

@@ -22,7 +22,7 @@ from onnxprune.progress import Progress, silent
 from onnxprune.pruning.blocks import without_blocks
 from onnxprune.pruning.max_drop import Limit, prune_within
 from onnxprune.pruning.plan import Plan, planned_options, planned_removal, planned_stages
-from onnxprune.pruning.prepare import get_ready
+from onnxprune.pruning.prepare import prepare_run
 from onnxprune.pruning.quality import divided
 from onnxprune.pruning.results import (
     Comparison,
@@ -153,7 +153,7 @@ def prune(
     fitted, measure, known = divided(loaded, samples, labels, metric, options)
     analysis = replace(analyse(loaded.model, options, fitted), file_bytes=loaded_bytes(loaded))
     if options.max_drop is not None and measure is not None:
-        ready = get_ready(analysis, options, fitted, progress, known)
+        ready = prepare_run(analysis, options, fitted, progress, known)
         goal = options.target if target is not None else None
         within = prune_within(ready, Limit(options.max_drop, measure), goal, progress)
         built = within.built

@@ -22,7 +22,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxprune.passes.remove_lossless import removed_exactly
 
-from onnxprune.calibration.batches import Admission
+from onnxprune.calibration.batches import BatchBudget
 from onnxprune.calibration.streams import Samples
 from onnxprune.coupling.analysis import analyse
 from onnxprune.coupling.cut import Removal
@@ -33,7 +33,7 @@ from onnxprune.options import Options
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.build import build
 from onnxprune.pruning.prepare import calibrate
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.merge import is_mergeable, move_weights
 
 
@@ -103,10 +103,10 @@ class MergeDuplicates(ir.passes.FunctionalPass):
             assert calibration is not None
             groups = [group for group in analysis.groups if not len(group.constraints)]
             first = analysis.coupling.facts.first
-            room = Admission(model.graph, first, calibration.feeds, 1)
+            room = BatchBudget(model.graph, first, calibration.feeds, 1)
             held = calibration.feeds[: room.at_start]
             found = likeness(model, groups, held, options.runtime, options.seed, self.progress)
-            full = FullSize(model.clone(), analysis.coupling)
+            full = EditableModel(model.clone(), analysis.coupling)
             classes: dict[str, tuple[int, ...]] = {}
             for group in groups:
                 merged = found[group.name].twins(self.similarity) if group.name in found else {}
@@ -122,7 +122,7 @@ class MergeDuplicates(ir.passes.FunctionalPass):
         return built.model
 
 
-def _move(full: FullSize, found: Likeness, merged: Mapping[int, int]) -> None:
+def _move(full: EditableModel, found: Likeness, merged: Mapping[int, int]) -> None:
     """Add the weights behind merged units to those behind their twins, as well as one factor can.
 
     The layers are solved anew afterwards; this is what they start from, and are drawn to.

@@ -59,7 +59,7 @@ from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
 from onnxprune.surgery.blocks.fused_sums import separated_sums
 from onnxprune.surgery.blocks.residual import ResidualBlock, residual_blocks
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.verification.certificate import tolerance_for
 from onnxprune.verification.gates import check_result
 
@@ -295,7 +295,7 @@ class RemoveBlocks(ir.passes.InPlacePass):
         if self.repair == "mean":
             return plain
         facts = observed(smaller, self.runtime, self.seed, self.samples)
-        target = FullSize(smaller.clone(), trace(smaller, facts))
+        target = EditableModel(smaller.clone(), trace(smaller, facts))
         LeastSquares(
             target,
             original,

@@ -15,7 +15,7 @@ from onnxprune.coupling.cut import Removal
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import Options
 from onnxprune.pruning.build import build
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 
 
 class RemoveLosslessUnits(ir.passes.FunctionalPass):
@@ -75,7 +75,7 @@ def removed_exactly(model: ir.Model, samples: Samples | None, options: Options) 
         VerificationError: when the cut model does not compute what the masked one does.
     """
     analysis = analyse(model, options, samples)
-    full = FullSize(model.clone(), analysis.coupling)
+    full = EditableModel(model.clone(), analysis.coupling)
     feeds = [samples.take(2)] if samples is not None else None
     removing = RemoveLossless(full, analysis.groups, options.runtime, feeds)
     removing(full.model)

@@ -48,7 +48,7 @@ from onnxprune.passes.sparsity.patterns import parse_pattern
 from onnxprune.passes.sparsity.scores import layer_amounts, shares_of_output, weight_scores
 from onnxprune.passes.sparsity.solved_layers import ZerosOnceSolved
 
-from onnxprune.calibration.batches import Admission, sweep_batches
+from onnxprune.calibration.batches import BatchBudget, load_held_batches
 from onnxprune.calibration.streams import Samples
 from onnxprune.compensation.least_squares import LeastSquares
 from onnxprune.compensation.regression.find import replaceable_layers
@@ -61,7 +61,7 @@ from onnxprune.model.observe import observe
 from onnxprune.model.runtime import Runtime, matrix_threads
 from onnxprune.model.sparse import mark_sparse, sparse_values
 from onnxprune.progress import Progress, silent
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 
 
 class SparsifyWeights(ir.passes.InPlacePass):
@@ -150,7 +150,7 @@ class SparsifyWeights(ir.passes.InPlacePass):
         rng = np.random.default_rng(self.seed)
         sample = self.samples.take(2) if self.samples is not None else None
         facts = observe(model, self.runtime, rng, sample)
-        full = FullSize(model, trace(model, facts))
+        full = EditableModel(model, trace(model, facts))
         layers = [layer for layer in replaceable_layers(model, full.coupling) if self._wants(layer)]
         if not layers:
             raise InputError(
@@ -189,26 +189,26 @@ class SparsifyWeights(ir.passes.InPlacePass):
         wanted = not self.include or matches(self.include)
         return wanted and not matches(self.exclude) and not (groups > 1 and outputs == 1)
 
-    def _feeds(self, model: ir.Model, full: FullSize) -> list[Mapping[str, NDArray[Any]]]:
+    def _feeds(self, model: ir.Model, full: EditableModel) -> list[Mapping[str, NDArray[Any]]]:
         if self.samples is None:
             return []
-        return list(sweep_batches(self.samples, model, full.coupling.facts.first))
+        return list(load_held_batches(self.samples, model, full.coupling.facts.first))
 
     def _moments(
         self,
-        full: FullSize,
+        full: EditableModel,
         layers: Sequence[LinearLayer],
         feeds: Sequence[Mapping[str, NDArray[Any]]],
     ) -> Sequence[InputMoments | None]:
         if not feeds:
             return [None] * len(layers)
-        room = Admission(full.model.graph, full.coupling.facts.first, feeds, 1)
+        room = BatchBudget(full.model.graph, full.coupling.facts.first, feeds, 1)
         held = feeds[: room.at_start]
         return input_moments(full.model, layers, held, self.runtime, self.seed, self.progress)
 
     def _amounts(
         self,
-        full: FullSize,
+        full: EditableModel,
         layers: Sequence[LinearLayer],
         moments: Sequence[InputMoments | None],
     ) -> list[float]:
@@ -223,7 +223,7 @@ class SparsifyWeights(ir.passes.InPlacePass):
         return layer_amounts(scores, self.pattern, self.amount)
 
     def _set_to_zero(
-        self, full: FullSize, layer: LinearLayer, amount: float, seen: InputMoments | None
+        self, full: EditableModel, layer: LinearLayer, amount: float, seen: InputMoments | None
     ) -> None:
         """By scores alone; the mean of what goes is added to the bias."""
         weight = _weight(full, layer)
@@ -239,7 +239,9 @@ class SparsifyWeights(ir.passes.InPlacePass):
             if np.any(lost):
                 full.add_to_output(layer.node, layer.bias_along_output(lost), dtype)
 
-    def _account(self, full: FullSize, layers: Sequence[LinearLayer], names: Sequence[str]) -> None:
+    def _account(
+        self, full: EditableModel, layers: Sequence[LinearLayer], names: Sequence[str]
+    ) -> None:
         """Count zeros, and mark what is to be stored without them."""
         shares, zeros, entries = {}, 0, 0
         for layer, name in zip(layers, names, strict=True):
@@ -255,7 +257,7 @@ class SparsifyWeights(ir.passes.InPlacePass):
         self.details = {"zeros": zeros / entries, "layers": shares, "stored_sparse": stored}
 
 
-def _weight(full: FullSize, layer: LinearLayer) -> NDArray[np.float64]:
+def _weight(full: EditableModel, layer: LinearLayer) -> NDArray[np.float64]:
     """Weights [g, O, D] as they are now."""
     value = layer.node.inputs[layer.slot]
     assert value is not None

@@ -19,7 +19,7 @@ from onnxprune.allocation.prefixes import choose
 from onnxprune.cost.kinds import CostModel
 from onnxprune.coupling.cut import Removal
 from onnxprune.coupling.groups import Group
-from onnxprune.importance.ranked import Ranked
+from onnxprune.importance.ranked import RankedGroup
 
 _ROUNDING = 1e-9
 
@@ -33,7 +33,7 @@ class Candidate:
 
 
 def simple_candidates(
-    ranked: Sequence[Ranked], target: Mapping[str, float], cost: CostModel, *, comparable: bool
+    ranked: Sequence[RankedGroup], target: Mapping[str, float], cost: CostModel, *, comparable: bool
 ) -> list[Candidate]:
     """Spread the removal over the groups uniformly and, by comparable scores, globally.
 
@@ -54,7 +54,7 @@ def simple_candidates(
 
 
 def knapsack_candidates(
-    ranked: Sequence[Ranked],
+    ranked: Sequence[RankedGroup],
     target: Mapping[str, float],
     cost: CostModel,
     scaling: str | None = None,
@@ -93,7 +93,7 @@ def knapsack_candidates(
     return found
 
 
-def without_shared(ranked: Sequence[Ranked]) -> list[Ranked]:
+def without_shared(ranked: Sequence[RankedGroup]) -> list[RankedGroup]:
     """Groups that one layer reads at most.
 
     What a group with many readers loses (a residual stream) cannot be made up for at one place, and

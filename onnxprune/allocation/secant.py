@@ -37,7 +37,7 @@ class Attempt(Generic[T]):
     result: T
 
 
-def approach(
+def solve_for_target(
     kind: str,
     asked: float,
     start: float,

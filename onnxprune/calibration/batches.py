@@ -25,7 +25,7 @@ _BATCH = 64
 _LEAST_BATCHES = 4
 
 
-def sweep_batches(
+def load_held_batches(
     samples: Samples,
     model: ir.Model,
     observed: Observation,
@@ -110,7 +110,7 @@ _ROWS_PER_UNKNOWN = 10
 _LEAST_GROWTH = 1.5
 
 
-class Admission:
+class BatchBudget:
     """Decides how many of the batches walks hold together.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxprune.calibration.calibrated import Calibration
 from onnxprune.compensation.fold_means import FoldMeans
-from onnxprune.compensation.least_squares import LeastSquares, OpenChoice, Repair, Settings
+from onnxprune.compensation.least_squares import LayerFit, LeastSquares, OpenChoice, Settings
 from onnxprune.compensation.regression.find import replaceable_layers
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, Removal
@@ -16,7 +16,7 @@ from onnxprune.coupling.groups import Group
 from onnxprune.importance.criterion import find_criterion
 from onnxprune.options import Options
 from onnxprune.progress import Progress, silent
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.verification.divergence import divergence
 
 
@@ -32,9 +32,9 @@ class Compensated:
             nothing was measured.
     """
 
-    full: FullSize
+    full: EditableModel
     removal: Removal
-    repairs: tuple[Repair, ...] = field(default=())
+    repairs: tuple[LayerFit, ...] = field(default=())
     divergence: float | None = None
 
 
@@ -64,7 +64,7 @@ def compensate(
         CutError: when the graph cannot express the removal.
         RuntimeFailure: when onnxruntime refuses a part of a model.
     """
-    full = FullSize(analysis.model.clone(), analysis.coupling)
+    full = EditableModel(analysis.model.clone(), analysis.coupling)
     if calibration is None or options.compensate == "none":
         return Compensated(full, removal)
     cut = Cut(analysis.coupling, removal.dead())
@@ -105,7 +105,7 @@ def compensate(
     )
 
 
-def _solvable(full: FullSize, cut: Cut, settings: Settings | None) -> set[str]:
+def _solvable(full: EditableModel, cut: Cut, settings: Settings | None) -> set[str]:
     """Outputs of the layers that least squares takes care of."""
     largest = (settings or Settings()).largest
     found = set()

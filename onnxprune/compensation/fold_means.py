@@ -58,7 +58,7 @@ from onnxprune.coupling.step import Consumer
 from onnxprune.model.constants import ConstantValues
 from onnxprune.model.runtime import Runtime, open_session, run
 from onnxprune.surgery.border import SMALL_MAP, add_border_exact_constant
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.linear import LINEAR_OPS, apply_linear, axes_of_weight, linear_node
 
 _SAME = 1e-6
@@ -95,7 +95,7 @@ class FoldMeans(ir.passes.InPlacePass):
 
     def __init__(
         self,
-        target: FullSize,
+        target: EditableModel,
         cut: Cut,
         moments: Mapping[Tap, Moments],
         sample: Mapping[str, NDArray[Any]],

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.batches import Admission, drawn_rows
+from onnxprune.calibration.batches import BatchBudget, drawn_rows
 from onnxprune.calibration.walk import Walk
 from onnxprune.compensation.regression.elimination import Elimination, cheapest_first
 from onnxprune.compensation.regression.find import reading_unknowns, replaceable_layers
@@ -23,7 +23,7 @@ from onnxprune.coupling.groups import Group
 from onnxprune.model.constants import ConstantValues
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 
 
 class Finish(Protocol):
@@ -83,7 +83,7 @@ class OpenChoice:
 
 
 @dataclass(frozen=True)
-class Repair:
+class LayerFit:
     """What became of one layer.
 
     Attributes:
@@ -124,7 +124,7 @@ class LeastSquares(ir.passes.InPlacePass):
 
     def __init__(
         self,
-        target: FullSize,
+        target: EditableModel,
         original: ir.Model,
         dead: Sequence[int],
         feeds: Sequence[Mapping[str, NDArray[Any]]],
@@ -148,7 +148,7 @@ class LeastSquares(ir.passes.InPlacePass):
         self.settings = settings or Settings()
         self.seed = seed
         self.progress = progress
-        self.repairs: list[Repair] = []
+        self.repairs: list[LayerFit] = []
         self.chosen: dict[str, tuple[int, ...]] = {}
         self.outputs: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
@@ -163,7 +163,7 @@ class LeastSquares(ir.passes.InPlacePass):
         self._cut = Cut(self.target.coupling, self.dead)
         self.target.mask(self._cut)
         first = self.target.coupling.facts.first
-        self._admission = Admission(self.original.graph, first, self.feeds, 2)
+        self._admission = BatchBudget(self.original.graph, first, self.feeds, 2)
         feeds = self.feeds[: self._admission.at_start]
         self._reference = Walk(self.original, feeds, self.runtime)
         self._pruned = Walk(model, feeds, self.runtime)
@@ -180,7 +180,7 @@ class LeastSquares(ir.passes.InPlacePass):
         self.outputs = list(pairs)
         return ir.passes.PassResult(model, any(one.solved for one in self.repairs))
 
-    def _repair(self, layer: LinearLayer, number: int, is_last: bool) -> Repair | None:
+    def _repair(self, layer: LinearLayer, number: int, is_last: bool) -> LayerFit | None:
         """Solve one layer; None when it has nothing to make up for."""
         name = layer.node.outputs[0].name or ""
         self._pruned.advance(layer.node)
@@ -202,14 +202,14 @@ class LeastSquares(ir.passes.InPlacePass):
                 return None
         if kept.shape[1] > self.settings.largest:
             reason = f"{kept.shape[1]} unknowns are more than {self.settings.largest}"
-            return Repair(name, np.nan, np.nan, False, reason)
+            return LayerFit(name, np.nan, np.nan, False, reason)
         problem = problem or self._problem(layer, number)
         if problem is None:
-            return Repair(name, np.nan, np.nan, False, "the original has no such tensor")
+            return LayerFit(name, np.nan, np.nan, False, "the original has no such tensor")
         outcome = self._outcome(layer, problem, kept, is_last, grams)
         if outcome.solved or not whole:
             self._install(layer, outcome, problem)
-        return Repair(name, outcome.before, outcome.after, outcome.solved)
+        return LayerFit(name, outcome.before, outcome.after, outcome.solved)
 
     def _finishes(self, layer: LinearLayer) -> bool:
         return self.finish is not None and self.finish.applies(layer)

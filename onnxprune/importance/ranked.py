@@ -22,7 +22,7 @@ from onnxprune.importance.removal_order import RemovalStep
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedGroup:
     """A group with its removal order and what the removal costs.
 
     Attributes:
@@ -36,4 +36,4 @@ class Ranked:
     group: Group
     steps: tuple[RemovalStep, ...]
     curves: Mapping[str, NDArray[np.float64]]
-    parts: tuple[Ranked, ...] = ()
+    parts: tuple[RankedGroup, ...] = ()

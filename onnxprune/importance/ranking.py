@@ -17,7 +17,7 @@ from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError
 from onnxprune.importance.criterion import find_criterion
 from onnxprune.importance.curves import Curve, part_curves, whole_curve
-from onnxprune.importance.ranked import Ranked
+from onnxprune.importance.ranked import RankedGroup
 from onnxprune.importance.removal_order import aligned, removal_order
 from onnxprune.importance.survey import Survey
 from onnxprune.model.constants import ConstantValues
@@ -34,7 +34,7 @@ def rank(
     first: Mapping[str, Sequence[int]] | None = None,
     gradients: Mapping[str, MaskGradients] | None = None,
     progress: Progress[Any] = silent,
-) -> list[Ranked]:
+) -> list[RankedGroup]:
     """Rank the units of groups by the criterion.
 
     Args:
@@ -83,11 +83,11 @@ def rank(
                 f"criterion {options.criterion} gave no {group.size} finite scores for {group.name}"
             )
         order = tuple(removal_order(group, _lowered(group, scores, first or {}), goal))
-        ranked.append(Ranked(group, order, {}))
+        ranked.append(RankedGroup(group, order, {}))
     return ranked
 
 
-def bundled(one: Ranked, multiple: int, *, finer: bool = False) -> Ranked:
+def bundled(one: RankedGroup, multiple: int, *, finer: bool = False) -> RankedGroup:
     """Bundle the steps of a group so that its axes keep a multiple of some number of units.
 
     Args:
@@ -101,8 +101,8 @@ def bundled(one: Ranked, multiple: int, *, finer: bool = False) -> Ranked:
     return replace(whole, parts=tuple(parts) if all(part.steps for part in parts) else ())
 
 
-def _ranked(group: Group, whole: Curve, parts: Sequence[Curve]) -> Ranked:
-    one, *others = (Ranked(group, curve.steps, curve.scalings()) for curve in (whole, *parts))
+def _ranked(group: Group, whole: Curve, parts: Sequence[Curve]) -> RankedGroup:
+    one, *others = (RankedGroup(group, curve.steps, curve.scalings()) for curve in (whole, *parts))
     return replace(one, parts=tuple(others))
 
 
@@ -125,7 +125,7 @@ def _lowered(
     return np.where(mine, scores.min(initial=0.0) - 1.0, scores)
 
 
-def _bundled(one: Ranked, multiple: int, finer: bool, *, by_row: bool = False) -> Ranked:
+def _bundled(one: RankedGroup, multiple: int, finer: bool, *, by_row: bool = False) -> RankedGroup:
     """Steps bundled to a multiple, with the errors at their ends."""
     if multiple == 1:
         return one
@@ -133,4 +133,6 @@ def _bundled(one: Ranked, multiple: int, finer: bool, *, by_row: bool = False) -
     ends = np.cumsum([len(step.classes) for step in one.steps])
     gone = np.cumsum([len(step.classes) for step in steps])
     places = np.searchsorted(ends, gone)
-    return Ranked(one.group, steps, {name: curve[places] for name, curve in one.curves.items()})
+    return RankedGroup(
+        one.group, steps, {name: curve[places] for name, curve in one.curves.items()}
+    )

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.batches import Admission
+from onnxprune.calibration.batches import BatchBudget
 from onnxprune.calibration.walk import Walk
 from onnxprune.compensation.regression.elimination import Reader
 from onnxprune.compensation.regression.find import linear_layer, reading_unknowns
@@ -88,7 +88,7 @@ class Survey:
         self._settings = settings or SurveySettings()
         self._seed = seed
         self._feeds = feeds
-        self._admission = Admission(model.graph, coupling.facts.first, feeds, 1)
+        self._admission = BatchBudget(model.graph, coupling.facts.first, feeds, 1)
         self._walk = Walk(model, feeds[: self._admission.at_start], runtime)
         self._nodes = {v.name: n for n in model.graph for v in n.outputs if v.name}
         self._place = {id(node): place for place, node in enumerate(model.graph)}

@@ -31,7 +31,7 @@ from onnxprune.model.execution import Execution
 from onnxprune.model.observe import Facts
 from onnxprune.options import Options
 from onnxprune.progress import Progress, silent
-from onnxprune.pruning.prepare import Ready, get_ready
+from onnxprune.pruning.prepare import Ready, prepare_run
 from onnxprune.pruning.search import Chooser
 from onnxprune.surgery.blocks.fused_sums import separated_sums
 from onnxprune.surgery.blocks.residual import ResidualBlock, residual_blocks
@@ -132,7 +132,7 @@ def _without(ready: Ready, names: Sequence[str], progress: Progress[Any]) -> Rea
     analysis = without_blocks(ready.analysis, names, samples, options)
     labels = ready.measured.labels if ready.measured is not None else None
     try:
-        return get_ready(analysis, options, samples, progress, labels, ready.cost.whole)
+        return prepare_run(analysis, options, samples, progress, labels, ready.cost.whole)
     except NothingPrunable:
         return None
 

@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from onnxprune.calibration.calibrated import Calibration
 from onnxprune.compensation.compensate import Compensated, compensate
-from onnxprune.compensation.least_squares import Repair
+from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, CutError, Removal
 from onnxprune.errors import RuntimeFailure, VerificationError
-from onnxprune.importance.ranked import Ranked
+from onnxprune.importance.ranked import RankedGroup
 from onnxprune.options import Options
 from onnxprune.progress import Progress, silent
 from onnxprune.surgery.slicing import slice_removed, zero_removed
@@ -25,7 +25,7 @@ from onnxprune.verification.gates import check_result
 
 
 @dataclass(frozen=True)
-class Built:
+class CutModel:
     """A result that passed every check.
 
     Attributes:
@@ -50,14 +50,14 @@ class Built:
     removal: Removal
     certificate: Certificate
     dropped: Mapping[str, str] = field(default_factory=dict)
-    repairs: tuple[Repair, ...] = ()
+    repairs: tuple[LayerFit, ...] = ()
     allocation: str = ""
     trials: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     compensate: str = "none"
     stages: tuple[Removal, ...] = ()
     latency: Latency | None = None
-    ranked: tuple[Ranked, ...] = ()
+    ranked: tuple[RankedGroup, ...] = ()
     analysis: Analysis | None = None
     depths: Mapping[int, float] = field(default_factory=dict)
 
@@ -68,7 +68,7 @@ def finish(
     options: Options,
     calibration: Calibration | None,
     progress: Progress[Any],
-) -> Built:
+) -> CutModel:
     """Build with full effort; with closed groups where open ones do not hold."""
     try:
         compensated = compensate(
@@ -80,7 +80,7 @@ def finish(
         return _certified(analysis, compensated, options)
 
 
-def attempt(analysis: Analysis, removal: Removal, options: Options) -> Built | dict[str, str]:
+def attempt(analysis: Analysis, removal: Removal, options: Options) -> CutModel | dict[str, str]:
     """Build and certify a removal; on failure return the groups to leave whole, with the reason."""
     try:
         return build(analysis, removal, options, None)
@@ -108,7 +108,7 @@ def build(
     options: Options,
     calibration: Calibration | None,
     progress: Progress[Any] = silent,
-) -> Built:
+) -> CutModel:
     """Compensate, mask, slice and check one removal.
 
     On the samples of the run that chose it, groups that were left open end as they did there; where
@@ -127,7 +127,7 @@ def build(
     return _certified(analysis, compensated, options)
 
 
-def _certified(analysis: Analysis, compensated: Compensated, options: Options) -> Built:
+def _certified(analysis: Analysis, compensated: Compensated, options: Options) -> CutModel:
     """Mask, slice and compare."""
     full, removal = compensated.full, compensated.removal
     cut = Cut(full.coupling, removal.dead())
@@ -147,7 +147,7 @@ def _certified(analysis: Analysis, compensated: Compensated, options: Options) -
             f"(tolerance {certificate.tolerance:.0e})"
         )
     check_result(analysis.model, sliced, feeds, got.outputs, options.runtime, tolerance)
-    return Built(
+    return CutModel(
         sliced,
         removal,
         certificate,

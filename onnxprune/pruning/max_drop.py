@@ -13,7 +13,7 @@ from typing import Any
 from onnxprune.errors import NothingPrunable, TargetUnreachable
 from onnxprune.options import target_text
 from onnxprune.progress import Progress
-from onnxprune.pruning.build import Built
+from onnxprune.pruning.build import CutModel
 from onnxprune.pruning.prepare import Ready
 from onnxprune.pruning.run import prune_ready
 from onnxprune.verification.quality import Quality, QualityMeasure
@@ -44,7 +44,7 @@ class Within:
         quality: measured.
     """
 
-    built: Built
+    built: CutModel
     target: Mapping[str, float]
     quality: Quality
 

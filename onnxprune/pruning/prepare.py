@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.augment import augmented
-from onnxprune.calibration.batches import sweep_batches
+from onnxprune.calibration.batches import load_held_batches
 from onnxprune.calibration.calibrated import Calibration
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
@@ -29,7 +29,7 @@ from onnxprune.errors import InputError, NothingPrunable
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import Found, mask_gradients
 from onnxprune.importance.criterion import find_criterion
-from onnxprune.importance.ranked import Ranked
+from onnxprune.importance.ranked import RankedGroup
 from onnxprune.importance.ranking import bundled, rank
 from onnxprune.model.runtime import matrix_threads
 from onnxprune.options import LATENCY, Options
@@ -39,7 +39,7 @@ from onnxprune.pruning.rewrite import Prepared, after, prepare
 _BATCHES = 8
 
 
-def judging_feeds(ready: Ready) -> list[Mapping[str, NDArray[Any]]]:
+def held_out_batches(ready: Ready) -> list[Mapping[str, NDArray[Any]]]:
     """Every second batch that is in memory, else of the first samples; the only one where it is.
 
     Raises:
@@ -76,7 +76,7 @@ class Ready:
     groups: Sequence[Group]
     measured: Calibration | None
     prepared: Prepared
-    ranked: Sequence[Ranked]
+    ranked: Sequence[RankedGroup]
     cost: CostModel
     multiples: Mapping[str, int]
     gradients: Mapping[str, MaskGradients] = field(default_factory=dict)
@@ -104,7 +104,9 @@ def calibrate(
     moments = statistics_of(analysis, samples, options, progress)
     walks = options.compensate == "least-squares" or getattr(criterion, "measures_curves", False)
     first = analysis.coupling.facts.first
-    feeds = sweep_batches(samples, analysis.model, first, 1 + len(options.augment)) if walks else []
+    feeds = (
+        load_held_batches(samples, analysis.model, first, 1 + len(options.augment)) if walks else []
+    )
     if options.augment and walks:
         if isinstance((samples.specs[0].shape or (None,))[0], int):
             raise InputError("augmentation adds to every batch, but the model fixes its size")
@@ -113,7 +115,7 @@ def calibrate(
     return Calibration(samples, moments, feeds, labels)
 
 
-def get_ready(
+def prepare_run(
     analysis: Analysis,
     options: Options,
     samples: Samples | None = None,
@@ -164,7 +166,7 @@ def get_ready(
     )
 
 
-def aimed_at(ready: Ready, target: Mapping[str, float], progress: Progress[Any]) -> Ready:
+def retarget(ready: Ready, target: Mapping[str, float], progress: Progress[Any]) -> Ready:
     """The same model for another target; ranked anew where orders depend on it."""
     options = replace(ready.options, target=dict(target))
     kinds = {*target, *ready.options.target}
@@ -180,7 +182,7 @@ def aimed_at(ready: Ready, target: Mapping[str, float], progress: Progress[Any])
     return replace(ready, options=options, ranked=ranked, cost=cost, multiples=multiples)
 
 
-def gone_on(ready: Ready, compensated: Compensated, progress: Progress[Any]) -> Ready:
+def rerank_after_step(ready: Ready, compensated: Compensated, progress: Progress[Any]) -> Ready:
     """Rank anew on what is left after a removal; what is gone goes first from now on.
 
     Layers that are solved later still aim at what the original computes.
@@ -263,7 +265,7 @@ def _ranked(
     multiples: Mapping[str, int],
     gradients: Mapping[str, MaskGradients],
     progress: Progress[Any],
-) -> list[Ranked]:
+) -> list[RankedGroup]:
     calibration = prepared.calibration
     moments = calibration.moments if calibration is not None else {}
     feeds = calibration.feeds if calibration is not None else ()

@@ -28,7 +28,7 @@ from onnxprune.model.load import LoadedModel, convert, loaded_bytes
 from onnxprune.model.save import check_writable, model_bytes, save, write_text_atomic
 from onnxprune.options import Options
 from onnxprune.progress import Progress, during
-from onnxprune.pruning.build import Built
+from onnxprune.pruning.build import CutModel
 from onnxprune.pruning.plan import Plan, plan_of
 from onnxprune.report.network.network import Network, find_network
 from onnxprune.report.records import Report, Sizes, accounts_of, provenance_of
@@ -171,7 +171,7 @@ class Outcome:
 
     loaded: LoadedModel
     analysis: Analysis
-    built: Built
+    built: CutModel
     options: Options
     samples: Samples | None
     quality: Quality | None = None
@@ -265,7 +265,7 @@ def sizes_of(analysis: Analysis, dead: Sequence[int], size: int) -> Sizes:
     )
 
 
-def _result_sizes(cut: Analysis, built: Built) -> Sizes:
+def _result_sizes(cut: Analysis, built: CutModel) -> Sizes:
     """Costs of a result: what is stored is counted in it, the rest follows from the cut."""
     counted = sizes_of(cut, built.removal.dead(), model_bytes(built.model))
     graph = built.model.graph

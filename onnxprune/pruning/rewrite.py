@@ -24,7 +24,7 @@ from onnxprune.coupling.groups import Group
 from onnxprune.importance.removal_order import keeps_multiples
 from onnxprune.options import Options
 from onnxprune.progress import Progress, silent
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.slicing import zero_removed
 
 
@@ -80,7 +80,7 @@ def prepare(
     """
     if options.compensate == "none":
         return Prepared(analysis, calibration)
-    full = FullSize(analysis.model.clone(), analysis.coupling)
+    full = EditableModel(analysis.model.clone(), analysis.coupling)
     lossless: dict[str, tuple[int, ...]] = {}
     if options.lossless:
         removing = RemoveLossless(

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxprune.allocation.secant import approach, best_of
+from onnxprune.allocation.secant import best_of, solve_for_target
 from onnxprune.calibration.streams import Samples
 from onnxprune.compensation.compensate import compensate
 from onnxprune.cost.size import stored_parameters
@@ -21,8 +21,8 @@ from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY, PARAMS, SIZE, Options, target_text
 from onnxprune.progress import Progress, during, silent
 from onnxprune.pruning.blocks import best_depth
-from onnxprune.pruning.build import Built, build, finish
-from onnxprune.pruning.prepare import Ready, aimed_at, calibrate, get_ready, gone_on
+from onnxprune.pruning.build import CutModel, build, finish
+from onnxprune.pruning.prepare import Ready, calibrate, prepare_run, rerank_after_step, retarget
 from onnxprune.pruning.rewrite import after, prepare
 from onnxprune.pruning.search import Choice, Chooser, measured_latency, too_slow
 
@@ -37,14 +37,14 @@ def prune_model(
     samples: Samples | None = None,
     progress: Progress[Any] = silent,
     labels: NDArray[Any] | None = None,
-) -> Built:
-    """Do all of it for one target; see `get_ready` and `prune_ready`."""
-    return prune_ready(get_ready(analysis, options, samples, progress, labels), None, progress)
+) -> CutModel:
+    """Do all of it for one target; see `prepare_run` and `prune_ready`."""
+    return prune_ready(prepare_run(analysis, options, samples, progress, labels), None, progress)
 
 
 def prune_ready(
     ready: Ready, target: Mapping[str, float] | None = None, progress: Progress[Any] = silent
-) -> Built:
+) -> CutModel:
     """Choose, compensate, cut and verify.
 
     Args:
@@ -58,7 +58,7 @@ def prune_ready(
     """
     with matrix_threads(ready.options.runtime.threads):
         if target is not None and dict(target) != dict(ready.options.target):
-            ready = aimed_at(ready, target, progress)
+            ready = retarget(ready, target, progress)
         if not ready.options.blocks or "channels" in ready.options.target:
             return _pruned(ready, progress)
         depth = best_depth(ready, progress)
@@ -73,7 +73,7 @@ def rebuild(
     samples: Samples | None = None,
     progress: Progress[Any] = silent,
     stages: Sequence[Removal] = (),
-) -> Built:
+) -> CutModel:
     """Carry out a removal that was chosen before.
 
     Args:
@@ -104,7 +104,7 @@ def rebuild(
         return build(prepared.analysis, removal, options, prepared.calibration, progress)
 
 
-def _pruned(ready: Ready, progress: Progress[Any]) -> Built:
+def _pruned(ready: Ready, progress: Progress[Any]) -> CutModel:
     ready, stages = _stepped(ready, progress)
     chooser = Chooser(ready, progress)
     choice = chooser.choose()
@@ -125,39 +125,41 @@ def _pruned(ready: Ready, progress: Progress[Any]) -> Built:
     )
 
 
-def _with_less(ready: Ready, error: Exception, progress: Progress[Any]) -> Built:
+def _with_less(ready: Ready, error: Exception, progress: Progress[Any]) -> CutModel:
     """Choose anew, so that the plan says what is in the model and can be carried out again."""
     lesser = "mean" if ready.options.compensate == "least-squares" else "none"
     options = replace(ready.options, compensate=lesser)
     labels = ready.measured.labels if ready.measured is not None else None
-    again = get_ready(ready.analysis, options, ready.samples, progress, labels, ready.cost.whole)
+    again = prepare_run(ready.analysis, options, ready.samples, progress, labels, ready.cost.whole)
     built = _pruned(again, progress)
     note = f"{ready.options.compensate} compensation was not possible: {error}"
     return replace(built, note="; ".join(filter(None, (note, built.note))))
 
 
-def _compensated(ready: Ready, chooser: Chooser, choice: Choice, progress: Progress[Any]) -> Built:
+def _compensated(
+    ready: Ready, chooser: Chooser, choice: Choice, progress: Progress[Any]
+) -> CutModel:
     """Build with full effort; where latency counts, once more with another aim if it was missed."""
     target = ready.options.target
     if LATENCY not in target:
         return _counted(ready, chooser, choice, progress)
     asked, start = target[LATENCY], choice.aim[LATENCY]
 
-    def timed(aim: float) -> tuple[Built, float]:
+    def timed(aim: float) -> tuple[CutModel, float]:
         here = choice if aim == start else chooser.at({**target, LATENCY: aim}, choice.way.name)
         built = _finished(ready, here, progress)
         work = partial(measured_latency, ready, built.model)
         latency = during(progress, "measuring latency", work)
         return replace(built, latency=latency), latency.ratio
 
-    tried = approach(LATENCY, asked, start, timed, rounds=_ATTEMPTS, close=0.05)
+    tried = solve_for_target(LATENCY, asked, start, timed, rounds=_ATTEMPTS, close=0.05)
     best = best_of(asked, tried)
     if best is None:
         raise too_slow(asked, tried)
     return best.result
 
 
-def _counted(ready: Ready, chooser: Chooser, choice: Choice, progress: Progress[Any]) -> Built:
+def _counted(ready: Ready, chooser: Chooser, choice: Choice, progress: Progress[Any]) -> CutModel:
     """Build; again with a lower aim where biases that compensation added exceed a target.
 
     Raises:
@@ -183,7 +185,7 @@ def _counted(ready: Ready, chooser: Chooser, choice: Choice, progress: Progress[
     )
 
 
-def _excess(ready: Ready, built: Built) -> dict[str, float]:
+def _excess(ready: Ready, built: CutModel) -> dict[str, float]:
     """Targets of what is stored that a result misses, and by how much."""
     analysis, graph = ready.analysis, built.model.graph
     whole = analysis.file_bytes or model_bytes(analysis.original)
@@ -196,7 +198,7 @@ def _excess(ready: Ready, built: Built) -> dict[str, float]:
     return {kind: more for kind, more in over.items() if more > _NEGLIGIBLE}
 
 
-def _finished(ready: Ready, choice: Choice, progress: Progress[Any]) -> Built:
+def _finished(ready: Ready, choice: Choice, progress: Progress[Any]) -> CutModel:
     prepared, removal = ready.prepared, choice.way.removal
     if ready.options.steps == 1 and not set(prepared.aligned) <= removal.classes.keys():
         # What is not cut stays as it was, bit for bit.
@@ -215,7 +217,7 @@ def _stepped(ready: Ready, progress: Progress[Any]) -> tuple[Ready, tuple[Remova
     stages = []
     for number in range(1, steps):
         little = {kind: share ** (number / steps) for kind, share in target.items()}
-        choice = Chooser(aimed_at(ready, little, progress), progress).choose()
+        choice = Chooser(retarget(ready, little, progress), progress).choose()
         compensated = compensate(
             ready.prepared.analysis,
             choice.way.removal,
@@ -225,5 +227,5 @@ def _stepped(ready: Ready, progress: Progress[Any]) -> tuple[Ready, tuple[Remova
             progress=progress,
         )
         stages.append(compensated.removal)
-        ready = gone_on(ready, compensated, progress)
+        ready = rerank_after_step(ready, compensated, progress)
     return ready, tuple(stages)

@@ -10,14 +10,14 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune.allocation.candidates import Candidate
-from onnxprune.allocation.secant import Attempt, approach, best_of
+from onnxprune.allocation.secant import Attempt, best_of, solve_for_target
 from onnxprune.cost.latency.measure import Latency, measure_pair
 from onnxprune.coupling.analysis import why_nothing
 from onnxprune.errors import NothingPrunable, TargetUnreachable
 from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY, SIZE, target_text
 from onnxprune.progress import Progress, during
-from onnxprune.pruning.build import Built, attempt
+from onnxprune.pruning.build import CutModel, attempt
 from onnxprune.pruning.prepare import Ready
 from onnxprune.pruning.trials import Search
 
@@ -39,7 +39,7 @@ class Choice:
     """
 
     way: Candidate
-    plain: Built
+    plain: CutModel
     aim: Mapping[str, float]
     trials: Mapping[str, float] = field(default_factory=dict)
 
@@ -103,7 +103,7 @@ class Chooser:
                 raise NothingPrunable(why_nothing(ready.analysis, ready.options, self.dropped))
             plain = replace(ready.options, compensate="none")
             outcome = attempt(ready.prepared.analysis, way.removal, plain)
-            if isinstance(outcome, Built):
+            if isinstance(outcome, CutModel):
                 return Choice(way, outcome, dict(aim))
             self.dropped |= outcome
 
@@ -146,7 +146,7 @@ class Chooser:
             work = partial(measured_latency, ready, choice.plain.model)
             return choice, during(self._progress, "measuring latency", work).ratio
 
-        tried = approach(LATENCY, asked, start or asked, build)
+        tried = solve_for_target(LATENCY, asked, start or asked, build)
         best = best_of(asked, tried)
         if best is None:
             raise too_slow(asked, tried)

@@ -22,7 +22,7 @@ from onnxprune.cost.kinds import CostModel
 from onnxprune.coupling.cut import CutError
 from onnxprune.errors import RuntimeFailure, TargetUnreachable
 from onnxprune.importance.criterion import find_criterion
-from onnxprune.importance.ranked import Ranked
+from onnxprune.importance.ranked import RankedGroup
 from onnxprune.options import Options
 from onnxprune.progress import Progress
 from onnxprune.pruning.rewrite import Prepared
@@ -49,7 +49,7 @@ class Search:
     """
 
     prepared: Prepared
-    ranked: Sequence[Ranked]
+    ranked: Sequence[RankedGroup]
     options: Options
     cost: CostModel
 
@@ -94,7 +94,7 @@ class Search:
             return simple[-1:] if "channels" not in target else simple[:1]
         return ways if self.options.compensate == "least-squares" else ways[:1]
 
-    def _alone(self) -> Sequence[Ranked]:
+    def _alone(self) -> Sequence[RankedGroup]:
         """Groups that one layer reads; all where every one has to give up its share."""
         return self.ranked if "channels" in self.options.target else without_shared(self.ranked)
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.compensation.least_squares import Repair
+from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.latency.cache import machine
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.groups import Group, Refused
-from onnxprune.importance.ranked import Ranked
+from onnxprune.importance.ranked import RankedGroup
 from onnxprune.model.runtime import Runtime
 from onnxprune.report.figures import share
 from onnxprune.report.network.network import Network
@@ -91,7 +91,7 @@ class Report:
     inexact: tuple[str, ...]
     refused: tuple[Refused, ...]
     dropped: dict[str, str]
-    repairs: tuple[Repair, ...]
+    repairs: tuple[LayerFit, ...]
     allocation: str
     trials: dict[str, float]
     quality: Quality | None
@@ -170,7 +170,7 @@ class GroupAccount:
 
 
 def accounts_of(
-    groups: Sequence[Group], removed: Mapping[str, int], ranked: Sequence[Ranked]
+    groups: Sequence[Group], removed: Mapping[str, int], ranked: Sequence[RankedGroup]
 ) -> tuple[GroupAccount, ...]:
     """Account for every group of a model.
 
@@ -192,7 +192,7 @@ def accounts_of(
     return tuple(found)
 
 
-def _curve(order: Ranked, kept: int) -> ErrorCurve | None:
+def _curve(order: RankedGroup, kept: int) -> ErrorCurve | None:
     """Summed scores along a removal order."""
     if not order.steps:
         return None

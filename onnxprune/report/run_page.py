@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from onnxprune.compensation.least_squares import Repair
+from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.errors import InputError
 from onnxprune.report.charts import curve_panels, sparkline
 from onnxprune.report.figures import KIND_NAMES, durations, milliseconds, percent, printable, share
@@ -225,12 +225,12 @@ def _has_errors(report: Report) -> bool:
     return options.get("criterion") == "reconstruction"
 
 
-def _repairs(repairs: Sequence[Repair]) -> list[dict[str, Any]]:
+def _repairs(repairs: Sequence[LayerFit]) -> list[dict[str, Any]]:
     most = max((max(one.before, one.after) for one in repairs if one.solved), default=0.0)
     return [_repair(one, most) for one in repairs]
 
 
-def _repair(one: Repair, most: float) -> dict[str, Any]:
+def _repair(one: LayerFit, most: float) -> dict[str, Any]:
     before, after = ((value if math.isfinite(value) else None) for value in (one.before, one.after))
     known = one.solved or not one.reason
     note = "" if one.solved else one.reason or "kept: no better on samples that were not fitted"

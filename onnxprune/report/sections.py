@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from onnxprune.compensation.least_squares import Repair
+from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.coupling.groups import Refused
 from onnxprune.options import share_text
 from onnxprune.report.figures import count, percent, printable, share, size
@@ -127,7 +127,7 @@ def _allocation(name: str, trials: Mapping[str, float], verbose: bool) -> list[R
     return [("allocation", text)]
 
 
-def _repairs(repairs: Sequence[Repair], verbose: bool) -> list[Row]:
+def _repairs(repairs: Sequence[LayerFit], verbose: bool) -> list[Row]:
     """How many layers were solved anew, to what effect, and why others were not."""
     if not repairs:
         return []
@@ -153,7 +153,7 @@ def _repairs(repairs: Sequence[Repair], verbose: bool) -> list[Row]:
     return rows
 
 
-def _errors(one: Repair) -> tuple[float, float]:
+def _errors(one: LayerFit) -> tuple[float, float]:
     return one.before, one.after
 
 

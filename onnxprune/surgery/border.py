@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from onnxprune.coupling.labels import Layer
 from onnxprune.coupling.step import Consumer
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 
 SMALL_MAP = 16_384
 """Elements of a constant map that may always be added, whatever it saves."""
 
 
 def add_border_exact_constant(
-    target: FullSize,
+    target: EditableModel,
     node: ir.Node,
     consumer: Consumer,
     constants: NDArray[np.float64],
@@ -51,7 +51,11 @@ def add_border_exact_constant(
 
 
 def _convolved_ones(
-    target: FullSize, node: ir.Node, levels: NDArray[np.float64], weight: NDArray[Any], group: int
+    target: EditableModel,
+    node: ir.Node,
+    levels: NDArray[np.float64],
+    weight: NDArray[Any],
+    group: int,
 ) -> ir.Value:
     """The node's own convolution over a single channel of ones, with the constants in its taps."""
     editor, output = target.editor, node.outputs[0].name or ""
@@ -84,7 +88,7 @@ def _summed_taps(
     return np.asarray(summed).reshape(-1, 1, *kernel)
 
 
-def _ones(target: FullSize, node: ir.Node, dtype: np.dtype[Any]) -> ir.Value:
+def _ones(target: EditableModel, node: ir.Node, dtype: np.dtype[Any]) -> ir.Value:
     """Ones [1, 1, *spatial] of the size of the node's input, whatever it is at run time."""
     editor, data = target.editor, node.inputs[0]
     assert data is not None

@@ -19,7 +19,7 @@ from onnxprune.surgery.linear import ADDED_TO
 from onnxprune.surgery.slicing import zero_removed
 
 
-class FullSize:
+class EditableModel:
     """The original at full size while it is being compensated, with its coupling kept up to date.
 
     Attributes:

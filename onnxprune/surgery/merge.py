@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from onnxprune.coupling.groups import Group, Reading
 from onnxprune.model.constants import ConstantValues
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.linear import LINEAR_OPS
 
 
-def is_linear(target: FullSize, reading: Reading) -> bool:
+def is_linear(target: EditableModel, reading: Reading) -> bool:
     """Whether a reader multiplies the group with a fixed weight, as a node of `LINEAR_OPS`."""
     node, weight = target.nodes.get(reading.consumer.node), reading.consumer.weight
     known = node is not None and not node.domain and node.op_type in LINEAR_OPS
     return known and weight is not None and _follows_from_constants(target, weight)
 
 
-def _follows_from_constants(target: FullSize, name: str) -> bool:
+def _follows_from_constants(target: EditableModel, name: str) -> bool:
     """Some weights are picked from a constant by what the input says (experts)."""
     waiting, seen = [name], set()
     while waiting:
@@ -36,7 +36,7 @@ def _follows_from_constants(target: FullSize, name: str) -> bool:
     return True
 
 
-def is_mergeable(target: FullSize, reading: Reading) -> bool:
+def is_mergeable(target: EditableModel, reading: Reading) -> bool:
     """Whether the weight of one unit can be added to that of another.
 
     It has to be a floating-point constant of the graph that only this reader uses, all groups of a
@@ -53,7 +53,7 @@ def is_mergeable(target: FullSize, reading: Reading) -> bool:
 
 
 def move_weights(
-    target: FullSize, reading: Reading, merged: Sequence[tuple[int, int, float]]
+    target: EditableModel, reading: Reading, merged: Sequence[tuple[int, int, float]]
 ) -> None:
     """Add the weights behind some units to those behind others, and leave zeros.
 
@@ -74,7 +74,7 @@ def move_weights(
     replace_constant(target, consumer.weight, array.astype(tensor.dtype.numpy()))
 
 
-def blank(target: FullSize, group: Group, units: Sequence[int]) -> None:
+def blank(target: EditableModel, group: Group, units: Sequence[int]) -> None:
     """Set everything that units own to zero, so that whoever looks next no longer sees them.
 
     Constants that divide, and integers, stay as they are; the masked model sees to them.
@@ -90,12 +90,12 @@ def blank(target: FullSize, group: Group, units: Sequence[int]) -> None:
             replace_constant(target, owned.tensor, array)
 
 
-def constants_of(target: FullSize) -> ConstantValues:
+def constants_of(target: EditableModel) -> ConstantValues:
     """Values of the constants as they are now."""
     return ConstantValues(target.model, target.coupling.facts.constants)
 
 
-def replace_constant(target: FullSize, name: str, array: NDArray[Any]) -> None:
+def replace_constant(target: EditableModel, name: str, array: NDArray[Any]) -> None:
     """Give a constant of the main graph another value of its shape and dtype."""
     old = target.coupling.facts.constants[name]
     tensor = ir.Tensor(array, dtype=old.dtype, name=old.name, doc_string=old.doc_string)

@@ -132,7 +132,7 @@ def _relative(pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) 
     return float(((wanted - got) ** 2).sum(axis=1).mean() / max(scale, _SMALLEST))
 
 
-class Judge:
+class DivergenceEvaluator:
     """Compares models with one original, whose outputs are computed once.
 
     Args:

@@ -19,13 +19,13 @@ from onnxprune.cost.cut_cost import CutCost
 from onnxprune.coupling.groups import find_groups
 from onnxprune.coupling.trace import trace
 from onnxprune.errors import TargetUnreachable
-from onnxprune.importance.ranked import Ranked
+from onnxprune.importance.ranked import RankedGroup
 from onnxprune.importance.removal_order import removal_order
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
 
 
-def ranked_groups(name: str) -> tuple[list[Ranked], CutCost]:
+def ranked_groups(name: str) -> tuple[list[RankedGroup], CutCost]:
     """Groups of a model with seeded scores, and two scalings of their sums."""
     model = load(MODELS / f"{name}.onnx").model
     coupling = trace(model, observe(model, ONE_THREAD, np.random.default_rng(0)))
@@ -36,7 +36,7 @@ def ranked_groups(name: str) -> tuple[list[Ranked], CutCost]:
         steps = tuple(removal_order(group, rng.random(group.size)))
         errors = np.cumsum([step.score for step in steps]) * rng.uniform(0.1, 10)
         curves = {"raw": errors, "root": np.sqrt(errors), "again": errors}
-        ranked.append(Ranked(group, steps, curves))
+        ranked.append(RankedGroup(group, steps, curves))
     return ranked, CutCost(model.graph, coupling)
 
 
@@ -96,7 +96,7 @@ def test_all_targets_are_met_by_the_curves(name: str, target: dict[str, float]) 
                     assert gone.issuperset(step.classes)
 
 
-def error(ranked: list[Ranked], candidate: Candidate, curve: str) -> float:
+def error(ranked: list[RankedGroup], candidate: Candidate, curve: str) -> float:
     """Sum of the errors where a candidate ends."""
     total = 0.0
     for one in ranked:

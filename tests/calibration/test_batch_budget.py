@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from helpers.oracle import ONE_THREAD, parse
 
-from onnxprune.calibration.batches import Admission
+from onnxprune.calibration.batches import BatchBudget
 from onnxprune.model.load import load
 from onnxprune.model.observe import Observation, observe
 
@@ -34,9 +34,9 @@ def node_of(model: ir.Model, name: str) -> ir.Node:
     return next(node for node in model.graph if node.outputs[0].name == name)
 
 
-def admission(largest: int, count: int = 100, walks: int = 2) -> tuple[ir.Model, Admission]:
+def admission(largest: int, count: int = 100, walks: int = 2) -> tuple[ir.Model, BatchBudget]:
     model, observed = funnel()
-    return model, Admission(model.graph, observed, batches(count), walks, largest)
+    return model, BatchBudget(model.graph, observed, batches(count), walks, largest)
 
 
 def test_at_the_start_as_many_as_fit_at_the_widest_place() -> None:

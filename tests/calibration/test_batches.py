@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from helpers.oracle import ONE_THREAD, parse
 
-from onnxprune.calibration.batches import sweep_batches, widest_cut
+from onnxprune.calibration.batches import load_held_batches, widest_cut
 from onnxprune.calibration.samples import read_samples
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
@@ -32,7 +32,7 @@ def taken(source: Any, largest: int, batch: str = "N", inputs: int = 0) -> list[
     """Numbers of the samples in each batch; samples hold their number."""
     model, observed = chain(batch)
     samples = read_samples(source, input_specs(model))
-    feeds = sweep_batches(samples, model, observed, largest=largest, inputs=inputs)
+    feeds = load_held_batches(samples, model, observed, largest=largest, inputs=inputs)
     return [feed["x"][:, 0].astype(int).tolist() for feed in feeds]
 
 

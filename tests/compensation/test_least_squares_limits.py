@@ -22,7 +22,7 @@ from helpers.solving import (
 )
 
 from onnxprune.compensation.least_squares import LeastSquares, OpenChoice, Settings
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 
 
 def test_shared_weights_and_stacks_of_matrices_keep_their_values() -> None:
@@ -120,7 +120,7 @@ def test_the_pass_says_whether_it_changed_anything() -> None:
     proto, feeds = mlp(), batches({"x": images(96, 8)})
     subject = traced(proto)
     for units, modified in (((), False), ((0, 1), True)):
-        full = FullSize(subject.model.clone(), subject.coupling)
+        full = EditableModel(subject.model.clone(), subject.coupling)
         dead = classes_of(proto, "w1", 1, units)
         result = LeastSquares(full, subject.model, dead, feeds, ONE_THREAD)(full.model)
         assert result.modified is modified
@@ -128,7 +128,7 @@ def test_the_pass_says_whether_it_changed_anything() -> None:
 
 def test_the_model_has_to_be_the_one_that_is_compensated() -> None:
     subject = traced(mlp())
-    full = FullSize(subject.model.clone(), subject.coupling)
+    full = EditableModel(subject.model.clone(), subject.coupling)
     solving = LeastSquares(full, subject.model, [], batches({"x": images(8, 8)}), ONE_THREAD)
     with pytest.raises(Exception, match="LeastSquares"):
         solving(subject.model.clone())

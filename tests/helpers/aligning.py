@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from helpers.oracle import BATCHES, ONE_THREAD, Traced, difference, feed, outputs, parse, traced
 from onnxprune.compensation.components.align import AlignComponents
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 
 Weights = dict[str, NDArray[Any]]
 Feeds = list[dict[str, NDArray[Any]]]
@@ -33,7 +33,7 @@ def batches(proto: onnx.ModelProto, count: int = 4) -> Feeds:
 def align(proto: onnx.ModelProto) -> tuple[AlignComponents, Traced, Feeds]:
     """Run the pass, and check that it changes no output."""
     subject, feeds = traced(proto), batches(proto)
-    full = FullSize(subject.model.clone(), subject.coupling)
+    full = EditableModel(subject.model.clone(), subject.coupling)
     pass_ = AlignComponents(full, subject.groups, feeds, ONE_THREAD)
     assert pass_(full.model).modified == bool(pass_.aligned)
     assert not pass_.dropped

@@ -19,7 +19,7 @@ from onnxprune.compensation.fold_means import FoldMeans
 from onnxprune.coupling.activation_statistics import tap_of
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.inputs import input_specs
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
 Samples = Mapping[str, NDArray[Any]]
@@ -32,10 +32,10 @@ def moments_of(subject: Traced, samples: Samples) -> dict[Tap, Moments]:
     return collect(subject.model, taps, read, ONE_THREAD)
 
 
-def fold(subject: Traced, dead: Sequence[int], samples: Samples) -> tuple[FullSize, Cut]:
+def fold(subject: Traced, dead: Sequence[int], samples: Samples) -> tuple[EditableModel, Cut]:
     """The model at full size with the means of the dead classes folded in, and the cut of it."""
     read = read_samples(samples, input_specs(subject.model))
-    full = FullSize(subject.model.clone(), subject.coupling)
+    full = EditableModel(subject.model.clone(), subject.coupling)
     moments = moments_of(subject, samples)
     pass_ = FoldMeans(full, subject.cut(list(dead)), moments, read.take(1), ONE_THREAD)
     pass_(full.model)

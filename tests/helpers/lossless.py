@@ -14,7 +14,7 @@ from onnxprune.calibration.samples import read_samples
 from onnxprune.compensation.lossless.remove import Found, RemoveLossless
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.inputs import input_specs
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
 TOLERANCE = 1e-5
@@ -29,7 +29,7 @@ def without(
     """
     subject = traced(proto)
     before = ir.to_proto(subject.model).SerializeToString(deterministic=True)
-    full = FullSize(subject.model.clone(), subject.coupling)
+    full = EditableModel(subject.model.clone(), subject.coupling)
     more: dict[str, Any] = {}
     if samples is not None:
         taps = [
@@ -61,7 +61,7 @@ def without(
         assert difference(original, outputs(wanted, inputs)) < TOLERANCE
         assert difference(original, outputs(result, inputs)) < TOLERANCE
     again = traced(result)
-    rest = FullSize(again.model, again.coupling)
+    rest = EditableModel(again.model, again.coupling)
     assert not RemoveLossless(rest, again.groups, ONE_THREAD)(rest.model).modified
     return pass_.found, result
 

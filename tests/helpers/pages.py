@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxprune.passes.pipeline.plan import PipelinePlan, PlannedStep
 from onnxprune.passes.pipeline.results import PipelineResult
 
-from onnxprune.compensation.least_squares import Repair
+from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.groups import Refused
 from onnxprune.pruning.studies.sensitivity_result import Sensitivity
@@ -67,9 +67,9 @@ def report(count: int = 3, **changes: Any) -> Report:
         "refused": (Refused(f"{HOSTILE}[0]", HOSTILE, HOSTILE, 320),),
         "dropped": {HOSTILE: HOSTILE},
         "repairs": (
-            Repair(HOSTILE, 0.2, 0.1, True),
-            Repair("second", 0.4, 0.3, True),
-            Repair("wide", float("nan"), float("nan"), False, "too many unknowns"),
+            LayerFit(HOSTILE, 0.2, 0.1, True),
+            LayerFit("second", 0.4, 0.3, True),
+            LayerFit("wide", float("nan"), float("nan"), False, "too many unknowns"),
         ),
         "allocation": "raw",
         "trials": {"raw": 0.01, "stream": 0.02, "root": float("inf")},

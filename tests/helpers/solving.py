@@ -15,7 +15,7 @@ from helpers.oracle import ONE_THREAD, Traced, difference, outputs, parse, trace
 from onnxprune.compensation.least_squares import LeastSquares, OpenChoice, Settings
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.runtime import matrix_threads
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
@@ -30,7 +30,7 @@ class Solved:
     """A model after the pass."""
 
     subject: Traced
-    full: FullSize
+    full: EditableModel
     solving: LeastSquares
     sliced: onnx.ModelProto
 
@@ -60,7 +60,7 @@ def solve(
 ) -> Solved:
     """Solve and slice; what is sliced has to compute what is masked, and the pass what both do."""
     subject = traced(proto)
-    full = FullSize(subject.model.clone(), subject.coupling)
+    full = EditableModel(subject.model.clone(), subject.coupling)
     solving = LeastSquares(full, subject.model, dead, feeds, ONE_THREAD, choices, chosen_settings)
     with matrix_threads(1):
         solving(full.model)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnxprune.calibration.samples import read_samples
 from onnxprune.coupling.activation_statistics import statistics_of
 from onnxprune.coupling.analysis import Analysis, analyse
-from onnxprune.importance.ranked import Ranked
+from onnxprune.importance.ranked import RankedGroup
 from onnxprune.importance.ranking import bundled, rank
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
@@ -33,7 +33,7 @@ def _one_thread() -> Iterator[None]:
 
 def ranked(
     proto: onnx.ModelProto, source: Any, **options: Any
-) -> tuple[Analysis, list[Ranked], list[Any]]:
+) -> tuple[Analysis, list[RankedGroup], list[Any]]:
     model = load(proto).model
     samples = read_samples(source, input_specs(model))
     chosen = Options(

@@ -48,7 +48,7 @@ def within(monkeypatch):
             raise TargetUnreachable("too much")
         if share > 0.995:
             raise NothingPrunable("nothing goes")
-        return type("Built", (), {"model": share})
+        return type("CutModel", (), {"model": share})
 
     monkeypatch.setattr(max_drop, "prune_ready", pruned)
     return lambda bench, most, goal=None: prune_within(bench, bench.limit(most), goal, None)

@@ -20,7 +20,7 @@ from onnxprune.coupling.analysis import analyse
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.options import Options
-from onnxprune.pruning.prepare import get_ready
+from onnxprune.pruning.prepare import prepare_run
 
 TWO_LAYERS = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 6] x) => (float[N, 4] y)
@@ -133,7 +133,7 @@ def test_parts_of_a_group_that_share_an_axis_keep_multiples_together() -> None:
     )
     loaded = load(proto)
     samples = read_samples(feed(proto, 16), input_specs(loaded.model))
-    ready = get_ready(analyse(loaded.model, options, samples), options, samples)
+    ready = prepare_run(analyse(loaded.model, options, samples), options, samples)
     (ranked,) = (one for one in ready.ranked if one.parts)
     group = ranked.group
     for ends in itertools.product(*(range(len(part.steps) + 1) for part in ranked.parts)):

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from onnxprune.compensation.least_squares import Repair
+from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.cost.nodes import NodeCost
 from onnxprune.coupling.groups import Refused
@@ -209,7 +209,10 @@ def test_long_lists_fold_to_the_largest():
 
 def test_names_cannot_steer_the_terminal():
     steering = "\x1b[2J[bold]w"
-    repairs = (Repair(steering, 1.0, 0.5, False, "1 unknowns"), Repair(steering, 1.0, 0.5, True))
+    repairs = (
+        LayerFit(steering, 1.0, 0.5, False, "1 unknowns"),
+        LayerFit(steering, 1.0, 0.5, True),
+    )
     for verbose in (False, True):
         text = shown(name=steering, verbose=verbose, repairs=repairs, note=steering)
         assert "\x1b" not in text
@@ -232,10 +235,10 @@ def test_the_allocation_that_won_is_said():
 def test_layers_solved_anew_and_layers_left_are_said():
     nan = float("nan")
     repairs = (
-        Repair("first", 0.5, 0.1, True),
-        Repair("second", 0.7, 0.3, True),
-        Repair("third", 0.2, 0.2, False),
-        *(Repair(f"wide{i}", nan, nan, False, "9000 unknowns are more than 6000") for i in "ab"),
+        LayerFit("first", 0.5, 0.1, True),
+        LayerFit("second", 0.7, 0.3, True),
+        LayerFit("third", 0.2, 0.2, False),
+        *(LayerFit(f"wide{i}", nan, nan, False, "9000 unknowns are more than 6000") for i in "ab"),
     )
     text = " ".join(shown(repairs=repairs).split())
     assert "2 of 5 layers solved anew; median error 60 % -> 20 % of the variance" in text
@@ -245,7 +248,7 @@ def test_layers_solved_anew_and_layers_left_are_said():
     verbose = " ".join(shown(repairs=repairs, verbose=True).split())
     assert "first: 50 % -> 10 % second: 70 % -> 30 %" in verbose
     assert "more than 6000: widea, wideb" in verbose
-    small = " ".join(shown(repairs=(Repair("one", 0.000123, 4e-7, True),)).split())
+    small = " ".join(shown(repairs=(LayerFit("one", 0.000123, 4e-7, True),)).split())
     assert "1 of 1 layer solved anew; median error 0.0123 % -> 4e-05 % of" in small
     assert "0 of 1 layer solved anew not solved" in " ".join(shown(repairs=repairs[2:3]).split())
 

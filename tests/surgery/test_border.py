@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxprune.coupling.cut import Cut
 from onnxprune.surgery.border import add_border_exact_constant
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.linear import apply_linear, axes_of_weight
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
@@ -52,8 +52,8 @@ def constants(size: tuple[int, int]) -> NDArray[np.float64]:
     return values
 
 
-def given_back(subject: Traced, size: tuple[int, int], uniform: bool = True) -> FullSize:
-    full = FullSize(subject.model.clone(), subject.coupling)
+def given_back(subject: Traced, size: tuple[int, int], uniform: bool = True) -> EditableModel:
+    full = EditableModel(subject.model.clone(), subject.coupling)
     node = full.nodes["y"]
     consumer = next(one for one in subject.coupling.consumers if one.node == "y")
     weight = subject.coupling.facts.constants["w2"].numpy()

@@ -12,7 +12,7 @@ from helpers.oracle import Traced, difference, feed, outputs, parse, traced
 from numpy.typing import NDArray
 
 from onnxprune.coupling.cut import Cut
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
 Arrays = dict[str, NDArray[Any]]
@@ -29,8 +29,8 @@ def model(body: str, weights: Arrays, shape: str, result: str) -> onnx.ModelProt
     return parse(text, weights)
 
 
-def added(subject: Traced, name: str, delta: NDArray[np.float64]) -> FullSize:
-    full = FullSize(subject.model.clone(), subject.coupling)
+def added(subject: Traced, name: str, delta: NDArray[np.float64]) -> EditableModel:
+    full = EditableModel(subject.model.clone(), subject.coupling)
     full.add_to_output(full.nodes[name], delta, np.dtype(np.float32))
     return full
 
@@ -160,7 +160,7 @@ def test_additions_add_up() -> None:
     """Into the bias, then behind the node, twice: names stay, every node stands in its order."""
     proto = model("y = Conv(x, w)", arrays(w=(4, 3, 1, 1)), MAP, MAP_OUT)
     subject = traced(proto)
-    full = FullSize(subject.model.clone(), subject.coupling)
+    full = EditableModel(subject.model.clone(), subject.coupling)
     node, dtype = full.nodes["y"], np.dtype(np.float32)
     place = np.random.default_rng(1).standard_normal((1, 1, 5, 5))
     full.add_to_output(node, BY_CHANNEL, dtype)
@@ -206,7 +206,7 @@ def test_a_new_weight_keeps_the_name_that_its_reader_is_known_by(made: str) -> N
     body = f"h = MatMul(x, u) r = Relu(h) w = {made} y = MatMul(r, w)"
     shape = (4, 6) if made.startswith("Transpose") else (6, 4)
     subject = traced(model(body, arrays(u=(3, 6), v=shape), FLAT, FLAT_OUT))
-    full = FullSize(subject.model.clone(), subject.coupling)
+    full = EditableModel(subject.model.clone(), subject.coupling)
     node, wanted = full.nodes["y"], arrays(other=(6, 4))["other"]
     full.set_weight(node, 1, wanted)
     (weight,) = (one.weight for one in full.coupling.consumers if one.node == "y")

@@ -24,7 +24,7 @@ from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress
 from onnxprune.surgery.blocks.constant_sums import fold_added_constants
 from onnxprune.surgery.blocks.residual import ResidualBlock, remove_block
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.verification.divergence import divergence
 
 _LEAST = 1e-9
@@ -66,7 +66,7 @@ class Candidates:
             samples: inputs to run it on; None for made-up ones.
         """
         smaller = self.without(chosen)
-        full = FullSize(smaller, trace(smaller, observed(smaller, runtime, seed, samples)))
+        full = EditableModel(smaller, trace(smaller, observed(smaller, runtime, seed, samples)))
         fold_added_constants(full, [one.name for one in chosen])
         return full.model
 

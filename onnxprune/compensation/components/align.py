@@ -55,7 +55,7 @@ from onnxprune.coupling.groups import Group
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.merge import replace_constant
 from onnxprune.verification.certificate import probe, tolerance_for
 from onnxprune.verification.comparison import largest_difference
@@ -98,7 +98,7 @@ class AlignComponents(ir.passes.InPlacePass):
 
     def __init__(
         self,
-        target: FullSize,
+        target: EditableModel,
         groups: Sequence[Group],
         feeds: Sequence[Mapping[str, NDArray[Any]]],
         runtime: Runtime,
@@ -156,7 +156,7 @@ class AlignComponents(ir.passes.InPlacePass):
         tolerance = tolerance_for(model)
 
         def agrees(part: dict[str, list[tuple[LinearSet, Components]]]) -> bool:
-            trial = FullSize(model.clone(), self.target.coupling)
+            trial = EditableModel(model.clone(), self.target.coupling)
             _apply(trial, part)
             try:
                 got = probe(trial.model, self.runtime, feeds).compared
@@ -170,7 +170,7 @@ class AlignComponents(ir.passes.InPlacePass):
         return alone if alone and agrees(alone) else {}
 
 
-def _apply(target: FullSize, work: dict[str, list[tuple[LinearSet, Components]]]) -> None:
+def _apply(target: EditableModel, work: dict[str, list[tuple[LinearSet, Components]]]) -> None:
     """Multiply the constants of all sets."""
     constants = target.coupling.facts.constants
     arrays: dict[str, NDArray[np.float64]] = {}

@@ -27,7 +27,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.batches import Admission
+from onnxprune.calibration.batches import BatchBudget
 from onnxprune.calibration.walk import Walk
 from onnxprune.compensation.components.linear_paths import LinearSet
 from onnxprune.compensation.components.linear_walk import Product, Regressor
@@ -151,7 +151,7 @@ def measure(
     Returns:
         None for a set whose places at the size of the batches are unknown.
     """
-    admission = Admission(model.graph, coupling.facts.first, feeds, 1)
+    admission = BatchBudget(model.graph, coupling.facts.first, feeds, 1)
     walk = Walk(model, feeds[: admission.at_start], runtime)
     constants = ConstantValues(model, coupling.facts.constants)
     place = {id(node): number for number, node in enumerate(model.graph)}

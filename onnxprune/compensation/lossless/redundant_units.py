@@ -13,7 +13,7 @@ from onnxprune.compensation.lossless.value_numbers import ABSENT, NOTHING, ZERO,
 from onnxprune.coupling.group_view import GroupView
 from onnxprune.coupling.groups import Group, Reading
 from onnxprune.surgery.border import SMALL_MAP
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.merge import is_linear, is_mergeable, move_weights
 
 
@@ -29,7 +29,7 @@ class SpareUnits:
 
     def __init__(
         self,
-        target: FullSize,
+        target: EditableModel,
         group: Group,
         numbering: Numbering,
         moments: Mapping[Tap, Moments],

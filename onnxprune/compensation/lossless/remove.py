@@ -62,7 +62,7 @@ from onnxprune.coupling.step import Consumer
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model.observe import constants_of as constants_of_graph
 from onnxprune.model.runtime import Runtime
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.merge import blank, constants_of
 from onnxprune.verification.certificate import probe, tolerance_for
 from onnxprune.verification.comparison import largest_difference
@@ -105,7 +105,7 @@ class RemoveLossless(ir.passes.InPlacePass):
 
     def __init__(
         self,
-        target: FullSize,
+        target: EditableModel,
         groups: Sequence[Group],
         runtime: Runtime,
         feeds: Sequence[Mapping[str, NDArray[Any]]] | None = None,
@@ -152,7 +152,7 @@ class RemoveLossless(ir.passes.InPlacePass):
     ) -> dict[str, Found] | None:
         """What a copy loses; None when it then computes something else than the original."""
         model = self.target.model
-        trial = FullSize(model.clone(), self.target.coupling)
+        trial = EditableModel(model.clone(), self.target.coupling)
         try:
             found = self._sweep(trial, groups)
             if not found:
@@ -165,7 +165,7 @@ class RemoveLossless(ir.passes.InPlacePass):
         apart = max(map(largest_difference, wanted, got), default=0.0)
         return found if apart <= tolerance_for(model) else None
 
-    def _sweep(self, target: FullSize, groups: Sequence[Group]) -> dict[str, Found]:
+    def _sweep(self, target: EditableModel, groups: Sequence[Group]) -> dict[str, Found]:
         """Remove from the groups what can go until nothing is left to go."""
         search = _Search(target, groups, self.moments)
         for _ in range(_ROUNDS):
@@ -181,7 +181,7 @@ class _Search:
     """What goes in each group of a model that is being changed."""
 
     def __init__(
-        self, target: FullSize, groups: Sequence[Group], moments: Mapping[Tap, Moments]
+        self, target: EditableModel, groups: Sequence[Group], moments: Mapping[Tap, Moments]
     ) -> None:
         self.target = target
         self.groups = groups

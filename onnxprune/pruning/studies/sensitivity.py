@@ -19,14 +19,14 @@ from onnxprune.compensation.regression.find import replaceable_layers
 from onnxprune.coupling.analysis import analyse
 from onnxprune.coupling.cut import Cut, CutError, Removal
 from onnxprune.errors import InputError, RuntimeFailure, VerificationError
-from onnxprune.importance.ranked import Ranked
+from onnxprune.importance.ranked import RankedGroup
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import ModelSource, load
 from onnxprune.model.runtime import matrix_threads
 from onnxprune.model.save import check_writable
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.build import build
-from onnxprune.pruning.prepare import Ready, get_ready, judging_feeds
+from onnxprune.pruning.prepare import Ready, held_out_batches, prepare_run
 from onnxprune.pruning.quality import known_labels
 from onnxprune.pruning.studies.sensitivity_result import Sensitivity
 from onnxprune.pruning.studies.study import study_of
@@ -34,7 +34,7 @@ from onnxprune.pruning.validation import Method, check_method
 from onnxprune.report.records import GroupCut, GroupSensitivity
 from onnxprune.surgery.slicing import zero_removed
 from onnxprune.surgery.statistics import restrict_statistics
-from onnxprune.verification.divergence import Judge
+from onnxprune.verification.divergence import DivergenceEvaluator
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -103,7 +103,7 @@ def sensitivity(
     names = [one.name for one in analysis.selected(options.include, options.exclude)]
     if before is not None and not {*names[first - 1 :: every]} & {*before.missing}:
         return before
-    ready = get_ready(analysis, options, samples, progress, known)
+    ready = prepare_run(analysis, options, samples, progress, known)
     full = ready.cost.after(())
     found = Sensitivity(study, {kind: int(full[kind]) for kind in _KINDS}, tuple(names))
     found = found.with_rows(before.rows) if before is not None else found
@@ -129,7 +129,7 @@ class _Trials:
         self._judge = _judge(ready)
         self._settings = _settings(ready)
 
-    def of(self, one: Ranked, keep: Sequence[float]) -> GroupSensitivity:
+    def of(self, one: RankedGroup, keep: Sequence[float]) -> GroupSensitivity:
         """Measure one group."""
         group = one.group
         row = GroupSensitivity(group.name, group.kind, group.size)
@@ -151,7 +151,7 @@ class _Trials:
             return str(error)
         return ""
 
-    def _cut(self, one: Ranked, end: int) -> GroupCut:
+    def _cut(self, one: RankedGroup, end: int) -> GroupCut:
         removal = _prefix(one, end)
         cost, dead = self._ready.cost, removal.dead()
         before, after = cost.after(()), cost.after(dead)
@@ -173,11 +173,11 @@ class _Trials:
         return self._judge.divergence(trial.full.model)
 
 
-def _judge(ready: Ready) -> Judge | None:
+def _judge(ready: Ready) -> DivergenceEvaluator | None:
     """What measures divergence; least squares does so itself."""
     if ready.options.compensate == "least-squares":
         return None
-    return Judge(ready.analysis.model, judging_feeds(ready), ready.options.runtime)
+    return DivergenceEvaluator(ready.analysis.model, held_out_batches(ready), ready.options.runtime)
 
 
 def _checked(keep: Sequence[float]) -> list[float]:
@@ -201,13 +201,13 @@ def _checked_shard(shard: tuple[int, int] | None) -> tuple[int, int]:
     return number, count
 
 
-def _nearest(one: Ranked, keep: float) -> int:
+def _nearest(one: RankedGroup, keep: float) -> int:
     """How many steps of the removal order, at least one, leave about this fraction."""
     distances = [abs(1 - step.fraction - keep) for step in one.steps]
     return int(np.argmin(distances)) + 1
 
 
-def _prefix(one: Ranked, end: int) -> Removal:
+def _prefix(one: RankedGroup, end: int) -> Removal:
     classes = sorted(each for step in one.steps[:end] for each in step.classes)
     return Removal({one.group.name: tuple(classes)})
 

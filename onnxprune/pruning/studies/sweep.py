@@ -19,7 +19,7 @@ from onnxprune.model.load import LoadedModel, ModelSource, load, loaded_bytes
 from onnxprune.model.save import check_writable
 from onnxprune.options import LATENCY, Options, check_targets, target_text
 from onnxprune.progress import Progress, silent
-from onnxprune.pruning.prepare import Ready, get_ready, judging_feeds
+from onnxprune.pruning.prepare import Ready, held_out_batches, prepare_run
 from onnxprune.pruning.quality import divided, known_labels
 from onnxprune.pruning.results import Outcome, PruneResult
 from onnxprune.pruning.run import prune_ready
@@ -27,7 +27,7 @@ from onnxprune.pruning.studies.study import study_of
 from onnxprune.pruning.studies.sweep_result import Sweep, check_folder, file_stem, make_folder
 from onnxprune.pruning.validation import Method, check_method
 from onnxprune.report.records import SweepPoint
-from onnxprune.verification.divergence import Judge
+from onnxprune.verification.divergence import DivergenceEvaluator
 from onnxprune.verification.quality import QualityMeasure
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def sweep(
         _, measure, _ = divided(loaded, samples, known, None, options)
         analysis = analyse(loaded.model, options, samples)
         analysis = replace(analysis, file_bytes=loaded_bytes(loaded))
-        ready = get_ready(analysis, options, samples, progress, known)
-        judge = Judge(analysis.model, judging_feeds(ready), options.runtime)
+        ready = prepare_run(analysis, options, samples, progress, known)
+        judge = DivergenceEvaluator(analysis.model, held_out_batches(ready), options.runtime)
         run = _Run(loaded, ready, options, samples, judge, measure, measure_latency)
         if target_folder is not None:
             make_folder(target_folder)
@@ -140,7 +140,7 @@ class _Run:
     ready: Ready
     options: Options
     samples: Samples
-    judge: Judge
+    judge: DivergenceEvaluator
     measure: QualityMeasure | None
     measure_latency: bool | None
 
@@ -159,7 +159,7 @@ class _Run:
             steps=1,
             blocks=False,
         )
-        ready = get_ready(self.ready.analysis, options)
+        ready = prepare_run(self.ready.analysis, options)
         return replace(self, ready=ready, options=options)
 
     def point(self, target: Mapping[str, float], progress: Progress[Any] = silent) -> SweepPoint:

@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.linear import LINEAR_OPS
 
 
-def fold_added_constants(target: FullSize, names: Iterable[str]) -> list[str]:
+def fold_added_constants(target: EditableModel, names: Iterable[str]) -> list[str]:
     """Fold the constants of additions `x + c` into what makes x: a layer, or another such addition.
 
     Args:
@@ -48,7 +48,7 @@ def fold_added_constants(target: FullSize, names: Iterable[str]) -> list[str]:
 
 
 def _join_constants(
-    target: FullSize, add: ir.Node, value: ir.Value, constant: NDArray[np.floating]
+    target: EditableModel, add: ir.Node, value: ir.Value, constant: NDArray[np.floating]
 ) -> bool:
     """Make one addition of two constants of one shape; say whether there were two."""
     before = value.producer()
@@ -84,13 +84,13 @@ def _only_maker(value: ir.Value) -> ir.Node | None:
         value = ends[0]
 
 
-def _is_spread(target: FullSize, layer: ir.Node, add: ir.Node) -> bool:
+def _is_spread(target: EditableModel, layer: ir.Node, add: ir.Node) -> bool:
     """Whether an addition has another shape than the layer's output."""
     shapes = target.coupling.facts.first.shapes
     return shapes.get(layer.outputs[0].name or "") != shapes.get(add.outputs[0].name or "")
 
 
-def _bypass(target: FullSize, add: ir.Node, value: ir.Value) -> None:
+def _bypass(target: EditableModel, add: ir.Node, value: ir.Value) -> None:
     """Take an addition out; the other operand gets its name."""
     total = add.outputs[0]
     name, inner, node = total.name or "", value.name or "", value.producer()

@@ -9,7 +9,7 @@ from helpers.aligning import align, batches, chain, fetch, sizes, weights
 from helpers.oracle import ONE_THREAD, difference, feed, outputs, traced
 
 from onnxprune.compensation.components.align import AlignComponents
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.merge import blank
 
 PLAIN = "(float[N, 6] x) => (float[N, 5] y)"
@@ -53,7 +53,7 @@ def test_dropping_the_last_components_costs_their_energies(which: str) -> None:
     assert sorted(one.units) == list(range(8))
     wanted = fetch(subject.model, ["y"], feeds)
     for kept in range(1, 8):
-        full = FullSize(pass_.target.model.clone(), pass_.target.coupling)
+        full = EditableModel(pass_.target.model.clone(), pass_.target.coupling)
         blank(full, group, one.units[kept:])
         got = fetch(full.model, ["y"], feeds)
         apart = np.concatenate([w["y"] - g["y"] for w, g in zip(wanted, got, strict=True)])
@@ -143,7 +143,7 @@ def test_what_is_not_linear_or_not_alike_is_left_alone(which: str) -> None:
 def test_a_wrong_model_is_not_touched() -> None:
     proto = chain(*CHAINS["MatMul"])
     subject = traced(proto)
-    full = FullSize(subject.model.clone(), subject.coupling)
+    full = EditableModel(subject.model.clone(), subject.coupling)
     pass_ = AlignComponents(full, subject.groups, batches(proto), ONE_THREAD)
     with pytest.raises(ValueError, match="target"):
         pass_(subject.model)
@@ -155,7 +155,7 @@ def test_half_precision() -> None:
         text.replace("float[", "float16["), {k: v.astype(np.float16) for k, v in values.items()}
     )
     subject = traced(proto)
-    full = FullSize(subject.model.clone(), subject.coupling)
+    full = EditableModel(subject.model.clone(), subject.coupling)
     feeds = [{"x": one["x"].astype(np.float16)} for one in batches(proto)]
     pass_ = AlignComponents(full, subject.groups, feeds, ONE_THREAD)
     assert pass_(full.model).modified

@@ -13,7 +13,7 @@ from helpers.paths import MODELS
 from onnxprune.compensation.components.align import AlignComponents, Aligned
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.load import load
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.merge import blank
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
@@ -166,14 +166,14 @@ def test_dropping_components_of_a_head_costs_their_energies() -> None:
     pass_, subject, feeds = align(attention())
     wanted = fetch(subject.model, ["y", "s"], feeds)
     for one in heads_of(pass_, product=False):
-        full = FullSize(pass_.target.model.clone(), pass_.target.coupling)
+        full = EditableModel(pass_.target.model.clone(), pass_.target.coupling)
         blank(full, subject.groups[0], one.units[2:])
         got = fetch(full.model, ["y"], feeds)
         apart = np.concatenate([w["y"] - g["y"] for w, g in zip(wanted, got, strict=True)])
         measured = apart.var(axis=(0, 1), dtype=np.float64).sum()
         assert measured == pytest.approx(one.energies[2:].sum(), rel=1e-3)
     for head, one in enumerate(heads_of(pass_, product=True)):
-        full = FullSize(pass_.target.model.clone(), pass_.target.coupling)
+        full = EditableModel(pass_.target.model.clone(), pass_.target.coupling)
         blank(full, subject.groups[0], one.units[2:])
         got = fetch(full.model, ["s"], feeds)
         apart = np.concatenate([w["s"] - g["s"] for w, g in zip(wanted, got, strict=True)])
@@ -202,14 +202,14 @@ def test_a_trained_transformer_keeps_more_with_fewer_dims() -> None:
     proto = onnx.load(MODELS / "digits_transformer.onnx")
     rows = dict(np.load(MODELS / "digits_transformer_calibration.npz"))
     pass_, subject, _ = align(proto)
-    full = FullSize(subject.model.clone(), subject.coupling)
+    full = EditableModel(subject.model.clone(), subject.coupling)
     pass_ = AlignComponents(full, subject.groups, [rows], ONE_THREAD)
     assert pass_(full.model).modified
     assert sizes(pass_) == [(8, False)] * 8 + [(8, True)] * 8
     assert difference(outputs(proto, rows), outputs(ir.to_proto(full.model), rows)) < 1e-5
     wanted = next(iter(outputs(proto, rows).values())).astype(np.float64)
     errors = []
-    for target in (FullSize(load(proto).model, subject.coupling), full):
+    for target in (EditableModel(load(proto).model, subject.coupling), full):
         for group in subject.groups:
             for one in pass_.aligned.get(group.name, ()):
                 blank(target, group, one.units[3:])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxprune.compensation.lossless.remove import RemoveLossless
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 
 Weights = dict[str, NDArray[Any]]
 
@@ -330,7 +330,7 @@ def test_half_precision_is_merged_only_where_it_is_exact() -> None:
     scale_unit(w, 6, 2, 3)
     half = {name: one.astype(np.float16) for name, one in w.items()}
     subject = traced(parse(text, half))
-    full = FullSize(subject.model.clone(), subject.coupling)
+    full = EditableModel(subject.model.clone(), subject.coupling)
     pass_ = RemoveLossless(full, subject.groups, ONE_THREAD)
     pass_(full.model)
     assert merged(pass_.found) == {frozenset({1, 5})}

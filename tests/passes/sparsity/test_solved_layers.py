@@ -10,16 +10,16 @@ from onnxprune.passes.sparsity.patterns import Pattern
 from onnxprune.passes.sparsity.solved_layers import ZerosOnceSolved
 
 from onnxprune.compensation.least_squares import LeastSquares, Settings
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 
 X = images(256, 8)
 
 
 def solved(
     amounts: dict[str, float], settings: Settings | None = None
-) -> tuple[FullSize, LeastSquares]:
+) -> tuple[EditableModel, LeastSquares]:
     subject = traced(mlp())
-    full = FullSize(subject.model.clone(), subject.coupling)
+    full = EditableModel(subject.model.clone(), subject.coupling)
     zeros = ZerosOnceSolved(amounts, Pattern())
     feeds = batches({"x": X})
     solving = LeastSquares(
@@ -29,7 +29,7 @@ def solved(
     return full, solving
 
 
-def share_of_zeros(full: FullSize, name: str) -> float:
+def share_of_zeros(full: EditableModel, name: str) -> float:
     return float((full.coupling.facts.constants[name].numpy() == 0).mean())
 
 

@@ -14,7 +14,7 @@ from onnxprune.model.load import load
 from onnxprune.model.observe import observe
 from onnxprune.surgery.blocks.constant_sums import fold_added_constants
 from onnxprune.surgery.blocks.residual import ResidualBlock, remove_block, residual_blocks
-from onnxprune.surgery.editable_model import FullSize
+from onnxprune.surgery.editable_model import EditableModel
 
 SQUARE = weights(a=(4, 4), b=(4, 4))
 
@@ -138,7 +138,7 @@ def test_added_constants_go_into_a_bias(body: str, left: list[str]) -> None:
     proto = graph("(float[N, 4] x) => (float[N, 4] y)", body, values)
     model = load(proto).model
     facts = observe(model, ONE_THREAD, np.random.default_rng(0))
-    target = FullSize(model, trace(model, facts))
+    target = EditableModel(model, trace(model, facts))
     fold_added_constants(target, ["y"])
     result = ir.to_proto(model)
     onnx.checker.check_model(result, full_check=True)
