@@ -40,7 +40,7 @@ from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.importance.removal_order import aligned, removal_order
 from onnxprune.model.load import convert, load
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.surgery.slicing import slice_removed
 from onnxprune.surgery.statistics import keep_statistics
 
@@ -122,7 +122,7 @@ def predictions(
     name: str, model: onnx.ModelProto, shares: Sequence[float], threads: int
 ) -> Iterator[dict[str, Any]]:
     """Predicted and measured ratio of random cuts."""
-    options = Options(runtime=Runtime(threads=threads))
+    options = PruneOptions(runtime=Runtime(threads=threads))
     analysis = analyse(load(model).model, options)
     graph, coupling = analysis.model.graph, analysis.coupling
     started = time.perf_counter()

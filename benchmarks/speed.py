@@ -40,7 +40,7 @@ from onnxprune.coupling.trace import trace
 from onnxprune.importance.ranking import rank
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.pruning.build import build
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
@@ -187,7 +187,7 @@ class Stopwatch:
 
 def stages(proto: onnx.ModelProto) -> dict[str, Any]:
     """Prune one model, every stage timed; fails when the result does not pass its checks."""
-    watch, options = Stopwatch(), Options()
+    watch, options = Stopwatch(), PruneOptions()
     model = watch.time("load", lambda: load(proto)).model
     rng = np.random.default_rng(0)
     facts = watch.time("observe", lambda: observe(model, options.runtime, rng))

@@ -17,7 +17,7 @@ from onnxprune.errors import InputError, VerificationError
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, ModelSource, load, loaded_bytes
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import COMPENSATIONS, Options
+from onnxprune.options import COMPENSATIONS, PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.blocks import without_blocks
 from onnxprune.pruning.max_drop import Limit, prune_within
@@ -243,7 +243,7 @@ def inspect(
     runtime = Runtime(tuple(providers), threads)
     runtime.validate()
     loaded = load(model)
-    options = Options(runtime=runtime)
+    options = PruneOptions(runtime=runtime)
     analysis = analyse(loaded.model, options, _samples(loaded, calibration))
     nodes = node_costs(analysis.model.graph, analysis.coupling.facts)
     return Inspection(
@@ -279,7 +279,7 @@ def verify(
     check_interface(first.model, second.model)
     samples = read_samples(calibration, input_specs(first.model))
     outputs = compare_outputs(first.model, second.model, samples, runtime, progress=progress)
-    options = Options(runtime=runtime)
+    options = PruneOptions(runtime=runtime)
     sizes = [
         sizes_of(analyse(m.model, options, samples), (), loaded_bytes(m)) for m in (first, second)
     ]

@@ -25,7 +25,7 @@ ALLOCATIONS = ("auto", "uniform", "global")
 
 
 @dataclass(frozen=True)
-class Options:
+class PruneOptions:
     """What to remove, how to choose it and how to make up for it.
 
     Attributes:

@@ -29,7 +29,7 @@ from onnxprune.coupling.cut import Removal
 from onnxprune.errors import InputError
 from onnxprune.importance.likeness import Likeness, likeness
 from onnxprune.model.runtime import Runtime, matrix_threads
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.build import build
 from onnxprune.pruning.prepare import calibrate
@@ -69,7 +69,7 @@ class MergeDuplicates(ir.passes.FunctionalPass):
         self.similarity = similarity
         self.samples = samples
         self.options = (
-            Options(seed=seed) if runtime is None else Options(seed=seed, runtime=runtime)
+            PruneOptions(seed=seed) if runtime is None else PruneOptions(seed=seed, runtime=runtime)
         )
         self.progress = progress
         self.details: dict[str, Any] = {}
@@ -91,7 +91,7 @@ class MergeDuplicates(ir.passes.FunctionalPass):
 
     def _merged_on_samples(self, model: ir.Model) -> ir.Model | None:
         """A model without the twins there are on the samples; None for none."""
-        options = Options(
+        options = PruneOptions(
             criterion="l2",
             compensate="least-squares",
             seed=self.options.seed,

@@ -13,7 +13,7 @@ from onnxprune.compensation.lossless.remove import RemoveLossless
 from onnxprune.coupling.analysis import analyse
 from onnxprune.coupling.cut import Removal
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.pruning.build import build
 from onnxprune.surgery.editable_model import EditableModel
 
@@ -43,7 +43,7 @@ class RemoveLosslessUnits(ir.passes.FunctionalPass):
         Raises:
             VerificationError: when the cut model does not compute what the masked one does.
         """
-        found = removed_exactly(model, self.samples, Options(runtime=self.runtime, seed=self.seed))
+        found = removed_exactly(model, self.samples, PruneOptions(runtime=self.runtime, seed=self.seed))
         if found is None:
             return ir.passes.PassResult(model.clone(), modified=False)
         self.details = dict(found.details)
@@ -63,7 +63,7 @@ class Exact:
     details: Mapping[str, Any]
 
 
-def removed_exactly(model: ir.Model, samples: Samples | None, options: Options) -> Exact | None:
+def removed_exactly(model: ir.Model, samples: Samples | None, options: PruneOptions) -> Exact | None:
     """Remove what changes no output; None when there is nothing of the kind.
 
     Args:

@@ -14,7 +14,7 @@ from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.coupling.groups import Group
 from onnxprune.importance.criterion import find_criterion
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.verification.divergence import divergence
@@ -41,7 +41,7 @@ class Compensated:
 def compensate(
     analysis: Analysis,
     removal: Removal,
-    options: Options,
+    options: PruneOptions,
     calibration: Calibration | None,
     *,
     settings: Settings | None = None,

@@ -11,12 +11,12 @@ from onnxprune.calibration.moments import Moments, Tap, collect
 from onnxprune.calibration.streams import Samples
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.trace import Coupling
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
 
 
 def statistics_of(
-    analysis: Analysis, samples: Samples, options: Options, progress: Progress[Any] = silent
+    analysis: Analysis, samples: Samples, options: PruneOptions, progress: Progress[Any] = silent
 ) -> dict[Tap, Moments]:
     """Moments of every activation that a consumer reads a group from."""
     taps = [tap_of(analysis.coupling, one) for group in analysis.groups for one in group.readings]

@@ -16,7 +16,7 @@ from onnxprune.errors import CalibrationError, InputError, RuntimeFailure
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.observe import Facts, Observation, observe
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Analysis:
         return [name for name, removed in classes.items() if found & set(removed)]
 
 
-def analyse(model: ir.Model, options: Options, samples: Samples | None = None) -> Analysis:
+def analyse(model: ir.Model, options: PruneOptions, samples: Samples | None = None) -> Analysis:
     """Observe a model, trace its coupling and find what can be removed.
 
     Args:
@@ -120,7 +120,7 @@ def analyse(model: ir.Model, options: Options, samples: Samples | None = None) -
 
 
 def why_nothing(
-    analysis: Analysis, options: Options, dropped: Mapping[str, str] | None = None
+    analysis: Analysis, options: PruneOptions, dropped: Mapping[str, str] | None = None
 ) -> str:
     """Say why no group is left to prune."""
     if dropped:

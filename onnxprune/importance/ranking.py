@@ -21,14 +21,14 @@ from onnxprune.importance.ranked import RankedGroup
 from onnxprune.importance.removal_order import aligned, removal_order
 from onnxprune.importance.survey import Survey
 from onnxprune.model.constants import ConstantValues
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
 
 
 def rank(
     analysis: Analysis,
     groups: Sequence[Group],
-    options: Options,
+    options: PruneOptions,
     moments: Mapping[Tap, Moments],
     feeds: Sequence[Mapping[str, NDArray[Any]]] = (),
     first: Mapping[str, Sequence[int]] | None = None,

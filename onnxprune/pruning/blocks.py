@@ -29,7 +29,7 @@ from onnxprune.coupling.step import node_id
 from onnxprune.errors import InputError, NothingPrunable
 from onnxprune.model.execution import Execution
 from onnxprune.model.observe import Facts
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.prepare import Ready, prepare_run
 from onnxprune.pruning.search import Chooser
@@ -83,7 +83,7 @@ def best_depth(ready: Ready, progress: Progress[Any] = silent) -> Depth:
 
 
 def without_blocks(
-    analysis: Analysis, names: Sequence[str], samples: Samples | None, options: Options
+    analysis: Analysis, names: Sequence[str], samples: Samples | None, options: PruneOptions
 ) -> Analysis:
     """Take residual branches out of a model, and look at what is left.
 
@@ -117,7 +117,7 @@ def without_blocks(
 
 
 def _with_sums(
-    analysis: Analysis, samples: Samples | None, options: Options
+    analysis: Analysis, samples: Samples | None, options: PruneOptions
 ) -> tuple[ir.Model, Facts]:
     """A model whose residual additions are nodes of their own, and its shapes."""
     model = separated_sums(analysis.model)
@@ -173,7 +173,7 @@ def _cheapest_first(ready: Ready, progress: Progress[Any]) -> Iterator[ResidualB
     yield from by_divergence(candidates, judged, progress, most=_TRIED)
 
 
-def _may_go(block: ResidualBlock, model: ir.Model, options: Options) -> bool:
+def _may_go(block: ResidualBlock, model: ir.Model, options: PruneOptions) -> bool:
     """Whether include and exclude leave a block: all of it for exclude, any part for include."""
     names = {block.name}
     for node in (one for one in model.graph if node_id(one) in block.nodes):

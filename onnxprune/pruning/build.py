@@ -16,7 +16,7 @@ from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, CutError, Removal
 from onnxprune.errors import RuntimeFailure, VerificationError
 from onnxprune.importance.ranked import RankedGroup
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 from onnxprune.surgery.statistics import keep_statistics, restrict_statistics
@@ -65,7 +65,7 @@ class CutModel:
 def finish(
     analysis: Analysis,
     removal: Removal,
-    options: Options,
+    options: PruneOptions,
     calibration: Calibration | None,
     progress: Progress[Any],
 ) -> CutModel:
@@ -80,7 +80,7 @@ def finish(
         return _certified(analysis, compensated, options)
 
 
-def attempt(analysis: Analysis, removal: Removal, options: Options) -> CutModel | dict[str, str]:
+def attempt(analysis: Analysis, removal: Removal, options: PruneOptions) -> CutModel | dict[str, str]:
     """Build and certify a removal; on failure return the groups to leave whole, with the reason."""
     try:
         return build(analysis, removal, options, None)
@@ -105,7 +105,7 @@ def attempt(analysis: Analysis, removal: Removal, options: Options) -> CutModel 
 def build(
     analysis: Analysis,
     removal: Removal,
-    options: Options,
+    options: PruneOptions,
     calibration: Calibration | None,
     progress: Progress[Any] = silent,
 ) -> CutModel:
@@ -127,7 +127,7 @@ def build(
     return _certified(analysis, compensated, options)
 
 
-def _certified(analysis: Analysis, compensated: Compensated, options: Options) -> CutModel:
+def _certified(analysis: Analysis, compensated: Compensated, options: PruneOptions) -> CutModel:
     """Mask, slice and compare."""
     full, removal = compensated.full, compensated.removal
     cut = Cut(full.coupling, removal.dead())

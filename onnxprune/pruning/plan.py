@@ -18,7 +18,7 @@ from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError
 from onnxprune.model.load import LoadedModel
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import Options, check_targets
+from onnxprune.options import PruneOptions, check_targets
 
 _FORMAT = "onnxprune-plan"
 _VERSION = 1
@@ -218,7 +218,7 @@ def plan_of(
     loaded: LoadedModel,
     analysis: Analysis,
     removal: Removal,
-    options: Options,
+    options: PruneOptions,
     stages: Sequence[Removal] = (),
 ) -> Plan:
     """Write down what was removed, at last and after each step before."""
@@ -259,7 +259,7 @@ def plan_of(
     )
 
 
-def planned_options(plan: Plan, compensate: str, runtime: Runtime) -> Options:
+def planned_options(plan: Plan, compensate: str, runtime: Runtime) -> PruneOptions:
     """Options of a plan, with another compensation and runtime.
 
     Raises:
@@ -267,7 +267,7 @@ def planned_options(plan: Plan, compensate: str, runtime: Runtime) -> Options:
     """
     try:
         limit, rounding = plan.options.get("max_drop"), plan.options.get("round_to", 1)
-        return Options(
+        return PruneOptions(
             target=check_targets(plan.options.get("target") or {"channels": 1.0}),
             criterion=str(plan.options.get("criterion", "l2")),
             compensate=compensate,

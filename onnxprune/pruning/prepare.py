@@ -32,7 +32,7 @@ from onnxprune.importance.criterion import find_criterion
 from onnxprune.importance.ranked import RankedGroup
 from onnxprune.importance.ranking import bundled, rank
 from onnxprune.model.runtime import matrix_threads
-from onnxprune.options import LATENCY, Options
+from onnxprune.options import LATENCY, PruneOptions
 from onnxprune.progress import Progress, during, silent
 from onnxprune.pruning.rewrite import Prepared, after, prepare
 
@@ -71,7 +71,7 @@ class Ready:
     """
 
     analysis: Analysis
-    options: Options
+    options: PruneOptions
     samples: Samples | None
     groups: Sequence[Group]
     measured: Calibration | None
@@ -85,7 +85,7 @@ class Ready:
 
 def calibrate(
     analysis: Analysis,
-    options: Options,
+    options: PruneOptions,
     samples: Samples | None,
     progress: Progress[Any] = silent,
     labels: NDArray[Any] | None = None,
@@ -117,7 +117,7 @@ def calibrate(
 
 def prepare_run(
     analysis: Analysis,
-    options: Options,
+    options: PruneOptions,
     samples: Samples | None = None,
     progress: Progress[Any] = silent,
     labels: NDArray[Any] | None = None,
@@ -200,7 +200,7 @@ def _needs_samples(what: str) -> InputError:
 def _costs(
     analysis: Analysis,
     groups: Sequence[Group],
-    options: Options,
+    options: PruneOptions,
     progress: Progress[Any],
     whole: Mapping[str, float] | None = None,
 ) -> tuple[CostModel, dict[str, int]]:
@@ -219,7 +219,7 @@ def _costs(
 
 
 def _gradients(
-    prepared: Prepared, groups: Sequence[Group], options: Options, progress: Progress[Any]
+    prepared: Prepared, groups: Sequence[Group], options: PruneOptions, progress: Progress[Any]
 ) -> Found:
     """Gradients of units that become zero, or their mean where that is made up for."""
     calibration = prepared.calibration
@@ -261,7 +261,7 @@ def _left_whole(blocked: Mapping[str, str]) -> str:
 def _ranked(
     prepared: Prepared,
     groups: Sequence[Group],
-    options: Options,
+    options: PruneOptions,
     multiples: Mapping[str, int],
     gradients: Mapping[str, MaskGradients],
     progress: Progress[Any],

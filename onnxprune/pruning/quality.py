@@ -12,11 +12,11 @@ from onnxprune.calibration.scripts import load_function
 from onnxprune.calibration.streams import Samples, divide
 from onnxprune.errors import InputError
 from onnxprune.model.load import LoadedModel
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.verification.quality import QualityMeasure
 
 
-def known_labels(labels: Any, samples: Samples, options: Options) -> NDArray[Any] | None:
+def known_labels(labels: Any, samples: Samples, options: PruneOptions) -> NDArray[Any] | None:
     """Read labels: whole numbers, unless the loss takes other targets.
 
     Args:
@@ -38,7 +38,7 @@ def divided(
     samples: Samples | None,
     labels: Any,
     metric: Callable[..., Any] | str | None,
-    options: Options,
+    options: PruneOptions,
 ) -> tuple[Samples | None, QualityMeasure | None, NDArray[Any] | None]:
     """Samples to fit on, what measures quality (on others where that decides anything), labels.
 
@@ -73,6 +73,6 @@ def divided(
     return fitted, measure, known
 
 
-def _are_classes(options: Options) -> bool:
+def _are_classes(options: PruneOptions) -> bool:
     """Whether labels are classes, not the targets of a regression."""
     return options.loss in (None, "cross-entropy")

@@ -26,7 +26,7 @@ from onnxprune.model.execution import is_heavy
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, convert, loaded_bytes
 from onnxprune.model.save import check_writable, model_bytes, save, write_text_atomic
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, during
 from onnxprune.pruning.build import CutModel
 from onnxprune.pruning.plan import Plan, plan_of
@@ -172,7 +172,7 @@ class Outcome:
     loaded: LoadedModel
     analysis: Analysis
     built: CutModel
-    options: Options
+    options: PruneOptions
     samples: Samples | None
     quality: Quality | None = None
 

@@ -22,7 +22,7 @@ from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.coupling.groups import Group
 from onnxprune.importance.removal_order import keeps_multiples
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.slicing import zero_removed
@@ -64,7 +64,7 @@ class Prepared:
 def prepare(
     analysis: Analysis,
     groups: Sequence[Group],
-    options: Options,
+    options: PruneOptions,
     calibration: Calibration | None,
     progress: Progress[Any] = silent,
 ) -> Prepared:
@@ -109,7 +109,7 @@ def prepare(
 
 
 def after(
-    prepared: Prepared, compensated: Compensated, options: Options, progress: Progress[Any] = silent
+    prepared: Prepared, compensated: Compensated, options: PruneOptions, progress: Progress[Any] = silent
 ) -> Prepared:
     """Go on from a model at full size that has lost something: what is gone is held at zero.
 

@@ -18,7 +18,7 @@ from onnxprune.coupling.cut import CutError, Removal
 from onnxprune.errors import RuntimeFailure, TargetUnreachable, VerificationError
 from onnxprune.model.runtime import matrix_threads
 from onnxprune.model.save import model_bytes
-from onnxprune.options import LATENCY, PARAMS, SIZE, Options, target_text
+from onnxprune.options import LATENCY, PARAMS, SIZE, PruneOptions, target_text
 from onnxprune.progress import Progress, during, silent
 from onnxprune.pruning.blocks import best_depth
 from onnxprune.pruning.build import CutModel, build, finish
@@ -33,7 +33,7 @@ _FAILURES = (CutError, VerificationError, RuntimeFailure)
 
 def prune_model(
     analysis: Analysis,
-    options: Options,
+    options: PruneOptions,
     samples: Samples | None = None,
     progress: Progress[Any] = silent,
     labels: NDArray[Any] | None = None,
@@ -69,7 +69,7 @@ def prune_ready(
 def rebuild(
     analysis: Analysis,
     removal: Removal,
-    options: Options,
+    options: PruneOptions,
     samples: Samples | None = None,
     progress: Progress[Any] = silent,
     stages: Sequence[Removal] = (),

@@ -23,7 +23,7 @@ from onnxprune.coupling.cut import CutError
 from onnxprune.errors import RuntimeFailure, TargetUnreachable
 from onnxprune.importance.criterion import find_criterion
 from onnxprune.importance.ranked import RankedGroup
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress
 from onnxprune.pruning.rewrite import Prepared
 
@@ -50,7 +50,7 @@ class Search:
 
     prepared: Prepared
     ranked: Sequence[RankedGroup]
-    options: Options
+    options: PruneOptions
     cost: CostModel
 
     def first_ways(self) -> list[Candidate]:

@@ -11,7 +11,13 @@ from onnxprune.errors import InputError
 from onnxprune.gradients.losses import LOSSES
 from onnxprune.importance.criterion import find_criterion
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import ALLOCATIONS, COMPENSATIONS, Options, check_max_drop, check_targets
+from onnxprune.options import (
+    ALLOCATIONS,
+    COMPENSATIONS,
+    PruneOptions,
+    check_max_drop,
+    check_targets,
+)
 
 
 class Method(TypedDict, total=False):
@@ -56,7 +62,7 @@ def check_method(
     seed: int = 0,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
-) -> Options:
+) -> PruneOptions:
     """Return the options of a run; all but `calibrated` (whether there are samples) as `prune`.
 
     Raises:
@@ -70,7 +76,7 @@ def check_method(
         raise InputError(f"round_to must be auto, or a whole number from 1 on, not {round_to}")
     if steps < 1:
         raise InputError(f"steps must be 1 or more, not {steps}")
-    options = Options(
+    options = PruneOptions(
         target=check_targets(target),
         criterion=criterion or ("reconstruction" if calibrated else "l2"),
         loss=_checked_loss(loss),

@@ -20,7 +20,7 @@ from onnxprune.model.execution import is_heavy
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, ModelSource, convert, load, loaded_bytes
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.results import sizes_of
 from onnxprune.report.records import StepReport, provenance_of
@@ -122,7 +122,7 @@ def _run(
         context = replace(context, samples=read_samples(calibration, input_specs(loaded.model)))
     # all are made at once: a mistake in the last step is told before the first one runs
     passes = [make(step, context) for step in steps]
-    options = Options(runtime=context.runtime, seed=context.seed)
+    options = PruneOptions(runtime=context.runtime, seed=context.seed)
     analysis = analyse(loaded.model, options, context.samples)
     original = sizes_of(analysis, (), loaded_bytes(loaded))
     timed = not is_heavy(loaded.model) if measure_latency is None else measure_latency

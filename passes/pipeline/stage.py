@@ -46,7 +46,7 @@ from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.save import model_bytes
-from onnxprune.options import LATENCY, Options
+from onnxprune.options import LATENCY, PruneOptions
 from onnxprune.pruning.results import sizes_of
 from onnxprune.report.records import Sizes, StepReport
 from onnxprune.verification.certificate import tolerance_for
@@ -298,7 +298,7 @@ def _checked(
     if same_interface:
         check_interface(before, after)
     model = load(after).model
-    analysis = analyse(model, Options(runtime=context.runtime, seed=context.seed), context.samples)
+    analysis = analyse(model, PruneOptions(runtime=context.runtime, seed=context.seed), context.samples)
     runs = analysis.runs()
     check_runs(
         before,

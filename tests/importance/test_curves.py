@@ -20,7 +20,7 @@ from onnxprune.importance.ranking import bundled, rank
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime, matrix_threads
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 
@@ -36,7 +36,7 @@ def ranked(
 ) -> tuple[Analysis, list[RankedGroup], list[Any]]:
     model = load(proto).model
     samples = read_samples(source, input_specs(model))
-    chosen = Options(
+    chosen = PruneOptions(
         **{"criterion": "reconstruction", "target": {"macs": 0.5}, "runtime": Runtime(threads=1)}
         | options
     )

@@ -19,7 +19,7 @@ from onnxprune.calibration.samples import read_samples
 from onnxprune.coupling.analysis import analyse
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.pruning.prepare import prepare_run
 
 TWO_LAYERS = """<ir_version: 8, opset_import: ["": 17]>
@@ -128,7 +128,7 @@ def test_units_that_go_for_free_stay_where_they_reach_no_multiple() -> None:
 def test_parts_of_a_group_that_share_an_axis_keep_multiples_together() -> None:
     """Heads and the dimensions of heads go independently of each other, in any combination."""
     proto = attention(heads=4, size=16)
-    options = Options(
+    options = PruneOptions(
         {"params": 0.6}, "reconstruction", "least-squares", round_to=8, runtime=ONE_THREAD
     )
     loaded = load(proto)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
 from onnxprune.errors import InputError
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.report.records import Study
 
 _VERSION = 1
@@ -28,7 +28,7 @@ _VERSION = 1
 def study_of(
     sha256: str,
     samples: Samples,
-    options: Options,
+    options: PruneOptions,
     labels: NDArray[Any] | None = None,
     **more: Any,
 ) -> Study:

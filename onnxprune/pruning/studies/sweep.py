@@ -17,7 +17,7 @@ from onnxprune.errors import InputError, NothingPrunable, VerificationError
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, ModelSource, load, loaded_bytes
 from onnxprune.model.save import check_writable
-from onnxprune.options import LATENCY, Options, check_targets, target_text
+from onnxprune.options import LATENCY, PruneOptions, check_targets, target_text
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.prepare import Ready, held_out_batches, prepare_run
 from onnxprune.pruning.quality import divided, known_labels
@@ -138,7 +138,7 @@ class _Run:
 
     loaded: LoadedModel
     ready: Ready
-    options: Options
+    options: PruneOptions
     samples: Samples
     judge: DivergenceEvaluator
     measure: QualityMeasure | None

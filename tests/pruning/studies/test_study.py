@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxprune.calibration.samples import read_samples
 from onnxprune.errors import InputError
 from onnxprune.model.inputs import InputSpec
-from onnxprune.options import Options
+from onnxprune.options import PruneOptions
 from onnxprune.pruning.studies.study import read_study, samples_digest, study_of, written
 from onnxprune.report.records import Study
 
@@ -59,15 +59,15 @@ def test_strings_are_compared_by_value() -> None:
 
 def test_the_target_is_no_part_of_a_study() -> None:
     samples = read_samples({"x": rows()}, SPECS)
-    first, second = (study_of("m", samples, Options(target={"macs": one})) for one in (0.5, 0.7))
+    first, second = (study_of("m", samples, PruneOptions(target={"macs": one})) for one in (0.5, 0.7))
     assert first == second
-    assert first.differences(study_of("m", samples, Options(seed=1))) == ["seed"]
-    assert first.differences(study_of("m", samples, Options(), keep=[0.5])) == ["keep"]
+    assert first.differences(study_of("m", samples, PruneOptions(seed=1))) == ["seed"]
+    assert first.differences(study_of("m", samples, PruneOptions(), keep=[0.5])) == ["keep"]
     labels = np.arange(70)
-    labelled = study_of("m", samples, Options(), labels)
-    assert labelled == study_of("m", samples, Options(), labels.copy())
+    labelled = study_of("m", samples, PruneOptions(), labels)
+    assert labelled == study_of("m", samples, PruneOptions(), labels.copy())
     assert first.differences(labelled) == ["labels"]
-    assert labelled.differences(study_of("m", samples, Options(), labels[::-1])) == ["labels"]
+    assert labelled.differences(study_of("m", samples, PruneOptions(), labels[::-1])) == ["labels"]
 
 
 @pytest.mark.parametrize(
