@@ -43,7 +43,9 @@ class RemoveLosslessUnits(ir.passes.FunctionalPass):
         Raises:
             VerificationError: when the cut model does not compute what the masked one does.
         """
-        found = removed_exactly(model, self.samples, PruneOptions(runtime=self.runtime, seed=self.seed))
+        found = removed_exactly(
+            model, self.samples, PruneOptions(runtime=self.runtime, seed=self.seed)
+        )
         if found is None:
             return ir.passes.PassResult(model.clone(), modified=False)
         self.details = dict(found.details)
@@ -63,7 +65,9 @@ class Exact:
     details: Mapping[str, Any]
 
 
-def removed_exactly(model: ir.Model, samples: Samples | None, options: PruneOptions) -> Exact | None:
+def removed_exactly(
+    model: ir.Model, samples: Samples | None, options: PruneOptions
+) -> Exact | None:
     """Remove what changes no output; None when there is nothing of the kind.
 
     Args:

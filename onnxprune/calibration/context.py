@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxprune.calibration.samples import Samples
+from onnxprune.calibration.streams import Samples
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
 

@@ -80,7 +80,9 @@ def finish(
         return _certified(analysis, compensated, options)
 
 
-def attempt(analysis: Analysis, removal: Removal, options: PruneOptions) -> CutModel | dict[str, str]:
+def attempt(
+    analysis: Analysis, removal: Removal, options: PruneOptions
+) -> CutModel | dict[str, str]:
     """Build and certify a removal; on failure return the groups to leave whole, with the reason."""
     try:
         return build(analysis, removal, options, None)

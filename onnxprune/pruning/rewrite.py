@@ -109,7 +109,10 @@ def prepare(
 
 
 def after(
-    prepared: Prepared, compensated: Compensated, options: PruneOptions, progress: Progress[Any] = silent
+    prepared: Prepared,
+    compensated: Compensated,
+    options: PruneOptions,
+    progress: Progress[Any] = silent,
 ) -> Prepared:
     """Go on from a model at full size that has lost something: what is gone is held at zero.
 

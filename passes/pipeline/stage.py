@@ -298,7 +298,9 @@ def _checked(
     if same_interface:
         check_interface(before, after)
     model = load(after).model
-    analysis = analyse(model, PruneOptions(runtime=context.runtime, seed=context.seed), context.samples)
+    analysis = analyse(
+        model, PruneOptions(runtime=context.runtime, seed=context.seed), context.samples
+    )
     runs = analysis.runs()
     check_runs(
         before,

@@ -59,7 +59,9 @@ def test_strings_are_compared_by_value() -> None:
 
 def test_the_target_is_no_part_of_a_study() -> None:
     samples = read_samples({"x": rows()}, SPECS)
-    first, second = (study_of("m", samples, PruneOptions(target={"macs": one})) for one in (0.5, 0.7))
+    first, second = (
+        study_of("m", samples, PruneOptions(target={"macs": one})) for one in (0.5, 0.7)
+    )
     assert first == second
     assert first.differences(study_of("m", samples, PruneOptions(seed=1))) == ["seed"]
     assert first.differences(study_of("m", samples, PruneOptions(), keep=[0.5])) == ["keep"]
