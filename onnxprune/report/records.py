@@ -478,6 +478,8 @@ class StepReport:
         notes: what was done differently from what was set, and why.
         files: suffix -> text of files that belong beside the model.
         plan: from which the pass can be repeated without choosing anew; None where there is none.
+        report: full account of a pass that prunes, against the model it was given; None for other
+            passes. Not part of the JSON.
     """
 
     name: str
@@ -493,6 +495,7 @@ class StepReport:
     notes: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     plan: Mapping[str, Any] | None = None
+    report: Report | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
