@@ -10,7 +10,7 @@ samples (`passes/remove_lossless.py`).
 
 Conditions: of units with constraints (heads, grouped convolutions) only equal ones are merged.
 
-Source: Srinivas & Babu 2015; Kim et al. 2020 (Neuron Merging); METHODS.md 2.1.
+Source: Srinivas & Babu 2015; Kim et al. 2020 (Neuron Merging).
 """
 
 from __future__ import annotations

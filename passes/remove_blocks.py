@@ -3,7 +3,7 @@
 Formula, for a block y = x + f(x) and mean m = E[f(x)] over samples and positions::
 
     y' = x + m                         and then, layer by layer in graph order,
-    W' = argmin over W of  | W x' + s' - (y + s) |^2        (passes/least_squares.py)
+    W' = argmin over W of  | W x' + s' - (y + s) |^2  (compensation/least_squares.py)
 
 where x' and the other terms s' of the sum a layer enters are those of the smaller model, y + s
 those of the original. So the layers that make the stream take over what they can of the branch
@@ -25,13 +25,13 @@ outputs of held-out samples closer than the means alone. For every place the six
 influence are tried, so the work grows with the blocks that go and not with their square.
 
 Sums that onnxruntime has fused with the normalisation behind them become nodes of their own first
-(`reduction/fused_sums.py`).
+(`surgery/blocks/fused_sums.py`).
 
 Conditions: both operands of the Add have the shape of the sum; everything in the branch serves this
 addition alone; the other operand is what the branch reads, or a shortcut from there with one linear
-layer at most (`reduction/residual.py`).
+layer at most (`surgery/blocks/residual.py`).
 
-Source: Men et al. 2024 (ShortGPT); METHODS.md 2.2 for the target of the repair.
+Source: Men et al. 2024 (ShortGPT); Kwon et al. 2022 for the target of the repair.
 """
 
 from __future__ import annotations

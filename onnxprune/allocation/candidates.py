@@ -1,7 +1,8 @@
 """Allocations worth trying: one error curve looked at in several scalings.
 
 No static scaling of reconstruction errors is best everywhere, so each gives one candidate and the
-divergence of the outputs decides, measured on samples that were not fitted (METHODS.md 4)::
+divergence of the outputs decides, measured on samples that were not fitted (docs/mechanisms.md,
+Allocation)::
 
     raw         E                   error of the readers' outputs
     stream      E / var(stream)     relative to the sum the output enters

@@ -16,7 +16,7 @@ up to 1, the budget
 
 This surrogate is made tighter until all true budgets are met; the mixture of least error counts.
 
-Source: METHODS.md 4; Frantar & Alistarh 2022 (SPDY) for pruning by dynamic programming; Glover
+Source: Frantar & Alistarh 2022 (SPDY) for pruning by dynamic programming; Glover
 1975 for surrogate constraints.
 """
 

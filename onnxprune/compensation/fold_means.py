@@ -37,7 +37,7 @@ in the middle gets a bias that is off by the difference.
 Conditions: readers are Conv, ConvTranspose, Gemm, MatMul or Einsum with a constant weight. Products
 of two activations have no bias and are left alone.
 
-Source: METHODS.md 2.1 (B = 0) and 2.4; An et al. 2024 (FLAP).
+Source: An et al. 2024 (FLAP).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Which indices of which tensors live and die together (COUPLING.md)."""
+"""Which indices of which tensors can only be removed together: labels, rules, dependency groups."""

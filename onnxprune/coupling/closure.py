@@ -1,6 +1,6 @@
 """Which further classes must go when some go: the smallest legal set around a seed.
 
-Legal means (COUPLING.md 3.2): every definition holds, every rectangle stays rectangular, every
+Legal means: every definition holds, every rectangle stays rectangular, every
 alignment keeps equal positions in its surviving rows, every axis keeps at least one entry.
 """
 

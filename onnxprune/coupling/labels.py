@@ -1,4 +1,4 @@
-"""Labels of one tensor and the movements of data done on them (COUPLING.md 1.1 - 1.3).
+"""Labels of one tensor and the movements of data done on them.
 
 A *layer* is an integer array of atoms over some axes of a tensor. The order of its axes is its
 nesting order: rows of a joint layer may be ragged inside, and changing the order costs an

@@ -1,7 +1,7 @@
 """Atoms, what equals what among them, and what must hold when some of them are removed.
 
 An *atom* stands for one index of one axis, something that can be removed. A class of atoms lives
-and dies as one. Four relations describe everything a graph demands (COUPLING.md sections 1 and 3):
+and dies as one. Four relations describe everything a graph demands (docs/mechanisms.md, Labels):
 
     unify       a = b                        both die together
     definition  c <-> all of S               a composite dies when all its members do

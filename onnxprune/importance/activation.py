@@ -9,9 +9,11 @@ reads, it can be compared between groups. E|x| is how often a unit is non-zero t
 
 c runs over the consumers, and over the positions a flattened unit has there. Where only bodies of
 Loop, If or Scan read a group, no sample sees it: the share of the squared weights stands in, or its
-units would always be the first to go. Source: the
-variance form is that of An et al. 2024 (FLAP) and of VBP (METHODS.md 2.1); activity is the average
-percentage of zeros of Hu et al. 2016 turned around and weighted by strength.
+units would always be the first to go.
+
+Source: the variance form is that of An et al. 2024 (FLAP) and of variance-based pruning (VBP, ICCV
+2025); activity is the average percentage of zeros of Hu et al. 2016 turned around and weighted by
+strength.
 """
 
 from __future__ import annotations

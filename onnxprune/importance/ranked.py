@@ -1,13 +1,4 @@
-"""Allocations worth trying: one error curve looked at in several scalings.
-
-No static scaling of reconstruction errors is best everywhere, so each gives one candidate and the
-divergence of the outputs decides, measured on samples that were not fitted (METHODS.md 4)::
-
-    raw         E                   error of the readers' outputs
-    stream      E / var(stream)     relative to the sum the output enters
-    balanced    the geometric mean of both; `towards raw`, `towards stream`: closer to one
-    root        sqrt(E)
-"""
+"""What a criterion hands to allocation: a group, its removal order, the error of each prefix."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
 
 refreshed after each removal (see `compensation/regression/elimination.py`), so that the
 sum of the scores of removed units is the error of the readers with the best weights there are.
-Source: METHODS.md 2.3 (optimal brain surgeon over blocks, summed over the consumers).
+Source: Hassibi & Stork 1993 (optimal brain surgeon), over blocks as in Kurtic et al. 2023 (ZipLM),
+summed over the consumers.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ no criterion: `passes/remove_lossless.py`.
 
 Source: Srinivas & Babu 2015, "Data-free parameter pruning for deep neural networks": the neuron to
 remove is the one whose nearest neighbour is nearest, weighed by its outgoing weights; here with
-directions for differences, as in Kim et al. 2020 (Neuron Merging). METHODS.md section 3.
+directions for differences, as in Kim et al. 2020 (Neuron Merging).
 """
 
 from __future__ import annotations

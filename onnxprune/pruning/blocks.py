@@ -4,7 +4,7 @@
 
 D(n) is how far the outputs diverge, on samples that were not fitted, when n blocks are replaced by
 their mean, what is left of the budget is met by widths, and layers are solved anew. Blocks go in
-greedy order, the one that costs least for what it saves first (`reduction/block_choice.py`); two
+greedy order, the one that costs least for what it saves first (`allocation/blocks/choice.py`); two
 levels in a row that are no better end the search.
 """
 

@@ -7,7 +7,7 @@
 * What a linear layer gives may be scores or quantities; the second then counts a tenth.
 * An output whose shape depends on the values, and came out differently, counts as one variance.
 
-Several outputs are averaged. Source: METHODS.md 4 and 5; Hinton et al. 2015 for the temperature.
+Several outputs are averaged. Source: Hinton et al. 2015 (distillation) for the temperature.
 """
 
 from __future__ import annotations

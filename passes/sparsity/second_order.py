@@ -16,8 +16,8 @@ then solved for all together, from where they are, by conjugate gradients for al
 
 Every step lowers the error; there are at most `_STEPS`, after which hardly anything is left.
 
-Source: Frantar & Alistarh 2023 (SparseGPT), algorithm 1; METHODS.md 2.3 for the score; Hestenes &
-Stiefel 1952 (conjugate gradients).
+Source: Frantar & Alistarh 2023 (SparseGPT), algorithm 1; Frantar & Alistarh 2022 (OBC) for the
+score; Hestenes & Stiefel 1952 (conjugate gradients).
 """
 
 from __future__ import annotations

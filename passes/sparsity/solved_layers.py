@@ -1,7 +1,7 @@
 """Zeros in layers that are solved from front to back: what `LeastSquares` does to solved weights.
 
 Formula, for a layer y = W x + b with its input x~ in the model as it is by then, and t as in
-`passes/least_squares.py`::
+`compensation/least_squares.py`::
 
     W1, b1 = argmin  E || t - W x~ - b ||^2 + lam || W - W0 ||^2       (least_squares.py)
     W', b' = second-order elimination of W1 under Cov(x~)              (second_order.py)
@@ -11,7 +11,7 @@ Formula, for a layer y = W x + b with its input x~ in the model as it is by then
   for what layers before, and other terms of the sum behind, have lost.
 * Layers that lose nothing are fitted as those that `LeastSquares` merely passes.
 
-Source: Frantar & Alistarh 2023 (SparseGPT); Frantar et al. 2022 (OBC); METHODS.md 2.1 to 2.3.
+Source: Frantar & Alistarh 2023 (SparseGPT); Frantar et al. 2022 (OBC).
 """
 
 from __future__ import annotations

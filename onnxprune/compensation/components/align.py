@@ -35,7 +35,7 @@ Conditions:
 * the outputs must agree with the original's, to the certificate's tolerance; groups for which they
   do not are left as they were.
 
-Source: METHODS.md 2.5 and 2.6; Moore 1981 (balanced truncation); Lin et al. 2024 (MoDeGPT);
+Source: Moore 1981 (balanced truncation); Lin et al. 2024 (MoDeGPT);
 Ashkboos et al. 2024 (SliceGPT).
 """
 

@@ -12,7 +12,7 @@ diagonal and equal (balanced coordinates; Moore 1981). With S^1/2 M S^1/2 = V di
     T = diag(s)^1/2 V' S^-1/2        T^-1 = S^1/2 V diag(s)^-1/2        error_j = s_j^2
 
 For a layer this is the truncated singular value decomposition of W S^1/2, for queries and keys
-that of Sq^1/2 Sk^1/2 (METHODS.md 2.5). Moments are central where a mean does not matter: at layers,
+that of Sq^1/2 Sk^1/2. Moments are central where a mean does not matter: at layers,
 whose biases take it up, and of the keys, whose mean adds the same to all that a softmax compares.
 """
 

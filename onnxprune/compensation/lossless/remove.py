@@ -37,7 +37,7 @@ Conditions:
 * the result has to give what the original gives on all feeds, to the certificate's tolerance; a
   group for which it does not stays as it was.
 
-Source: Srinivas & Babu 2015 (equal neurons); METHODS.md section 3, "dead-channel / exact passes".
+Source: Srinivas & Babu 2015 (equal neurons).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Taking the cheapest unit again and again gives the order of removal and the erro
 one go. Wide groups lose several units at a time, between which scores are not refreshed; their
 common error, which is exact, is then shared out in proportion to their scores.
 
-Source: METHODS.md 2.3; Hassibi & Stork 1993; Frantar & Alistarh 2022; Kurtic et al. 2023.
+Source: Hassibi & Stork 1993 (OBS); Frantar & Alistarh 2022 (OBC); Kurtic et al. 2023 (ZipLM).
 """
 
 from __future__ import annotations

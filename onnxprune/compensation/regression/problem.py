@@ -7,10 +7,10 @@ activation, the target is moved to what the layer gives anyway, as long as that 
     t = min(W x, 0)  where y <= 0, for a Relu
 
 and the regression is solved again: a majorisation in which only the right-hand side changes
-(QUALITY.md 4). Going beyond its minimum, up to twice as far, is no step up either, and takes fewer
-rounds. What falls from round to round is a bound on the error behind the activation (where the
-original is not flat, it counts how far below the prediction lies), so the judging half also chooses
-between the first and the last round.
+(docs/mechanisms.md, Least squares). Going beyond its minimum, up to twice as far, is no step up
+either, and takes fewer rounds. What falls from round to round is a bound on the error behind the
+activation (where the original is not flat, it counts how far below the prediction lies), so the
+judging half also chooses between the first and the last round.
 """
 
 from __future__ import annotations

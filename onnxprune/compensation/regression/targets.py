@@ -4,8 +4,8 @@ A layer's output is followed through the additions behind it. With s the other t
 
     target = (y + s of the original) - (s of the pruned model)
 
-so a branch makes up for what the residual stream has lost before it (METHODS.md 2.2, the
-stream-corrected target of Kwon et al. 2022).
+so a branch makes up for what the residual stream has lost before it (the stream-corrected
+target of Kwon et al. 2022).
 """
 
 from __future__ import annotations
