@@ -20,8 +20,8 @@ def fold_added_constants(target: EditableModel, names: Iterable[str]) -> list[st
         names: outputs of such additions.
 
     Returns:
-        the names of those that could be folded; their additions are gone, what they were named is
-        what `x` is named now.
+        the names of those that could be folded; their additions are removed, and `x` has taken
+        over their names.
     """
     folded = []
     wanted = set(names)
@@ -35,7 +35,7 @@ def fold_added_constants(target: EditableModel, names: Iterable[str]) -> list[st
         if _join_constants(target, add, value, constant):
             folded.append(name)
             continue
-        layer = _only_maker(value)
+        layer = _single_linear_layer(value)
         if layer is None or _is_spread(target, layer, add):
             continue
         rank = len(target.coupling.tensors[layer.outputs[0].name or ""].shape)
@@ -67,21 +67,20 @@ def _join_constants(
     return False
 
 
-def _only_maker(value: ir.Value) -> ir.Node | None:
-    """The linear layer whose output reaches a tensor, through additions, and nothing else."""
-    while True:
+def _single_linear_layer(value: ir.Value) -> ir.Node | None:
+    """The first linear layer whose output reaches a tensor, through additions, and nothing else."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
         node = value.producer()
         if len(value.uses()) != 1 or value.is_graph_output() or node is None or node.domain:
-            return None
+            continue
         if node.op_type in LINEAR_OPS:
             return node
-        if node.op_type != "Add":
-            return None
-        terms = [one for one in node.inputs if one is not None and _constant(one) is None]
-        ends = [one for one in terms if _only_maker(one) is not None] if len(terms) > 1 else terms
-        if not ends:
-            return None
-        value = ends[0]
+        if node.op_type == "Add":
+            terms = [term for term in node.inputs if term is not None and _constant(term) is None]
+            waiting += reversed(terms)
+    return None
 
 
 def _is_spread(target: EditableModel, layer: ir.Node, add: ir.Node) -> bool:
@@ -95,13 +94,13 @@ def _bypass(target: EditableModel, add: ir.Node, value: ir.Value) -> None:
     total = add.outputs[0]
     name, inner, node = total.name or "", value.name or "", value.producer()
     assert node is not None
-    constants = [one for one in add.inputs if one is not None and one is not value]
+    constants = [other for other in add.inputs if other is not None and other is not value]
     total.replace_all_uses_with(value, replace_graph_outputs=True)
     value.type = total.type if value.type is None else value.type
     value.shape = total.shape if value.is_graph_output() else value.shape
     target.model.graph.remove(add, safe=True)
-    for one in constants:
-        target.editor.drop_if_unused(one)
+    for constant in constants:
+        target.editor.drop_if_unused(constant)
     value.name = name
     target.nodes.pop(inner, None)
     target.nodes[name] = node

@@ -13,6 +13,7 @@ from onnxprune.coupling.trace import trace
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
 from onnxprune.surgery.blocks.constant_sums import fold_added_constants
+from onnxprune.surgery.blocks.fused_sums import separated_sums
 from onnxprune.surgery.blocks.residual import ResidualBlock, remove_block, residual_blocks
 from onnxprune.surgery.editable_model import EditableModel
 
@@ -147,3 +148,19 @@ def test_added_constants_go_into_a_bias(body: str, left: list[str]) -> None:
     np.testing.assert_allclose(
         outputs(result, inputs)["y"], outputs(proto, inputs)["y"], rtol=1e-4, atol=1e-6
     )
+
+
+def test_constant_behind_a_sum_of_many_terms_goes_into_a_bias() -> None:
+    """The layer is searched once, however many additions a Sum becomes."""
+    others = [f"r{number}" for number in range(63)]
+    body = " ".join(f"{name} = Relu (x)" for name in others)
+    body += f" g = Gemm (x, a, k) h = Sum ({', '.join(['g', *others])}) y = Add (h, c)"
+    values = weights(a=(4, 4), k=(4,), c=(4,))
+    proto = graph("(float[N, 4] x) => (float[N, 4] y)", body, values)
+    model = separated_sums(load(proto).model)
+    facts = observe(model, ONE_THREAD, np.random.default_rng(0))
+    target = EditableModel(model, trace(model, facts))
+    assert fold_added_constants(target, ["y"]) == ["y"]
+    inputs = feed(proto, 3)
+    wanted, folded = outputs(proto, inputs)["y"], outputs(ir.to_proto(model), inputs)["y"]
+    np.testing.assert_allclose(folded, wanted, rtol=1e-4, atol=1e-5)
