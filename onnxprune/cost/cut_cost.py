@@ -13,13 +13,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.cost.kinds import Classes, Costs
-from onnxprune.cost.macs import ShapeOf, node_macs
+from onnxprune.cost.macs import node_macs
 from onnxprune.cost.memory import Lifetimes
 from onnxprune.cost.nodes import tensors_of
 from onnxprune.cost.size import all_constants, is_parameter, rest_bytes, tensor_bytes
 from onnxprune.coupling.cut import shapes_after
 from onnxprune.coupling.groups import Group
 from onnxprune.coupling.trace import Coupling
+from onnxprune.model.node_view import ShapeOf
 
 NodeCounter = Callable[[ir.Node, ShapeOf], float]
 """What one node costs at the shapes given, 0 where they are unknown."""

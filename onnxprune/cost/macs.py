@@ -19,18 +19,16 @@ of unknown shape counts as zero, so does the body of a node that nobody could lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from math import prod
-from typing import Any
 
 import onnx_ir as ir
 
-ShapeOf = Callable[[str], tuple[int, ...]]
-"""Concrete shape of a tensor by name; raises KeyError when it is unknown."""
+from onnxprune.model.node_view import NodeView, ShapeOf
 
 _MICROSOFT = "com.microsoft"
 _ENDLESS = 2**31 - 1
+"""Trip count from which on a Loop has no limit."""
 
 
 def node_macs(node: ir.Node, shape_of: ShapeOf) -> int:
@@ -44,71 +42,45 @@ def node_macs(node: ir.Node, shape_of: ShapeOf) -> int:
     if count is None:
         return 0
     try:
-        return count(_Seen(node, shape_of))
+        return count(NodeView(node, shape_of=shape_of))
     except KeyError:
         return 0
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A node with the shapes of its inputs and outputs."""
-
-    node: ir.Node
-    shape_of: ShapeOf
-
-    def has(self, slot: int) -> bool:
-        """Whether an input is given."""
-        return slot < len(self.node.inputs) and self.node.inputs[slot] is not None
-
-    def shape(self, slot: int) -> tuple[int, ...]:
-        """Shape of an input."""
-        value = self.node.inputs[slot]
-        return self.shape_of((value.name if value is not None else None) or "")
-
-    def output(self, slot: int = 0) -> tuple[int, ...]:
-        """Shape of an output."""
-        return self.shape_of(self.node.outputs[slot].name or "")
-
-    def attribute(self, name: str) -> Any:
-        """Value of an attribute, None for one that is not given."""
-        found = self.node.attributes.get(name)
-        return None if found is None else found.value
+def _conv(view: NodeView) -> int:
+    return prod(view.output_shape()) * prod(view.shape(1)[1:])
 
 
-def _conv(seen: _Seen) -> int:
-    return prod(seen.output()) * prod(seen.shape(1)[1:])
+def _qlinear_conv(view: NodeView) -> int:
+    return prod(view.output_shape()) * prod(view.shape(3)[1:])
 
 
-def _qlinear_conv(seen: _Seen) -> int:
-    return prod(seen.output()) * prod(seen.shape(3)[1:])
+def _conv_transpose(view: NodeView) -> int:
+    return prod(view.shape(0)) * prod(view.shape(1)[1:])
 
 
-def _conv_transpose(seen: _Seen) -> int:
-    return prod(seen.shape(0)) * prod(seen.shape(1)[1:])
+def _gemm(view: NodeView) -> int:
+    return prod(view.output_shape()) * view.shape(0)[0 if view.get_int("transA", 0) else 1]
 
 
-def _gemm(seen: _Seen) -> int:
-    return prod(seen.output()) * seen.shape(0)[0 if seen.attribute("transA") else 1]
+def _matmul(view: NodeView) -> int:
+    return prod(view.output_shape()) * view.shape(0)[-1]
 
 
-def _matmul(seen: _Seen) -> int:
-    return prod(seen.output()) * seen.shape(0)[-1]
+def _fused_matmul(view: NodeView) -> int:
+    left = view.shape(0)
+    transposed = view.get_int("transA", 0) and len(left) > 1
+    row = 0 if view.get_int("transBatchA", 0) else len(left) - 2
+    return prod(view.output_shape()) * left[row if transposed else -1]
 
 
-def _fused_matmul(seen: _Seen) -> int:
-    left = seen.shape(0)
-    turned = seen.attribute("transA") and len(left) > 1
-    row = 0 if seen.attribute("transBatchA") else len(left) - 2
-    return prod(seen.output()) * left[row if turned else -1]
-
-
-def _einsum(seen: _Seen) -> int:
-    terms = seen.attribute("equation").replace(" ", "").split("->")[0].split(",")
+def _einsum(view: NodeView) -> int:
+    terms = view.get_string("equation").replace(" ", "").split("->")[0].split(",")
     if len(terms) < 2:
         return 0
     extents: dict[str | int, int] = {}
     for slot, term in enumerate(terms):
-        shape = seen.shape(slot)
+        shape = view.shape(slot)
         before, dots, after = term.partition("...")
         hidden = range(len(before) + len(after) - len(shape), 0) if dots else ()
         letters = [*before, *hidden, *after]
@@ -119,71 +91,71 @@ def _einsum(seen: _Seen) -> int:
     return prod(extents.values())
 
 
-def _recurrent(seen: _Seen) -> int:
-    return prod(seen.shape(0)[:2]) * (prod(seen.shape(1)) + prod(seen.shape(2)))
+def _recurrent(view: NodeView) -> int:
+    return prod(view.shape(0)[:2]) * (prod(view.shape(1)) + prod(view.shape(2)))
 
 
-def _attention(seen: _Seen) -> int:
+def _attention(view: NodeView) -> int:
     """Attention of opset 23 and later: query, key, value; past keys in slot 4."""
-    keys = seen.shape(1)[-2] + (seen.shape(4)[2] if seen.has(4) else 0)
-    return (prod(seen.shape(0)) + prod(seen.output())) * keys
+    keys = view.shape(1)[-2] + (view.shape(4)[2] if view.has(4) else 0)
+    return (prod(view.shape(0)) + prod(view.output_shape())) * keys
 
 
-def _multi_head(seen: _Seen) -> int:
+def _multi_head(view: NodeView) -> int:
     """MultiHeadAttention: key [b, s, h d], packed [b, s, h, 2, d], or of a cross [b, h, s, d]."""
-    query = seen.shape(0)
+    query = view.shape(0)
     packed = len(query) == 5
-    keys = seen.shape(1)[2 if len(seen.shape(1)) == 4 else 1] if seen.has(1) else query[1]
-    keys += seen.shape(6)[2] if seen.has(6) else 0
-    return (prod(query) // (3 if packed else 1) + prod(seen.output())) * keys
+    keys = view.shape(1)[2 if len(view.shape(1)) == 4 else 1] if view.has(1) else query[1]
+    keys += view.shape(6)[2] if view.has(6) else 0
+    return (prod(query) // (3 if packed else 1) + prod(view.output_shape())) * keys
 
 
-def _projected(past: int) -> Callable[[_Seen], int]:
+def _projected(past: int) -> Callable[[NodeView], int]:
     """Attention and QAttention: one weight [i, q + k + v], of which q and k are equally wide."""
 
-    def count(seen: _Seen) -> int:
-        batch, length, _ = seen.shape(0)
-        weight, values = seen.shape(1), seen.output()[-1]
-        keys = length + (seen.shape(past)[3] if seen.has(past) else 0)
+    def count(view: NodeView) -> int:
+        batch, length, _ = view.shape(0)
+        weight, values = view.shape(1), view.output_shape()[-1]
+        keys = length + (view.shape(past)[3] if view.has(past) else 0)
         width = (weight[1] - values) // 2 + values
         return batch * length * (prod(weight) + width * keys)
 
     return count
 
 
-def _group_query(seen: _Seen) -> int:
+def _group_query(view: NodeView) -> int:
     """GroupQueryAttention: queries are as wide as the output; the keys are those of the cache."""
-    keys = seen.shape(0)[1] + (seen.shape(3)[2] if seen.has(3) else 0)
-    if len(seen.node.outputs) > 1 and seen.node.outputs[1].name:
-        keys = seen.output(1)[2]
-    return 2 * prod(seen.output()) * keys
+    keys = view.shape(0)[1] + (view.shape(3)[2] if view.has(3) else 0)
+    if view.has_output(1):
+        keys = view.output_shape(1)[2]
+    return 2 * prod(view.output_shape()) * keys
 
 
-def _if(seen: _Seen) -> int:
-    branches = (seen.attribute("then_branch"), seen.attribute("else_branch"))
-    return max(_graph(branch, seen.shape_of) for branch in branches)
+def _if(view: NodeView) -> int:
+    branches = (view.attribute("then_branch"), view.attribute("else_branch"))
+    return max(_graph(branch, view.shape_of) for branch in branches)
 
 
-def _loop(seen: _Seen) -> int:
-    limit = seen.node.inputs[0]
+def _loop(view: NodeView) -> int:
+    limit = view.node.inputs[0]
     constant = None if limit is None else ir.convenience.get_const_tensor(limit)
     trips = 1 if constant is None else int(constant.numpy().item())
     times = max(trips, 0) if trips < _ENDLESS else 1
-    return times * _graph(seen.attribute("body"), seen.shape_of)
+    return times * _graph(view.attribute("body"), view.shape_of)
 
 
-def _scan(seen: _Seen) -> int:
-    count = int(seen.attribute("num_scan_inputs"))
-    axes: Sequence[int] = seen.attribute("scan_input_axes") or [0]
-    length = seen.shape(len(seen.node.inputs) - count)[axes[0]]
-    return length * _graph(seen.attribute("body"), seen.shape_of)
+def _scan(view: NodeView) -> int:
+    count = view.get_int("num_scan_inputs", 0)
+    axes = view.get_ints("scan_input_axes") or [0]
+    length = view.shape(len(view.node.inputs) - count)[axes[0]]
+    return length * _graph(view.attribute("body"), view.shape_of)
 
 
 def _graph(nodes: Iterable[ir.Node], shape_of: ShapeOf) -> int:
     return sum(node_macs(node, shape_of) for node in nodes)
 
 
-_COUNTERS: dict[tuple[str, str], Callable[[_Seen], int]] = {
+_COUNTERS: dict[tuple[str, str], Callable[[NodeView], int]] = {
     **{("", op): _conv for op in ("Conv", "ConvInteger", "DeformConv")},
     **{(_MICROSOFT, op): _conv for op in ("FusedConv", "NhwcFusedConv")},
     **{(domain, "QLinearConv"): _qlinear_conv for domain in ("", _MICROSOFT)},

@@ -37,7 +37,7 @@ def padded_macs(
     cut, before = Cut(coupling, dead), coupling.facts.first.shapes
     plain = padded = 0
     for node in graph:
-        if node.op_type != "Conv" or not _ungrouped(node):
+        if node.op_type != "Conv" or node.attributes.get_int("group", 1) > 1:
             continue
         weight = node.inputs[1]
         name = (weight.name or "") if weight is not None else ""
@@ -49,8 +49,3 @@ def padded_macs(
         plain += macs
         padded += macs * prod(whole) // prod(now)
     return plain, padded
-
-
-def _ungrouped(node: ir.Node) -> bool:
-    groups = node.attributes.get("group")
-    return groups is None or groups.as_int() == 1

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnxprune.cost.latency.cache import TimingCache, thread_key
 from onnxprune.cost.latency.kernels import Widths
 from onnxprune.cost.latency.probe import Kernel, time_kernel
-from onnxprune.cost.macs import ShapeOf
+from onnxprune.model.node_view import ShapeOf
 from onnxprune.model.runtime import Runtime
 
 ALIGNMENT = 4

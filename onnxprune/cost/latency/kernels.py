@@ -171,11 +171,6 @@ def _exact(total: int, part: int) -> int:
     return total // part
 
 
-def _flag(node: ir.Node, name: str) -> bool:
-    attribute = node.attributes.get(name)
-    return attribute is not None and bool(attribute.as_int())
-
-
 def _conv(data: int, weight: int) -> Callable[[ir.Node], Family]:
     slots = Slots(data, weight)
     return lambda node: Family(slots, _conv_widths, _conv_resized, _grouped, batched=True)
@@ -188,7 +183,8 @@ def _transposed_conv(node: ir.Node) -> Family:
 
 
 def _gemm(node: ir.Node) -> Family:
-    slots = Slots(transposed=(_flag(node, "transA"), _flag(node, "transB")))
+    left, right = (bool(node.attributes.get_int(name, 0)) for name in ("transA", "transB"))
+    slots = Slots(transposed=(left, right))
     return Family(slots, _gemm_widths, _gemm_resized, lambda w: {})
 
 

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxprune.cost.latency.kernels import Family, Shapes, Widths, family_of
-from onnxprune.cost.macs import ShapeOf
 from onnxprune.errors import RuntimeFailure
+from onnxprune.model.node_view import ShapeOf
 from onnxprune.model.runtime import Runtime, run
 
 _FATAL = 4

@@ -20,8 +20,9 @@ from onnxprune.cost.latency.cache import TimingCache, cache_folder, machine
 from onnxprune.cost.latency.grid import KernelTimes
 from onnxprune.cost.latency.probe import kernel_of
 from onnxprune.cost.latency.profile import profile_model
-from onnxprune.cost.macs import ShapeOf, node_macs
+from onnxprune.cost.macs import node_macs
 from onnxprune.errors import RuntimeFailure
+from onnxprune.model.node_view import ShapeOf
 from onnxprune.model.observe import Facts
 from onnxprune.model.runtime import Runtime
 
