@@ -53,7 +53,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.moments import Moments, Tap
 from onnxprune.coupling.cut import Cut
-from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.labels import AxisLabel
 from onnxprune.coupling.step import Consumer
 from onnxprune.model.constants import ConstantValues
 from onnxprune.model.runtime import Runtime, open_session, run
@@ -123,12 +123,12 @@ class FoldMeans(ir.passes.InPlacePass):
             raise ValueError("FoldMeans changes the model its target was made with")
         weights = ConstantValues(model, self.cut.coupling.facts.constants)
         work = [
-            (consumer, layer)
+            (consumer, label)
             for consumer in self.cut.coupling.consumers
-            for layer in self.cut.coupling.tensors[consumer.tensor].layers
-            if consumer.axis in layer.axes
+            for label in self.cut.coupling.tensors[consumer.tensor].axis_labels
+            if consumer.axis in label.axes
             and consumer.node not in self.skip
-            and not self.cut.alive(layer).all()
+            and not self.cut.alive(label).all()
         ]
         originals = {}
         for consumer, _ in work:
@@ -138,25 +138,25 @@ class FoldMeans(ir.passes.InPlacePass):
                     originals[consumer.weight] = weights[consumer.weight]
         values = self._constant_values(model, work)
         modified = False
-        for consumer, layer in work:
+        for consumer, label in work:
             node = linear_node(self.target.nodes, consumer.node)
             if consumer.weight not in originals or node is None or node.domain:
                 continue
             if node.op_type not in LINEAR_OPS:
                 continue
-            removed = self._removed(consumer, layer, values.get(consumer.tensor))
+            removed = self._removed(consumer, label, values.get(consumer.tensor))
             modified |= self._fold(model, node, consumer, removed, originals[consumer.weight])
         return ir.passes.PassResult(model, modified)
 
     def _constant_values(
-        self, model: ir.Model, work: list[tuple[Consumer, Layer]]
+        self, model: ir.Model, work: list[tuple[Consumer, AxisLabel]]
     ) -> dict[str, NDArray[Any]]:
         """Values, in one sample, of activations with removed channels that never change."""
         names = []
-        for consumer, layer in work:
-            tap = self._tap(consumer, layer)
-            steady = self.moments[tap].steady & ~self.cut.alive(layer)
-            if 0 not in layer.axes and (steady & (self.moments[tap].mean_square > 0)).any():
+        for consumer, label in work:
+            tap = self._tap(consumer, label)
+            steady = self.moments[tap].steady & ~self.cut.alive(label)
+            if 0 not in label.axes and (steady & (self.moments[tap].mean_square > 0)).any():
                 names.append(consumer.tensor)
         if not names:
             return {}
@@ -170,28 +170,30 @@ class FoldMeans(ir.passes.InPlacePass):
         fetched = [name for name in dict.fromkeys(names) if name not in inputs]
         return inputs | run(open_session(probe, self.runtime), self.sample, fetched)
 
-    def _tap(self, consumer: Consumer, layer: Layer) -> Tap:
+    def _tap(self, consumer: Consumer, label: AxisLabel) -> Tap:
         rank = len(self.cut.coupling.tensors[consumer.tensor].shape)
-        return Tap(consumer.tensor, layer.axes, rank)
+        return Tap(consumer.tensor, label.axes, rank)
 
-    def _removed(self, consumer: Consumer, layer: Layer, values: NDArray[Any] | None) -> _Removed:
-        moments = self.moments[self._tap(consumer, layer)]
+    def _removed(
+        self, consumer: Consumer, label: AxisLabel, values: NDArray[Any] | None
+    ) -> _Removed:
+        moments = self.moments[self._tap(consumer, label)]
         shape = list(self.cut.coupling.tensors[consumer.tensor].shape)
         if values is not None:
             shape = list(values.shape)
-        if 0 not in layer.axes:
+        if 0 not in label.axes:
             shape[0] = 1
-        dead = ~self.cut.alive(layer)
+        dead = ~self.cut.alive(label)
         steady = dead & moments.steady & (values is not None)
         means, even, uneven = (np.zeros(shape) for _ in range(3))
-        _along(means, layer.axes)[...] = np.where(dead & ~steady, moments.mean, 0.0)
+        _along(means, label.axes)[...] = np.where(dead & ~steady, moments.mean, 0.0)
         if values is not None and steady.any():
-            constants = _along(values[:1].astype(np.float64), layer.axes)
+            constants = _along(values[:1].astype(np.float64), label.axes)
             others = tuple(range(constants.ndim - steady.ndim))
             spread = np.ptp(constants, axis=others)
             same = spread <= _SAME * np.abs(constants).max(axis=others)
-            _along(even, layer.axes)[...] = np.where(steady & same, constants, 0.0)
-            _along(uneven, layer.axes)[...] = np.where(steady & ~same, constants, 0.0)
+            _along(even, label.axes)[...] = np.where(steady & same, constants, 0.0)
+            _along(uneven, label.axes)[...] = np.where(steady & ~same, constants, 0.0)
         return _Removed(means, even, uneven)
 
     def _fold(

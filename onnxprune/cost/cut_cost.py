@@ -204,7 +204,7 @@ class CutCost:
         """Class -> names of the tensors that carry it."""
         found: dict[int, list[str]] = defaultdict(list)
         for name, labels in self._coupling.tensors.items():
-            atoms: Iterable[np.ndarray] = (layer.atoms.ravel() for layer in labels.layers)
+            atoms: Iterable[np.ndarray] = (label.atoms.ravel() for label in labels.axis_labels)
             mine = np.unique(np.concatenate([self._coupling.classes[one] for one in atoms] or [[]]))
             for one in mine.astype(int).tolist():
                 found[one].append(name)

@@ -85,7 +85,9 @@ class Analysis:
         if labels is None:
             return []
         of_atom = self.coupling.classes
-        found = {int(one) for layer in labels.layers for one in np.unique(of_atom[layer.atoms])}
+        found = {
+            int(one) for label in labels.axis_labels for one in np.unique(of_atom[label.atoms])
+        }
         return [name for name, removed in classes.items() if found & set(removed)]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.coupling.closure import alive_shape
-from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.labels import AxisLabel
 from onnxprune.coupling.trace import Coupling
 
 
@@ -40,14 +40,14 @@ class Cut:
         gone[dead if isinstance(dead, np.ndarray) else list(dead)] = True
         self._gone = gone
 
-    def alive(self, layer: Layer) -> NDArray[np.bool_]:
-        """Which positions of a layer survive, same shape as its atoms."""
-        return ~self._gone[self.coupling.classes[layer.atoms]]
+    def alive(self, label: AxisLabel) -> NDArray[np.bool_]:
+        """Which positions of a label survive, same shape as its atoms."""
+        return ~self._gone[self.coupling.classes[label.atoms]]
 
     def touches(self, name: str) -> bool:
         """Whether anything of a tensor is removed."""
         labels = self.coupling.tensors.get(name)
-        return labels is not None and any(not self.alive(one).all() for one in labels.layers)
+        return labels is not None and any(not self.alive(one).all() for one in labels.axis_labels)
 
     def shape(self, name: str, *, second: bool = False) -> tuple[int, ...]:
         """Shape of a tensor after the cut, at the first or the second observed size.
@@ -60,8 +60,8 @@ class Cut:
         observed = (facts.second if second else facts.first).shapes[name]
         extents = list(observed)
         labels = self.coupling.tensors.get(name)
-        for layers in _overlapping(labels.layers if labels else ()):
-            axes, alive = self._together(layers)
+        for axis_labels in _overlapping(labels.axis_labels if labels else ()):
+            axes, alive = self._together(axis_labels)
             if alive.all():
                 continue
             surviving = alive_shape(alive)
@@ -78,8 +78,8 @@ class Cut:
             CutError: when the cut is no product of indices per axis, or nothing is left.
         """
         result: dict[int, NDArray[np.int64]] = {}
-        for layers in _overlapping(self.coupling.tensors[name].layers):
-            axes, alive = self._together(layers)
+        for axis_labels in _overlapping(self.coupling.tensors[name].axis_labels):
+            axes, alive = self._together(axis_labels)
             if alive.all():
                 continue
             size = 1
@@ -107,14 +107,16 @@ class Cut:
             bool [rows, extent], or None when the axis loses nothing.
         """
         labels = self.coupling.tensors.get(name)
-        layers = [layer for layer in (labels.layers if labels else ()) if axis in layer.axes]
-        if not layers:
+        axis_labels = [
+            label for label in (labels.axis_labels if labels else ()) if axis in label.axes
+        ]
+        if not axis_labels:
             return None
-        alive = self.alive(layers[0])
-        position = layers[0].axes.index(axis)
+        alive = self.alive(axis_labels[0])
+        position = axis_labels[0].axes.index(axis)
         for outer, index in (within or {}).items():
-            if outer in layers[0].axes[:position]:
-                alive = alive.take(index, axis=layers[0].axes.index(outer))
+            if outer in axis_labels[0].axes[:position]:
+                alive = alive.take(index, axis=axis_labels[0].axes.index(outer))
         inner = tuple(range(position + 1, alive.ndim))
         rows = np.any(alive, axis=inner).reshape(-1, alive.shape[position])
         rows = rows[rows.any(axis=1)]
@@ -123,25 +125,25 @@ class Cut:
     def alive_along(self, name: str, axis: int) -> NDArray[np.bool_]:
         """Survivors along an axis with a label of its own: bool [extent]."""
         labels = self.coupling.tensors[name]
-        for layer in labels.layers:
-            if layer.axes == (axis,):
-                return self.alive(layer)
+        for label in labels.axis_labels:
+            if label.axes == (axis,):
+                return self.alive(label)
         return np.ones(labels.shape[axis], bool)
 
-    def _together(self, layers: list[Layer]) -> tuple[tuple[int, ...], NDArray[np.bool_]]:
-        """Survivors over the union of the axes of overlapping layers."""
-        if len(layers) == 1:
-            return layers[0].axes, self.alive(layers[0])
+    def _together(self, axis_labels: list[AxisLabel]) -> tuple[tuple[int, ...], NDArray[np.bool_]]:
+        """Survivors over the union of the axes of overlapping labels."""
+        if len(axis_labels) == 1:
+            return axis_labels[0].axes, self.alive(axis_labels[0])
         axes: list[int] = []
         extents: dict[int, int] = {}
-        for layer in sorted(layers, key=lambda one: -len(one.axes)):
-            axes += [axis for axis in layer.axes if axis not in axes]
-            extents |= dict(zip(layer.axes, layer.atoms.shape, strict=True))
+        for label in sorted(axis_labels, key=lambda one: -len(one.axes)):
+            axes += [axis for axis in label.axes if axis not in axes]
+            extents |= dict(zip(label.axes, label.atoms.shape, strict=True))
         alive = np.ones([extents[axis] for axis in axes], bool)
-        for layer in layers:
-            order = sorted(range(len(layer.axes)), key=lambda i: axes.index(layer.axes[i]))
-            part = self.alive(layer).transpose(order)
-            alive &= part[tuple(slice(None) if a in layer.axes else np.newaxis for a in axes)]
+        for label in axis_labels:
+            order = sorted(range(len(label.axes)), key=lambda i: axes.index(label.axes[i]))
+            part = self.alive(label).transpose(order)
+            alive &= part[tuple(slice(None) if a in label.axes else np.newaxis for a in axes)]
         return tuple(axes), alive
 
 
@@ -163,12 +165,12 @@ def shapes_after(coupling: Coupling, dead: Iterable[int]) -> Callable[[str], tup
     return shape_of
 
 
-def _overlapping(layers: Iterable[Layer]) -> list[list[Layer]]:
-    """Split layers into sets that share axes."""
-    components: list[list[Layer]] = []
-    for layer in layers:
-        touching = [c for c in components if any(set(o.axes) & set(layer.axes) for o in c)]
-        merged = [layer, *(one for component in touching for one in component)]
+def _overlapping(axis_labels: Iterable[AxisLabel]) -> list[list[AxisLabel]]:
+    """Split labels into sets that share axes."""
+    components: list[list[AxisLabel]] = []
+    for label in axis_labels:
+        touching = [c for c in components if any(set(o.axes) & set(label.axes) for o in c)]
+        merged = [label, *(one for component in touching for one in component)]
         components = [c for c in components if not any(c is other for other in touching)]
         components.append(merged)
     return components

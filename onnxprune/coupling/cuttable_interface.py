@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from onnxprune.coupling.labels import Layer, TensorLabels, movable, project
+from onnxprune.coupling.labels import AxisLabel, TensorLabels, movable, project
 from onnxprune.coupling.step import Refusal, Step
 
 
@@ -69,13 +69,15 @@ def _emit_without(step: Step, gone: set[int], *, keeps: bool) -> None:
     labels = step.read()
     left = [axis for axis in range(len(labels.shape)) if axis not in gone]
     place = {axis: axis if keeps else number for number, axis in enumerate(left)}
-    layers = [
+    axis_labels = [
         project(step.relations, one, left)
         for one in movable(step.relations, labels)
         if set(one.axes) & set(left)
     ]
     for slot in step.outputs():
-        step.emit([Layer(tuple(place[a] for a in one.axes), one.atoms) for one in layers], slot)
+        step.emit(
+            [AxisLabel(tuple(place[a] for a in one.axes), one.atoms) for one in axis_labels], slot
+        )
 
 
 def _gather(table: int) -> Callable[[Step], None]:
@@ -84,9 +86,12 @@ def _gather(table: int) -> Callable[[Step], None]:
     def rule(step: Step) -> None:
         labels = step.read_weight(table)
         shift = len(step.shape(1)) - 1
-        layers = _columns(step, labels)
+        axis_labels = _columns(step, labels)
         step.emit(
-            [Layer(tuple(a + shift for a in one.axes), one.atoms, one.flexible) for one in layers],
+            [
+                AxisLabel(tuple(a + shift for a in one.axes), one.atoms, one.flexible)
+                for one in axis_labels
+            ],
             zero=labels.zero,
         )
 
@@ -114,15 +119,15 @@ LOOKUP_RULES: Mapping[str, Callable[[int], Callable[[Step], None]]] = {
 """Op type of a lookup -> rule, given the input slot of the table whose rows may go."""
 
 
-def _columns(step: Step, table: TensorLabels) -> list[Layer]:
+def _columns(step: Step, table: TensorLabels) -> list[AxisLabel]:
     """Labels of a table's other axes than its first.
 
     Raises:
         Refusal: when the rows of the table differ in what they can lose.
     """
-    layers = movable(step.relations, table)
-    if any(0 in layer.axes and len(layer.axes) > 1 for layer in layers):
+    axis_labels = movable(step.relations, table)
+    if any(0 in label.axes and len(label.axes) > 1 for label in axis_labels):
         raise Refusal(
             f"{step.node.op_type} runs along an axis whose entries differ from row to row"
         )
-    return [layer for layer in layers if 0 not in layer.axes]
+    return [label for label in axis_labels if 0 not in label.axes]

@@ -129,7 +129,7 @@ def find_refusals(coupling: Coupling) -> list[Refused]:
 
 
 class _ClassView:
-    """Layers, constraints and consumers of a coupling in terms of classes, by component."""
+    """Labels, constraints and consumers of a coupling in terms of classes, by component."""
 
     def __init__(self, coupling: Coupling) -> None:
         relations = coupling.relations
@@ -150,21 +150,21 @@ class _ClassView:
         self.alignments = self._by_component(
             [np.unique(self.classes[a], axis=0) for a in relations.alignments]
         )
-        self.layers: dict[int, list[tuple[str, tuple[int, ...], NDArray[np.int32]]]]
-        self.layers = defaultdict(list)
+        self.axis_labels: dict[int, list[tuple[str, tuple[int, ...], NDArray[np.int32]]]]
+        self.axis_labels = defaultdict(list)
         for name, labels in coupling.tensors.items():
-            for layer in labels.layers:
-                ids = self.classes[layer.atoms]
+            for label in labels.axis_labels:
+                ids = self.classes[label.atoms]
                 for key in self._keys(ids):
-                    self.layers[key].append((name, layer.axes, ids))
+                    self.axis_labels[key].append((name, label.axes, ids))
         self.readings: dict[int, list[tuple[Consumer, tuple[int, ...], NDArray[np.int32]]]]
         self.readings = defaultdict(list)
         for consumer in coupling.consumers:
-            for layer in coupling.tensors[consumer.tensor].layers:
-                ids = self.classes[layer.atoms]
-                if consumer.axis in layer.axes:
+            for label in coupling.tensors[consumer.tensor].axis_labels:
+                ids = self.classes[label.atoms]
+                if consumer.axis in label.axes:
                     for key in self._keys(ids):
-                        self.readings[key].append((consumer, layer.axes, ids))
+                        self.readings[key].append((consumer, label.axes, ids))
 
     def components(self) -> list[int]:
         """Components with something removable, in the order of their first atom."""
@@ -176,7 +176,7 @@ class _ClassView:
         self.unit[units] = np.arange(len(units))
         owned = tuple(
             OwnedAxes(name, axes, self._unit_of(key, ids))
-            for name, axes, ids in self.layers[key]
+            for name, axes, ids in self.axis_labels[key]
             if name in self.coupling.facts.constants
         )
         if not owned or not len(units):
@@ -225,7 +225,7 @@ class _ClassView:
     def _axes(self, key: int) -> dict[tuple[int, ...], bool]:
         """Distinct sets of units on one axis, and whether nothing else is on it."""
         found: dict[tuple[int, ...], bool] = {}
-        for _, _, ids in self.layers[key]:
+        for _, _, ids in self.axis_labels[key]:
             units = np.unique(self._unit_of(key, ids))
             mine = tuple(units[units >= 0].tolist())
             if mine:

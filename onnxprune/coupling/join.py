@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxprune.coupling.labels import (
-    Layer,
-    Layers,
+    AxisLabel,
+    AxisLabels,
     TensorLabels,
     collapse,
     drop_tied,
@@ -35,20 +35,22 @@ class Operand:
         pairs = zip(self.axes, self.labels.shape, strict=True)
         return {axis: extent for axis, extent in pairs if axis is not None and extent != 1}
 
-    def layers(self) -> Layers:
-        """Layers with the axis numbers of the space."""
+    def axis_labels(self) -> AxisLabels:
+        """Labels with the axis numbers of the space."""
         space = {own: axis for own, axis in enumerate(self.axes) if axis is not None}
-        return rename(self.labels.layers, space)
+        return rename(self.labels.axis_labels, space)
 
-    def receive(self, layers: Layers) -> None:
-        """Label a pristine constant with layers of the space."""
+    def receive(self, axis_labels: AxisLabels) -> None:
+        """Label a pristine constant with labels of the space."""
         self.labels.pristine = False
         own = {axis: i for i, axis in enumerate(self.axes) if axis is not None}
-        self.labels.layers = rename(layers, own)
+        self.labels.axis_labels = rename(axis_labels, own)
 
-    def blanks(self, layers: Layers) -> bool:
-        """True when every one of `layers` (of the space) dies to an exact zero in this operand."""
-        return self.labels.zero and all(set(one.axes) <= self.extents().keys() for one in layers)
+    def blanks(self, axis_labels: AxisLabels) -> bool:
+        """Whether what each label (of the space) removes is exactly zero in this operand."""
+        return self.labels.zero and all(
+            set(one.axes) <= self.extents().keys() for one in axis_labels
+        )
 
 
 def broadcast_axes(rank: int, common: int) -> tuple[int, ...]:
@@ -56,14 +58,14 @@ def broadcast_axes(rank: int, common: int) -> tuple[int, ...]:
     return tuple(range(common - rank, common))
 
 
-def join(relations: Relations, operands: Sequence[Operand]) -> Layers:
-    """Tie operands position by position and return the layers of the result in the space."""
+def join(relations: Relations, operands: Sequence[Operand]) -> AxisLabels:
+    """Tie operands position by position and return the labels of the result in the space."""
     ordered = sorted(operands, key=lambda operand: operand.labels.pristine)
     first = ordered[0]
     if first.labels.pristine:
         result, extents = _label_constant(relations, first, (), {}), first.extents()
     else:
-        result, extents = first.layers(), first.extents()
+        result, extents = first.axis_labels(), first.extents()
     for operand in ordered[1:]:
         if operand.labels.pristine:
             result += _label_constant(relations, operand, result, extents)
@@ -75,7 +77,7 @@ def join(relations: Relations, operands: Sequence[Operand]) -> Layers:
 
 def contract(
     relations: Relations, operands: Sequence[Operand], kept: Sequence[int], text: str
-) -> Layers:
+) -> AxisLabels:
     """Join operands, sum over every axis of the space that is not kept (einsum semantics).
 
     Args:
@@ -85,29 +87,29 @@ def contract(
         text: reason given for contracted labels that must be frozen.
 
     Returns:
-        The layers of the product, still with the axis numbers of the space.
+        The labels of the product, still with the axis numbers of the space.
     """
-    layers = join(relations, operands)
-    contracted = {axis for layer in layers for axis in layer.axes} - set(kept)
+    axis_labels = join(relations, operands)
+    contracted = {axis for label in axis_labels for axis in label.axes} - set(kept)
     safe = {axis for operand in operands if operand.labels.zero for axis in operand.extents()}
     for axis in sorted(contracted - safe):
-        layers = collapse(relations, layers, axis, text)
-    survivors = [layer for layer in layers if set(layer.axes) & set(kept)]
-    return simplify(relations, [project(relations, layer, kept) for layer in survivors])
+        axis_labels = collapse(relations, axis_labels, axis, text)
+    survivors = [label for label in axis_labels if set(label.axes) & set(kept)]
+    return simplify(relations, [project(relations, label, kept) for label in survivors])
 
 
 def _label_constant(
-    relations: Relations, operand: Operand, layers: Layers, extents: dict[int, int]
-) -> Layers:
-    """Label a pristine constant as its partner asks; return the layers only it brings."""
+    relations: Relations, operand: Operand, axis_labels: AxisLabels, extents: dict[int, int]
+) -> AxisLabels:
+    """Label a pristine constant as its partner asks; return the labels only it brings."""
     own = operand.extents()
-    received: list[Layer] = []
-    for layer in layers:
-        shared = set(layer.axes) & own.keys() & extents.keys()
+    received: list[AxisLabel] = []
+    for label in axis_labels:
+        shared = set(label.axes) & own.keys() & extents.keys()
         if shared:
-            received.append(project(relations, layer, shared))
+            received.append(project(relations, label, shared))
     brought = [
-        Layer((axis,), relations.fresh((extent,), Origin(operand.labels.name, own_axis)))
+        AxisLabel((axis,), relations.fresh((extent,), Origin(operand.labels.name, own_axis)))
         for own_axis, (axis, extent) in enumerate(
             zip(operand.axes, operand.labels.shape, strict=True)
         )
@@ -118,25 +120,25 @@ def _label_constant(
 
 
 def _join_pair(
-    relations: Relations, left: Layers, extents: dict[int, int], operand: Operand
-) -> Layers:
+    relations: Relations, left: AxisLabels, extents: dict[int, int], operand: Operand
+) -> AxisLabels:
     """Tie the labels of an operand to those joined so far; `extents` are the joined ones'."""
-    right = operand.layers()
+    right = operand.axis_labels()
     shared = extents.keys() & operand.extents().keys()
     for one in left:
         for other in right:
             _tie(relations, one, other, shared)
     for ours, theirs in ((left, right), (right, left)):
-        labelled = {axis for layer in theirs for axis in layer.axes}
-        for layer in ours:
-            fixed = (set(layer.axes) & shared) - labelled
+        labelled = {axis for label in theirs for axis in label.axes}
+        for label in ours:
+            fixed = (set(label.axes) & shared) - labelled
             if fixed:
                 text = f"it meets an axis of {operand.labels.name} that cannot be cut"
-                relations.freeze(project(relations, layer, fixed).atoms, text)
+                relations.freeze(project(relations, label, fixed).atoms, text)
     return left + right
 
 
-def _tie(relations: Relations, one: Layer, other: Layer, shared: set[int]) -> None:
+def _tie(relations: Relations, one: AxisLabel, other: AxisLabel, shared: set[int]) -> None:
     first, second = set(one.axes) & shared, set(other.axes) & shared
     common = first & second
     if not common:
@@ -147,5 +149,5 @@ def _tie(relations: Relations, one: Layer, other: Layer, shared: set[int]) -> No
         relations.unify(left.atoms, right.atoms)
         return
     for axis in sorted(common):
-        left, right = (project(relations, layer, (axis,)) for layer in (one, other))
+        left, right = (project(relations, label, (axis,)) for label in (one, other))
         relations.unify(left.atoms, right.atoms)

@@ -1,9 +1,9 @@
 """Labels of one tensor and the movements of data done on them.
 
-A *layer* is an integer array of atoms over some axes of a tensor. The order of its axes is its
-nesting order: rows of a joint layer may be ragged inside, and changing the order costs an
-alignment. An element of a tensor is removed when the atom of any layer at its position is dead.
-An axis without a layer is fixed.
+A *label* is an integer array of atoms over some axes of a tensor. The order of its axes is its
+nesting order: rows of a joint label may be ragged inside, and changing the order costs an
+alignment. An element of a tensor is removed when the atom of any label at its position is dead.
+An axis without a label is fixed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnxprune.coupling.relations import Origin, Relations
 
 
 @dataclass(frozen=True)
-class Layer:
+class AxisLabel:
     """Atoms over some axes of a tensor.
 
     Attributes:
@@ -32,7 +32,7 @@ class Layer:
     flexible: bool = False
 
 
-Layers = tuple[Layer, ...]
+AxisLabels = tuple[AxisLabel, ...]
 
 
 @dataclass
@@ -42,7 +42,7 @@ class TensorLabels:
     Attributes:
         name: name of the tensor in the graph.
         shape: its concrete shape at the traced size.
-        layers: its labels.
+        axis_labels: its labels.
         constant: made from constants by movement alone.
         pristine: a constant no op has looked at yet; its first partner labels it.
         zero: the value is zero where it is removed, once all dead constant slices are zero.
@@ -51,7 +51,7 @@ class TensorLabels:
 
     name: str
     shape: tuple[int, ...]
-    layers: Layers = field(default=())
+    axis_labels: AxisLabels = field(default=())
     constant: bool = False
     pristine: bool = False
     zero: bool = False
@@ -61,31 +61,32 @@ class TensorLabels:
         """Give a pristine constant atoms of its own, one label for each axis longer than 1."""
         if self.pristine:
             self.pristine = False
-            self.layers = tuple(
-                Layer((axis,), relations.fresh((extent,), Origin(self.name, axis)))
+            self.axis_labels = tuple(
+                AxisLabel((axis,), relations.fresh((extent,), Origin(self.name, axis)))
                 for axis, extent in enumerate(self.shape)
                 if extent > 1
             )
 
 
-def movable(relations: Relations, labels: TensorLabels) -> Layers:
-    """Layers of a tensor that is about to be moved as a whole."""
+def movable(relations: Relations, labels: TensorLabels) -> AxisLabels:
+    """Labels of a tensor that is about to be moved as a whole."""
     labels.materialise(relations)
-    return labels.layers
+    return labels.axis_labels
 
 
-def rename(layers: Iterable[Layer], axes: dict[int, int]) -> Layers:
-    """Give layers the axis numbers of another tensor; `axes` maps old to new."""
+def rename(axis_labels: Iterable[AxisLabel], axes: dict[int, int]) -> AxisLabels:
+    """Give labels the axis numbers of another tensor; `axes` maps old to new."""
     return tuple(
-        Layer(tuple(axes[a] for a in layer.axes), layer.atoms, layer.flexible) for layer in layers
+        AxisLabel(tuple(axes[a] for a in label.axes), label.atoms, label.flexible)
+        for label in axis_labels
     )
 
 
-def simplify(relations: Relations, layers: Iterable[Layer]) -> Layers:
-    """Bring layers to normal form: no extent 1, no repeated rows, nothing wholly frozen."""
+def simplify(relations: Relations, axis_labels: Iterable[AxisLabel]) -> AxisLabels:
+    """Bring labels to normal form: no extent 1, no repeated rows, nothing wholly frozen."""
     result = []
-    for layer in layers:
-        axes, atoms = list(layer.axes), relations.roots(layer.atoms)
+    for label in axis_labels:
+        axes, atoms = list(label.axes), relations.roots(label.atoms)
         if atoms.size == 0:
             continue
         for position in reversed(range(len(axes))):
@@ -99,105 +100,107 @@ def simplify(relations: Relations, layers: Iterable[Layer]) -> Layers:
         if len(axes) == 1 and (atoms == atoms[0]).all():
             relations.freeze(atoms[:1], "the whole axis would go at once")
         if relations.find(atoms).any():
-            result.append(Layer(tuple(axes), atoms, layer.flexible))
+            result.append(AxisLabel(tuple(axes), atoms, label.flexible))
     return tuple(result)
 
 
-def drop_tied(layers: Layers) -> Layers:
-    """Drop layers whose axes another layer covers: joining has already tied their classes."""
-    kept: list[Layer] = []
-    for layer in sorted(layers, key=lambda one: (-len(one.axes), one.flexible)):
-        if not any(set(layer.axes) <= set(other.axes) for other in kept):
-            kept.append(layer)
+def drop_tied(axis_labels: AxisLabels) -> AxisLabels:
+    """Drop labels whose axes another label covers: joining has already tied their classes."""
+    kept: list[AxisLabel] = []
+    for label in sorted(axis_labels, key=lambda one: (-len(one.axes), one.flexible)):
+        if not any(set(label.axes) <= set(other.axes) for other in kept):
+            kept.append(label)
     return tuple(kept)
 
 
-def align_nesting(relations: Relations, layer: Layer) -> None:
-    """Demand that what survives of a joint layer is a product of positions per axis."""
-    for position in range(1, len(layer.axes)):
-        columns = layer.atoms.shape[position]
-        relations.align(np.moveaxis(layer.atoms, position, -1).reshape(-1, columns))
+def align_nesting(relations: Relations, label: AxisLabel) -> None:
+    """Demand that what survives of a joint label is a product of positions per axis."""
+    for position in range(1, len(label.axes)):
+        columns = label.atoms.shape[position]
+        relations.align(np.moveaxis(label.atoms, position, -1).reshape(-1, columns))
 
 
-def project(relations: Relations, layer: Layer, keep: Iterable[int]) -> Layer:
-    """Label a subset of a layer's axes: a kept position dies when its whole row does.
+def project(relations: Relations, label: AxisLabel, keep: Iterable[int]) -> AxisLabel:
+    """Label a subset of a label's axes: a kept position dies when its whole row does.
 
     Keeping a prefix of the nesting order leaves rows free; any other subset shares positions
     between rows and therefore aligns them.
     """
     wanted = set(keep)
-    kept = [i for i, axis in enumerate(layer.axes) if axis in wanted]
-    dropped = [i for i, axis in enumerate(layer.axes) if axis not in wanted]
+    kept = [i for i, axis in enumerate(label.axes) if axis in wanted]
+    dropped = [i for i, axis in enumerate(label.axes) if axis not in wanted]
     if not dropped:
-        return layer
-    shape = tuple(layer.atoms.shape[i] for i in kept)
-    rows = layer.atoms.transpose(kept + dropped).reshape(int(np.prod(shape)), -1)
+        return label
+    shape = tuple(label.atoms.shape[i] for i in kept)
+    rows = label.atoms.transpose(kept + dropped).reshape(int(np.prod(shape)), -1)
     if kept != list(range(len(kept))):
         relations.align(rows.T)
     atoms = relations.conjunction(rows).reshape(shape)
-    return Layer(tuple(layer.axes[i] for i in kept), atoms, layer.flexible)
+    return AxisLabel(tuple(label.axes[i] for i in kept), atoms, label.flexible)
 
 
-def reorder(relations: Relations, layer: Layer, axes: Sequence[int]) -> Layer:
-    """Nest a layer in another order of the same axes."""
-    if tuple(axes) == layer.axes:
-        return layer
-    align_nesting(relations, layer)
-    order = [layer.axes.index(axis) for axis in axes]
-    return Layer(tuple(axes), layer.atoms.transpose(order), layer.flexible)
+def reorder(relations: Relations, label: AxisLabel, axes: Sequence[int]) -> AxisLabel:
+    """Nest a label in another order of the same axes."""
+    if tuple(axes) == label.axes:
+        return label
+    align_nesting(relations, label)
+    order = [label.axes.index(axis) for axis in axes]
+    return AxisLabel(tuple(axes), label.atoms.transpose(order), label.flexible)
 
 
-def collapse(relations: Relations, layers: Iterable[Layer], axis: int, text: str) -> Layers:
+def collapse(
+    relations: Relations, axis_labels: Iterable[AxisLabel], axis: int, text: str
+) -> AxisLabels:
     """Statistics run over an axis: freeze a plain label, tie a joint one along it."""
     result = []
-    for layer in layers:
-        if axis not in layer.axes:
-            result.append(layer)
-        elif len(layer.axes) == 1:
-            relations.freeze(layer.atoms, text)
+    for label in axis_labels:
+        if axis not in label.axes:
+            result.append(label)
+        elif len(label.axes) == 1:
+            relations.freeze(label.atoms, text)
         else:
-            first = layer.atoms.take([0], axis=layer.axes.index(axis))
-            relations.unify(layer.atoms, np.broadcast_to(first, layer.atoms.shape))
-            result.append(layer)
+            first = label.atoms.take([0], axis=label.axes.index(axis))
+            relations.unify(label.atoms, np.broadcast_to(first, label.atoms.shape))
+            result.append(label)
     return simplify(relations, result)
 
 
 def take(
-    relations: Relations, layers: Iterable[Layer], axis: int, index: NDArray[np.int64]
-) -> Layers:
+    relations: Relations, axis_labels: Iterable[AxisLabel], axis: int, index: NDArray[np.int64]
+) -> AxisLabels:
     """Labels after `numpy.take(x, index, axis)` with a 1-D index.
 
-    One index serves all rows of a joint layer. So no surviving row may lose its part whole, up to
+    One index serves all rows of a joint label. So no surviving row may lose its part whole, up to
     the end of a range every row has to keep equally many entries, and for any other index the
     rows keep the same positions.
     """
     steps = np.unique(np.diff(index))
     result = []
-    for layer in layers:
-        if axis not in layer.axes:
-            result.append(layer)
+    for label in axis_labels:
+        if axis not in label.axes:
+            result.append(label)
             continue
-        position = layer.axes.index(axis)
+        position = label.axes.index(axis)
         if position and len(steps) > 1:
-            align_nesting(relations, layer)
+            align_nesting(relations, label)
         elif position and len(index) and index.min() > 0:
-            relations.rectangle(layer.atoms.take(np.arange(index.max() + 1), axis=position))
-        atoms = layer.atoms.take(index, axis=position)
+            relations.rectangle(label.atoms.take(np.arange(index.max() + 1), axis=position))
+        atoms = label.atoms.take(index, axis=position)
         if position and len(index):
             rows = int(np.prod(atoms.shape[:position]))
-            part, whole = (relations.conjunction(a.reshape(rows, -1)) for a in (atoms, layer.atoms))
+            part, whole = (relations.conjunction(a.reshape(rows, -1)) for a in (atoms, label.atoms))
             relations.unify(part, whole)
         relations.rectangle(atoms)
-        result.append(Layer(layer.axes, atoms, layer.flexible))
+        result.append(AxisLabel(label.axes, atoms, label.flexible))
     return simplify(relations, result)
 
 
-def combine(relations: Relations, left: Layer, right: Layer) -> Layer:
-    """Make two independent layers one joint layer: an element dies with its row or its column."""
+def combine(relations: Relations, left: AxisLabel, right: AxisLabel) -> AxisLabel:
+    """Make two independent labels one joint label: an element dies with its row or its column."""
     shape = left.atoms.shape + right.atoms.shape
     axes = left.axes + right.axes
     atoms = relations.fresh(shape, Origin(relations.node, axes[0]))
-    joint = Layer(axes, atoms)
+    joint = AxisLabel(axes, atoms)
     for part in (left, right):
         projected = project(relations, joint, part.axes)
         relations.unify(projected.atoms, part.atoms)
@@ -205,21 +208,23 @@ def combine(relations: Relations, left: Layer, right: Layer) -> Layer:
     return joint
 
 
-def merge_overlapping(relations: Relations, layers: Iterable[Layer], axes: Iterable[int]) -> Layers:
-    """Make one layer of all those that touch any of `axes`; leave the others alone."""
+def merge_overlapping(
+    relations: Relations, axis_labels: Iterable[AxisLabel], axes: Iterable[int]
+) -> AxisLabels:
+    """Make one label of all those that touch any of `axes`; leave the others alone."""
     wanted = set(axes)
-    touching = [layer for layer in layers if wanted & set(layer.axes)]
-    others = [layer for layer in layers if not wanted & set(layer.axes)]
-    if any(not layer.flexible for layer in touching):
-        for layer in touching:
-            if layer.flexible:
-                relations.freeze(layer.atoms, "the repeat count of an expanded axis stays")
-        touching = [layer for layer in touching if not layer.flexible]
+    touching = [label for label in axis_labels if wanted & set(label.axes)]
+    others = [label for label in axis_labels if not wanted & set(label.axes)]
+    if any(not label.flexible for label in touching):
+        for label in touching:
+            if label.flexible:
+                relations.freeze(label.atoms, "the repeat count of an expanded axis stays")
+        touching = [label for label in touching if not label.flexible]
     while len(touching) > 1:
         left, right = touching[:2]
         if set(left.axes) & set(right.axes):
-            for layer in (left, right):
-                relations.freeze(layer.atoms, "labels that share an axis would have to be merged")
+            for label in (left, right):
+                relations.freeze(label.atoms, "labels that share an axis would have to be merged")
             touching[:2] = []
         else:
             touching[:2] = [combine(relations, left, right)]
@@ -249,29 +254,29 @@ def _matching_blocks(
 
 def _reshape_block(
     relations: Relations,
-    layer: Layer,
+    label: AxisLabel,
     block: tuple[list[int], list[int]],
     before: tuple[int, ...],
     after: tuple[int, ...],
-) -> Layer:
-    """Reshape the part of a layer that one block covers; new axes are numbered -1 - axis."""
+) -> AxisLabel:
+    """Reshape the part of a label that one block covers; new axes are numbered -1 - axis."""
     ours, theirs = block
-    start = min(layer.axes.index(axis) for axis in ours if axis in layer.axes)
-    head = layer.axes[:start]
-    tail = tuple(axis for axis in layer.axes[start:] if axis not in ours)
+    start = min(label.axes.index(axis) for axis in ours if axis in label.axes)
+    head = label.axes[:start]
+    tail = tuple(axis for axis in label.axes[start:] if axis not in ours)
     nested = head + tuple(ours) + tail
-    layer = reorder(relations, layer, [axis for axis in nested if axis in layer.axes])
-    atoms = layer.atoms[tuple(slice(None) if axis in layer.axes else np.newaxis for axis in nested)]
-    extents = dict(zip(layer.axes, layer.atoms.shape, strict=True))
+    label = reorder(relations, label, [axis for axis in nested if axis in label.axes])
+    atoms = label.atoms[tuple(slice(None) if axis in label.axes else np.newaxis for axis in nested)]
+    extents = dict(zip(label.axes, label.atoms.shape, strict=True))
     atoms = np.broadcast_to(atoms, tuple(extents.get(a, before[a]) for a in nested))
     shape = [extents[axis] for axis in head] + [after[a] for a in theirs]
     atoms = atoms.reshape(*shape, *(extents[axis] for axis in tail))
-    return Layer(head + tuple(-1 - axis for axis in theirs) + tail, atoms, layer.flexible)
+    return AxisLabel(head + tuple(-1 - axis for axis in theirs) + tail, atoms, label.flexible)
 
 
 def reshape(
-    relations: Relations, layers: Layers, before: tuple[int, ...], after: tuple[int, ...]
-) -> Layers:
+    relations: Relations, axis_labels: AxisLabels, before: tuple[int, ...], after: tuple[int, ...]
+) -> AxisLabels:
     """Labels after a reshape: blocks of axes are split and merged on the atom arrays."""
     if 0 in before or 0 in after:
         return ()
@@ -282,53 +287,53 @@ def reshape(
             renamed[ours[0]] = -1 - theirs[0]
         else:
             split.append((ours, theirs))
-            layers = merge_overlapping(relations, layers, ours)
+            axis_labels = merge_overlapping(relations, axis_labels, ours)
     result = []
-    for layer in layers:
+    for label in axis_labels:
         for block in split:
-            if set(block[0]) & set(layer.axes):
-                layer = _reshape_block(relations, layer, block, before, after)
-        axes = tuple(-1 - (axis if axis < 0 else renamed[axis]) for axis in layer.axes)
-        result.append(Layer(axes, layer.atoms, layer.flexible))
+            if set(block[0]) & set(label.axes):
+                label = _reshape_block(relations, label, block, before, after)
+        axes = tuple(-1 - (axis if axis < 0 else renamed[axis]) for axis in label.axes)
+        result.append(AxisLabel(axes, label.atoms, label.flexible))
     simple = simplify(relations, result)
-    for layer in simple:
-        relations.rectangle(layer.atoms)
+    for label in simple:
+        relations.rectangle(label.atoms)
     return simple
 
 
-def concat(relations: Relations, parts: Sequence[tuple[Layers, int]], axis: int) -> Layers:
-    """Concatenate the layers that carry the axis.
+def concat(relations: Relations, parts: Sequence[tuple[AxisLabels, int]], axis: int) -> AxisLabels:
+    """Concatenate the labels that carry the axis.
 
     Args:
         relations: where new constraints are recorded.
-        parts: for each input its layers that contain `axis` and its extent there.
+        parts: for each input its labels that contain `axis` and its extent there.
         axis: the concatenated axis.
     """
     extents: dict[int, int] = {}
     order: list[int] = []
-    merged: list[tuple[Layer | None, int]] = []
-    for layers, extent in parts:
-        whole = merge_overlapping(relations, layers, (axis,))
-        layer = whole[0] if whole else None
-        merged.append((layer, extent))
-        if layer is not None:
-            for a, e in zip(layer.axes, layer.atoms.shape, strict=True):
+    merged: list[tuple[AxisLabel | None, int]] = []
+    for axis_labels, extent in parts:
+        whole = merge_overlapping(relations, axis_labels, (axis,))
+        label = whole[0] if whole else None
+        merged.append((label, extent))
+        if label is not None:
+            for a, e in zip(label.axes, label.atoms.shape, strict=True):
                 extents[a] = e
                 if a not in order:
                     order.append(a)
     if not order:
         return ()
     arrays = []
-    for layer, extent in merged:
+    for label, extent in merged:
         shape = tuple(extent if a == axis else extents[a] for a in order)
-        if layer is None:
+        if label is None:
             arrays.append(np.zeros(shape, np.int32))
             continue
-        layer = reorder(relations, layer, [a for a in order if a in layer.axes])
-        spread = tuple(slice(None) if a in layer.axes else np.newaxis for a in order)
-        arrays.append(np.broadcast_to(layer.atoms[spread], shape))
+        label = reorder(relations, label, [a for a in order if a in label.axes])
+        spread = tuple(slice(None) if a in label.axes else np.newaxis for a in order)
+        arrays.append(np.broadcast_to(label.atoms[spread], shape))
     atoms = np.concatenate(arrays, axis=order.index(axis))
-    simple = simplify(relations, [Layer(tuple(order), atoms)])
-    for layer in simple:
-        relations.rectangle(layer.atoms)
+    simple = simplify(relations, [AxisLabel(tuple(order), atoms)])
+    for label in simple:
+        relations.rectangle(label.atoms)
     return simple

@@ -11,7 +11,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.coupling.join import Operand, broadcast_axes, join
-from onnxprune.coupling.labels import Layer, Layers, TensorLabels, collapse, rename, simplify
+from onnxprune.coupling.labels import (
+    AxisLabel,
+    AxisLabels,
+    TensorLabels,
+    collapse,
+    rename,
+    simplify,
+)
 from onnxprune.coupling.relations import Relations
 
 Rule = "Callable[[Step], None]"
@@ -190,20 +197,25 @@ class Step:
         return int(self.attribute(name, default)) % max(rank, 1)
 
     def emit(
-        self, layers: Iterable[Layer], slot: int = 0, *, zero: bool = False, constant: bool = False
+        self,
+        axis_labels: Iterable[AxisLabel],
+        slot: int = 0,
+        *,
+        zero: bool = False,
+        constant: bool = False,
     ) -> TensorLabels:
         """Set the labels of an output (brought to normal form).
 
         Raises:
-            Refusal: the shape was not observed, or is not the one that the layers are made for.
+            Refusal: the shape was not observed, or is not the one that the labels are made for.
         """
         name = self.node.outputs[slot].name or ""
         shape = self.out_shape(slot)
-        layers = simplify(self.relations, layers)
+        axis_labels = simplify(self.relations, axis_labels)
         extents = dict(enumerate(shape))
-        if any(tuple(map(extents.get, one.axes)) != one.atoms.shape for one in layers):
+        if any(tuple(map(extents.get, one.axes)) != one.atoms.shape for one in axis_labels):
             raise Refusal(f"{self.node.op_type} returned another shape than its rule expects")
-        labels = TensorLabels(name, shape, layers, constant, False, zero)
+        labels = TensorLabels(name, shape, axis_labels, constant, False, zero)
         self.tensors[name] = labels
         return labels
 
@@ -222,18 +234,18 @@ class Step:
         Returns:
             False when the axis has to be fixed: not asked for, a joint label, or nothing there.
         """
-        plain = any(layer.axes == (axis,) for layer in labels.layers)
+        plain = any(label.axes == (axis,) for label in labels.axis_labels)
         if not (self.normalised and plain) or (widened and not labels.zero):
             return False
         node = node_id(self.node)
         self.statistics.append(Statistic(node, labels.name, axis, widened, labels.zero))
         return True
 
-    def fix(self, labels: TensorLabels, axes: Iterable[int], text: str) -> Layers:
+    def fix(self, labels: TensorLabels, axes: Iterable[int], text: str) -> AxisLabels:
         """Freeze the labels of some axes (tie joint ones along them) and return what is left."""
         for axis in axes:
-            labels.layers = collapse(self.relations, labels.layers, axis, text)
-        return labels.layers
+            labels.axis_labels = collapse(self.relations, labels.axis_labels, axis, text)
+        return labels.axis_labels
 
     def add_bias(self, output: TensorLabels, slot: int, axes: Sequence[int]) -> None:
         """Join an additive input with an output already emitted."""
@@ -241,18 +253,18 @@ class Step:
             return
         bias = self.read_weight(slot)
         operands = [Operand(output, tuple(range(len(output.shape)))), Operand(bias, tuple(axes))]
-        output.layers = join(self.relations, operands)
-        output.zero = output.zero and Operand(bias, tuple(axes)).blanks(output.layers)
+        output.axis_labels = join(self.relations, operands)
+        output.zero = output.zero and Operand(bias, tuple(axes)).blanks(output.axis_labels)
 
-    def join_inputs(self, slots: Sequence[int]) -> tuple[list[Operand], Layers]:
-        """Broadcast inputs against each other; returns the operands and the result's layers."""
+    def join_inputs(self, slots: Sequence[int]) -> tuple[list[Operand], AxisLabels]:
+        """Broadcast inputs against each other; returns the operands and the result's labels."""
         rank = len(self.out_shape())
         labels = [self.read(slot) for slot in slots]
         operands = [Operand(one, broadcast_axes(len(one.shape), rank)) for one in labels]
         return operands, join(self.relations, operands)
 
-    def move(self, labels: TensorLabels, axes: Mapping[int, int]) -> Layers:
-        """Layers of a tensor under new axis numbers; layers on axes that vanish are left out."""
+    def move(self, labels: TensorLabels, axes: Mapping[int, int]) -> AxisLabels:
+        """Labels of a tensor under new axis numbers; labels on axes that vanish are left out."""
         labels.materialise(self.relations)
-        kept = [layer for layer in labels.layers if all(axis in axes for axis in layer.axes)]
+        kept = [label for label in labels.axis_labels if all(axis in axes for axis in label.axes)]
         return rename(kept, dict(axes))

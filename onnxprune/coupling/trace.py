@@ -66,9 +66,9 @@ class Coupling:
             int(one)
             for statistic in self.statistics
             if not statistic.exact
-            for layer in self.tensors[statistic.tensor].layers
-            if layer.axes == (statistic.axis,)
-            for one in np.unique(self.classes[layer.atoms])
+            for label in self.tensors[statistic.tensor].axis_labels
+            if label.axes == (statistic.axis,)
+            for one in np.unique(self.classes[label.atoms])
         } - {0}
 
 
@@ -284,10 +284,10 @@ def _freeze(
     """Freeze what lies on none of the spared axes."""
     labels.integer = False
     labels.materialise(relations)
-    for layer in labels.layers:
-        if not set(layer.axes) & set(spared):
-            relations.freeze(layer.atoms, text)
-    labels.layers = tuple(one for one in labels.layers if set(one.axes) & set(spared))
+    for label in labels.axis_labels:
+        if not set(label.axes) & set(spared):
+            relations.freeze(label.atoms, text)
+    labels.axis_labels = tuple(one for one in labels.axis_labels if set(one.axes) & set(spared))
 
 
 def _demand_product_cuts(
@@ -295,11 +295,13 @@ def _demand_product_cuts(
 ) -> None:
     """A plan lists kept indices per axis, so the cut of a constant has to be a product."""
     for name in facts.constants:
-        layers = tensors[name].layers
-        for layer in layers:
-            others = [one for one in layers if one is not layer and set(one.axes) & set(layer.axes)]
-            if len(layer.axes) > 1 and not others:
-                align_nesting(relations, layer)
+        axis_labels = tensors[name].axis_labels
+        for label in axis_labels:
+            others = [
+                one for one in axis_labels if one is not label and set(one.axes) & set(label.axes)
+            ]
+            if len(label.axes) > 1 and not others:
+                align_nesting(relations, label)
 
 
 def _close_definitions(relations: Relations) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.labels import AxisLabel
 from onnxprune.coupling.step import Consumer
 from onnxprune.surgery.editable_model import EditableModel
 
@@ -62,9 +62,9 @@ def _convolved_ones(
     transposed = node.op_type == "ConvTranspose"
     taps = _summed_taps(levels, weight.astype(np.float64), group, transposed)
     value = editor.add_initializer(f"{output}/constant_taps", taps.astype(weight.dtype))
-    made = [one for one in target.coupling.tensors[output].layers if one.axes == (1,)]
+    made = [one for one in target.coupling.tensors[output].axis_labels if one.axes == (1,)]
     axis = 1 if transposed else 0
-    target.register_constant(value, tuple(Layer((axis,), one.atoms) for one in made))
+    target.register_constant(value, tuple(AxisLabel((axis,), one.atoms) for one in made))
     attributes = [a for key, a in node.attributes.items() if key != "group"]
     ones = _ones(target, node, weight.dtype)
     conv = ir.Node("", node.op_type, [ones, value], attributes, num_outputs=1)

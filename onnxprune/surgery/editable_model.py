@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.coupling.cut import Cut
-from onnxprune.coupling.labels import Layer, TensorLabels, rename
+from onnxprune.coupling.labels import AxisLabel, TensorLabels, rename
 from onnxprune.coupling.trace import Coupling
 from onnxprune.model.observe import constants_of
 from onnxprune.surgery.integers import Editor
@@ -71,7 +71,7 @@ class EditableModel:
             if cut.touches(name):
                 shape = tuple(tensor.shape.numpy())
                 self.register_tensor(
-                    name, (shape, shape), self.coupling.tensors[name].layers, tensor
+                    name, (shape, shape), self.coupling.tensors[name].axis_labels, tensor
                 )
 
     def set_weight(self, node: ir.Node, slot: int, array: NDArray[Any]) -> None:
@@ -85,18 +85,18 @@ class EditableModel:
         old = node.inputs[slot]
         assert old is not None
         assert old.name
-        layers = self.coupling.tensors[old.name].layers
+        axis_labels = self.coupling.tensors[old.name].axis_labels
         if old.is_initializer() and not old.is_graph_output():
             tensor = ir.tensor(array, name=old.name)
             old.const_value = tensor
-            self.register_tensor(old.name, (array.shape, array.shape), layers, tensor)
+            self.register_tensor(old.name, (array.shape, array.shape), axis_labels, tensor)
             return
         value = self.editor.add_initializer(f"{node.outputs[0].name}/weight", array)
         node.replace_input_with(slot, value)
         if not old.is_graph_output():
             # readers are known by the names of their weights
             old.name, value.name = value.name, old.name
-        self.register_constant(value, layers)
+        self.register_constant(value, axis_labels)
         self._drop_chain(old)
 
     def _drop_chain(self, value: ir.Value) -> None:
@@ -138,22 +138,22 @@ class EditableModel:
         self.register_tensor(
             inner,
             (facts.first.shapes[name], facts.second.shapes[name]),
-            self.coupling.tensors[name].layers,
+            self.coupling.tensors[name].axis_labels,
         )
 
-    def register_constant(self, value: ir.Value, layers: tuple[Layer, ...]) -> None:
+    def register_constant(self, value: ir.Value, axis_labels: tuple[AxisLabel, ...]) -> None:
         """Tell the coupling of a constant added to the graph."""
         tensor = value.const_value
         assert tensor is not None
         assert value.name
         shape = tuple(tensor.shape.numpy())
-        self.register_tensor(value.name, (shape, shape), layers, tensor)
+        self.register_tensor(value.name, (shape, shape), axis_labels, tensor)
 
     def register_tensor(
         self,
         name: str,
         shapes: tuple[tuple[int, ...], tuple[int, ...]],
-        layers: Iterable[Layer] = (),
+        axis_labels: Iterable[AxisLabel] = (),
         tensor: ir.TensorProtocol | None = None,
     ) -> None:
         """Tell the coupling of a tensor added to the graph, or of a constant's new value.
@@ -161,14 +161,14 @@ class EditableModel:
         Args:
             name: its name.
             shapes: its shape at the first and at the second traced size.
-            layers: its labels.
+            axis_labels: its labels.
             tensor: the value of a constant.
         """
         for known, shape in zip(self._shapes, shapes, strict=True):
             known[name] = shape
         if tensor is not None:
             self._constants[name] = tensor
-        self._tensors[name] = TensorLabels(name, shapes[0], tuple(layers), tensor is not None)
+        self._tensors[name] = TensorLabels(name, shapes[0], tuple(axis_labels), tensor is not None)
 
     def _into_slot(self, node: ir.Node, vector: NDArray[np.float64], dtype: np.dtype[Any]) -> bool:
         """Conv, ConvTranspose: input 2 is the bias, [O]."""
@@ -222,11 +222,11 @@ class EditableModel:
         if len(old.uses()) == 1 and old.is_initializer() and not old.is_graph_output():
             changed = ir.tensor(total, dtype=tensor.dtype, name=old.name)
             old.const_value = changed
-            self.register_tensor(old.name, (shape, shape), labels.layers, changed)
+            self.register_tensor(old.name, (shape, shape), labels.axis_labels, changed)
             return True
         value = self.editor.add_initializer(f"{old.name}/{node.outputs[0].name}", total)
         node.replace_input_with(slot, value)
-        self.register_constant(value, labels.layers)
+        self.register_constant(value, labels.axis_labels)
         self.editor.drop_if_unused(old)
         return True
 
@@ -237,10 +237,10 @@ class EditableModel:
         value = self.editor.add_initializer(f"{output}/bias", array)
         shift = rank - array.ndim if channel is None else channel
         covered = {axis + shift: axis for axis, extent in enumerate(array.shape) if extent > 1}
-        layers = [
-            layer
-            for layer in self.coupling.tensors[output].layers
-            if set(layer.axes) <= covered.keys()
+        axis_labels = [
+            label
+            for label in self.coupling.tensors[output].axis_labels
+            if set(label.axes) <= covered.keys()
         ]
-        self.register_constant(value, rename(layers, covered))
+        self.register_constant(value, rename(axis_labels, covered))
         return value

@@ -108,4 +108,4 @@ def replace_constant(target: EditableModel, name: str, array: NDArray[Any]) -> N
         node.attributes.clear()
         node.attributes["value"] = ir.AttrTensor("value", tensor)
         node.outputs[0].const_value = None
-    target.register_tensor(name, (shape, shape), target.coupling.tensors[name].layers, tensor)
+    target.register_tensor(name, (shape, shape), target.coupling.tensors[name].axis_labels, tensor)

@@ -294,9 +294,9 @@ def _atoms_at(
     """Atoms at some positions of an axis, or their classes."""
     labels = coupling.tensors.get(name)
     found: set[int] = set()
-    for layer in labels.layers if labels is not None else ():
-        if axis in layer.axes:
-            atoms = layer.atoms.take(index, axis=layer.axes.index(axis))
+    for label in labels.axis_labels if labels is not None else ():
+        if axis in label.axes:
+            atoms = label.atoms.take(index, axis=label.axes.index(axis))
             found |= set(np.unique(coupling.classes[atoms] if of_class else atoms).tolist())
     return sorted(found)
 

@@ -113,10 +113,10 @@ def exclude_entries(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
     name = value.name or ""
     labels = cut.coupling.tensors[name]
     alive = np.ones([1] * len(labels.shape), bool)
-    for layer in labels.layers:
-        kept = cut.alive(layer).transpose(np.argsort(layer.axes))
+    for label in labels.axis_labels:
+        kept = cut.alive(label).transpose(np.argsort(label.axes))
         if not kept.all():
-            extents = [n if a in layer.axes else 1 for a, n in enumerate(labels.shape)]
+            extents = [n if a in label.axes else 1 for a, n in enumerate(labels.shape)]
             alive = alive & kept.reshape(extents)
     for axis in range(alive.ndim):  # what does not depend on an axis serves any length of it
         same = alive.take([0], axis)

@@ -20,9 +20,9 @@ def traced(signature: str, body: str, opening: Opening, **shapes: tuple[int, ...
 
 def free(coupling: Coupling, tensor: str, axis: int) -> bool:
     """Whether every entry of an axis can go by itself."""
-    for layer in coupling.tensors[tensor].layers:
-        if layer.axes == (axis,):
-            classes = coupling.classes[layer.atoms]
+    for label in coupling.tensors[tensor].axis_labels:
+        if label.axes == (axis,):
+            classes = coupling.classes[label.atoms]
             return bool(classes.all()) and len(set(classes.tolist())) == len(classes)
     return False
 

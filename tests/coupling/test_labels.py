@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.coupling.labels import (
-    Layer,
+    AxisLabel,
     TensorLabels,
     collapse,
     combine,
@@ -30,10 +30,10 @@ def relations() -> Relations:
     return Relations()
 
 
-def layer(
+def label(
     relations: Relations, axes: tuple[int, ...], *shape: int, flexible: bool = False
-) -> Layer:
-    return Layer(axes, relations.fresh(shape, HERE), flexible)
+) -> AxisLabel:
+    return AxisLabel(axes, relations.fresh(shape, HERE), flexible)
 
 
 def test_a_pristine_constant_gets_one_label_for_each_axis_longer_than_one(
@@ -42,29 +42,32 @@ def test_a_pristine_constant_gets_one_label_for_each_axis_longer_than_one(
     labels = TensorLabels("w", (3, 1, 4), pristine=True)
     labels.materialise(relations)
     labels.materialise(relations)
-    assert [(one.axes, one.atoms.shape) for one in labels.layers] == [((0,), (3,)), ((2,), (4,))]
+    assert [(one.axes, one.atoms.shape) for one in labels.axis_labels] == [
+        ((0,), (3,)),
+        ((2,), (4,)),
+    ]
 
 
 def test_normal_form_drops_equal_rows(relations: Relations) -> None:
     heads = relations.fresh((4,), HERE)
-    (plain,) = simplify(relations, [Layer((0, 1), np.stack([heads, heads]))])
+    (plain,) = simplify(relations, [AxisLabel((0, 1), np.stack([heads, heads]))])
     assert (plain.axes, plain.atoms.tolist()) == ((1,), heads.tolist())
 
 
 def test_normal_form_freezes_an_index_used_alone(relations: Relations) -> None:
-    one = layer(relations, (1,), 1)
+    one = label(relations, (1,), 1)
     assert simplify(relations, [one]) == ()
     assert relations.find(one.atoms).tolist() == [0]
 
 
 def test_normal_form_freezes_an_axis_that_would_go_at_once(relations: Relations) -> None:
     atoms = np.repeat(relations.fresh((1,), HERE), 3)
-    assert simplify(relations, [Layer((0,), atoms)]) == ()
+    assert simplify(relations, [AxisLabel((0,), atoms)]) == ()
     assert not relations.find(atoms).any()
 
 
 def test_normal_form_drops_what_is_wholly_frozen_only(relations: Relations) -> None:
-    gone, half = layer(relations, (0,), 3), layer(relations, (1,), 3)
+    gone, half = label(relations, (0,), 3), label(relations, (1,), 3)
     relations.freeze(gone.atoms, "fixed")
     relations.freeze(half.atoms[:1], "fixed")
     assert [one.axes for one in simplify(relations, [gone, half])] == [(1,)]
@@ -72,15 +75,15 @@ def test_normal_form_drops_what_is_wholly_frozen_only(relations: Relations) -> N
 
 def test_layers_covered_by_another_are_dropped(relations: Relations) -> None:
     joint, inner, other = (
-        layer(relations, (0, 1), 2, 3),
-        layer(relations, (1,), 3),
-        layer(relations, (2,), 4),
+        label(relations, (0, 1), 2, 3),
+        label(relations, (1,), 3),
+        label(relations, (2,), 4),
     )
     assert {one.axes for one in drop_tied((inner, joint, other))} == {(0, 1), (2,)}
 
 
 def test_projecting_on_a_prefix_leaves_rows_free(relations: Relations) -> None:
-    joint = layer(relations, (1, 2), 2, 3)
+    joint = label(relations, (1, 2), 2, 3)
     heads = project(relations, joint, [1])
     assert heads.axes == (1,)
     assert [m.tolist() for _, m in relations.definitions] == joint.atoms.tolist()
@@ -88,18 +91,18 @@ def test_projecting_on_a_prefix_leaves_rows_free(relations: Relations) -> None:
 
 
 def test_projecting_on_anything_else_aligns_the_rows(relations: Relations) -> None:
-    joint = layer(relations, (1, 2), 2, 3)
+    joint = label(relations, (1, 2), 2, 3)
     assert project(relations, joint, [2]).atoms.shape == (3,)
     assert [a.tolist() for a in relations.alignments] == [joint.atoms.tolist()]
 
 
 def test_nesting_order_decides_what_a_prefix_is(relations: Relations) -> None:
-    project(relations, layer(relations, (2, 1), 2, 3), [2])
+    project(relations, label(relations, (2, 1), 2, 3), [2])
     assert not relations.alignments
 
 
 def test_reordering_aligns_and_transposes(relations: Relations) -> None:
-    joint = layer(relations, (1, 2), 2, 3)
+    joint = label(relations, (1, 2), 2, 3)
     assert reorder(relations, joint, (1, 2)) is joint
     assert not relations.alignments
     turned = reorder(relations, joint, (2, 1))
@@ -108,45 +111,45 @@ def test_reordering_aligns_and_transposes(relations: Relations) -> None:
 
 
 def test_statistics_freeze_a_plain_label_and_tie_a_joint_one(relations: Relations) -> None:
-    plain, joint = layer(relations, (2,), 3), layer(relations, (1, 2), 2, 3)
+    plain, joint = label(relations, (2,), 3), label(relations, (1, 2), 2, 3)
     (left,) = collapse(relations, [plain, joint], 2, "statistics")
     assert not relations.find(plain.atoms).any()
     assert (left.axes, len(np.unique(relations.find(joint.atoms)))) == ((1,), 2)
 
 
 def test_taking_is_numpy_take(relations: Relations) -> None:
-    plain = layer(relations, (1,), 5)
+    plain = label(relations, (1,), 5)
     (taken,) = take(relations, [plain], 1, np.array([4, 0, 0]))
     assert taken.atoms.tolist() == plain.atoms[[4, 0, 0]].tolist()
 
 
 def test_taking_a_range_of_every_row_keeps_the_counts_up_to_its_end(relations: Relations) -> None:
-    joint = layer(relations, (1, 2), 2, 6)
+    joint = label(relations, (1, 2), 2, 6)
     take(relations, [joint], 2, np.arange(2, 5))
     assert [r.shape for r in relations.rectangles] == [(2, 5), (2, 3)]
     assert not relations.alignments
 
 
 def test_a_row_dies_with_the_part_taken_of_it(relations: Relations) -> None:
-    joint = layer(relations, (1, 2), 2, 6)
+    joint = label(relations, (1, 2), 2, 6)
     (part,) = take(relations, [joint], 2, np.arange(2, 5))
     whole, piece = (relations.conjunction(one.atoms) for one in (joint, part))
     assert relations.find(whole).tolist() == relations.find(piece).tolist()
 
 
 def test_taking_scattered_entries_of_every_row_aligns_the_rows(relations: Relations) -> None:
-    joint = layer(relations, (1, 2), 2, 6)
+    joint = label(relations, (1, 2), 2, 6)
     take(relations, [joint], 2, np.array([5, 0, 3]))
     assert [a.tolist() for a in relations.alignments] == [joint.atoms.tolist()]
 
 
 def test_taking_whole_rows_demands_no_alignment(relations: Relations) -> None:
-    take(relations, [layer(relations, (1, 2), 3, 4)], 1, np.array([2, 0]))
+    take(relations, [label(relations, (1, 2), 3, 4)], 1, np.array([2, 0]))
     assert not relations.alignments
 
 
 def test_combined_layers_die_with_their_row_or_their_column(relations: Relations) -> None:
-    rows, columns = layer(relations, (0,), 2), layer(relations, (1,), 3)
+    rows, columns = label(relations, (0,), 2), label(relations, (1,), 3)
     joint = combine(relations, rows, columns)
     assert joint.axes == (0, 1)
     assert relations.find(project(relations, joint, [0]).atoms).tolist() == rows.atoms.tolist()
@@ -155,7 +158,7 @@ def test_combined_layers_die_with_their_row_or_their_column(relations: Relations
 
 
 def test_splitting_an_axis_gives_a_joint_label_and_a_rectangle(relations: Relations) -> None:
-    plain = layer(relations, (1,), 8)
+    plain = label(relations, (1,), 8)
     (joint,) = reshape(relations, (plain,), (5, 8), (5, 2, 4))
     assert joint.axes == (1, 2)
     assert joint.atoms.tolist() == plain.atoms.reshape(2, 4).tolist()
@@ -163,7 +166,7 @@ def test_splitting_an_axis_gives_a_joint_label_and_a_rectangle(relations: Relati
 
 
 def test_flattening_repeats_each_atom_for_what_it_is_merged_with(relations: Relations) -> None:
-    first, last = layer(relations, (1,), 3), layer(relations, (3,), 3)
+    first, last = label(relations, (1,), 3), label(relations, (3,), 3)
     (channels_first,) = reshape(relations, (first,), (5, 3, 2, 2), (5, 12))
     (channels_last,) = reshape(relations, (last,), (5, 2, 2, 3), (5, 12))
     assert channels_first.atoms.tolist() == np.repeat(first.atoms, 4).tolist()
@@ -171,33 +174,33 @@ def test_flattening_repeats_each_atom_for_what_it_is_merged_with(relations: Rela
 
 
 def test_extent_one_is_neither_lost_nor_confused(relations: Relations) -> None:
-    plain = layer(relations, (2,), 3)
+    plain = label(relations, (2,), 3)
     (moved,) = reshape(relations, (plain,), (1, 5, 3, 1), (5, 1, 1, 3))
     assert (moved.axes, moved.atoms.tolist()) == ((3,), plain.atoms.tolist())
 
 
 def test_merging_in_another_order_than_the_nesting_aligns(relations: Relations) -> None:
-    shuffled = layer(relations, (2, 1), 2, 3)
+    shuffled = label(relations, (2, 1), 2, 3)
     (flat,) = reshape(relations, (shuffled,), (5, 3, 2), (5, 6))
     assert flat.atoms.tolist() == shuffled.atoms.T.ravel().tolist()
     assert relations.alignments
 
 
 def test_the_repeat_count_of_an_expanded_axis_stays(relations: Relations) -> None:
-    heads, copies = layer(relations, (1,), 2), layer(relations, (2,), 3, flexible=True)
+    heads, copies = label(relations, (1,), 2), label(relations, (2,), 3, flexible=True)
     (flat,) = reshape(relations, (heads, copies), (5, 2, 3), (5, 6))
     assert flat.atoms.tolist() == np.repeat(heads.atoms, 3).tolist()
     assert not relations.find(copies.atoms).any()
 
 
 def test_concatenation_pads_with_frozen_entries(relations: Relations) -> None:
-    plain = layer(relations, (1,), 2)
+    plain = label(relations, (1,), 2)
     (joined,) = concat(relations, [((plain,), 2), ((), 3), ((plain,), 2)], 1)
     assert joined.atoms.tolist() == [*plain.atoms.tolist(), 0, 0, 0, *plain.atoms.tolist()]
 
 
 def test_concatenating_joint_labels_keeps_them_rectangular(relations: Relations) -> None:
-    left, right = layer(relations, (1, 2), 2, 3), layer(relations, (1, 2), 2, 4)
+    left, right = label(relations, (1, 2), 2, 3), label(relations, (1, 2), 2, 4)
     (joined,) = concat(relations, [((left,), 3), ((right,), 4)], 2)
     assert joined.atoms.tolist() == np.concatenate([left.atoms, right.atoms], axis=1).tolist()
     assert [r.shape for r in relations.rectangles] == [(2, 7)]
@@ -228,12 +231,12 @@ def test_reshaped_labels_name_the_same_elements(
     if not long:
         return
     axis, relations = data.draw(st.sampled_from(long)), Relations()
-    plain = layer(relations, (axis,), before[axis])
+    plain = label(relations, (axis,), before[axis])
     (result,) = reshape(relations, (plain,), before, after)
     assert spread(result, after).ravel().tolist() == spread(plain, before).ravel().tolist()
 
 
-def spread(one: Layer, shape: tuple[int, ...]) -> np.ndarray:
+def spread(one: AxisLabel, shape: tuple[int, ...]) -> np.ndarray:
     """The atom of every element of a tensor."""
     order = np.argsort(one.axes)
     atoms = one.atoms.transpose(order)

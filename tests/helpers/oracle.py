@@ -51,9 +51,9 @@ class Traced:
 
     def classes(self, tensor: str, axis: int) -> NDArray[np.int32]:
         """Class of each index along an axis that has a plain label of its own."""
-        layers = self.coupling.tensors[tensor].layers
-        layer = next(one for one in layers if one.axes == (axis,))
-        return self.coupling.relations.find(layer.atoms)
+        axis_labels = self.coupling.tensors[tensor].axis_labels
+        label = next(label for label in axis_labels if label.axes == (axis,))
+        return self.coupling.relations.find(label.atoms)
 
     def closed(self, seeds: list[int], *, same_positions: bool = True) -> list[int]:
         """Seeds and everything that has to go with them."""

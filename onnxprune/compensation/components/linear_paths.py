@@ -113,12 +113,12 @@ def _carriers(coupling: Coupling, groups: Sequence[Group]) -> list[dict[str, lis
         owner[group.units], unit[group.units] = number, np.arange(group.size)
     found: list[dict[str, list[UnitLabel]]] = [defaultdict(list) for _ in groups]
     for name, labels in coupling.tensors.items():
-        for layer in labels.layers:
-            ids = coupling.classes[layer.atoms]
+        for label in labels.axis_labels:
+            ids = coupling.classes[label.atoms]
             for number in np.unique(owner[ids]).tolist():
                 if number >= 0:
                     units = np.where(owner[ids] == number, unit[ids], -1)
-                    found[number][name].append(UnitLabel(layer.axes, units, layer.atoms))
+                    found[number][name].append(UnitLabel(label.axes, units, label.atoms))
     return found
 
 

@@ -14,7 +14,7 @@ from onnxprune.compensation.components.unit_positions import Places, copies_of, 
 from onnxprune.compensation.regression.contraction import letters_of
 from onnxprune.compensation.regression.find import WEIGHT_MOVEMENTS
 from onnxprune.compensation.regression.layers import LinearLayer
-from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.labels import AxisLabel
 from onnxprune.coupling.step import node_id
 from onnxprune.coupling.trace import Coupling
 from onnxprune.surgery.linear import LINEAR_OPS
@@ -271,7 +271,7 @@ class SetWalk:
             raise Unsuitable("", "the output is made in an unknown way")
         if read:
             data = self._places(layer.data)
-            label = Layer(data.axes, data.units.astype(np.int32))
+            label = AxisLabel(data.axes, data.units.astype(np.int32))
             spread = layer.unknowns(label, data.units)
             if spread is None or len(spread) != 1:
                 raise Unsuitable("", "rows of the input carry different units")

@@ -241,13 +241,13 @@ class _Search:
         cut = Cut(coupling, folded)
         moments = {}
         for consumer in coupling.consumers:
-            for layer in coupling.tensors[consumer.tensor].layers:
-                if consumer.axis in layer.axes and not cut.alive(layer).all():
+            for label in coupling.tensors[consumer.tensor].axis_labels:
+                if consumer.axis in label.axes and not cut.alive(label).all():
                     rank = len(coupling.tensors[consumer.tensor].shape)
-                    gone = ~cut.alive(layer)
+                    gone = ~cut.alive(label)
                     nothing, some = np.zeros(gone.shape), gone.astype(np.float64)
                     seen = Moments(1, nothing, some, some, gone, gone)
-                    moments[Tap(consumer.tensor, layer.axes, rank)] = seen
+                    moments[Tap(consumer.tensor, label.axes, rank)] = seen
         FoldMeans(self.target, cut, moments, sample, runtime, exact=True)(self.target.model)
         for group, found in zip(self.groups, self.found, strict=True):
             blank(self.target, group, found.constant)

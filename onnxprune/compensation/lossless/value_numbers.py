@@ -547,13 +547,13 @@ class Carriers:
             unit[group.units] = np.arange(group.size)
         self.layers: list[dict[str, list[Carried]]] = [{} for _ in groups]
         for name, labels in coupling.tensors.items():
-            for layer in labels.layers:
-                classes = coupling.classes[layer.atoms]
+            for label in labels.axis_labels:
+                classes = coupling.classes[label.atoms]
                 for number in np.unique(owner[classes]).tolist():
                     mine = owner[classes] == number
                     if number >= 0 and mine.any():
                         units = np.where(mine, unit[classes], -1)
-                        carried = Carried(layer.axes, units, bool((mine & (units < 0)).any()))
+                        carried = Carried(label.axes, units, bool((mine & (units < 0)).any()))
                         self.layers[number].setdefault(name, []).append(carried)
         found: list[dict[int, ir.Node]] = [{} for _ in groups]
         touching: dict[str, list[int]] = defaultdict(list)

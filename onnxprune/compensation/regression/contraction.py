@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.compensation.regression.layers import LinearLayer
-from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.labels import AxisLabel
 
 
 class Contraction(LinearLayer):
@@ -84,9 +84,9 @@ class Contraction(LinearLayer):
         along = [self._extents[c] if c in self._own else 1 for c in self._output]
         return array.transpose(order).reshape(along)
 
-    def unknowns(self, layer: Layer, values: NDArray[Any]) -> NDArray[Any] | None:
+    def unknowns(self, label: AxisLabel, values: NDArray[Any]) -> NDArray[Any] | None:
         """See `LinearLayer`."""
-        letters = [self._read[axis] for axis in layer.axes]
+        letters = [self._read[axis] for axis in label.axes]
         if not {*letters} <= {*self._summed}:
             return None
         order = [letters.index(c) for c in self._summed if c in letters]

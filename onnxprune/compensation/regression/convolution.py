@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.compensation.regression.layers import LinearLayer
-from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.labels import AxisLabel
 from onnxprune.surgery.linear import apply_linear
 
 
@@ -91,9 +91,9 @@ class Convolution(LinearLayer):
         """See `LinearLayer`."""
         return bias.reshape(1, -1, *[1] * len(self._kernel))
 
-    def unknowns(self, layer: Layer, values: NDArray[Any]) -> NDArray[Any] | None:
+    def unknowns(self, label: AxisLabel, values: NDArray[Any]) -> NDArray[Any] | None:
         """See `LinearLayer`."""
-        if layer.axes != (1,):
+        if label.axes != (1,):
             return None
         spread = np.broadcast_to(values[:, np.newaxis], (len(values), prod(self._kernel)))
         return spread.reshape(self._groups, -1)

@@ -12,7 +12,7 @@ from onnxprune.compensation.regression.contraction import Contraction
 from onnxprune.compensation.regression.convolution import Convolution
 from onnxprune.compensation.regression.layers import LinearLayer
 from onnxprune.coupling.groups import Reading
-from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.labels import AxisLabel
 from onnxprune.coupling.trace import Coupling
 from onnxprune.surgery.linear import LINEAR_OPS
 
@@ -64,7 +64,7 @@ def replaceable_layers(model: ir.Model, coupling: Coupling) -> list[LinearLayer]
 
 def reading_unknowns(layer: LinearLayer, reading: Reading) -> NDArray[Any] | None:
     """Unit of each unknown of a layer, -1 for none, [groups, unknowns]; None if rows differ."""
-    return layer.unknowns(Layer(reading.axes, reading.units.astype(np.int32)), reading.units)
+    return layer.unknowns(AxisLabel(reading.axes, reading.units.astype(np.int32)), reading.units)
 
 
 def _owns_weight(layer: LinearLayer) -> bool:

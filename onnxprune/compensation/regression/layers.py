@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.coupling.cut import Cut
-from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.labels import AxisLabel
 
 
 class LinearLayer(abc.ABC):
@@ -76,7 +76,7 @@ class LinearLayer(abc.ABC):
         """Bias [groups, outputs] in the rank of the output, to be broadcast against it."""
 
     @abc.abstractmethod
-    def unknowns(self, layer: Layer, values: NDArray[Any]) -> NDArray[Any] | None:
+    def unknowns(self, label: AxisLabel, values: NDArray[Any]) -> NDArray[Any] | None:
         """Spread values over the positions of a label of the input to [groups, unknowns].
 
         None when the label lies on other axes too, so that rows differ.
@@ -88,11 +88,11 @@ class LinearLayer(abc.ABC):
         None when rows differ in them.
         """
         kept = np.ones((self.shape[0], self.shape[2]), bool)
-        for one in cut.coupling.tensors[self.data].layers:
-            alive = cut.alive(one)
+        for label in cut.coupling.tensors[self.data].axis_labels:
+            alive = cut.alive(label)
             if alive.all():
                 continue
-            spread = self.unknowns(one, alive)
+            spread = self.unknowns(label, alive)
             if spread is None:
                 return None
             kept &= spread
@@ -102,10 +102,10 @@ class LinearLayer(abc.ABC):
         """Outputs that stay under a cut, bool [groups, outputs]."""
         shape = [n if a in self.output_axes else 1 for a, n in enumerate(self.output_shape)]
         kept = np.ones(shape, bool)
-        for one in cut.coupling.tensors[self.node.outputs[0].name or ""].layers:
-            if set(one.axes) <= set(self.output_axes):
-                alive = cut.alive(one).transpose(np.argsort(one.axes))
-                along = [n if a in one.axes else 1 for a, n in enumerate(shape)]
+        for label in cut.coupling.tensors[self.node.outputs[0].name or ""].axis_labels:
+            if set(label.axes) <= set(self.output_axes):
+                alive = cut.alive(label).transpose(np.argsort(label.axes))
+                along = [n if a in label.axes else 1 for a, n in enumerate(shape)]
                 kept = kept & alive.reshape(along)
         whole = np.broadcast_to(kept, self.output_shape)
         return np.asarray(self.outputs(whole, np.zeros(1, np.int64))[0] > 0)

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxprune.coupling.join import Operand, contract, join
 from onnxprune.coupling.labels import (
-    Layers,
+    AxisLabels,
     TensorLabels,
     collapse,
     movable,
@@ -41,7 +41,7 @@ def _attention(step: Step) -> None:
     _note_readers(step, (0, 1), len(step.shape(0)) - 1)
     result = _attend(step, query, key, value, mask=3)
     if len(step.out_shape()) == 4:
-        step.emit(result.layers, zero=result.zero)
+        step.emit(result.axis_labels, zero=result.zero)
     else:
         _emit_merged(step, result)
 
@@ -62,13 +62,13 @@ def _multi_head(step: Step) -> None:
 def _packed_bias(step: Step, slot: int) -> list[TensorLabels]:
     """The parts of a bias [query | key | value]."""
     bias = step.read(slot)
-    layers = movable(step.relations, bias)
+    axis_labels = movable(step.relations, bias)
     ends = np.cumsum([step.shape(part)[-1] for part in range(3)]).tolist()
     return [
         TensorLabels(
             bias.name,
             (end - start,),
-            take(step.relations, layers, 0, np.arange(start, end)),
+            take(step.relations, axis_labels, 0, np.arange(start, end)),
             zero=bias.zero,
         )
         for start, end in zip([0, *ends], ends, strict=False)
@@ -87,10 +87,10 @@ def _packed(step: Step) -> None:
     heads = int(step.attribute("num_heads"))
     operands = [Operand(data, (0, 1, 2)), Operand(weight, (2, 3))]
     packed = TensorLabels("", (*data.shape[:2], sum(widths)), zero=True)
-    packed.layers = rename(
+    packed.axis_labels = rename(
         contract(step.relations, operands, (0, 1, 3), _NOT_ZERO), {0: 0, 1: 1, 3: 2}
     )
-    if any(2 in layer.axes for layer in data.layers) and weight.constant:
+    if any(2 in label.axes for label in data.axis_labels) and weight.constant:
         step.consumers.append(Consumer(node_id(step.node), data.name, 2, weight.name, 0))
     if step.has(2):
         step.add_bias(packed, 2, (2,))
@@ -126,7 +126,9 @@ def _group_query(step: Step) -> None:
         parts = _unpacked(step, packed, [dim * count for count in counts], counts)
         _note_readers(step, (0,), 2)
     for part in parts:
-        part.layers = collapse(step.relations, part.layers, 3, f"{name} keeps the size of a head")
+        part.axis_labels = collapse(
+            step.relations, part.axis_labels, 3, f"{name} keeps the size of a head"
+        )
     query, key, value = parts
     result = _attend(step, query, key, value, mask=10)
     if step.has(11):
@@ -141,7 +143,7 @@ def _group_query(step: Step) -> None:
             join(step.relations, [Operand(part, axes), Operand(cached, axes)])
             zero = zero and cached.zero
         if slot in step.outputs():
-            step.emit(part.layers, slot, zero=zero)
+            step.emit(part.axis_labels, slot, zero=zero)
     _emit_merged(step, result)
 
 
@@ -152,9 +154,9 @@ def _unpacked(
     ends = np.cumsum(widths).tolist()
     parts = []
     for start, end, count in zip([0, *ends], ends, heads, strict=False):
-        layers = take(step.relations, packed.layers, 2, np.arange(start, end))
+        axis_labels = take(step.relations, packed.axis_labels, 2, np.arange(start, end))
         shape = (*packed.shape[:2], end - start)
-        part = TensorLabels(packed.name, shape, layers, packed.constant, False, packed.zero)
+        part = TensorLabels(packed.name, shape, axis_labels, packed.constant, False, packed.zero)
         parts.append(_apart(step, part, count))
     return parts
 
@@ -162,7 +164,7 @@ def _unpacked(
 def _emit_merged(step: Step, result: TensorLabels) -> None:
     """Emit [batch, heads, length, dim] as [batch, length, heads * dim]."""
     batch, heads, length, dim = result.shape
-    moved = rename(result.layers, {0: 0, 1: 2, 2: 1, 3: 3})
+    moved = rename(result.axis_labels, {0: 0, 1: 2, 2: 1, 3: 3})
     before = (batch, length, heads, dim)
     merged = reshape(step.relations, moved, before, (batch, length, heads * dim))
     step.emit(merged, zero=result.zero)
@@ -173,14 +175,16 @@ def _split_heads(
 ) -> TensorLabels:
     """Labels of an input, plus bias, as [batch, heads, length, dim]."""
     labels = step.read(slot)
-    layers = movable(step.relations, labels)
+    axis_labels = movable(step.relations, labels)
     if bias is not None:
         parts = [Operand(labels, (0, 1, 2)), Operand(bias, (2,))]
-        layers = join(step.relations, parts)
-        zero = all(part.blanks(layers) for part in parts)
-        labels = TensorLabels(labels.name, labels.shape, layers, zero=zero)
+        axis_labels = join(step.relations, parts)
+        zero = all(part.blanks(axis_labels) for part in parts)
+        labels = TensorLabels(labels.name, labels.shape, axis_labels, zero=zero)
     if len(labels.shape) == 4:
-        return TensorLabels(labels.name, labels.shape, layers, labels.constant, False, labels.zero)
+        return TensorLabels(
+            labels.name, labels.shape, axis_labels, labels.constant, False, labels.zero
+        )
     if not heads:
         raise Refusal("Attention on 3-D inputs without head counts")
     return _apart(step, labels, heads)
@@ -190,9 +194,9 @@ def _apart(step: Step, labels: TensorLabels, heads: int) -> TensorLabels:
     """Labels of [batch, length, heads * dim] as [batch, heads, length, dim]."""
     batch, length, width = labels.shape
     split = (batch, length, heads, width // heads)
-    layers = reshape(step.relations, labels.layers, labels.shape, split)
+    axis_labels = reshape(step.relations, labels.axis_labels, labels.shape, split)
     shape = (batch, heads, length, width // heads)
-    moved = rename(layers, {0: 0, 1: 2, 2: 1, 3: 3})
+    moved = rename(axis_labels, {0: 0, 1: 2, 2: 1, 3: 3})
     return TensorLabels(labels.name, shape, moved, labels.constant, False, labels.zero)
 
 
@@ -200,7 +204,7 @@ def _note_readers(step: Step, slots: tuple[int, ...], axis: int) -> None:
     """Query and key dims are summed in the scores: that is where their removal is felt."""
     for slot in slots:
         labels = step.peek(slot)
-        if any(axis in layer.axes for layer in labels.layers):
+        if any(axis in label.axes for label in labels.axis_labels):
             step.consumers.append(Consumer(node_id(step.node), labels.name, axis))
 
 
@@ -216,22 +220,22 @@ def _attend(
         Operand(key, (_BATCH, _HEAD, _KEY, _DIM)),
     ]
     kept = (_BATCH, _HEAD, _QUERY, _KEY)
-    layers = contract(relations, operands, kept, _NOT_ZERO)
+    axis_labels = contract(relations, operands, kept, _NOT_ZERO)
     shape = (*query.shape[:3], key.shape[2])
-    scores = TensorLabels("", shape, rename(layers, {axis: i for i, axis in enumerate(kept)}))
+    scores = TensorLabels("", shape, rename(axis_labels, {axis: i for i, axis in enumerate(kept)}))
     if step.has(mask):
         given = step.read(mask)
         axes = tuple(range(4 - len(given.shape), 4))
-        scores.layers = join(relations, [Operand(scores, (0, 1, 2, 3)), Operand(given, axes)])
-    scores.layers = collapse(relations, scores.layers, 3, _SOFTMAX)
+        scores.axis_labels = join(relations, [Operand(scores, (0, 1, 2, 3)), Operand(given, axes)])
+    scores.axis_labels = collapse(relations, scores.axis_labels, 3, _SOFTMAX)
     operands = [
         Operand(scores, (_BATCH, _HEAD, _QUERY, _KEY)),
         Operand(value, (_BATCH, _HEAD, _KEY, _VALUE)),
     ]
     kept = (_BATCH, _HEAD, _QUERY, _VALUE)
-    layers = contract(relations, operands, kept, _NOT_ZERO)
-    zero = operands[1].blanks(layers)
-    result = simplify(relations, rename(layers, {axis: i for i, axis in enumerate(kept)}))
+    axis_labels = contract(relations, operands, kept, _NOT_ZERO)
+    zero = operands[1].blanks(axis_labels)
+    result = simplify(relations, rename(axis_labels, {axis: i for i, axis in enumerate(kept)}))
     return TensorLabels("", (*query.shape[:3], value.shape[3]), result, zero=zero)
 
 
@@ -240,9 +244,9 @@ def _repeat_heads(step: Step, labels: TensorLabels, repeats: int) -> TensorLabel
     if repeats == 1 or labels.shape[1] == 1:
         return labels
     index = np.repeat(np.arange(labels.shape[1]), repeats)
-    layers: Layers = take(step.relations, labels.layers, 1, index)
+    axis_labels: AxisLabels = take(step.relations, labels.axis_labels, 1, index)
     shape = (labels.shape[0], len(index), *labels.shape[2:])
-    return TensorLabels(labels.name, shape, layers, labels.constant, False, labels.zero)
+    return TensorLabels(labels.name, shape, axis_labels, labels.constant, False, labels.zero)
 
 
 def _rotary(step: Step) -> None:
@@ -257,8 +261,8 @@ def _rotary(step: Step) -> None:
         halves = np.arange(width).reshape(2, -1)
     operands = []
     for half in halves:
-        layers = take(step.relations, labels.layers, 3, half)
-        part = TensorLabels("", (*labels.shape[:3], width // 2), layers)
+        axis_labels = take(step.relations, labels.axis_labels, 3, half)
+        part = TensorLabels("", (*labels.shape[:3], width // 2), axis_labels)
         operands.append(Operand(part, (0, 1, 2, 3)))
     for slot in tables:
         table = step.read(slot)
@@ -268,7 +272,7 @@ def _rotary(step: Step) -> None:
         operands.append(Operand(table, axes))
     join(step.relations, operands)
     data = step.peek(0)
-    step.emit(data.layers, zero=data.zero)
+    step.emit(data.axis_labels, zero=data.zero)
 
 
 RULES: dict[tuple[str, str], Callable[[Step], None]] = {

@@ -13,18 +13,20 @@ _NOT_ZERO = "a product of two activations, neither of them zero where it is remo
 
 def contract_operands(step: Step, operands: Sequence[Operand], kept: Sequence[int]) -> TensorLabels:
     """Contract operands over the space axes that are not in `kept` and emit the result."""
-    layers = contract(step.relations, operands, kept, _NOT_ZERO)
+    axis_labels = contract(step.relations, operands, kept, _NOT_ZERO)
     for operand in operands:
         _note_consumers(step, operand, operands, set(kept))
-    zero = any(operand.blanks(layers) for operand in operands) or _covered(operands, layers)
+    zero = any(operand.blanks(axis_labels) for operand in operands) or _covered(
+        operands, axis_labels
+    )
     constant = all(operand.labels.constant for operand in operands)
-    result = rename(layers, {axis: position for position, axis in enumerate(kept)})
+    result = rename(axis_labels, {axis: position for position, axis in enumerate(kept)})
     return step.emit(result, zero=zero, constant=constant)
 
 
-def _covered(operands: Sequence[Operand], layers: Sequence[object]) -> bool:
-    """Every layer of a product is zero in some factor."""
-    return all(any(operand.blanks((layer,)) for operand in operands) for layer in layers)  # type: ignore[arg-type]
+def _covered(operands: Sequence[Operand], axis_labels: Sequence[object]) -> bool:
+    """Every label of a product is zero in some factor."""
+    return all(any(operand.blanks((label,)) for operand in operands) for label in axis_labels)  # type: ignore[arg-type]
 
 
 def _note_consumers(
@@ -38,7 +40,7 @@ def _note_consumers(
         if (
             axis is None
             or axis in kept
-            or not any(own in one.axes for one in operand.labels.layers)
+            or not any(own in one.axes for one in operand.labels.axis_labels)
         ):
             continue
         if weight is not None and axis in weight.axes:

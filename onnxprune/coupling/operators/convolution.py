@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.coupling.join import Operand
-from onnxprune.coupling.labels import Layer, TensorLabels
+from onnxprune.coupling.labels import AxisLabel, TensorLabels
 from onnxprune.coupling.operators.contraction import contract_operands
 from onnxprune.coupling.relations import Origin
 from onnxprune.coupling.step import Consumer, Refusal, Step, node_id
@@ -81,7 +81,7 @@ def _grouped(
         weight.pristine = False
         origin = Origin(weight.name, 1 if transposed else 0)
         outside = step.relations.fresh((group, made // group), origin)
-        weight.layers = _weight_layers(inside, outside, transposed)
+        weight.axis_labels = _weight_layers(inside, outside, transposed)
     else:
         outside = _shared_weight(step, weight, inside, group, transposed)
     relations = step.relations
@@ -92,33 +92,33 @@ def _grouped(
     if inside.shape[1] > 1:
         where = (weight.name, 0 if transposed else 1, group)
         step.consumers.append(Consumer(node_id(step.node), data.name, 1, *where))
-    batch = [layer for layer in data.layers if layer.axes == (0,)]
-    return step.emit([*batch, Layer((1,), outside.ravel())], zero=True)
+    batch = [label for label in data.axis_labels if label.axes == (0,)]
+    return step.emit([*batch, AxisLabel((1,), outside.ravel())], zero=True)
 
 
 def _input_atoms(data: TensorLabels) -> NDArray[np.int32]:
-    layers = [layer for layer in data.layers if 1 in layer.axes]
-    if any(layer.axes != (1,) for layer in layers):
+    axis_labels = [label for label in data.axis_labels if 1 in label.axes]
+    if any(label.axes != (1,) for label in axis_labels):
         raise Refusal("the channels of a grouped convolution are part of a joint label")
-    return layers[0].atoms if layers else np.zeros(data.shape[1], np.int32)
+    return axis_labels[0].atoms if axis_labels else np.zeros(data.shape[1], np.int32)
 
 
 def _weight_layers(
     inside: NDArray[np.int32], outside: NDArray[np.int32], transposed: bool
-) -> tuple[Layer, ...]:
+) -> tuple[AxisLabel, ...]:
     """Axis 0 of the weight is flat; axis 1 shows every row the other side of its own group."""
     rows, columns = (inside, outside) if transposed else (outside, inside)
-    layers = [Layer((0,), rows.ravel())]
+    axis_labels = [AxisLabel((0,), rows.ravel())]
     if columns.shape[1] > 1:
-        layers.append(Layer((0, 1), np.repeat(columns, rows.shape[1], axis=0)))
-    return tuple(layers)
+        axis_labels.append(AxisLabel((0, 1), np.repeat(columns, rows.shape[1], axis=0)))
+    return tuple(axis_labels)
 
 
 def _shared_weight(
     step: Step, weight: TensorLabels, inside: NDArray[np.int32], group: int, transposed: bool
 ) -> NDArray[np.int32]:
     """Tie a grouped weight that another node has labelled already; returns its out-atoms."""
-    by_axes = {layer.axes: layer.atoms for layer in weight.layers}
+    by_axes = {label.axes: label.atoms for label in weight.axis_labels}
     flat, nested = by_axes.get((0,)), by_axes.get((0, 1))
     if nested is None and (1,) in by_axes:  # a label of its own: all groups share their positions
         nested = np.broadcast_to(by_axes[1,], weight.shape[:2])

@@ -66,8 +66,8 @@ _COMPARE = ["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"]
 
 def _unary(step: Step, keeps_zero: bool) -> None:
     labels = step.read()
-    layers = step.move(labels, {axis: axis for axis in range(len(labels.shape))})
-    step.emit(layers, zero=keeps_zero and labels.zero, constant=labels.constant and keeps_zero)
+    axis_labels = step.move(labels, {axis: axis for axis in range(len(labels.shape))})
+    step.emit(axis_labels, zero=keeps_zero and labels.zero, constant=labels.constant and keeps_zero)
 
 
 def _zero_to_zero(step: Step) -> None:
@@ -80,7 +80,7 @@ def _other_unary(step: Step) -> None:
 
 def _singular_at_zero(step: Step) -> None:
     labels = step.read()
-    if labels.zero and labels.layers:
+    if labels.zero and labels.axis_labels:
         raise Refusal(f"{step.node.op_type} is not finite where the removed part is zero")
     _unary(step, keeps_zero=False)
 
@@ -90,24 +90,24 @@ def _all_inputs(step: Step) -> list[int]:
 
 
 def _zero_if_all(step: Step) -> None:
-    operands, layers = step.join_inputs(_all_inputs(step))
-    step.emit(layers, zero=all(operand.blanks(layers) for operand in operands))
+    operands, axis_labels = step.join_inputs(_all_inputs(step))
+    step.emit(axis_labels, zero=all(operand.blanks(axis_labels) for operand in operands))
 
 
 def _zero_if_any(step: Step) -> None:
-    operands, layers = step.join_inputs(_all_inputs(step))
-    step.emit(layers, zero=any(operand.blanks(layers) for operand in operands))
+    operands, axis_labels = step.join_inputs(_all_inputs(step))
+    step.emit(axis_labels, zero=any(operand.blanks(axis_labels) for operand in operands))
 
 
 def _never_zero(step: Step) -> None:
-    _, layers = step.join_inputs(_all_inputs(step))
-    step.emit(layers)
+    _, axis_labels = step.join_inputs(_all_inputs(step))
+    step.emit(axis_labels)
 
 
 def _divide(step: Step) -> None:
     """Div, Mod: a divisor must not be zero where it is removed; constant ones keep their value."""
     divisor = step.peek(1)
-    if divisor.zero and divisor.layers:
+    if divisor.zero and divisor.axis_labels:
         raise Refusal("the divisor is zero where it is removed")
     _zero_as_first(step)
 
@@ -115,22 +115,22 @@ def _divide(step: Step) -> None:
 def _power(step: Step) -> None:
     """Pow: 0 ** e is 0 only for e > 0, and not finite for e < 0."""
     base, exponent = step.peek(0), step.value(1)
-    if base.zero and base.layers and (exponent is None or (exponent < 0).any()):
+    if base.zero and base.axis_labels and (exponent is None or (exponent < 0).any()):
         raise Refusal("a negative power is not finite where the removed part is zero")
-    operands, layers = step.join_inputs([0, 1])
+    operands, axis_labels = step.join_inputs([0, 1])
     positive = exponent is not None and bool((exponent > 0).all())
-    step.emit(layers, zero=positive and operands[0].blanks(layers))
+    step.emit(axis_labels, zero=positive and operands[0].blanks(axis_labels))
 
 
 def _where(step: Step) -> None:
-    operands, layers = step.join_inputs([0, 1, 2])
-    step.emit(layers, zero=all(operand.blanks(layers) for operand in operands[1:]))
+    operands, axis_labels = step.join_inputs([0, 1, 2])
+    step.emit(axis_labels, zero=all(operand.blanks(axis_labels) for operand in operands[1:]))
 
 
 def _zero_as_first(step: Step) -> None:
     """BitShift, PRelu: where the first operand is zero, so is the result."""
-    operands, layers = step.join_inputs([0, 1])
-    step.emit(layers, zero=operands[0].blanks(layers))
+    operands, axis_labels = step.join_inputs([0, 1])
+    step.emit(axis_labels, zero=operands[0].blanks(axis_labels))
 
 
 def _clip(step: Step) -> None:

@@ -16,8 +16,8 @@ _ZERO_TO_ZERO = frozenset({"Relu", "LeakyRelu", "Tanh", "HardSwish", "Elu", "Gel
 def _gelu(step: Step) -> None:
     """Gelu, QuickGelu, and BiasGelu, FastGelu with their bias: gelu(x + bias)."""
     slots = [slot for slot in (0, 1) if step.has(slot)]
-    operands, layers = step.join_inputs(slots)
-    step.emit(layers, zero=all(operand.blanks(layers) for operand in operands))
+    operands, axis_labels = step.join_inputs(slots)
+    step.emit(axis_labels, zero=all(operand.blanks(axis_labels) for operand in operands))
 
 
 def _skip_norm(step: Step) -> None:
@@ -26,18 +26,18 @@ def _skip_norm(step: Step) -> None:
     bias = 3 if simplified else 4
     rank = len(step.shape())
     summed = [slot for slot in (0, 1, bias) if step.has(slot)]
-    operands, layers = step.join_inputs(summed)
-    zero = all(operand.blanks(layers) for operand in operands)
-    whole = step.emit(layers, zero=zero)
+    operands, axis_labels = step.join_inputs(summed)
+    zero = all(operand.blanks(axis_labels) for operand in operands)
+    whole = step.emit(axis_labels, zero=zero)
     if not step.cut_statistics(whole, rank - 1, widened=True):
         step.fix(whole, [rank - 1], _STATISTICS)
     whole.zero = False
     if 3 in step.outputs():
-        step.emit(layers, 3, zero=zero)
+        step.emit(axis_labels, 3, zero=zero)
     for slot in (2,) if simplified else (2, 3):
         if step.has(slot):
             parts = [Operand(whole, tuple(range(rank))), Operand(step.read(slot), (rank - 1,))]
-            whole.layers = join(step.relations, parts)
+            whole.axis_labels = join(step.relations, parts)
 
 
 def _fused_matmul(step: Step) -> None:

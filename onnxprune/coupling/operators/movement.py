@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from onnxprune.coupling.join import Operand, join
 from onnxprune.coupling.labels import (
-    Layer,
-    Layers,
+    AxisLabel,
+    AxisLabels,
     TensorLabels,
     concat,
     movable,
@@ -22,8 +22,10 @@ from onnxprune.coupling.relations import Origin
 from onnxprune.coupling.step import Refusal, Step
 
 
-def _pass_on(step: Step, labels: TensorLabels, layers: Sequence[Layer], slot: int = 0) -> None:
-    step.emit(layers, slot, zero=labels.zero, constant=labels.constant)
+def _pass_on(
+    step: Step, labels: TensorLabels, axis_labels: Sequence[AxisLabel], slot: int = 0
+) -> None:
+    step.emit(axis_labels, slot, zero=labels.zero, constant=labels.constant)
 
 
 def _transpose(step: Step) -> None:
@@ -36,27 +38,27 @@ def _transpose(step: Step) -> None:
 def reshaped(step: Step) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze: the observed output shape says it all."""
     labels = step.read()
-    layers = movable(step.relations, labels)
-    _pass_on(step, labels, reshape(step.relations, layers, labels.shape, step.out_shape()))
+    axis_labels = movable(step.relations, labels)
+    _pass_on(step, labels, reshape(step.relations, axis_labels, labels.shape, step.out_shape()))
 
 
 def _repeated(step: Step) -> None:
     """Expand, Tile: labels stay or are repeated; an axis that grows from 1 is flexible."""
     labels = step.read()
-    layers = movable(step.relations, labels)
+    axis_labels = movable(step.relations, labels)
     shape = step.out_shape()
     shift = len(shape) - len(labels.shape)
-    result: list[Layer] = []
-    for layer in layers:
-        axes = tuple(axis + shift for axis in layer.axes)
-        repeats = [shape[a] // e for a, e in zip(axes, layer.atoms.shape, strict=True)]
-        atoms = np.tile(layer.atoms, repeats)
+    result: list[AxisLabel] = []
+    for label in axis_labels:
+        axes = tuple(axis + shift for axis in label.axes)
+        repeats = [shape[a] // e for a, e in zip(axes, label.atoms.shape, strict=True)]
+        atoms = np.tile(label.atoms, repeats)
         step.relations.rectangle(atoms)
-        result.append(Layer(axes, atoms, layer.flexible))
+        result.append(AxisLabel(axes, atoms, label.flexible))
     before = (1,) * shift + labels.shape
     name = step.node.outputs[0].name or ""
     grown = [
-        Layer((axis,), step.relations.fresh((extent,), Origin(name, axis)), flexible=True)
+        AxisLabel((axis,), step.relations.fresh((extent,), Origin(name, axis)), flexible=True)
         for axis, extent in enumerate(shape)
         if extent > 1 and before[axis] == 1
     ]
@@ -78,33 +80,33 @@ def concatenated(step: Step, slots: Sequence[int]) -> None:
     for part in parts:
         movable(step.relations, part)
     along = [
-        (tuple(layer for layer in part.layers if axis in layer.axes), part.shape[axis])
+        (tuple(label for label in part.axis_labels if axis in label.axes), part.shape[axis])
         for part in parts
     ]
     across = join(step.relations, [_without(part, axis) for part in parts])
-    layers = (*across, *concat(step.relations, along, axis))
+    axis_labels = (*across, *concat(step.relations, along, axis))
     zero = all(part.zero for part in parts)
-    step.emit(layers, zero=zero, constant=all(part.constant for part in parts))
+    step.emit(axis_labels, zero=zero, constant=all(part.constant for part in parts))
 
 
 def _without(part: TensorLabels, axis: int) -> Operand:
-    """An operand whose layers and extent along one axis stay out of a join."""
-    layers = tuple(layer for layer in part.layers if axis not in layer.axes)
-    view = type(part)(part.name, part.shape, layers, part.constant, False, part.zero)
+    """An operand whose labels and extent along one axis stay out of a join."""
+    axis_labels = tuple(label for label in part.axis_labels if axis not in label.axes)
+    view = type(part)(part.name, part.shape, axis_labels, part.constant, False, part.zero)
     return Operand(view, tuple(None if i == axis else i for i in range(len(part.shape))))
 
 
 def _split(step: Step) -> None:
     labels = step.read()
     axis = step.axis(len(labels.shape), 0)
-    layers = movable(step.relations, labels)
+    axis_labels = movable(step.relations, labels)
     if len(step.outputs()) < len(step.node.outputs):
         raise Refusal("a Split with an unused part")
     start = 0
     for slot in step.outputs():
         extent = step.out_shape(slot)[axis]
         index = np.arange(start, start + extent)
-        _pass_on(step, labels, take(step.relations, layers, axis, index), slot)
+        _pass_on(step, labels, take(step.relations, axis_labels, axis, index), slot)
         start += extent
 
 
@@ -116,12 +118,12 @@ def _slice(step: Step) -> None:
         raise Refusal("a Slice without bounds")
     axes = step.integers(3, "axes") or list(range(len(starts)))
     steps = step.integers(4, "steps") or [1] * len(starts)
-    layers = movable(step.relations, labels)
+    axis_labels = movable(step.relations, labels)
     for start, end, axis, stride in zip(starts, ends, axes, steps, strict=True):
         index = np.arange(labels.shape[axis % rank])[slice(start, _end(end, stride), stride)]
-        layers = _tie_strides(step, layers, axis % rank, abs(stride))
-        layers = take(step.relations, layers, axis % rank, index)
-    _pass_on(step, labels, layers)
+        axis_labels = _tie_strides(step, axis_labels, axis % rank, abs(stride))
+        axis_labels = take(step.relations, axis_labels, axis % rank, index)
+    _pass_on(step, labels, axis_labels)
 
 
 def _end(end: int, stride: int) -> int | None:
@@ -129,17 +131,17 @@ def _end(end: int, stride: int) -> int | None:
     return None if stride < 0 and end < -(2**30) else end
 
 
-def _tie_strides(step: Step, layers: Layers, axis: int, stride: int) -> Layers:
+def _tie_strides(step: Step, axis_labels: AxisLabels, axis: int, stride: int) -> AxisLabels:
     """A strided Slice keeps its stride only if whole blocks of `stride` entries are removed."""
     if stride > 1:
-        for layer in layers:
-            if axis in layer.axes:
-                atoms = np.moveaxis(layer.atoms, layer.axes.index(axis), 0)
+        for label in axis_labels:
+            if axis in label.axes:
+                atoms = np.moveaxis(label.atoms, label.axes.index(axis), 0)
                 whole = len(atoms) - len(atoms) % stride
                 for offset in range(1, stride):
                     step.relations.unify(atoms[0:whole:stride], atoms[offset:whole:stride])
                 step.relations.freeze(atoms[whole:], "the rest of a strided Slice")
-    return layers
+    return axis_labels
 
 
 def _gather(step: Step) -> None:
@@ -150,14 +152,14 @@ def _gather(step: Step) -> None:
     if index is None or np.ndim(index) > 1:
         movable(step.relations, table)
         step.fix(table, [axis], "its entries are looked up at run time")
-        layers: Layers = table.layers
+        axis_labels: AxisLabels = table.axis_labels
     else:
         flat = np.atleast_1d(np.asarray(index, np.int64)) % table.shape[axis]
-        layers = take(step.relations, movable(step.relations, table), axis, flat)
+        axis_labels = take(step.relations, movable(step.relations, table), axis, flat)
     shift = len(rank) - 1
     moved = [
-        Layer(tuple(a if a <= axis else a + shift for a in one.axes), one.atoms, one.flexible)
-        for one in layers
+        AxisLabel(tuple(a if a <= axis else a + shift for a in one.axes), one.atoms, one.flexible)
+        for one in axis_labels
     ]
     _pass_on(step, table, moved)
 
@@ -176,15 +178,15 @@ def _gather_nd(step: Step) -> None:
     movable(step.relations, table)
     if depth == 1 and len(outer) <= 1 and index is not None and step.peek(1).constant:
         flat = np.asarray(index, np.int64).reshape(-1) % table.shape[0]
-        layers = take(step.relations, table.layers, 0, flat)
+        axis_labels = take(step.relations, table.axis_labels, 0, flat)
         known = bool(outer)
     else:
-        layers = step.fix(table, range(depth), "its entries are looked up at run time")
+        axis_labels = step.fix(table, range(depth), "its entries are looked up at run time")
         known = False
     shift = len(outer) - depth
     moved = [
-        Layer(tuple(a + shift for a in one.axes), one.atoms, one.flexible)
-        for one in layers
+        AxisLabel(tuple(a + shift for a in one.axes), one.atoms, one.flexible)
+        for one in axis_labels
         if known or not set(range(depth)) & set(one.axes)
     ]
     step.emit(moved, zero=table.zero, constant=table.constant and known)
@@ -194,8 +196,8 @@ def _reverse_sequence(step: Step) -> None:
     """ReverseSequence: every row of the batch is turned round as far as it is long."""
     labels = step.read()
     over = [int(step.attribute("time_axis", 0)), int(step.attribute("batch_axis", 1))]
-    layers = step.fix(labels, over, "the order of its entries is only known at run time")
-    step.emit(layers, zero=labels.zero)
+    axis_labels = step.fix(labels, over, "the order of its entries is only known at run time")
+    step.emit(axis_labels, zero=labels.zero)
 
 
 def _pad(step: Step) -> None:
@@ -209,27 +211,27 @@ def _pad(step: Step) -> None:
     constant = str(step.attribute("mode", "constant")) == "constant"
     filler = step.value(2) if step.has(2) else step.attribute("value", 0.0)
     blank = constant and filler is not None and not np.any(filler)
-    layers: Layers = movable(step.relations, labels)
+    axis_labels: AxisLabels = movable(step.relations, labels)
     for position, axis in enumerate(axes):
         amounts = pads[position], pads[position + len(axes)]
         if any(amounts):
-            layers = _pad_axis(step, layers, axis, amounts, constant)
-    step.emit(layers, zero=labels.zero and blank)
+            axis_labels = _pad_axis(step, axis_labels, axis, amounts, constant)
+    step.emit(axis_labels, zero=labels.zero and blank)
 
 
 def _pad_axis(
-    step: Step, layers: Layers, axis: int, amounts: tuple[int, int], constant: bool
-) -> Layers:
+    step: Step, axis_labels: AxisLabels, axis: int, amounts: tuple[int, int], constant: bool
+) -> AxisLabels:
     result = []
-    for layer in layers:
-        if axis not in layer.axes:
-            result.append(layer)
-        elif min(amounts) < 0 or not constant or len(layer.axes) > 1:
-            step.relations.freeze(layer.atoms, "Pad reads or cuts along this axis")
+    for label in axis_labels:
+        if axis not in label.axes:
+            result.append(label)
+        elif min(amounts) < 0 or not constant or len(label.axes) > 1:
+            step.relations.freeze(label.atoms, "Pad reads or cuts along this axis")
         else:
             origin = Origin(step.node.outputs[0].name or "", axis)
             before, after = (step.relations.fresh((n,), origin) for n in amounts)
-            result.append(Layer(layer.axes, np.concatenate([before, layer.atoms, after])))
+            result.append(AxisLabel(label.axes, np.concatenate([before, label.atoms, after])))
     return simplify(step.relations, result)
 
 
@@ -240,8 +242,8 @@ def _resize(step: Step) -> None:
         for axis, (old, new) in enumerate(zip(labels.shape, step.out_shape(), strict=True))
         if old != new
     ]
-    layers = step.fix(labels, resized, "the axis is resized")
-    step.emit(layers, zero=labels.zero)
+    axis_labels = step.fix(labels, resized, "the axis is resized")
+    step.emit(axis_labels, zero=labels.zero)
 
 
 def _grid_sample(step: Step) -> None:
@@ -270,31 +272,31 @@ def _depth_to_space(step: Step) -> None:
 
 
 def _moved_whole_pixels(
-    step: Step, layers: Layers, shape: tuple[int, ...], order: Sequence[int]
-) -> Layers:
+    step: Step, axis_labels: AxisLabels, shape: tuple[int, ...], order: Sequence[int]
+) -> AxisLabels:
     position = {axis: i for i, axis in enumerate(order)}
     channels = 1 if order[1] == 1 else 3
     result = []
-    for layer in layers:
-        for axis in set(layer.axes) - {channels}:
-            first = layer.atoms.take([0], axis=layer.axes.index(axis))
-            step.relations.unify(layer.atoms, np.broadcast_to(first, layer.atoms.shape))
-        axes = tuple(position[axis] for axis in layer.axes)
-        result.append(Layer(axes, layer.atoms, layer.flexible))
+    for label in axis_labels:
+        for axis in set(label.axes) - {channels}:
+            first = label.atoms.take([0], axis=label.axes.index(axis))
+            step.relations.unify(label.atoms, np.broadcast_to(first, label.atoms.shape))
+        axes = tuple(position[axis] for axis in label.axes)
+        result.append(AxisLabel(axes, label.atoms, label.flexible))
     return simplify(step.relations, result)
 
 
 def _space_to_depth(step: Step) -> None:
     """The inverse of DepthToSpace (DCR): each channel is repeated once per sub-pixel."""
     labels, size = step.read(), int(step.attribute("blocksize"))
-    layers = step.fix(labels, (2, 3), "SpaceToDepth runs over this axis")
-    repeated: list[Layer] = []
-    for layer in layers:
-        atoms: NDArray[np.int32] = layer.atoms
-        if 1 in layer.axes:
-            copies = [size**2 if axis == 1 else 1 for axis in layer.axes]
+    axis_labels = step.fix(labels, (2, 3), "SpaceToDepth runs over this axis")
+    repeated: list[AxisLabel] = []
+    for label in axis_labels:
+        atoms: NDArray[np.int32] = label.atoms
+        if 1 in label.axes:
+            copies = [size**2 if axis == 1 else 1 for axis in label.axes]
             atoms = np.tile(atoms, copies)
-        repeated.append(Layer(layer.axes, atoms))
+        repeated.append(AxisLabel(label.axes, atoms))
     _pass_on(step, labels, repeated)
 
 
@@ -308,15 +310,15 @@ def _filled(step: Step) -> None:
     """ConstantOfShape: every axis is flexible; the target follows what it is used for."""
     shape = step.out_shape()
     name = step.node.outputs[0].name or ""
-    layers: list[Layer] = []
+    axis_labels: list[AxisLabel] = []
     if len(shape) > 1:
-        layers = [
-            Layer((axis,), step.relations.fresh((extent,), Origin(name, axis)), flexible=True)
+        axis_labels = [
+            AxisLabel((axis,), step.relations.fresh((extent,), Origin(name, axis)), flexible=True)
             for axis, extent in enumerate(shape)
             if extent > 1
         ]
     filler = step.attribute("value")
-    step.emit(layers, zero=filler is None or not np.any(filler.numpy()))
+    step.emit(axis_labels, zero=filler is None or not np.any(filler.numpy()))
 
 
 RULES: dict[tuple[str, str], Callable[[Step], None]] = {

@@ -31,8 +31,10 @@ def _normalise(
             parameter = step.read(slot)
             aligned = tuple(axes)[-len(parameter.shape) :] if parameter.shape else ()
             operands.append(Operand(parameter, aligned))
-    layers = join(step.relations, operands)
-    step.emit(layers, zero=all(one.blanks(layers) for one in operands[1:]) and len(operands) > 1)
+    axis_labels = join(step.relations, operands)
+    step.emit(
+        axis_labels, zero=all(one.blanks(axis_labels) for one in operands[1:]) and len(operands) > 1
+    )
 
 
 def _batch(step: Step) -> None:
@@ -57,8 +59,8 @@ def _layer(step: Step) -> None:
     over = range(step.axis(rank, -1), rank)
     _normalise(step, over, (1, 2), range(rank))
     for slot in step.outputs()[1:]:  # mean and deviation, of extent 1 along the normalised axes
-        layers = step.emitted().layers
-        step.emit([layer for layer in layers if not set(layer.axes) & set(over)], slot)
+        axis_labels = step.emitted().axis_labels
+        step.emit([label for label in axis_labels if not set(label.axes) & set(over)], slot)
 
 
 def _group(step: Step) -> None:
@@ -70,8 +72,8 @@ def _group(step: Step) -> None:
     labels, groups = step.read(), int(step.attribute("num_groups"))
     batch, channels, *space = labels.shape
     split = (batch, groups, channels // groups, *space)
-    layers = reshape(step.relations, movable(step.relations, labels), labels.shape, split)
-    apart = TensorLabels(labels.name, split, layers)
+    axis_labels = reshape(step.relations, movable(step.relations, labels), labels.shape, split)
+    apart = TensorLabels(labels.name, split, axis_labels)
     step.fix(apart, range(2, len(split)), "GroupNormalization takes statistics over it")
     parameters = [Operand(step.read(slot), (1,)) for slot in (1, 2)]
     operands = [Operand(labels, tuple(range(len(labels.shape)))), *parameters]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from onnxprune.coupling.join import Operand, join
-from onnxprune.coupling.labels import Layer, TensorLabels, simplify
+from onnxprune.coupling.labels import AxisLabel, TensorLabels, simplify
 from onnxprune.coupling.operators.contraction import contract_operands, matmul_axes
 from onnxprune.coupling.operators.convolution import convolve
 from onnxprune.coupling.operators.movement import concatenated
@@ -79,7 +79,7 @@ def _scaled(step: Step, data: TensorLabels, slots: Sequence[int], axis: int) -> 
         labels = step.read_weight(slot)
         if len(labels.shape) == 1 and labels.shape[0] > 1:
             operands = [Operand(data, tuple(range(len(data.shape)))), Operand(labels, (axis,))]
-            data.layers = join(step.relations, operands)
+            data.axis_labels = join(step.relations, operands)
         elif len(labels.shape) > 1:
             raise Refusal("blocked quantisation")
     return data
@@ -92,12 +92,12 @@ def _linear(step: Step) -> None:
     if data.pristine:
         data.materialise(step.relations)
     axis = step.axis(rank, 1) if rank else 0
-    view = TensorLabels(data.name, data.shape, data.layers, data.constant, False, data.zero)
+    view = TensorLabels(data.name, data.shape, data.axis_labels, data.constant, False, data.zero)
     view = _scaled(step, view, (1, 2), axis)
     if step.node.op_type == "DequantizeLinear" and _producer(step, 0) != "QuantizeLinear":
         readers = [use.node.op_type for use in step.node.outputs[0].uses()]
         _hold(step, 0, 2, axis, summed=all(reader in _PRODUCTS for reader in readers))
-    step.emit(view.layers, zero=data.zero, constant=data.constant)
+    step.emit(view.axis_labels, zero=data.zero, constant=data.constant)
 
 
 def _dynamic(step: Step) -> None:
@@ -105,7 +105,7 @@ def _dynamic(step: Step) -> None:
     data = step.read(0)
     if not data.zero:
         step.fix(data, range(len(data.shape)), "its run-time range would change")
-    step.emit(data.layers, 0, zero=data.zero)
+    step.emit(data.axis_labels, 0, zero=data.zero)
     for slot in step.outputs()[1:]:
         step.emit((), slot)
 
@@ -168,18 +168,18 @@ def _read_all(step: Step) -> None:
 def _qlinear_pairwise(step: Step) -> None:
     """com.microsoft QLinearAdd, QLinearMul: a, scale, zero, b, scale, zero, scale, zero."""
     _read_all(step)
-    operands, layers = step.join_inputs([0, 3])
+    operands, axis_labels = step.join_inputs([0, 3])
     for slot in (0, 3):
         _hold(step, slot, slot + 2, summed=False)
     blank = any if step.node.op_type == "QLinearMul" else all
-    step.emit(layers, zero=blank(operand.blanks(layers) for operand in operands))
+    step.emit(axis_labels, zero=blank(operand.blanks(axis_labels) for operand in operands))
 
 
 def _qlinear_unary(step: Step) -> None:
     """com.microsoft QLinearLeakyRelu, QLinearSigmoid: element-wise with scalar scales."""
     _read_all(step)
     data = step.read(0)
-    step.emit(data.layers, zero=data.zero and step.node.op_type == "QLinearLeakyRelu")
+    step.emit(data.axis_labels, zero=data.zero and step.node.op_type == "QLinearLeakyRelu")
 
 
 def _qlinear_pool(step: Step) -> None:
@@ -187,8 +187,8 @@ def _qlinear_pool(step: Step) -> None:
     _read_all(step)
     data, rank = step.read(0), len(step.shape(0))
     over = range(1, rank - 1) if step.attribute("channels_last", 0) else range(2, rank)
-    layers = step.fix(data, over, f"{step.node.op_type} runs over it")
-    step.emit(layers, zero=data.zero)
+    axis_labels = step.fix(data, over, f"{step.node.op_type} runs over it")
+    step.emit(axis_labels, zero=data.zero)
 
 
 def _qlinear_concat(step: Step) -> None:
@@ -216,9 +216,9 @@ def _matmul_nbits(step: Step) -> None:
             raise Refusal("4-bit weights that are shared or packed across rows")
         labels.pristine = False
         repeated = np.repeat(atoms, extent // made)
-        labels.layers = simplify(step.relations, [Layer((0,), repeated)])
-    layers = [layer for layer in data.layers if len(data.shape) - 1 not in layer.axes]
-    step.emit([*layers, Layer((len(step.out_shape()) - 1,), atoms)], zero=True)
+        labels.axis_labels = simplify(step.relations, [AxisLabel((0,), repeated)])
+    axis_labels = [label for label in data.axis_labels if len(data.shape) - 1 not in label.axes]
+    step.emit([*axis_labels, AxisLabel((len(step.out_shape()) - 1,), atoms)], zero=True)
 
 
 RULES: dict[tuple[str, str], Callable[[Step], None]] = {

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.coupling.join import Operand, join
-from onnxprune.coupling.labels import Layer, TensorLabels
+from onnxprune.coupling.labels import AxisLabel, TensorLabels
 from onnxprune.coupling.relations import Origin
 from onnxprune.coupling.step import Consumer, Refusal, Step, node_id
 
@@ -42,26 +42,26 @@ def _recurrent(step: Step) -> None:
         whole = step.relations.conjunction(units)
         step.relations.freeze(whole, "a direction has to keep some units")
     data = step.read(0)
-    layers = step.fix(data, (0, 1), "a recurrent layer runs along it")
-    inputs = tuple(layer for layer in layers if 2 in layer.axes)
+    axis_labels = step.fix(data, (0, 1), "a recurrent layer runs along it")
+    inputs = tuple(label for label in axis_labels if 2 in label.axes)
     rows = np.tile(units, gates)
-    _require(step, 1, (Layer((0, 1), rows), *inputs))
-    _require(step, 2, (Layer((0, 1), rows), Layer((0, 2), units)))
+    _require(step, 1, (AxisLabel((0, 1), rows), *inputs))
+    _require(step, 2, (AxisLabel((0, 1), rows), AxisLabel((0, 2), units)))
     if step.has(3):
-        _require(step, 3, (Layer((0, 1), np.tile(units, 2 * gates)),))
+        _require(step, 3, (AxisLabel((0, 1), np.tile(units, 2 * gates)),))
     for slot in _STATES:
         if step.has(slot):
-            _require(step, slot, (Layer((0, 2), units),))
+            _require(step, slot, (AxisLabel((0, 2), units),))
     if inputs and step.peek(1).constant:
         where = (step.name(1), 2)
         step.consumers.append(Consumer(node_id(step.node), data.name, 2, *where))
     _emit(step, units)
 
 
-def _require(step: Step, slot: int, layers: tuple[Layer, ...]) -> None:
-    """Tie an input to the layers it has to carry."""
+def _require(step: Step, slot: int, axis_labels: tuple[AxisLabel, ...]) -> None:
+    """Tie an input to the labels it has to carry."""
     labels = step.read(slot)
-    wanted = TensorLabels(labels.name, labels.shape, layers)
+    wanted = TensorLabels(labels.name, labels.shape, axis_labels)
     axes = tuple(range(len(labels.shape)))
     join(step.relations, [Operand(wanted, axes), Operand(labels, axes)])
 
@@ -71,7 +71,7 @@ def _emit(step: Step, units: NDArray[np.int32]) -> None:
     zero = _stays_zero(step) and all(step.peek(slot).zero for slot in given if step.has(slot))
     for slot in step.outputs():
         axes = (1, 3) if slot == 0 else (0, 2)
-        step.emit([Layer(axes, units)], slot, zero=zero)
+        step.emit([AxisLabel(axes, units)], slot, zero=zero)
 
 
 def _stays_zero(step: Step) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxprune.coupling.labels import Layer, movable, project
+from onnxprune.coupling.labels import AxisLabel, movable, project
 from onnxprune.coupling.step import Consumer, Step, node_id
 
 _EXACT = ["ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"]
@@ -27,7 +27,7 @@ _POOLS = ["AveragePool", "MaxPool", "LpPool"]
 def _reduce(step: Step) -> None:
     labels = step.read()
     rank = len(labels.shape)
-    layers = movable(step.relations, labels)
+    axis_labels = movable(step.relations, labels)
     axes = step.integers(1, "axes")
     if not axes:
         axes = [] if step.attribute("noop_with_empty_axes", 0) else list(range(rank))
@@ -35,16 +35,18 @@ def _reduce(step: Step) -> None:
     exact = step.node.op_type in _EXACT and labels.zero
     mean = step.node.op_type == "ReduceMean"
     for axis in sorted(reduced):
-        if exact and any(axis in layer.axes for layer in layers):
+        if exact and any(axis in label.axes for label in axis_labels):
             step.consumers.append(Consumer(node_id(step.node), labels.name, axis))
         elif not exact and not (mean and step.cut_statistics(labels, axis, widened=False)):
-            layers = step.fix(labels, [axis], f"{step.node.op_type} takes statistics over it")
+            axis_labels = step.fix(labels, [axis], f"{step.node.op_type} takes statistics over it")
     kept = [axis for axis in range(rank) if axis not in reduced]
-    left = [project(step.relations, one, kept) for one in layers if set(one.axes) & set(kept)]
+    left = [project(step.relations, one, kept) for one in axis_labels if set(one.axes) & set(kept)]
     position = {axis: i for i, axis in enumerate(kept)}
     if step.attribute("keepdims", 1) == 1:
         position = {axis: axis for axis in kept}
-    result = [Layer(tuple(position[a] for a in one.axes), one.atoms, one.flexible) for one in left]
+    result = [
+        AxisLabel(tuple(position[a] for a in one.axes), one.atoms, one.flexible) for one in left
+    ]
     zero = labels.zero and step.node.op_type not in ("ReduceLogSum", "ReduceLogSumExp")
     step.emit(result, zero=zero)
 
@@ -55,20 +57,24 @@ def _pick(step: Step) -> None:
     rank = len(labels.shape)
     axis = step.axis(rank, -1 if step.node.op_type == "TopK" else 0)
     movable(step.relations, labels)
-    layers = step.fix(labels, [axis], f"{step.node.op_type} names positions along it")
+    axis_labels = step.fix(labels, [axis], f"{step.node.op_type} names positions along it")
     if step.attribute("keepdims", 1) != 1:
-        layers = tuple(Layer(tuple(a - (a > axis) for a in one.axes), one.atoms) for one in layers)
+        axis_labels = tuple(
+            AxisLabel(tuple(a - (a > axis) for a in one.axes), one.atoms) for one in axis_labels
+        )
     for slot in step.outputs():
-        step.emit(layers, slot)
+        step.emit(axis_labels, slot)
 
 
 def _pool(step: Step) -> None:
     """Pools run over the spatial axes; the indices MaxPool may give count across all axes."""
     labels = step.read()
     first = 2 if step.outputs() == [0] else 0
-    layers = step.fix(labels, range(first, len(labels.shape)), f"{step.node.op_type} runs over it")
+    axis_labels = step.fix(
+        labels, range(first, len(labels.shape)), f"{step.node.op_type} runs over it"
+    )
     for slot in step.outputs():
-        step.emit(layers, slot, zero=labels.zero and slot == 0)
+        step.emit(axis_labels, slot, zero=labels.zero and slot == 0)
 
 
 RULES: dict[tuple[str, str], Callable[[Step], None]] = {

@@ -30,8 +30,8 @@ def _if(step: Step) -> None:
             raise Refusal("If with results of different shapes")
         axes = tuple(range(len(results[0].shape)))
         operands = [Operand(one, axes) for one in results]
-        layers = join(step.relations, operands)
-        step.emit(layers, slot, zero=all(one.blanks(layers) for one in operands))
+        axis_labels = join(step.relations, operands)
+        step.emit(axis_labels, slot, zero=all(one.blanks(axis_labels) for one in operands))
 
 
 def _repeated(step: Step) -> None:
@@ -46,18 +46,18 @@ def _repeated(step: Step) -> None:
         if labels.constant and _handed_on(step, slot, graph.inputs[formal], graph.outputs[result]):
             _enter(step, graph.inputs[formal], labels)
             continue
-        name, layers = graph.inputs[formal].name or "", movable(step.relations, labels)
-        _enter(step, graph.inputs[formal], TensorLabels(name, labels.shape, layers))
+        name, axis_labels = graph.inputs[formal].name or "", movable(step.relations, labels)
+        _enter(step, graph.inputs[formal], TensorLabels(name, labels.shape, axis_labels))
         changing.append((labels.zero, step.tensors[name], graph.outputs[result]))
         _note_reader(step, labels)
     for slot, formal, axis in body.slices:
         labels = step.read(slot)
         axis %= len(labels.shape)
         movable(step.relations, labels)
-        layers = step.fix(labels, [axis], f"{step.node.op_type} runs along it")
+        axis_labels = step.fix(labels, [axis], f"{step.node.op_type} runs along it")
         kept = [i for i in range(len(labels.shape)) if i != axis]
         shape = tuple(labels.shape[i] for i in kept)
-        moved = rename(layers, {old: new for new, old in enumerate(kept)})
+        moved = rename(axis_labels, {old: new for new, old in enumerate(kept)})
         name = graph.inputs[formal].name or ""
         _enter(step, graph.inputs[formal], TensorLabels(name, shape, moved, zero=labels.zero))
         _note_reader(step, labels)
@@ -69,7 +69,7 @@ def _repeated(step: Step) -> None:
         state = step.tensors[graph.inputs[formal].name or ""]
         if made is not state and state is not given:
             axes = tuple(range(len(given.shape)))
-            made.layers = join(step.relations, [Operand(state, axes), Operand(made, axes)])
+            made.axis_labels = join(step.relations, [Operand(state, axes), Operand(made, axes)])
         if out in step.outputs():
             step.emit(movable(step.relations, made), out, zero=given.zero and made.zero)
     for result, out, axis in body.stacked:
@@ -141,7 +141,7 @@ def _note_readers(step: Step, graph: ir.Graph) -> None:
 
 def _note_reader(step: Step, labels: TensorLabels) -> None:
     """What enters a body is felt there: at the node as a whole, nobody sees inside."""
-    for axis in {axis for layer in labels.layers for axis in layer.axes}:
+    for axis in {axis for label in labels.axis_labels for axis in label.axes}:
         if not labels.constant:
             step.consumers.append(Consumer(node_id(step.node), labels.name, axis))
 

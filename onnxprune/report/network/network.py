@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.coupling.groups import Group, Refused
-from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.labels import AxisLabel
 from onnxprune.coupling.operators import RULES
 from onnxprune.coupling.subgraph_shapes import captured, subgraphs
 from onnxprune.coupling.trace import Coupling
@@ -156,20 +156,22 @@ class _Widths:
             return ()
         axis %= len(shape)
         labels = self.coupling.tensors.get(name)
-        layers = [one for one in (labels.layers if labels else ()) if axis in one.axes]
-        if not layers:
+        axis_labels = [
+            label for label in (labels.axis_labels if labels else ()) if axis in label.axes
+        ]
+        if not axis_labels:
             return (Segment(None, shape[axis], shape[axis]),)
-        return self._segments(min(layers, key=lambda one: len(one.axes)), axis)
+        return self._segments(min(axis_labels, key=lambda label: len(label.axes)), axis)
 
     def only(self, name: str) -> tuple[Segment, ...]:
-        """Segments of the one labelled axis of a tensor; empty when it has several or none."""
+        """Segments of the label labelled axis of a tensor; empty when it has several or none."""
         labels = self.coupling.tensors.get(name)
-        axes = {axis for one in (labels.layers if labels else ()) for axis in one.axes}
+        axes = {axis for label in (labels.axis_labels if labels else ()) for axis in label.axes}
         return self.along(name, axes.pop()) if len(axes) == 1 else ()
 
-    def _segments(self, layer: Layer, axis: int) -> tuple[Segment, ...]:
-        classes: NDArray[np.int32] = self.coupling.classes[layer.atoms]
-        rows = np.moveaxis(classes, layer.axes.index(axis), 0)
+    def _segments(self, label: AxisLabel, axis: int) -> tuple[Segment, ...]:
+        classes: NDArray[np.int32] = self.coupling.classes[label.atoms]
+        rows = np.moveaxis(classes, label.axes.index(axis), 0)
         rows = rows.reshape(len(rows), -1)
         groups = self._group[rows].max(axis=1)
         alive = self._alive[rows].any(axis=1)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnxprune.calibration.walk import Walk
 from onnxprune.compensation.regression.find import linear_layer, replaceable_layers
 from onnxprune.compensation.regression.layers import LinearLayer
-from onnxprune.coupling.labels import Layer
+from onnxprune.coupling.labels import AxisLabel
 
 SIZES = {1: (7,), 2: (5, 6), 3: (5, 5, 6)}
 
@@ -203,9 +203,9 @@ def test_random_readers_of_a_cut_map(data: st.DataObject) -> None:
 def seen_by_rows(layer: LinearLayer, cut: Any) -> Any:
     """Unknowns that are anywhere not zero when what is removed is zero and all the rest one."""
     ones = np.ones(layer.data_shape, np.float32)
-    for one in cut.coupling.tensors[layer.data].layers:
-        alive = cut.alive(one).transpose(np.argsort(one.axes))
-        ones *= alive.reshape([n if a in one.axes else 1 for a, n in enumerate(ones.shape)])
+    for label in cut.coupling.tensors[layer.data].axis_labels:
+        alive = cut.alive(label).transpose(np.argsort(label.axes))
+        ones *= alive.reshape([n if a in label.axes else 1 for a, n in enumerate(ones.shape)])
     return layer.rows(ones, np.arange(layer.rows_of(ones.shape))).max(axis=0) > 0
 
 
@@ -245,9 +245,9 @@ def test_rows_that_differ_have_no_common_unknowns() -> None:
     for axes in ((1,), (1, 2), (0,)):
         shape = [layer.data_shape[axis] for axis in axes]
         atoms = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
-        assert layer.unknowns(Layer(axes, atoms), atoms) is None
+        assert layer.unknowns(AxisLabel(axes, atoms), atoms) is None
     atoms = np.arange(6, dtype=np.int32)
-    np.testing.assert_array_equal(layer.unknowns(Layer((2,), atoms), atoms), atoms[None])
+    np.testing.assert_array_equal(layer.unknowns(AxisLabel((2,), atoms), atoms), atoms[None])
 
 
 def test_layers_whose_weight_is_not_theirs_alone_are_not_replaceable() -> None:
