@@ -11,7 +11,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.model.runtime import Runtime, open_session, run
+from onnxprune.model.runtime import Runtime
+from onnxprune.model.session import open_session, run
 
 _BLOCK_BYTES = 8_000_000
 

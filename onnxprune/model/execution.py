@@ -17,7 +17,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxprune.model.runtime import Runtime, element_type, open_session, run
+from onnxprune.model.runtime import Runtime
+from onnxprune.model.session import element_type, open_session, run
 
 
 def node_reads(node: ir.Node) -> Iterator[ir.Value]:

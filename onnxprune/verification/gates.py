@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnxprune.errors import RuntimeFailure, VerificationError
 from onnxprune.model.execution import Execution
 from onnxprune.model.protobuf import skeleton, to_proto
-from onnxprune.model.runtime import Runtime, open_session
+from onnxprune.model.runtime import Runtime
+from onnxprune.model.session import open_session
 from onnxprune.model.sparse import mark_sparse, sparse_values, store_sparse
 from onnxprune.model.tensors import external_initializers
 from onnxprune.verification.certificate import saturated_outputs, tolerance_for

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.streams import Samples, numbered
 from onnxprune.errors import InputError
-from onnxprune.model.runtime import Runtime, open_session, run
+from onnxprune.model.runtime import Runtime
+from onnxprune.model.session import open_session, run
 from onnxprune.verification.divergence import gives_scores, maker_of
 
 _BATCH = 32

@@ -11,7 +11,7 @@ from helpers.oracle import ONE_THREAD, parse
 from onnxprune.gradients.expansion import expand
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
-from onnxprune.model.runtime import open_session, run
+from onnxprune.model.session import open_session, run
 
 FUSED = "com.microsoft"
 BATCH, QUERIES, WIDTH = 2, 3, 4

@@ -19,7 +19,7 @@ from onnxprune.errors import InputError
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import mask_gradients
 from onnxprune.model.inputs import input_specs
-from onnxprune.model.runtime import open_session, run
+from onnxprune.model.session import open_session, run
 
 _STEP = 2e-2
 

@@ -16,7 +16,7 @@ from onnxprune.gradients.masks import mask_gradients
 from onnxprune.gradients.precision import to_single_precision, upgraded
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
-from onnxprune.model.runtime import open_session, run
+from onnxprune.model.session import open_session, run
 
 SCALE = 2000.0
 LABELS = np.random.default_rng(2).standard_normal((6, 2)) * SCALE

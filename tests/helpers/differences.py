@@ -18,7 +18,7 @@ from onnxprune.gradients.emitter import Emitter
 from onnxprune.gradients.expansion import expand
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
-from onnxprune.model.runtime import open_session, run
+from onnxprune.model.session import open_session, run
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = Callable[[Arrays], NDArray[Any]]

@@ -12,7 +12,7 @@ from helpers.oracle import ONE_THREAD, parse
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model.execution import node_reads, open_piece
 from onnxprune.model.load import load
-from onnxprune.model.runtime import open_session, run
+from onnxprune.model.session import open_session, run
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
 CHAIN = (

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 
 from onnxprune.errors import InputError
 from onnxprune.model.load import load
-from onnxprune.model.runtime import open_session, run
 from onnxprune.model.save import model_bytes, save
+from onnxprune.model.session import open_session, run
 from onnxprune.model.sparse import mark_sparse, sparse_values
 from onnxprune.verification.gates import keep_loadable
 

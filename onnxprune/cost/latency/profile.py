@@ -21,7 +21,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.cost.latency.probe import read_profile, run_often, typical
-from onnxprune.model.runtime import Runtime, open_session
+from onnxprune.model.runtime import Runtime
+from onnxprune.model.session import open_session
 
 _NAME = "onnxprune_node_"
 _BODY = "onnxprune_body_"

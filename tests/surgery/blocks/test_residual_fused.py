@@ -13,7 +13,7 @@ from helpers.reducing import graph, weights
 
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
-from onnxprune.model.runtime import open_session, run
+from onnxprune.model.session import open_session, run
 from onnxprune.surgery.blocks.fused_sums import separated_sums
 from onnxprune.surgery.blocks.residual import ResidualBlock, remove_block, residual_blocks
 

@@ -11,10 +11,11 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.errors import InputError, RuntimeFailure
-from onnxprune.model import runtime as runtime_module
+from onnxprune.model import session as session_module
 from onnxprune.model.inputs import InputSpec, input_specs
 from onnxprune.model.load import load
-from onnxprune.model.runtime import Runtime, open_session, run
+from onnxprune.model.runtime import Runtime
+from onnxprune.model.session import open_session, run
 
 IDENTITY = (
     '<ir_version: 10, opset_import: ["": 21]> net ({0}[N] x) => ({0}[N] y) {{ y = Identity(x) }}'
@@ -124,7 +125,7 @@ class TestExternalData:
         weight.const_value = ir.LazyTensor(
             lambda: ir.tensor(3 * stored.numpy()), ir.DataType.FLOAT, ir.Shape([64, 64])
         )
-        monkeypatch.setattr(runtime_module, "_INLINE_BYTES", 1000)
+        monkeypatch.setattr(session_module, "_INLINE_BYTES", 1000)
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         session = open_session(model, Runtime())
         np.testing.assert_array_equal(run(session, {"x": self.x})["y"], 6 * self.x)
