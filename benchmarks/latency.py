@@ -31,6 +31,7 @@ from latency_models import MODELS
 
 import onnxprune
 from onnxprune.allocation.prefixes import choose
+from onnxprune.calibration.context import RunContext
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.latency.measure import compare_times
 from onnxprune.cost.latency.multiples import group_multiples
@@ -123,7 +124,7 @@ def predictions(
 ) -> Iterator[dict[str, Any]]:
     """Predicted and measured ratio of random cuts."""
     options = PruneOptions(runtime=Runtime(threads=threads))
-    analysis = analyse(load(model).model, options)
+    analysis = analyse(load(model).model, RunContext(runtime=options.runtime))
     graph, coupling = analysis.model.graph, analysis.coupling
     started = time.perf_counter()
     table = LatencyTable(analysis.model, coupling.facts, options.runtime)

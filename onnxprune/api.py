@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, read_samples
 from onnxprune.calibration.streams import Samples, divide
 from onnxprune.cost.nodes import node_costs
@@ -17,7 +18,7 @@ from onnxprune.errors import InputError, VerificationError
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, ModelSource, load, loaded_bytes
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import COMPENSATIONS, PruneOptions
+from onnxprune.options import COMPENSATIONS
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.blocks import without_blocks
 from onnxprune.pruning.max_drop import Limit, prune_within
@@ -151,7 +152,12 @@ def prune(
     loaded = load(model)
     samples = _samples(loaded, calibration)
     fitted, measure, known = divided(loaded, samples, labels, metric, options)
-    analysis = replace(analyse(loaded.model, options, fitted), file_bytes=loaded_bytes(loaded))
+    analysis = analyse(
+        loaded.model,
+        RunContext(fitted, None, options.runtime, options.seed),
+        normalised_axes=options.normalised_axes,
+        file_bytes=loaded_bytes(loaded),
+    )
     if options.max_drop is not None and measure is not None:
         ready = prepare_run(analysis, options, fitted, progress, known)
         goal = options.target if target is not None else None
@@ -210,7 +216,11 @@ def apply(
     options = planned_options(plan, compensate, runtime)
     if samples is not None and options.max_drop is not None:
         samples, _ = divide(samples)
-    analysis = analyse(loaded.model, options, samples)
+    analysis = analyse(
+        loaded.model,
+        RunContext(samples, None, options.runtime, options.seed),
+        normalised_axes=options.normalised_axes,
+    )
     cut = without_blocks(analysis, plan.blocks, samples, options) if plan.blocks else analysis
     removal = planned_removal(cut, plan)
     try:
@@ -243,8 +253,7 @@ def inspect(
     runtime = Runtime(tuple(providers), threads)
     runtime.validate()
     loaded = load(model)
-    options = PruneOptions(runtime=runtime)
-    analysis = analyse(loaded.model, options, _samples(loaded, calibration))
+    analysis = analyse(loaded.model, RunContext(_samples(loaded, calibration), runtime=runtime))
     nodes = node_costs(analysis.model.graph, analysis.coupling.facts)
     return Inspection(
         sizes=sizes_of(analysis, (), loaded_bytes(loaded)),
@@ -279,9 +288,9 @@ def verify(
     check_interface(first.model, second.model)
     samples = read_samples(calibration, input_specs(first.model))
     outputs = compare_outputs(first.model, second.model, samples, runtime, progress=progress)
-    options = PruneOptions(runtime=runtime)
     sizes = [
-        sizes_of(analyse(m.model, options, samples), (), loaded_bytes(m)) for m in (first, second)
+        sizes_of(analyse(m.model, RunContext(samples, runtime=runtime)), (), loaded_bytes(m))
+        for m in (first, second)
     ]
     return Comparison(tuple(outputs), sizes[0], sizes[1])
 

@@ -57,8 +57,9 @@ from onnxprune.passes.interface.parts import Part, find_parts, select_outputs
 from onnxprune.passes.interface.selection import KeptSamples, read_entries, resolve, samples_of
 from onnxprune.passes.interface.whole_axis import axes_chosen_along
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
-from onnxprune.coupling.analysis import observed
+from onnxprune.coupling.analysis import observe_model
 from onnxprune.errors import InputError
 from onnxprune.model.observe import Facts
 from onnxprune.model.runtime import Runtime
@@ -123,7 +124,7 @@ class KeepClasses(InterfacePass):
             VerificationError: when the result gives something else for the kept classes.
         """
         names = self._names(model)
-        facts = observed(model, self.runtime, self.seed, self.samples)
+        facts = observe_model(model, RunContext(self.samples, None, self.runtime, self.seed))
         scores = select_outputs(model, facts, self.outputs, scores=True)
         size = self._size(scores, facts, names)
         kept = resolve(read_entries(self.keep, "class"), size, names, "class")

@@ -50,8 +50,9 @@ from onnxprune.passes.interface.narrowing import Narrowing, apply, check, narrow
 from onnxprune.passes.interface.parts import select_outputs, whole_axes
 from onnxprune.passes.interface.selection import read_entries, resolve
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
-from onnxprune.coupling.analysis import observed
+from onnxprune.coupling.analysis import observe_model
 from onnxprune.errors import CalibrationError, InputError, NothingPrunable
 from onnxprune.model.observe import Facts
 from onnxprune.model.runtime import Runtime
@@ -116,7 +117,7 @@ class KeepTokens(InterfacePass):
             NothingPrunable: when no table can be cut, or an output cannot; says why.
             VerificationError: when the result computes something else for kept tokens.
         """
-        facts = observed(model, self.runtime, self.seed, self.samples)
+        facts = observe_model(model, RunContext(self.samples, None, self.runtime, self.seed))
         inputs, rows = self._chosen(find_id_inputs(model, facts))
         if not self.remap:
             _refuse_arithmetic(inputs, rows)

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from onnxprune.passes.remove_lossless import removed_exactly
 
 from onnxprune.calibration.batches import BatchBudget
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
 from onnxprune.coupling.analysis import analyse
 from onnxprune.coupling.cut import Removal
@@ -97,7 +98,7 @@ class MergeDuplicates(ir.passes.FunctionalPass):
             seed=self.options.seed,
             runtime=self.options.runtime,
         )
-        analysis = analyse(model, options, self.samples)
+        analysis = analyse(model, RunContext(self.samples, None, options.runtime, options.seed))
         with matrix_threads(options.runtime.threads):
             calibration = calibrate(analysis, options, self.samples, self.progress)
             assert calibration is not None

@@ -47,10 +47,11 @@ from numpy.typing import NDArray
 from onnxprune.allocation.blocks.branch_statistics import branch_statistics
 from onnxprune.allocation.blocks.choice import Candidates, Judged, by_divergence, by_influence
 from onnxprune.allocation.blocks.target import TARGET_KINDS, BlockTarget, block_target
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples, divide
 from onnxprune.compensation.least_squares import LeastSquares
-from onnxprune.coupling.analysis import observed
+from onnxprune.coupling.analysis import observe_model
 from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
 from onnxprune.model.execution import Execution
@@ -173,7 +174,7 @@ class RemoveBlocks(ir.passes.InPlacePass):
             VerificationError: when the result is not valid.
         """
         original = separated_sums(model)
-        facts = observed(original, self.runtime, self.seed, self.samples)
+        facts = observe_model(original, RunContext(self.samples, None, self.runtime, self.seed))
         blocks = residual_blocks(original.graph, facts)
         if not blocks or (self.count or 0) > len(blocks):
             raise NothingPrunable(
@@ -289,12 +290,14 @@ class RemoveBlocks(ir.passes.InPlacePass):
     ) -> _Trial:
         """Remove blocks, and repair where that helps."""
         original = work.candidates.model
-        smaller = work.candidates.folded(gone, self.runtime, self.seed, self.samples)
+        smaller = work.candidates.folded(
+            gone, RunContext(self.samples, None, self.runtime, self.seed)
+        )
         mean_only = work.judged.divergence(original, smaller)
         plain = _Trial(tuple(gone), smaller, mean_only, mean_only, False, left or {})
         if self.repair == "mean":
             return plain
-        facts = observed(smaller, self.runtime, self.seed, self.samples)
+        facts = observe_model(smaller, RunContext(self.samples, None, self.runtime, self.seed))
         target = EditableModel(smaller.clone(), trace(smaller, facts))
         LeastSquares(
             target,

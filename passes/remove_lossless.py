@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
 from onnxprune.compensation.lossless.remove import RemoveLossless
 from onnxprune.coupling.analysis import analyse
@@ -78,7 +79,7 @@ def removed_exactly(
     Raises:
         VerificationError: when the cut model does not compute what the masked one does.
     """
-    analysis = analyse(model, options, samples)
+    analysis = analyse(model, RunContext(samples, None, options.runtime, options.seed))
     full = EditableModel(model.clone(), analysis.coupling)
     feeds = [samples.take(2)] if samples is not None else None
     removing = RemoveLossless(full, analysis.groups, options.runtime, feeds)

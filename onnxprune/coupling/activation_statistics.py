@@ -1,4 +1,4 @@
-"""In which order the units of every group go, and what their removal costs."""
+"""Statistics of the activations through which groups are read."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import Moments, Tap, collect
-from onnxprune.calibration.streams import Samples
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.trace import Coupling
-from onnxprune.options import PruneOptions
-from onnxprune.progress import Progress, silent
 
 
-def statistics_of(
-    analysis: Analysis, samples: Samples, options: PruneOptions, progress: Progress[Any] = silent
-) -> dict[Tap, Moments]:
-    """Moments of every activation that a consumer reads a group from."""
-    taps = [tap_of(analysis.coupling, one) for group in analysis.groups for one in group.readings]
-    return collect(analysis.model, taps, samples, options.runtime, progress)
+def statistics_of(analysis: Analysis, context: RunContext) -> dict[Tap, Moments]:
+    """Moments, over the samples, of every activation that a consumer reads a group from.
+
+    Args:
+        analysis: the model and its groups.
+        context: samples, which have to be there, runtime and progress callback.
+    """
+    assert context.samples is not None
+    taps = [
+        tap_of(analysis.coupling, reading)
+        for group in analysis.groups
+        for reading in group.readings
+    ]
+    return collect(analysis.model, taps, context.samples, context.runtime, context.progress)
 
 
 def tap_of(coupling: Coupling, reading: Any) -> Tap:
@@ -35,5 +41,5 @@ def tap_of(coupling: Coupling, reading: Any) -> Tap:
 def _period(lines: NDArray[np.int64]) -> int:
     """After how many entries of axis 0 the same come again."""
     count = len(lines)
-    divisors = (one for one in range(1, count + 1) if count % one == 0)
-    return next(p for p in divisors if np.array_equal(np.resize(lines[:p], lines.shape), lines))
+    divisors = (length for length in range(1, count + 1) if count % length == 0)
+    return next(d for d in divisors if np.array_equal(np.resize(lines[:d], lines.shape), lines))

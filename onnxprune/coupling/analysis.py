@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.calibration.streams import Samples
+from onnxprune.calibration.context import RunContext
 from onnxprune.coupling.groups import Group, Refused, find_groups, find_refusals
 from onnxprune.coupling.trace import Coupling, trace
 from onnxprune.errors import CalibrationError, InputError, RuntimeFailure
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.observe import Facts, Observation, observe
-from onnxprune.model.runtime import Runtime
 from onnxprune.options import PruneOptions
+
+_OBSERVED_ROWS = 2
+"""Samples that a model is observed on: more than one, so that the batch axis shows."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,11 @@ class Analysis:
             if not any(fnmatchcase(name, pattern) for name in everything):
                 raise InputError(f"the pattern {pattern!r} matches no node or tensor of the model")
 
-        def matches(group: Group, patterns: Sequence[str]) -> bool:
-            names = {owned.tensor for owned in group.owned}
-            names |= {reader for owned in group.owned for reader in readers.get(owned.tensor, ())}
-            return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+        def names_of(group: Group) -> set[str]:
+            tensors = {owned.tensor for owned in group.owned}
+            return tensors.union(*(readers.get(tensor, ()) for tensor in tensors))
 
-        return [
-            group
-            for group in self.groups
-            if (not include or matches(group, include)) and not matches(group, exclude)
-        ]
+        return [group for group in self.groups if is_selected(names_of(group), include, exclude)]
 
     def names_at(self, tensor: str, classes: Mapping[str, Sequence[int]]) -> list[str]:
         """Names of the groups that remove something of a tensor."""
@@ -91,34 +88,66 @@ class Analysis:
         return [name for name, removed in classes.items() if found & set(removed)]
 
 
-def analyse(model: ir.Model, options: PruneOptions, samples: Samples | None = None) -> Analysis:
+def analyse(
+    model: ir.Model, context: RunContext, *, normalised_axes: bool = False, file_bytes: int = 0
+) -> Analysis:
     """Observe a model, trace its coupling and find what can be removed.
 
     Args:
         model: unchanged.
-        options: runtime and seed.
-        samples: the first of them sets the traced size.
+        context: runtime and seed; the first of the samples, if any, set the traced size.
+        normalised_axes: axes that normalisation statistics run over may be cut.
+        file_bytes: size of the model's file, external data included; 0 where it is unknown.
 
     Raises:
-        InputError: when the model does not run on made-up inputs and there are no samples.
+        InputError: when the model does not run on randomly generated inputs and there are no
+            samples.
         CalibrationError: when the model does not run on the samples.
     """
-    rng = np.random.default_rng(options.seed)
+    coupling = trace(model, observe_model(model, context), normalised=normalised_axes)
+    groups, refused = tuple(find_groups(coupling)), tuple(find_refusals(coupling))
+    return Analysis(model, coupling, groups, refused, file_bytes=file_bytes)
+
+
+def observe_model(model: ir.Model, context: RunContext) -> Facts:
+    """Run a model at two sizes and note its shapes.
+
+    Args:
+        model: unchanged.
+        context: runtime and seed; the first of the samples, if any, set the first size.
+
+    Raises:
+        InputError: when the model does not run on randomly generated inputs and there are no
+            samples.
+        CalibrationError: when the model does not run on the samples.
+    """
     sample = None
-    if samples is not None:
-        sample = samples.take(2)
+    if context.samples is not None:
+        sample = context.samples.take(_OBSERVED_ROWS)
         for spec in input_specs(model):
             if spec.name not in sample:
                 raise CalibrationError(f"the samples lack input {spec.name!r}")
     try:
-        facts = observe(model, options.runtime, rng, sample)
+        return observe(model, context.runtime, np.random.default_rng(context.seed), sample)
     except RuntimeFailure as error:
         if sample is None:
             raise InputError(f"the model does not run: {error}") from error
         raise CalibrationError(f"the model does not run on the samples: {error}") from error
-    coupling = trace(model, facts, normalised=options.normalised_axes)
-    groups, refused = tuple(find_groups(coupling)), tuple(find_refusals(coupling))
-    return Analysis(model, coupling, groups, refused)
+
+
+def is_selected(names: Collection[str], include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether name patterns leave something: any name is included, and none is excluded.
+
+    Args:
+        names: of its tensors and nodes.
+        include: patterns as in `fnmatch`; empty for everything.
+        exclude: patterns as in `fnmatch`.
+    """
+
+    def match(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+    return (not include or match(include)) and not match(exclude)
 
 
 def why_nothing(
@@ -134,25 +163,8 @@ def why_nothing(
         return "nothing can be pruned: the target leaves every unit where it is"
     if not analysis.refused:
         return "nothing can be pruned: the model has no weights with a cuttable axis"
-    worst = max(analysis.refused, key=lambda one: one.parameters)
+    worst = max(analysis.refused, key=lambda refused: refused.parameters)
     return (
         f"nothing can be pruned: {len(analysis.refused)} axes are refused, the largest is "
         f"{worst.axis}: {worst.reason} (at {worst.node})"
     )
-
-
-_ROWS = 2
-
-
-def observed(model: ir.Model, runtime: Runtime, seed: int, samples: Samples | None) -> Facts:
-    """Run a model at two sizes and note its shapes.
-
-    Raises:
-        InputError: when it does not run.
-    """
-    sample = samples.take(_ROWS) if samples is not None else None
-    try:
-        return observe(model, runtime, np.random.default_rng(seed), sample)
-    except RuntimeFailure as error:
-        where = "the model does not run" + (" on the samples" if samples is not None else "")
-        raise InputError(f"{where}: {error}") from error

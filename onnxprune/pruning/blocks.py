@@ -22,9 +22,10 @@ import onnx_ir as ir
 from onnxprune.allocation.blocks.branch_statistics import BranchStatistics, branch_statistics
 from onnxprune.allocation.blocks.choice import Candidates, Judged, by_divergence
 from onnxprune.allocation.blocks.target import saved_shares
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
-from onnxprune.coupling.analysis import Analysis, analyse, observed
+from onnxprune.coupling.analysis import Analysis, analyse, observe_model
 from onnxprune.coupling.step import node_id
 from onnxprune.errors import InputError, NothingPrunable
 from onnxprune.model.execution import Execution
@@ -111,8 +112,12 @@ def without_blocks(
             name: BranchStatistics(np.zeros(count), 0.0) for name, count in channels.items()
         }
     candidates = Candidates(model, chosen, statistics, {})
-    smaller = candidates.folded(chosen, options.runtime, options.seed, samples)
-    left = analyse(smaller, options, samples)
+    smaller = candidates.folded(chosen, RunContext(samples, None, options.runtime, options.seed))
+    left = analyse(
+        smaller,
+        RunContext(samples, None, options.runtime, options.seed),
+        normalised_axes=options.normalised_axes,
+    )
     return replace(left, reference=model, altered=tuple(names), file_bytes=analysis.file_bytes)
 
 
@@ -123,7 +128,7 @@ def _with_sums(
     model = separated_sums(analysis.model)
     if model is analysis.model:
         return model, analysis.coupling.facts
-    return model, observed(model, options.runtime, options.seed, samples)
+    return model, observe_model(model, RunContext(samples, None, options.runtime, options.seed))
 
 
 def _without(ready: Ready, names: Sequence[str], progress: Progress[Any]) -> Ready | None:

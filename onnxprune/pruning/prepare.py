@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxprune.calibration.augment import augmented
 from onnxprune.calibration.batches import load_held_batches
 from onnxprune.calibration.calibrated import Calibration
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
 from onnxprune.compensation.compensate import Compensated
@@ -101,7 +102,9 @@ def calibrate(
         if options.compensate != "none":
             raise _needs_samples(f"compensation {options.compensate}")
         return None
-    moments = statistics_of(analysis, samples, options, progress)
+    moments = statistics_of(
+        analysis, RunContext(samples, None, options.runtime, options.seed, progress)
+    )
     walks = options.compensate == "least-squares" or getattr(criterion, "measures_curves", False)
     first = analysis.coupling.facts.first
     feeds = (

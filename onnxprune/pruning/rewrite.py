@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.calibration.calibrated import Calibration
+from onnxprune.calibration.context import RunContext
 from onnxprune.compensation.compensate import Compensated
 from onnxprune.compensation.components.align import AlignComponents
 from onnxprune.compensation.lossless.remove import RemoveLossless
@@ -103,7 +104,10 @@ def prepare(
         return Prepared(analysis, calibration)
     rewritten = replace(analysis, model=full.model, coupling=full.coupling)
     if aligned and calibration is not None:
-        moments = statistics_of(rewritten, calibration.samples, options, progress)
+        moments = statistics_of(
+            rewritten,
+            RunContext(calibration.samples, None, options.runtime, options.seed, progress),
+        )
         calibration = replace(calibration, moments=moments)
     return Prepared(rewritten, calibration, lossless, aligned)
 
@@ -133,7 +137,9 @@ def after(
     )
     calibration = prepared.calibration
     if calibration is not None:
-        moments = statistics_of(analysis, calibration.samples, options, progress)
+        moments = statistics_of(
+            analysis, RunContext(calibration.samples, None, options.runtime, options.seed, progress)
+        )
         calibration = replace(calibration, moments=moments)
     return replace(
         prepared, analysis=analysis, calibration=calibration, lossless=dict(removal.classes)

@@ -13,6 +13,7 @@ from onnxprune.passes.pipeline.results import PipelineResult
 from onnxprune.passes.pipeline.stage import Preference, Stage, advance, make
 from onnxprune.passes.pipeline.steps import Step, planned_steps, read_steps
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, read_samples
 from onnxprune.coupling.analysis import analyse
 from onnxprune.errors import InputError
@@ -20,7 +21,6 @@ from onnxprune.model.execution import is_heavy
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, ModelSource, convert, load, loaded_bytes
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.results import sizes_of
 from onnxprune.report.records import StepReport, provenance_of
@@ -122,8 +122,9 @@ def _run(
         context = replace(context, samples=read_samples(calibration, input_specs(loaded.model)))
     # all are made at once: a mistake in the last step is told before the first one runs
     passes = [make(step, context) for step in steps]
-    options = PruneOptions(runtime=context.runtime, seed=context.seed)
-    analysis = analyse(loaded.model, options, context.samples)
+    analysis = analyse(
+        loaded.model, RunContext(context.samples, None, context.runtime, context.seed)
+    )
     original = sizes_of(analysis, (), loaded_bytes(loaded))
     timed = not is_heavy(loaded.model) if measure_latency is None else measure_latency
     stage = Stage(analysis, loaded.model, original, original, loaded.model, context, timed)

@@ -28,6 +28,7 @@ from onnxprune.passes.pipeline.adapters import Context, make_pass
 from onnxprune.passes.pipeline.steps import Step
 from onnxprune.passes.pipeline.targets import OF, TARGET, given_target, remaining
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.feeds import Feed, batch_rows
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.scripts import first_line
@@ -46,7 +47,7 @@ from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.save import model_bytes
-from onnxprune.options import LATENCY, PruneOptions
+from onnxprune.options import LATENCY
 from onnxprune.pruning.results import sizes_of
 from onnxprune.report.records import Sizes, StepReport
 from onnxprune.verification.certificate import tolerance_for
@@ -298,9 +299,7 @@ def _checked(
     if same_interface:
         check_interface(before, after)
     model = load(after).model
-    analysis = analyse(
-        model, PruneOptions(runtime=context.runtime, seed=context.seed), context.samples
-    )
+    analysis = analyse(model, RunContext(context.samples, None, context.runtime, context.seed))
     runs = analysis.runs()
     check_runs(
         before,

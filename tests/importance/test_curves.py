@@ -12,6 +12,7 @@ from helpers.oracle import parse
 from helpers.paths import MODELS
 from numpy.typing import NDArray
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import read_samples
 from onnxprune.coupling.activation_statistics import statistics_of
 from onnxprune.coupling.analysis import Analysis, analyse
@@ -40,9 +41,9 @@ def ranked(
         **{"criterion": "reconstruction", "target": {"macs": 0.5}, "runtime": Runtime(threads=1)}
         | options
     )
-    analysis = analyse(model, chosen, samples)
+    analysis = analyse(model, RunContext(samples, None, chosen.runtime, chosen.seed))
     feeds = list(samples.batches(16))
-    moments = statistics_of(analysis, samples, chosen)
+    moments = statistics_of(analysis, RunContext(samples, None, chosen.runtime, chosen.seed))
     return analysis, rank(analysis, analysis.groups, chosen, moments, feeds), feeds
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import onnxprune
 from onnxprune import NothingPrunable, VerificationError
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import read_samples
 from onnxprune.coupling.analysis import analyse
 from onnxprune.model.inputs import input_specs
@@ -133,7 +134,11 @@ def test_parts_of_a_group_that_share_an_axis_keep_multiples_together() -> None:
     )
     loaded = load(proto)
     samples = read_samples(feed(proto, 16), input_specs(loaded.model))
-    ready = prepare_run(analyse(loaded.model, options, samples), options, samples)
+    ready = prepare_run(
+        analyse(loaded.model, RunContext(samples, None, options.runtime, options.seed)),
+        options,
+        samples,
+    )
     (ranked,) = (one for one in ready.ranked if one.parts)
     group = ranked.group
     for ends in itertools.product(*(range(len(part.steps) + 1) for part in ranked.parts)):

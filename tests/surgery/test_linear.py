@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.coupling.analysis import analyse
-from onnxprune.options import PruneOptions
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.linear import linear_node
 
@@ -24,7 +24,7 @@ g (float[2, 4] x) => (float[2, 4] y)
 
 def test_terms_of_ours_are_looked_through_and_others_are_not() -> None:
     model = ir.from_proto(onnx.parser.parse_model(TEXT))
-    full = EditableModel(model, analyse(model, PruneOptions()).coupling)
+    full = EditableModel(model, analyse(model, RunContext()).coupling)
     for _ in range(2):
         full.add_constant("made", np.ones((2, 4)), np.dtype(np.float32))
     assert full.nodes["made"].op_type == "Add"

@@ -16,8 +16,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.allocation.blocks.branch_statistics import BranchStatistics
-from onnxprune.calibration.streams import Samples
-from onnxprune.coupling.analysis import observed
+from onnxprune.calibration.context import RunContext
+from onnxprune.coupling.analysis import observe_model
 from onnxprune.coupling.trace import trace
 from onnxprune.model.execution import Execution
 from onnxprune.model.runtime import Runtime
@@ -54,19 +54,15 @@ class Candidates:
             remove_block(result.graph, block, mean)
         return result
 
-    def folded(
-        self, chosen: Sequence[ResidualBlock], runtime: Runtime, seed: int, samples: Samples | None
-    ) -> ir.Model:
+    def folded(self, chosen: Sequence[ResidualBlock], context: RunContext) -> ir.Model:
         """The same with the means in the bias of what makes the stream, wherever that can be.
 
         Args:
             chosen: the blocks.
-            runtime: how to run the model, to see its shapes.
-            seed: of made-up inputs.
-            samples: inputs to run it on; None for made-up ones.
+            context: how to run the model, to see its shapes.
         """
         smaller = self.without(chosen)
-        full = EditableModel(smaller, trace(smaller, observed(smaller, runtime, seed, samples)))
+        full = EditableModel(smaller, trace(smaller, observe_model(smaller, context)))
         fold_added_constants(full, [one.name for one in chosen])
         return full.model
 

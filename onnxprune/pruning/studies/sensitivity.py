@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.calibrated import Calibration
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, read_samples
 from onnxprune.compensation.compensate import compensate
 from onnxprune.compensation.least_squares import Settings
@@ -99,7 +100,11 @@ def sensitivity(
         raise InputError(
             f"{file}: is of another study: {', '.join(differing)} differ; name another file"
         )
-    analysis = analyse(loaded.model, options, samples)
+    analysis = analyse(
+        loaded.model,
+        RunContext(samples, None, options.runtime, options.seed),
+        normalised_axes=options.normalised_axes,
+    )
     names = [one.name for one in analysis.selected(options.include, options.exclude)]
     if before is not None and not {*names[first - 1 :: every]} & {*before.missing}:
         return before

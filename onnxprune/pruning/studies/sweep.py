@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, read_samples
 from onnxprune.calibration.streams import Samples
 from onnxprune.coupling.analysis import analyse
@@ -109,8 +110,12 @@ def sweep(
         base = next((one for one in waiting if LATENCY not in one), waiting[0])
         options = replace(options, target=base)
         _, measure, _ = divided(loaded, samples, known, None, options)
-        analysis = analyse(loaded.model, options, samples)
-        analysis = replace(analysis, file_bytes=loaded_bytes(loaded))
+        analysis = analyse(
+            loaded.model,
+            RunContext(samples, None, options.runtime, options.seed),
+            normalised_axes=options.normalised_axes,
+            file_bytes=loaded_bytes(loaded),
+        )
         ready = prepare_run(analysis, options, samples, progress, known)
         judge = DivergenceEvaluator(analysis.model, held_out_batches(ready), options.runtime)
         run = _Run(loaded, ready, options, samples, judge, measure, measure_latency)
