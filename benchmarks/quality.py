@@ -41,7 +41,7 @@ from quality_subjects import DivergenceEvaluator, Subject, cifar, encoder, small
 
 import onnxprune
 from onnxprune import options as offered
-from onnxprune.importance.criterion import criterion_names
+from onnxprune.importance.registry import criterion_names
 
 ROOT = FOLDER.parent
 SEEDS, SIZES, HALF = (0, 1, 2), (32, 64, 128, 256, 512, 1024), (0.5,)

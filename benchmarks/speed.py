@@ -37,7 +37,8 @@ from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import find_groups, find_refusals
 from onnxprune.coupling.trace import trace
-from onnxprune.importance.ranking import rank
+from onnxprune.importance.criterion import RankingInputs
+from onnxprune.importance.registry import find_criterion
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
 from onnxprune.options import PruneOptions
@@ -196,7 +197,8 @@ def stages(proto: onnx.ModelProto) -> dict[str, Any]:
         "groups", lambda: (tuple(find_groups(coupling)), tuple(find_refusals(coupling)))
     )
     analysis = Analysis(model, coupling, groups, refused)
-    ranked = watch.time("order", lambda: rank(analysis, groups, options, {}))
+    criterion = find_criterion(options.criterion)
+    ranked = watch.time("order", lambda: criterion.rank(RankingInputs(analysis), groups))
     target = {"params": 0.6}
 
     def choose() -> Any:

@@ -13,7 +13,7 @@ from onnxprune.compensation.regression.find import replaceable_layers
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.coupling.groups import Group
-from onnxprune.importance.criterion import find_criterion
+from onnxprune.importance.registry import find_criterion
 from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.surgery.editable_model import EditableModel
@@ -80,7 +80,7 @@ def compensate(
     fold(full.model)
     if options.compensate != "least-squares":
         return Compensated(full, removal)
-    curves = getattr(find_criterion(options.criterion), "measures_curves", False)
+    curves = find_criterion(options.criterion).measures_curves
     choices = _open_choices(analysis.groups, removal, solvable) if open_groups and curves else []
     fixed = {n: c for n, c in removal.classes.items() if n not in {o.group.name for o in choices}}
     solving = LeastSquares(

@@ -18,64 +18,69 @@ strength.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from abc import abstractmethod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.calibration.moments import Moments
 from onnxprune.coupling.group_view import GroupView
+from onnxprune.coupling.groups import Reading
+from onnxprune.importance.criterion import ScoreCriterion
 
 
-class Std:
+class _AtReaders(ScoreCriterion):
+    """A statistic of every position that is read, added up by unit."""
+
+    needs_calibration = True
+
+    @abstractmethod
+    def at(self, group: GroupView, reading: Reading, moments: Moments) -> NDArray[np.float64]:
+        """Statistic of each position of a reading, shaped like `reading.units`."""
+
+    def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return float [size]."""
+        if not group.moments:
+            return group.weight_share()
+        total = np.zeros(group.group.size)
+        for reading, moments in group.moments.items():
+            total += group.per_unit(reading.units, self.at(group, reading, moments))
+        return total
+
+
+class Std(_AtReaders):
     """Standard deviation of the activation."""
 
-    name: ClassVar[str] = "std"
-    needs_calibration: ClassVar[bool] = True
-    comparable: ClassVar[bool] = False
+    name = "std"
+
+    def at(self, group: GroupView, reading: Reading, moments: Moments) -> NDArray[np.float64]:
+        """Variance."""
+        return moments.variance
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
-        del rng
-        if not group.moments:
-            return group.weight_share()
-        total = np.zeros(group.group.size)
-        for reading, moments in group.moments.items():
-            total += group.per_unit(reading.units, moments.variance)
-        return np.sqrt(total)
+        total = super().score(group, rng)
+        return np.sqrt(total) if group.moments else total
 
 
-class Variance:
-    """Share of the consumers' output variance that goes when the unit becomes its mean."""
+class Variance(_AtReaders):
+    """Share of the consumers' output variance that is lost when the unit becomes its mean."""
 
-    name: ClassVar[str] = "variance"
-    needs_calibration: ClassVar[bool] = True
-    comparable: ClassVar[bool] = True
+    name = "variance"
+    comparable = True
 
-    def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Return float [size]."""
-        del rng
-        if not group.moments:
-            return group.weight_share()
-        total = np.zeros(group.group.size)
-        for reading, moments in group.moments.items():
-            lost = moments.variance * group.reader_power(reading)
-            total += group.per_unit(reading.units, lost / max(lost.sum(), np.finfo(float).tiny))
-        return total
+    def at(self, group: GroupView, reading: Reading, moments: Moments) -> NDArray[np.float64]:
+        """Share of the variance, weighted by the consumer's weights."""
+        lost = moments.variance * group.reader_power(reading)
+        share: NDArray[np.float64] = lost / max(lost.sum(), np.finfo(float).tiny)
+        return share
 
 
-class Activity:
+class Activity(_AtReaders):
     """Mean absolute activation."""
 
-    name: ClassVar[str] = "activity"
-    needs_calibration: ClassVar[bool] = True
-    comparable: ClassVar[bool] = False
+    name = "activity"
 
-    def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Return float [size]."""
-        del rng
-        if not group.moments:
-            return group.weight_share()
-        total = np.zeros(group.group.size)
-        for reading, moments in group.moments.items():
-            total += group.per_unit(reading.units, moments.mean_magnitude)
-        return total
+    def at(self, group: GroupView, reading: Reading, moments: Moments) -> NDArray[np.float64]:
+        """Mean magnitude."""
+        return moments.mean_magnitude

@@ -14,40 +14,37 @@ change, with the Hessian replaced by the Fisher information. Source: Theis et al
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.coupling.group_view import GroupView, MaskGradients
 from onnxprune.errors import InputError
+from onnxprune.importance.criterion import ScoreCriterion
 
 
-class Taylor:
+class Taylor(ScoreCriterion):
     """First-order change of the loss."""
 
-    name: ClassVar[str] = "taylor"
-    needs_calibration: ClassVar[bool] = True
-    needs_gradients: ClassVar[bool] = True
-    comparable: ClassVar[bool] = True
+    name = "taylor"
+    needs_calibration = True
+    needs_gradients = True
+    comparable = True
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
-        del rng
         return _gradients(group).mean_magnitude
 
 
-class Fisher:
+class Fisher(ScoreCriterion):
     """Second-order change of the loss."""
 
-    name: ClassVar[str] = "fisher"
-    needs_calibration: ClassVar[bool] = True
-    needs_gradients: ClassVar[bool] = True
-    comparable: ClassVar[bool] = True
+    name = "fisher"
+    needs_calibration = True
+    needs_gradients = True
+    comparable = True
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
-        del rng
         return _gradients(group).mean_square / 2
 
 

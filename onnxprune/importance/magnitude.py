@@ -9,35 +9,28 @@ efficient ConvNets"; the sum over coupled tensors follows Fang et al. 2023 (DepG
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.coupling.group_view import GroupView
+from onnxprune.importance.criterion import ScoreCriterion
 
 
-class L1:
+class L1(ScoreCriterion):
     """Sum of absolute weights."""
 
-    name: ClassVar[str] = "l1"
-    needs_calibration: ClassVar[bool] = False
-    comparable: ClassVar[bool] = False
+    name = "l1"
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
-        del rng
         return group.weight_power(1)
 
 
-class L2:
+class L2(ScoreCriterion):
     """Euclidean norm of the weights."""
 
-    name: ClassVar[str] = "l2"
-    needs_calibration: ClassVar[bool] = False
-    comparable: ClassVar[bool] = False
+    name = "l2"
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
-        del rng
         return np.sqrt(group.weight_power(2))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.coupling.group_view import GroupView
+from onnxprune.importance.criterion import ScoreCriterion
 
 
-class Random:
+class Random(ScoreCriterion):
     """Uniformly random scores from the run's seeded generator."""
 
-    name: ClassVar[str] = "random"
-    needs_calibration: ClassVar[bool] = False
-    comparable: ClassVar[bool] = False
+    name = "random"
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""

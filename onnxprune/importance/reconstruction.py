@@ -1,4 +1,4 @@
-"""How much the readers of a unit lose when they may be solved anew: an error curve for each group.
+"""Error of the readers of a group after re-fitting them, as an error curve for each group.
 
     score_j = sum_c tr(W_cj K_cj W_cj') / var(y_c)        K_cj = ([H_c^-1]_jj)^-1
 
@@ -10,25 +10,42 @@ summed over the consumers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from dataclasses import replace
 
-from onnxprune.importance.activation import Variance
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from onnxprune.coupling.group_view import GroupView
+from onnxprune.coupling.groups import Group
+from onnxprune.importance.criterion import Criterion, RankingInputs
+from onnxprune.importance.curves import Curve, part_curves, whole_curve
+from onnxprune.importance.ranked import RankedGroup
+from onnxprune.importance.survey import Survey
 
 
-class Reconstruction:
-    """Error of the readers after they were solved anew."""
+class Reconstruction(Criterion):
+    """Error of the readers after they were re-fitted."""
 
-    name: ClassVar[str] = "reconstruction"
-    needs_calibration: ClassVar[bool] = True
-    comparable: ClassVar[bool] = True
-    measures_curves: ClassVar[bool] = True
+    name = "reconstruction"
+    needs_calibration = True
+    comparable = True
+    measures_curves = True
 
-    def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Return float [size]: without covariances, the error of replacing units by their mean."""
-        return Variance().score(group, rng)
+    def rank(self, inputs: RankingInputs, groups: Sequence[Group]) -> list[RankedGroup]:
+        """Measure covariances at every reader in one walk, and eliminate units on them.
+
+        Parts of a group are ranked too, unless the orders end at a goal.
+        """
+        feeds = inputs.calibration.feeds if inputs.calibration is not None else ()
+        survey = Survey(inputs.analysis, feeds, inputs.context)
+        views = inputs.views(groups)
+        ranked: dict[int, RankedGroup] = {}
+        for number, regressions in survey.groups(groups):
+            view = views[number]
+            parts = [] if inputs.goal is not None else part_curves(view, regressions)
+            ranked[number] = replace(
+                _ranked(view.group, whole_curve(view, regressions, inputs.goal)),
+                parts=tuple(_ranked(view.group, part) for part in parts),
+            )
+        return [ranked[number] for number in range(len(groups))]
+
+
+def _ranked(group: Group, curve: Curve) -> RankedGroup:
+    return RankedGroup(group, curve.steps, curve.scalings())

@@ -20,27 +20,25 @@ directions for differences, as in Kim et al. 2020 (Neuron Merging).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.coupling.group_view import GroupView
 from onnxprune.coupling.groups import places
+from onnxprune.importance.criterion import ScoreCriterion
 
 _CHUNK = 512
 
 
-class Redundancy:
+class Redundancy(ScoreCriterion):
     """Distance to the nearest stronger unit, times the norm of the weights that read the unit."""
 
-    name: ClassVar[str] = "redundancy"
-    needs_calibration: ClassVar[bool] = False
-    comparable: ClassVar[bool] = False
+    name = "redundancy"
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
-        del rng
         power = np.zeros(group.group.size)
         for reading in group.group.readings:
             power += group.per_unit(reading.units, np.array(group.reader_power(reading)))

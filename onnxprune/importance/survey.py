@@ -14,18 +14,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.batches import BatchBudget
+from onnxprune.calibration.batches import BatchBudget, drawn_rows
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.walk import Walk
 from onnxprune.compensation.regression.elimination import Reader
 from onnxprune.compensation.regression.find import linear_layer, reading_unknowns
 from onnxprune.compensation.regression.gram import MomentSums
 from onnxprune.compensation.regression.layers import LinearLayer
 from onnxprune.compensation.regression.targets import sum_behind
+from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.groups import Group, Reading
-from onnxprune.coupling.trace import Coupling
 from onnxprune.model.constants import ConstantValues
-from onnxprune.model.runtime import Runtime
-from onnxprune.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -64,44 +63,33 @@ class Survey:
     """One walk.
 
     Args:
-        model: the original.
-        coupling: its labels.
-        constants: values of its weights.
+        analysis: the model and its coupling.
         feeds: calibration batches.
-        runtime: how to run it.
+        context: runtime, seed of the rows that are drawn, progress callback.
         settings: how to measure.
-        seed: of the rows that are drawn.
     """
 
     def __init__(
         self,
-        model: ir.Model,
-        coupling: Coupling,
-        constants: ConstantValues,
+        analysis: Analysis,
         feeds: Sequence[Mapping[str, NDArray[Any]]],
-        runtime: Runtime,
+        context: RunContext,
         settings: SurveySettings | None = None,
-        seed: int = 0,
     ) -> None:
+        model, coupling = analysis.model, analysis.coupling
         self._coupling = coupling
-        self._constants = constants
+        self._constants = ConstantValues(model, coupling.facts.constants)
         self._settings = settings or SurveySettings()
-        self._seed = seed
+        self._context = context
         self._feeds = feeds
-        self._admission = BatchBudget(model.graph, coupling.facts.first, feeds, 1)
-        self._walk = Walk(model, feeds[: self._admission.at_start], runtime)
+        self._budget = BatchBudget(model.graph, coupling.facts.first, feeds, 1)
+        self._walk = Walk(model, feeds[: self._budget.at_start], context.runtime)
         self._nodes = {v.name: n for n in model.graph for v in n.outputs if v.name}
         self._place = {id(node): place for place, node in enumerate(model.graph)}
         self._opset = model.opset_imports.get("", 1)
 
-    def groups(
-        self, groups: Sequence[Group], progress: Progress[Any] = silent
-    ) -> Iterator[tuple[int, dict[Reading, list[Reader]]]]:
+    def groups(self, groups: Sequence[Group]) -> Iterator[tuple[int, dict[Reading, list[Reader]]]]:
         """Walk through the model.
-
-        Args:
-            groups: what to measure.
-            progress: told about every reader.
 
         Yields:
             the number of a group, and the regressions of each of its readings: one for each group
@@ -114,7 +102,7 @@ class Survey:
         for number, group in enumerate(groups):
             if not group.readings:
                 yield number, {}
-        for position, name in enumerate(progress(names, "ranking units", len(names))):
+        for position, name in enumerate(self._context.progress(names, "ranking units", len(names))):
             seen[name] = self._measure(self._nodes[name], position)
             for number, left in enumerate(waiting):
                 if name in left:
@@ -163,14 +151,12 @@ class Survey:
         """Covariance of the unknowns over rows drawn from all batches."""
         wanted = max(self._settings.rows, self._settings.rows_per_unknown * unknowns)
         held, rows = len(self._walk), sum(layer.rows_of(x.shape) for x in self._walk[layer.data])
-        count = self._admission.at(layer.node, held, rows, unknowns, wanted)
+        count = self._budget.at(layer.node, held, rows, unknowns, wanted)
         self._walk.admit(self._feeds[held:count])
         data = self._walk[layer.data]
         counts = [layer.rows_of(batch.shape) for batch in data]
-        share = min(1.0, wanted / sum(counts))
+        drawn = drawn_rows(counts, wanted, [self._context.seed, position])
         total = MomentSums()
-        for number, (batch, most) in enumerate(zip(data, counts, strict=True)):
-            rng = np.random.default_rng([self._seed, position, number])
-            ids = np.sort(rng.choice(most, max(int(most * share), 1), replace=False))
+        for batch, ids in zip(data, drawn, strict=True):
             total.add(layer.rows(batch, ids))
         return total.covariance()

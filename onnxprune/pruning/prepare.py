@@ -29,9 +29,9 @@ from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError, NothingPrunable
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import Found, mask_gradients
-from onnxprune.importance.criterion import find_criterion
+from onnxprune.importance.criterion import RankingInputs
 from onnxprune.importance.ranked import RankedGroup
-from onnxprune.importance.ranking import bundled, rank
+from onnxprune.importance.registry import find_criterion
 from onnxprune.model.runtime import matrix_threads
 from onnxprune.options import LATENCY, PruneOptions
 from onnxprune.progress import Progress, during, silent
@@ -105,7 +105,7 @@ def calibrate(
     moments = statistics_of(
         analysis, RunContext(samples, None, options.runtime, options.seed, progress)
     )
-    walks = options.compensate == "least-squares" or getattr(criterion, "measures_curves", False)
+    walks = options.compensate == "least-squares" or criterion.measures_curves
     first = analysis.coupling.facts.first
     feeds = (
         load_held_batches(samples, analysis.model, first, 1 + len(options.augment)) if walks else []
@@ -226,7 +226,7 @@ def _gradients(
 ) -> Found:
     """Gradients of units that become zero, or their mean where that is made up for."""
     calibration = prepared.calibration
-    needed = getattr(find_criterion(options.criterion), "needs_gradients", False)
+    needed = find_criterion(options.criterion).needs_gradients
     if calibration is None or not groups or not needed:
         return Found({}, {})
     means = {}
@@ -269,11 +269,15 @@ def _ranked(
     gradients: Mapping[str, MaskGradients],
     progress: Progress[Any],
 ) -> list[RankedGroup]:
-    calibration = prepared.calibration
-    moments = calibration.moments if calibration is not None else {}
-    feeds = calibration.feeds if calibration is not None else ()
-    found = rank(
-        prepared.analysis, groups, options, moments, feeds, prepared.lossless, gradients, progress
+    goal = 1 - options.target["channels"] if options.target.keys() == {"channels"} else None
+    inputs = RankingInputs(
+        prepared.analysis,
+        RunContext(runtime=options.runtime, seed=options.seed, progress=progress),
+        prepared.calibration,
+        gradients,
+        prepared.lossless,
+        goal,
     )
+    ranked = find_criterion(options.criterion).rank(inputs, groups)
     finer = options.round_to == "auto"
-    return [bundled(one, multiples.get(one.group.name, 1), finer=finer) for one in found]
+    return [each.bundled(multiples.get(each.group.name, 1), finer=finer) for each in ranked]

@@ -21,8 +21,8 @@ from onnxprune.compensation.regression.find import replaceable_layers
 from onnxprune.cost.kinds import CostModel
 from onnxprune.coupling.cut import CutError
 from onnxprune.errors import RuntimeFailure, TargetUnreachable
-from onnxprune.importance.criterion import find_criterion
 from onnxprune.importance.ranked import RankedGroup
+from onnxprune.importance.registry import find_criterion
 from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress
 from onnxprune.pruning.rewrite import Prepared

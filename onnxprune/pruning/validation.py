@@ -9,7 +9,7 @@ from onnxprune.calibration.augment import VIEWS
 from onnxprune.calibration.scripts import FUNCTION, load_function
 from onnxprune.errors import InputError
 from onnxprune.gradients.losses import LOSSES
-from onnxprune.importance.criterion import find_criterion
+from onnxprune.importance.registry import find_criterion
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import (
     ALLOCATIONS,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxprune.coupling.activation_statistics import tap_of
 from onnxprune.coupling.group_view import GroupView
-from onnxprune.importance.criterion import criterion_names, find_criterion
+from onnxprune.importance.registry import criterion_names, find_criterion
 from onnxprune.model.constants import ConstantValues
 
 Weights = dict[str, NDArray[Any]]
@@ -230,3 +230,10 @@ def test_the_names_are_those_of_the_command_line() -> None:
     assert criterion_names()[: len(built_in)] == built_in
     needing = {name for name in built_in if find_criterion(name).needs_calibration}
     assert needing == {*looking, "reconstruction"}
+
+
+def test_flags_that_are_not_set_are_off() -> None:
+    assert not find_criterion("l1").needs_gradients
+    assert not find_criterion("l1").measures_curves
+    assert find_criterion("taylor").needs_gradients
+    assert find_criterion("reconstruction").measures_curves

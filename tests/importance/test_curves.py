@@ -12,12 +12,14 @@ from helpers.oracle import parse
 from helpers.paths import MODELS
 from numpy.typing import NDArray
 
+from onnxprune.calibration.calibrated import Calibration
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import read_samples
 from onnxprune.coupling.activation_statistics import statistics_of
 from onnxprune.coupling.analysis import Analysis, analyse
+from onnxprune.importance.criterion import RankingInputs
 from onnxprune.importance.ranked import RankedGroup
-from onnxprune.importance.ranking import bundled, rank
+from onnxprune.importance.reconstruction import Reconstruction
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime, matrix_threads
@@ -41,10 +43,12 @@ def ranked(
         **{"criterion": "reconstruction", "target": {"macs": 0.5}, "runtime": Runtime(threads=1)}
         | options
     )
-    analysis = analyse(model, RunContext(samples, None, chosen.runtime, chosen.seed))
+    context = RunContext(samples, None, chosen.runtime, chosen.seed)
+    analysis = analyse(model, context)
     feeds = list(samples.batches(16))
-    moments = statistics_of(analysis, RunContext(samples, None, chosen.runtime, chosen.seed))
-    return analysis, rank(analysis, analysis.groups, chosen, moments, feeds), feeds
+    calibration = Calibration(samples, statistics_of(analysis, context), feeds)
+    inputs = RankingInputs(analysis, context, calibration)
+    return analysis, Reconstruction().rank(inputs, analysis.groups), feeds
 
 
 @pytest.mark.parametrize("name", ["digits_resnet", "digits_mlp", "digits_transformer"])
@@ -120,7 +124,7 @@ def test_every_width_can_be_reached() -> None:
     assert [len(step.classes) for step in one.steps] == [1] * 159
     fractions = [step.fraction for step in one.steps]
     np.testing.assert_allclose(fractions, np.arange(1, 160) / 160)
-    eight = bundled(one, 8)
+    eight = one.bundled(8)
     assert [len(step.classes) for step in eight.steps] == [8] * 19
     np.testing.assert_allclose(eight.curves["raw"], one.curves["raw"][7::8])
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import onnxprune
 from onnxprune.coupling.group_view import GroupView, MaskGradients
 from onnxprune.errors import InputError
-from onnxprune.importance.criterion import find_criterion
+from onnxprune.importance.registry import find_criterion
 
 
 def test_scores_are_the_first_and_the_second_order_change() -> None:
