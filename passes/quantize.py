@@ -43,7 +43,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -56,8 +55,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxruntime import quantization
 from onnxruntime.quantization import shape_inference
 
+from onnxprune.calibration.batches import first_batches
 from onnxprune.calibration.feeds import Feed
-from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples, divide
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.errors import CalibrationError, InputError
@@ -184,7 +183,7 @@ class Quantize(ir.passes.FunctionalPass):
             ranges, held = divide(samples)
         except CalibrationError:  # too few to tell
             return "all"
-        feeds = list(islice(held.batches(BATCH), _HELD_OUT_BATCHES))
+        feeds = first_batches(held, _HELD_OUT_BATCHES)
         evaluator = DivergenceEvaluator(model, feeds, self.runtime)
         divergences = {}
         for operators in ("all", "linear"):

@@ -38,15 +38,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Literal
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.allocation.blocks.branch_statistics import branch_statistics
-from onnxprune.allocation.blocks.choice import Candidates, Judged, by_divergence, by_influence
+from onnxprune.allocation.blocks.choice import Candidates, by_divergence, by_influence
 from onnxprune.allocation.blocks.target import TARGET_KINDS, BlockTarget, block_target
+from onnxprune.calibration.batches import first_batches
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples, divide
@@ -62,6 +62,7 @@ from onnxprune.surgery.blocks.fused_sums import separated_sums
 from onnxprune.surgery.blocks.residual import ResidualBlock, residual_blocks
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.verification.certificate import tolerance_for
+from onnxprune.verification.divergence import DivergenceEvaluator
 from onnxprune.verification.gates import check_result
 
 _JUDGED_BATCHES = 8
@@ -95,13 +96,13 @@ class _Work:
 
     Attributes:
         candidates: the blocks.
-        judged: held-out samples.
+        evaluator: divergence from the original on held-out samples.
         target: what blocks save of what has to go.
         feeds: batches to fit on.
     """
 
     candidates: Candidates
-    judged: Judged
+    evaluator: DivergenceEvaluator
     target: BlockTarget
     feeds: Sequence[Mapping[str, NDArray[Any]]]
 
@@ -204,19 +205,20 @@ class RemoveBlocks(ir.passes.InPlacePass):
         """Run the model on the samples, and count what its blocks cost."""
         fitted, held = divide(self.samples)
         feeds = list(fitted.batches(BATCH))
-        judging = list(islice(held.batches(BATCH), _JUDGED_BATCHES))
-        judged = Judged(judging, Execution(model, self.runtime).run_all(judging), self.runtime)
+        feeds_held_out = first_batches(held, _JUDGED_BATCHES)
+        evaluator = DivergenceEvaluator(model, feeds_held_out, self.runtime)
         statistics = branch_statistics(model, blocks, feeds, self.runtime)
         shares = self.target if self.repeated is None else None
         target = block_target(model, facts, shares or {}, self.runtime)
         candidates = Candidates(model, blocks, statistics, target.weights(blocks))
-        return _Work(candidates, judged, target, feeds)
+        return _Work(candidates, evaluator, target, feeds)
 
     def _chosen(self, work: _Work) -> _Trial | None:
         """The better of the orders that blocks may go in; None when none may go."""
+        candidates, evaluator = work.candidates, work.evaluator
         orders: dict[str, Iterable[ResidualBlock]] = {
-            "influence": by_influence(work.candidates),
-            "divergence": by_divergence(work.candidates, work.judged, self.progress, most=_TRIED),
+            "influence": by_influence(candidates),
+            "divergence": by_divergence(candidates, evaluator, self.progress, most=_TRIED),
         }
         trials: list[_Trial | None] = []
         for name, order in orders.items():
@@ -293,7 +295,7 @@ class RemoveBlocks(ir.passes.InPlacePass):
         smaller = work.candidates.folded(
             gone, RunContext(self.samples, None, self.runtime, self.seed)
         )
-        mean_only = work.judged.divergence(original, smaller)
+        mean_only = work.evaluator.divergence(smaller)
         plain = _Trial(tuple(gone), smaller, mean_only, mean_only, False, left or {})
         if self.repair == "mean":
             return plain
@@ -309,7 +311,7 @@ class RemoveBlocks(ir.passes.InPlacePass):
             progress=self.progress,
             altered=[one.name for one in gone],
         )(target.model)
-        repaired = work.judged.divergence(original, target.model)
+        repaired = work.evaluator.divergence(target.model)
         if repaired >= mean_only:
             return plain
         return replace(plain, model=target.model, divergence=repaired, repaired=True)

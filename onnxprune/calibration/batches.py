@@ -1,18 +1,22 @@
-"""Calibration batches that are held in memory while two models are walked through."""
+"""Calibration batches held in memory: which are read, which a trial takes, which are held out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.feeds import batch_rows
+from onnxprune.calibration.feeds import Feed, batch_rows
+from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
 from onnxprune.model.execution import node_reads
 from onnxprune.model.observe import Observation
+
+T = TypeVar("T")
 
 WALK_BYTES = 1_200_000_000
 """What activations of two walks may take together."""
@@ -54,7 +58,7 @@ def load_held_batches(
     )
     count = samples.count if samples.count is not None else _BATCH * _LEAST_BATCHES
     size = max(1, min(_BATCH, min(count, limit) // _LEAST_BATCHES))
-    one = max(sum(array.nbytes for array in observed.feed.values()) // traced, 1)
+    one = max(feed_bytes(observed.feed) // traced, 1)
     most = max(limit, min(inputs // views // one, _LATE_SHARE * limit))
     # samples may be sorted by class, so those that fit in are taken from all over the set
     share = min(most / count, 1.0) if samples.count is not None else 1.0
@@ -73,6 +77,50 @@ def load_held_batches(
     # those with the smallest fractional parts of a multiple of an irrational lie evenly spaced
     order = np.argsort(np.arange(len(feeds)) * _GOLDEN % 1.0, kind="stable")
     return [feeds[place] for place in order]
+
+
+def first_batches(samples: Samples, count: int) -> list[Feed]:
+    """The first few batches of samples, of `moments.BATCH` each where the source can be cut.
+
+    Raises:
+        CalibrationError: for unusable samples.
+    """
+    return list(islice(samples.batches(BATCH), count))
+
+
+def fitted_part(batches: Sequence[T]) -> Sequence[T]:
+    """The batches that are fitted: those at even positions."""
+    return batches[::2]
+
+
+def held_out_part(batches: Sequence[T]) -> Sequence[T]:
+    """The batches that are compared, not fitted: those at odd positions; a single one is both."""
+    return batches[1::2] or batches
+
+
+def spread_batches(batches: Sequence[T], count: int) -> list[T]:
+    """Some batches from all over the set; those that were held out before still are."""
+    if len(batches) <= count:
+        return list(batches)
+    places = [number * len(batches) // count for number in range(count)]
+    return [
+        batches[min(place + (place + number) % 2, len(batches) - 1)]
+        for number, place in enumerate(places)
+    ]
+
+
+def spread_pairs(batches: Sequence[T], count: int) -> list[T]:
+    """Like `spread_batches`, with each fitted batch followed by the held-out one beside it."""
+    if len(batches) <= count:
+        return list(batches)
+    pairs = len(batches) // 2
+    chosen = [number * pairs // (count // 2) for number in range(count // 2)]
+    return [batches[2 * pair + half] for pair in chosen for half in (0, 1)]
+
+
+def feed_bytes(feed: Mapping[str, NDArray[Any]]) -> int:
+    """Bytes of the arrays of a feed."""
+    return sum(array.nbytes for array in feed.values())
 
 
 def widest_cut(graph: ir.Graph, shapes: Mapping[str, Sequence[int]]) -> int:
@@ -130,8 +178,8 @@ class BatchBudget:
         largest: int = WALK_BYTES,
     ) -> None:
         self._largest = largest
-        traced = max(_value_bytes(observed.feed), 1)
-        self._scales = [walks * _value_bytes(feed) / traced for feed in feeds]
+        traced = max(feed_bytes(observed.feed), 1)
+        self._scales = [walks * feed_bytes(feed) / traced for feed in feeds]
         self._widest: dict[str, int] = {}
         most = 0
         for node, live in reversed(cuts(graph, observed.shapes)):
@@ -168,10 +216,6 @@ class BatchBudget:
             if total > self._largest and number:
                 return number
         return len(self._scales)
-
-
-def _value_bytes(feed: Mapping[str, NDArray[Any]]) -> int:
-    return sum(array.nbytes for array in feed.values())
 
 
 def drawn_rows(counts: Sequence[int], most: int, seed: Sequence[int]) -> list[NDArray[np.int64]]:

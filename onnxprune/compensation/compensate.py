@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxprune.calibration.batches import held_out_part
 from onnxprune.calibration.calibrated import Calibration
 from onnxprune.compensation.fold_means import FoldMeans
 from onnxprune.compensation.least_squares import LayerFit, LeastSquares, OpenChoice, Settings
@@ -96,12 +97,11 @@ def compensate(
         analysis.altered,
     )
     solving(full.model)
-    judged = solving.outputs[1::2] or solving.outputs
     return Compensated(
         full,
         Removal(fixed | solving.chosen),
         tuple(solving.repairs),
-        divergence(analysis.original, judged),
+        divergence(analysis.original, held_out_part(solving.outputs)),
     )
 
 

@@ -20,15 +20,15 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.allocation.blocks.branch_statistics import BranchStatistics, branch_statistics
-from onnxprune.allocation.blocks.choice import Candidates, Judged, by_divergence
+from onnxprune.allocation.blocks.choice import Candidates, by_divergence
 from onnxprune.allocation.blocks.target import saved_shares
+from onnxprune.calibration.batches import fitted_part, held_out_part
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
 from onnxprune.coupling.analysis import Analysis, analyse, observe_model
 from onnxprune.coupling.step import node_id
 from onnxprune.errors import InputError, NothingPrunable
-from onnxprune.model.execution import Execution
 from onnxprune.model.observe import Facts
 from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
@@ -36,6 +36,7 @@ from onnxprune.pruning.prepare import Ready, prepare_run
 from onnxprune.pruning.search import Chooser
 from onnxprune.surgery.blocks.fused_sums import separated_sums
 from onnxprune.surgery.blocks.residual import ResidualBlock, residual_blocks
+from onnxprune.verification.divergence import DivergenceEvaluator
 
 _PATIENCE = 2
 _TRIED = 6
@@ -167,15 +168,14 @@ def _cheapest_first(ready: Ready, progress: Progress[Any]) -> Iterator[ResidualB
     if not blocks or calibration is None:
         return
     feeds = Chooser(ready, silent).search(options.target).trial_feeds(calibration)
-    held = feeds[1::2]
-    judged = Judged(held, Execution(model, options.runtime).run_all(held), options.runtime)
+    evaluator = DivergenceEvaluator(model, held_out_part(feeds), options.runtime)
     candidates = Candidates(
         model,
         blocks,
-        branch_statistics(model, blocks, feeds[::2], options.runtime),
+        branch_statistics(model, blocks, fitted_part(feeds), options.runtime),
         saved_shares(blocks, options.target, ready.cost.whole),
     )
-    yield from by_divergence(candidates, judged, progress, most=_TRIED)
+    yield from by_divergence(candidates, evaluator, progress, most=_TRIED)
 
 
 def _may_go(block: ResidualBlock, model: ir.Model, options: PruneOptions) -> bool:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.augment import augmented
-from onnxprune.calibration.batches import load_held_batches
+from onnxprune.calibration.batches import first_batches, held_out_part, load_held_batches
 from onnxprune.calibration.calibrated import Calibration
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
 from onnxprune.compensation.compensate import Compensated
 from onnxprune.cost.cut_cost import CutCost
@@ -40,16 +38,16 @@ from onnxprune.pruning.rewrite import Prepared, after, prepare
 _BATCHES = 8
 
 
-def held_out_batches(ready: Ready) -> list[Mapping[str, NDArray[Any]]]:
+def held_out_batches(ready: Ready) -> Sequence[Mapping[str, NDArray[Any]]]:
     """Every second batch that is in memory, else of the first samples; the only one where it is.
 
     Raises:
         CalibrationError: for unusable samples.
     """
-    feeds = list(ready.measured.feeds) if ready.measured is not None else []
+    feeds = ready.measured.feeds if ready.measured is not None else ()
     if not feeds and ready.samples is not None:
-        feeds = list(islice(ready.samples.batches(BATCH), _BATCHES))
-    return feeds[1::2] or feeds
+        feeds = first_batches(ready.samples, _BATCHES)
+    return held_out_part(feeds)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from onnxprune.allocation.candidates import (
     simple_candidates,
     without_shared,
 )
+from onnxprune.calibration.batches import feed_bytes, spread_batches
 from onnxprune.calibration.calibrated import Calibration
 from onnxprune.compensation.compensate import compensate
 from onnxprune.compensation.least_squares import Settings
@@ -159,23 +160,8 @@ class Search:
         batch = calibration.feeds[0]
         rows = max(len(next(iter(batch.values()))), 1)
         traced = self.prepared.analysis.coupling.facts.first.feed
-        share = _bytes(batch) / max(_bytes(traced), 1)
+        share = feed_bytes(batch) / max(feed_bytes(traced), 1)
         macs = share * self.cost.whole["macs"]
         most = max(_TRIAL_BATCHES, _TRIAL_SAMPLES // rows)
         count = max(2, min(most, -int(-_TRIAL_MACS // max(2 * macs, 1))))
-        return _spread(calibration.feeds, count)
-
-
-def _bytes(feed: Mapping[str, Any]) -> int:
-    return sum(array.nbytes for array in feed.values())
-
-
-def _spread(feeds: Sequence[Any], count: int) -> list[Any]:
-    """Some batches from all over the set, every second of them at an even place as before."""
-    if len(feeds) <= count:
-        return list(feeds)
-    places = [number * len(feeds) // count for number in range(count)]
-    return [
-        feeds[min(place + (place + number) % 2, len(feeds) - 1)]
-        for number, place in enumerate(places)
-    ]
+        return spread_batches(calibration.feeds, count)

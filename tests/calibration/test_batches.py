@@ -9,7 +9,14 @@ import onnx_ir as ir
 import pytest
 from helpers.oracle import ONE_THREAD, parse
 
-from onnxprune.calibration.batches import load_held_batches, widest_cut
+from onnxprune.calibration.batches import (
+    fitted_part,
+    held_out_part,
+    load_held_batches,
+    spread_batches,
+    spread_pairs,
+    widest_cut,
+)
 from onnxprune.calibration.samples import read_samples
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
@@ -115,3 +122,22 @@ def test_a_model_that_fixes_its_batch() -> None:
     found = taken(numbered(12), room_for(1000), batch="3")
     assert [len(one) for one in found] == [3, 3, 3, 3]
     assert len(taken(numbered(12), room_for(7), batch="3")) == 2
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("total", [1, 2, 5, 8, 9, 23, 64])
+@pytest.mark.parametrize("choose", [spread_batches, spread_pairs])
+def test_a_batch_that_was_held_out_stays_held_out(choose: Any, total: int, count: int) -> None:
+    numbers = list(range(total))
+    chosen = choose(numbers, count)
+    assert len(chosen) == min(total, count)
+    assert len(set(chosen)) == len(chosen)
+    assert set(fitted_part(chosen)) <= set(fitted_part(numbers))
+    assert set(held_out_part(chosen)) <= set(held_out_part(numbers))
+    assert max(chosen) >= total - 2 * -(-total // count) - 1
+
+
+def test_which_batches_are_chosen() -> None:
+    assert spread_batches(range(10), 4) == [0, 3, 6, 7]
+    assert spread_pairs(range(10), 4) == [0, 1, 4, 5]
+    assert held_out_part([7]) == [7]

@@ -13,19 +13,16 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from onnxprune.allocation.blocks.branch_statistics import BranchStatistics
 from onnxprune.calibration.context import RunContext
 from onnxprune.coupling.analysis import observe_model
 from onnxprune.coupling.trace import trace
-from onnxprune.model.execution import Execution
-from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress
 from onnxprune.surgery.blocks.constant_sums import fold_added_constants
 from onnxprune.surgery.blocks.residual import ResidualBlock, remove_block
 from onnxprune.surgery.editable_model import EditableModel
-from onnxprune.verification.divergence import divergence
+from onnxprune.verification.divergence import DivergenceEvaluator
 
 _LEAST = 1e-9
 
@@ -67,26 +64,6 @@ class Candidates:
         return full.model
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Held-out samples and what the original makes of them.
-
-    Attributes:
-        feeds: the samples.
-        outputs: of the original, one mapping for each.
-        runtime: how to run models.
-    """
-
-    feeds: Sequence[Mapping[str, NDArray[Any]]]
-    outputs: Sequence[Mapping[str, Any]]
-    runtime: Runtime
-
-    def divergence(self, original: ir.Model, other: ir.Model) -> float:
-        """How far the outputs of another model are from the original's."""
-        got = Execution(other, self.runtime).run_all(self.feeds)
-        return divergence(original, list(zip(self.outputs, got, strict=True)))
-
-
 def by_influence(candidates: Candidates) -> Iterator[ResidualBlock]:
     """Blocks in the order of their influence for what they save."""
     cost = {
@@ -97,13 +74,16 @@ def by_influence(candidates: Candidates) -> Iterator[ResidualBlock]:
 
 
 def by_divergence(
-    candidates: Candidates, judged: Judged, progress: Progress[Any], most: int | None = None
+    candidates: Candidates,
+    evaluator: DivergenceEvaluator,
+    progress: Progress[Any],
+    most: int | None = None,
 ) -> Iterator[ResidualBlock]:
     """Blocks in greedy order: each is tried on top of those that have gone.
 
     Args:
         candidates: the blocks.
-        judged: what they are tried on.
+        evaluator: of the original, on the samples they are tried on.
         progress: told about every trial.
         most: how many are tried for a place, those of least influence; None for all.
     """
@@ -115,7 +95,7 @@ def by_divergence(
         costs = []
         for one in progress(left, "trying blocks", len(left)):
             trial = candidates.without([*chosen, one])
-            costs.append(judged.divergence(candidates.model, trial))
+            costs.append(evaluator.divergence(trial))
         added = np.maximum(np.array(costs) - now, 0) + _LEAST
         best = int(np.argmin(added / [candidates.weights[one.name] for one in left]))
         now = costs[best]

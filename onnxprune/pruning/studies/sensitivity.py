@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onnxprune.calibration.batches import spread_pairs
 from onnxprune.calibration.calibrated import Calibration
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, read_samples
@@ -130,7 +130,8 @@ class _Trials:
         self._ready = ready
         calibration = ready.prepared.calibration
         assert calibration is not None
-        self._calibration: Calibration = replace(calibration, feeds=_few(calibration.feeds))
+        feeds = spread_pairs(calibration.feeds, _BATCHES)
+        self._calibration: Calibration = replace(calibration, feeds=feeds)
         self._judge = _judge(ready)
         self._settings = _settings(ready)
 
@@ -215,15 +216,6 @@ def _nearest(one: RankedGroup, keep: float) -> int:
 def _prefix(one: RankedGroup, end: int) -> Removal:
     classes = sorted(each for step in one.steps[:end] for each in step.classes)
     return Removal({one.group.name: tuple(classes)})
-
-
-def _few(feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[Mapping[str, NDArray[Any]]]:
-    """Some batches from all over the set, in turn one that is fitted and one that judges."""
-    if len(feeds) <= _BATCHES:
-        return list(feeds)
-    pairs = len(feeds) // 2
-    chosen = [number * pairs // (_BATCHES // 2) for number in range(_BATCHES // 2)]
-    return [feeds[2 * pair + half] for pair in chosen for half in (0, 1)]
 
 
 def _settings(ready: Ready) -> Settings:
