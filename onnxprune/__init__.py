@@ -24,10 +24,9 @@ from onnxprune.errors import (
 
 if TYPE_CHECKING:
     from onnxprune.api import apply, inspect, prune, verify
-    from onnxprune.passes.pipeline.plan import PipelinePlan
     from onnxprune.passes.pipeline.results import PipelineResult
     from onnxprune.passes.pipeline.run import apply_pipeline, run_pipeline
-    from onnxprune.pruning.plan import Plan
+    from onnxprune.pruning.plan import PipelinePlan, Plan
     from onnxprune.pruning.results import Comparison, Inspection, PruneResult
     from onnxprune.pruning.studies.sensitivity import sensitivity
     from onnxprune.pruning.studies.sensitivity_result import Sensitivity
@@ -69,7 +68,7 @@ _LAZY = {
         ("Comparison", "Inspection", "PruneResult", "apply", "inspect", "prune", "verify"),
         "onnxprune.api",
     ),
-    "PipelinePlan": "onnxprune.passes.pipeline.plan",
+    "PipelinePlan": "onnxprune.pruning.plan",
     "PipelineResult": "onnxprune.passes.pipeline.results",
     "Plan": "onnxprune.pruning.plan",
     "Report": "onnxprune.report.records",

@@ -61,11 +61,11 @@ def prune(arguments: Namespace) -> None:
 def apply(arguments: Namespace) -> None:
     """Replay a plan and write the model."""
     from onnxprune import api
-    from onnxprune.passes.pipeline.plan import PipelinePlan, read_plan
+    from onnxprune.pruning.plan import Plan
 
     check_outputs(arguments, arguments.out, arguments.report, inputs=[arguments.plan])
-    plan = read_plan(arguments.plan)
-    if isinstance(plan, PipelinePlan):
+    plan = Plan.load(arguments.plan)
+    if plan.steps:
         pipelines.repeat(arguments, plan)
         return
     result = api.apply(

@@ -20,8 +20,8 @@ from onnxprune.cli.shared import (
 from onnxprune.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from onnxprune.passes.pipeline.plan import PipelinePlan
     from onnxprune.passes.pipeline.results import PipelineResult
+    from onnxprune.pruning.plan import Plan
     from onnxprune.report.pipeline_text import PipelineText
 
 _OF_PRUNE = ("target", "max_drop", "labels", "metric")
@@ -84,7 +84,7 @@ def run(arguments: Namespace) -> None:
     _finish(arguments, result, texts)
 
 
-def repeat(arguments: Namespace, plan: PipelinePlan) -> None:
+def repeat(arguments: Namespace, plan: Plan) -> None:
     """Run a planned pipeline again and write the model.
 
     Raises:

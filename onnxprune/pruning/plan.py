@@ -1,4 +1,19 @@
-"""The plan: what is removed from which tensors, as data that outside scripts can read and check."""
+"""The plan of a run, as data that outside scripts can read and that repeats the run.
+
+One pruning is written with what was removed from which tensors::
+
+    {"format": "onnxprune-plan", "version": 1,
+     "model": {"sha256": "...", "producer": "...", "opset": {...}},
+     "options": {...}, "groups": [...], "initializers": {tensor: {axis: [kept indices]}},
+     "refused": [...]}
+
+several passes with the name and options of each. A pass that made a plan of its own is given it
+again; every other pass runs again with its options and the seed::
+
+    {"format": "onnxprune-plan", "version": 1, "model": {...}, "seed": 0,
+     "steps": [{"pass": "keep-classes", "options": {...}},
+               {"pass": "prune", "options": {...}, "plan": {...}}]}
+"""
 
 from __future__ import annotations
 
@@ -21,12 +36,15 @@ from onnxprune.model.runtime import Runtime
 from onnxprune.options import PruneOptions, check_targets
 
 _FORMAT = "onnxprune-plan"
+_FORMATS_READ = (_FORMAT, "onnxprune-pipeline")
+"""Plans of several passes had a name of their own before version 0.2."""
 _VERSION = 1
+_PLAIN = (str, bool, int, float, type(None))
 
 
 @dataclass(frozen=True)
 class PlannedGroup:
-    """What one group gives up.
+    """Removed units of one group.
 
     Attributes:
         id: the group's name.
@@ -48,7 +66,7 @@ class PlannedGroup:
 
 @dataclass(frozen=True)
 class PlannedRefusal:
-    """An axis that stays whole, and why."""
+    """An axis that cannot be cut, and why."""
 
     axis: str
     node: str
@@ -56,61 +74,103 @@ class PlannedRefusal:
 
 
 @dataclass(frozen=True)
+class PlannedStep:
+    """One pass of several.
+
+    Attributes:
+        name: of the pass.
+        options: what was set.
+        plan: what the pass itself planned, as its attribute `plan` tells; None for nothing.
+        object_given: the pass was no name but an object of Python, which no file can hold.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] | None = None
+    object_given: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the step as a plan file holds it.
+
+        Raises:
+            InputError: when it cannot be written down.
+        """
+        if self.object_given:
+            raise InputError(
+                f"the pass {self.name} was given as an object, which no plan can hold; give it as "
+                "file.py:name"
+            )
+        options = {name: _plain(value) for name, value in self.options.items()}
+        refused = [name for name, value in options.items() if value is _NOT_PLAIN]
+        if self.plan is None and refused:
+            raise InputError(
+                f"the option {refused[0]} of the pass {self.name} is "
+                f"{self.options[refused[0]]!r}, which no plan can hold; give it as text, a number, "
+                "a list or a mapping"
+            )
+        kept = {name: value for name, value in options.items() if value is not _NOT_PLAIN}
+        planned = {} if self.plan is None else {"plan": dict(self.plan)}
+        return {"pass": self.name, "options": kept, **planned}
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A removal for one model.
+    """A run for one model: one pruning, or several passes.
 
     Attributes:
         model: sha256, producer and opset imports of the original.
-        options: the options of the run that made it.
+        options: the options of the pruning that made it.
         groups: groups that lose units.
         initializers: for every tensor that is cut, by axis, the kept indices in the original
             numbering.
         refused: axes that cannot be cut.
-        stages: for a run in several steps, what was gone after each but the last: removed units by
+        stages: for a pruning in several steps, what was removed after each but the last: units by
             group id. Written only where there are any.
         blocks: sums that lost their residual branch before anything was cut; groups and
             initializers are those of the model without. Written only where there are any.
+        seed: of everything random.
+        steps: one for each pass; empty for one pruning, which the attributes above describe.
     """
 
-    model: dict[str, Any]
-    options: dict[str, Any]
-    groups: tuple[PlannedGroup, ...]
-    initializers: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    model: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    groups: tuple[PlannedGroup, ...] = ()
+    initializers: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
     refused: tuple[PlannedRefusal, ...] = ()
-    stages: tuple[dict[str, tuple[int, ...]], ...] = ()
+    stages: tuple[Mapping[str, tuple[int, ...]], ...] = ()
     blocks: tuple[str, ...] = ()
+    seed: int = 0
+    steps: tuple[PlannedStep, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan file's content (version 1)."""
+        """Return the plan file's content (version 1).
+
+        Raises:
+            InputError: when a pass or an option was given as an object of Python.
+        """
+        head = {"format": _FORMAT, "version": _VERSION, "model": dict(self.model)}
+        if self.steps:
+            return {**head, "seed": self.seed, "steps": [step.to_dict() for step in self.steps]}
+        groups = [dict(vars(group)) for group in self.groups]
+        for group in groups:
+            if not group["inexact"]:
+                del group["inexact"]
+        optional = {"stages": self.stages, "blocks": self.blocks}
         return {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "model": self.model,
-            "options": self.options,
-            "groups": [
-                {
-                    "id": group.id,
-                    "size": group.size,
-                    "removed": list(group.removed),
-                    "kind": group.kind,
-                    "consumers": list(group.consumers),
-                    **({"inexact": True} if group.inexact else {}),
-                }
-                for group in self.groups
-            ],
-            **({"stages": [_listed(one) for one in self.stages]} if self.stages else {}),
-            **({"blocks": list(self.blocks)} if self.blocks else {}),
-            "initializers": {
-                name: {str(axis): list(kept) for axis, kept in axes.items()}
-                for name, axes in self.initializers.items()
-            },
-            "refused": [
-                {"axis": one.axis, "node": one.node, "reason": one.reason} for one in self.refused
-            ],
+            **head,
+            "options": dict(self.options),
+            "groups": _plain(groups),
+            **{name: _plain(value) for name, value in optional.items() if value},
+            "initializers": _plain(self.initializers),
+            "refused": [dict(vars(refusal)) for refusal in self.refused],
         }
 
     def to_json(self) -> str:
-        """Return the plan file as text; equal plans give equal text."""
+        """Return the plan file as text; equal plans give equal text.
+
+        Raises:
+            InputError: when a pass or an option was given as an object of Python.
+        """
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
     @classmethod
@@ -120,7 +180,13 @@ class Plan:
         Raises:
             InputError: when it cannot be read, or is no plan of this version.
         """
-        return cls.from_json(plan_text(path), os.fspath(path))
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path}: the plan cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: is no plan file (not text)") from None
+        return cls.from_json(text, os.fspath(path))
 
     @classmethod
     def from_json(cls, text: str, where: str = "the plan") -> Plan:
@@ -150,68 +216,95 @@ class Plan:
         Raises:
             InputError: when it is no plan of this version.
         """
-        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        if not isinstance(data, Mapping) or data.get("format") not in _FORMATS_READ:
             raise InputError(f'{where}: is no plan of onnxprune; expected "format": "{_FORMAT}"')
         if data.get("version") != _VERSION:
             raise InputError(
                 f"{where}: has version {data.get('version')!r}, this onnxprune reads {_VERSION}"
             )
         try:
+            model = dict(data["model"])
+            if "steps" in data:
+                steps = tuple(_step(step) for step in data["steps"])
+                return cls(model, seed=int(data["seed"]), steps=steps)
+            options = dict(data["options"])
             return cls(
-                model=dict(data["model"]),
-                options=dict(data["options"]),
-                groups=tuple(_group(one) for one in data["groups"]),
+                model,
+                options,
+                groups=tuple(_group(group) for group in data["groups"]),
                 initializers={
                     str(name): {int(axis): _indices(kept) for axis, kept in axes.items()}
                     for name, axes in data["initializers"].items()
                 },
                 refused=tuple(
-                    PlannedRefusal(str(one["axis"]), str(one["node"]), str(one["reason"]))
-                    for one in data["refused"]
+                    PlannedRefusal(str(axis["axis"]), str(axis["node"]), str(axis["reason"]))
+                    for axis in data["refused"]
                 ),
                 stages=tuple(
                     {str(name): _indices(removed) for name, removed in stage.items()}
                     for stage in data.get("stages", ())
                 ),
                 blocks=tuple(str(name) for name in data.get("blocks", ())),
+                seed=int(options.get("seed", 0)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: is not a complete plan ({error!r})") from None
 
 
-def plan_text(path: str | os.PathLike[str]) -> str:
-    """Return the text of a plan file.
-
-    Raises:
-        InputError: when it cannot be read.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: the plan cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is no plan file (not text)") from None
+PipelinePlan = Plan
+"""Public name of the plan of several passes."""
 
 
-def _group(data: dict[str, Any]) -> PlannedGroup:
+def _group(data: Mapping[str, Any]) -> PlannedGroup:
     return PlannedGroup(
         id=str(data["id"]),
         size=int(data["size"]),
         removed=_indices(data["removed"]),
         kind=str(data["kind"]),
-        consumers=tuple(str(one) for one in data["consumers"]),
+        consumers=tuple(str(node) for node in data["consumers"]),
         inexact=bool(data.get("inexact", False)),
     )
 
 
-def _listed(stage: dict[str, tuple[int, ...]]) -> dict[str, list[int]]:
-    return {name: list(removed) for name, removed in stage.items()}
+def _step(data: Mapping[str, Any]) -> PlannedStep:
+    plan = data.get("plan")
+    return PlannedStep(
+        str(data["pass"]), dict(data["options"]), None if plan is None else dict(plan)
+    )
 
 
 def _indices(data: list[Any]) -> tuple[int, ...]:
-    if any(not isinstance(one, int) or one < 0 for one in data):
+    if any(not isinstance(index, int) or index < 0 for index in data):
         raise ValueError("indices are integers from 0 on")
     return tuple(sorted(set(data)))
+
+
+_NOT_PLAIN: Any = object()
+"""What `_plain` returns for values that JSON has no form for."""
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: paths are text, tuples are lists."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        pairs = {str(key): _plain(inner) for key, inner in value.items()}
+        return _NOT_PLAIN if _NOT_PLAIN in pairs.values() else pairs
+    if isinstance(value, Sequence):
+        items = [_plain(item) for item in value]
+        return _NOT_PLAIN if _NOT_PLAIN in items else items
+    return _NOT_PLAIN
+
+
+def model_facts(loaded: LoadedModel) -> dict[str, Any]:
+    """What a plan says of the model it is for."""
+    return {
+        "sha256": loaded.sha256,
+        "producer": loaded.model.producer_name or "",
+        "opset": dict(loaded.model.opset_imports),
+    }
 
 
 def plan_of(
@@ -221,7 +314,7 @@ def plan_of(
     options: PruneOptions,
     stages: Sequence[Removal] = (),
 ) -> Plan:
-    """Write down what was removed, at last and after each step before."""
+    """The plan of a removal, and of what each step before it removed."""
     cut = Cut(analysis.coupling, removal.dead())
     groups = []
     inexact = analysis.coupling.inexact_classes()
@@ -245,17 +338,16 @@ def plan_of(
         if cut.touches(name)
     }
     return Plan(
-        model={
-            "sha256": loaded.sha256,
-            "producer": loaded.model.producer_name or "",
-            "opset": dict(loaded.model.opset_imports),
-        },
+        model=model_facts(loaded),
         options=options.to_dict(),
         groups=tuple(groups),
         initializers=kept,
-        refused=tuple(PlannedRefusal(one.axis, one.node, one.reason) for one in analysis.refused),
+        refused=tuple(
+            PlannedRefusal(axis.axis, axis.node, axis.reason) for axis in analysis.refused
+        ),
         stages=tuple(_units(analysis, stage) for stage in stages),
         blocks=analysis.altered,
+        seed=options.seed,
     )
 
 
@@ -303,7 +395,7 @@ def planned_removal(analysis: Analysis, plan: Plan) -> Removal:
 
 
 def planned_stages(analysis: Analysis, plan: Plan) -> list[Removal]:
-    """What was gone after each step of the run but the last.
+    """What was removed after each step of the run but the last.
 
     Raises:
         InputError: when the plan does not fit the model.
@@ -316,8 +408,8 @@ def _units(analysis: Analysis, removal: Removal) -> dict[str, tuple[int, ...]]:
     """Removed units of every group that loses some, by its name."""
     found = {}
     for group in analysis.groups:
-        gone = set(removal.classes.get(group.name, ()))
-        if removed := tuple(i for i, one in enumerate(group.units.tolist()) if one in gone):
+        classes = set(removal.classes.get(group.name, ()))
+        if removed := tuple(i for i, unit in enumerate(group.units.tolist()) if unit in classes):
             found[group.name] = removed
     return found
 

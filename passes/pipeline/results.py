@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
-from onnxprune.passes.pipeline.plan import PipelinePlan
 
 from onnxprune.errors import InputError
 from onnxprune.model.save import check_writable, save, write_text_atomic
+from onnxprune.pruning.plan import Plan
 from onnxprune.report.records import Provenance, Sizes, StepReport
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class PipelineResult:
     model: onnx.ModelProto | ir.Model | gs.Graph
     original: Sizes
     steps: tuple[StepReport, ...]
-    plan: PipelinePlan
+    plan: Plan
     provenance: Provenance
     _ir: ir.Model
     _source: Path | None = None

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from onnxprune.passes.pipeline.adapters import Context
-from onnxprune.passes.pipeline.plan import PipelinePlan, PlannedStep, model_facts
 from onnxprune.passes.pipeline.results import PipelineResult
 from onnxprune.passes.pipeline.stage import Preference, Stage, advance, make
 from onnxprune.passes.pipeline.steps import Step, planned_steps, read_steps
@@ -22,6 +21,7 @@ from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, ModelSource, convert, load, loaded_bytes
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
+from onnxprune.pruning.plan import Plan, PlannedStep, model_facts
 from onnxprune.pruning.results import sizes_of
 from onnxprune.report.records import StepReport, provenance_of
 
@@ -67,7 +67,7 @@ def run_pipeline(
 
 def apply_pipeline(
     model: ModelSource,
-    plan: PipelinePlan | str | os.PathLike[str],
+    plan: Plan | str | os.PathLike[str],
     *,
     calibration: CalibrationSource | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
@@ -96,7 +96,7 @@ def apply_pipeline(
         VerificationError: as `run_pipeline`.
     """
     runtime = _runtime(providers, threads)
-    plan = plan if isinstance(plan, PipelinePlan) else PipelinePlan.load(plan)
+    plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     loaded = load(model)
     if plan.model.get("sha256") != loaded.sha256:
         raise InputError("the plan was made for another model: the sha256 of the file differs")
@@ -162,10 +162,10 @@ def _preferences(step: Step, later: Iterable[tuple[Step, Any]]) -> tuple[Prefere
 
 def _plan(
     loaded: LoadedModel, seed: int, steps: Sequence[Step], reports: Sequence[StepReport]
-) -> PipelinePlan:
+) -> Plan:
     """What was run, so that it can be run again."""
     planned = (
         PlannedStep(step.name, step.options, report.plan, step.installed.given_as_object)
         for step, report in zip(steps, reports, strict=True)
     )
-    return PipelinePlan(model_facts(loaded), seed, tuple(planned))
+    return Plan(model_facts(loaded), seed=seed, steps=tuple(planned))

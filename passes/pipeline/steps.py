@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxprune.passes.pipeline.adapters import options_of_pass
 from onnxprune.passes.pipeline.options import check_options
-from onnxprune.passes.pipeline.plan import PipelinePlan
 from onnxprune.passes.pipeline.registry import InstalledPass, find_pass
 from onnxprune.passes.pipeline.targets import check_target
 
 from onnxprune.errors import InputError, nearest
+from onnxprune.pruning.plan import Plan, PlannedStep
 
 if TYPE_CHECKING:
     from yaml import SafeLoader
@@ -78,14 +78,15 @@ def read_steps(source: Any) -> tuple[Step, ...]:
     return tuple(_step(item, f"{where}: pass {n}") for n, item in enumerate(items, 1))
 
 
-def planned_steps(plan: PipelinePlan) -> tuple[Step, ...]:
+def planned_steps(plan: Plan) -> tuple[Step, ...]:
     """The steps of a plan.
 
     Raises:
         InputError: for passes or options that this onnxprune does not have.
     """
     steps = []
-    for number, planned in enumerate(plan.steps, 1):
+    pruning = PlannedStep("prune", {}, plan.to_dict())
+    for number, planned in enumerate(plan.steps or (pruning,), 1):
         step = _named(planned.name, planned.options, f"plan: pass {number}")
         steps.append(replace(step, plan=planned.plan))
     return tuple(steps)

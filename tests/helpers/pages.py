@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxprune.passes.pipeline.plan import PipelinePlan, PlannedStep
 from onnxprune.passes.pipeline.results import PipelineResult
 
 from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.groups import Refused
+from onnxprune.pruning.plan import Plan, PlannedStep
 from onnxprune.pruning.studies.sensitivity_result import Sensitivity
 from onnxprune.pruning.studies.sweep_result import Sweep
 from onnxprune.report.records import (
@@ -125,7 +125,7 @@ def pipeline(**changes: Any) -> PipelineResult:
         "model": model,
         "original": BEFORE,
         "steps": (first, second),
-        "plan": PipelinePlan({"sha256": "ab" * 32}, 7, planned),
+        "plan": Plan({"sha256": "ab" * 32}, seed=7, steps=planned),
         "provenance": Provenance(
             HOSTILE, "ab" * 32, {"seed": 7}, {"onnxprune": "0.1.0"}, {"processor": HOSTILE}
         ),

@@ -11,9 +11,9 @@ import pytest
 from helpers import pages
 from helpers.pages import HOSTILE, Page
 from helpers.paths import MODELS
-from onnxprune.passes.pipeline.plan import PipelinePlan, PlannedStep
 
 import onnxprune
+from onnxprune.pruning.plan import Plan, PlannedStep
 from onnxprune.report.records import StepReport
 
 ALL = {
@@ -193,14 +193,14 @@ def test_a_pipeline_says_what_every_pass_did_and_how_to_repeat_it(tmp_path: Path
 
 def test_a_pipeline_that_is_too_long_is_left_to_the_plan() -> None:
     step = StepReport("keep-tokens", {"keep": list(range(20_000))}, 0.1, True, pages.AFTER)
-    plan = PipelinePlan({}, 0, (PlannedStep(step.name, step.options),))
+    plan = Plan({}, steps=(PlannedStep(step.name, step.options),))
     text = pages.pipeline(steps=(step,), plan=plan).to_html()
     assert "--plan FILE writes it in full" in Page(text).text
     assert len(text) < 100_000
 
 
 def test_a_pipeline_of_objects_says_why_it_cannot_be_repeated() -> None:
-    plan = PipelinePlan({}, 0, (PlannedStep("Mine", object_given=True),))
+    plan = Plan({}, steps=(PlannedStep("Mine", object_given=True),))
     page = Page(pages.pipeline(plan=plan).to_html())
     assert "the pass Mine was given as an object" in page.text
     assert "passes:" not in page.text

@@ -11,11 +11,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers.solving import images, mlp
-from onnxprune.passes.pipeline.plan import PipelinePlan, PlannedStep, read_plan
 
 import onnxprune
 from onnxprune.errors import InputError
-from onnxprune.pruning.plan import Plan
+from onnxprune.pruning.plan import Plan, PlannedStep
 
 X = images(48, 8)
 PASSES = [{"prune": {"target": {"macs": 0.6}}}, {"sparsify-weights": {"pattern": "2:4"}}]
@@ -70,7 +69,7 @@ def test_a_plan_of_two_prunings_refers_to_the_model_each_was_given() -> None:
 
 def test_the_file_says_what_was_run() -> None:
     data = json.loads(ran(*PASSES, seed=3).plan.to_json())
-    assert (data["format"], data["version"], data["seed"]) == ("onnxprune-pipeline", 1, 3)
+    assert (data["format"], data["version"], data["seed"]) == ("onnxprune-plan", 1, 3)
     assert [one["pass"] for one in data["steps"]] == ["prune", "sparsify-weights"]
     prune, sparsify = data["steps"]
     assert prune["options"] == {"target": {"macs": 0.6}}
@@ -87,14 +86,23 @@ def test_another_model_is_refused() -> None:
         onnxprune.apply_pipeline(other, ran(*PASSES).plan, calibration={"x": X})
 
 
-def test_both_kinds_of_plan_are_read(tmp_path: Path) -> None:
+def test_plans_of_one_pruning_and_of_several_passes_are_read_by_one_class(tmp_path: Path) -> None:
     path = written(tmp_path, ran("sparsify-weights"))
-    assert isinstance(read_plan(path), PipelinePlan)
+    assert [step.name for step in Plan.load(path).steps] == ["sparsify-weights"]
     alone = onnxprune.prune(mlp(), target={"macs": 0.6}, threads=1, measure_latency=False)
     path.write_text(alone.plan.to_json())
-    assert isinstance(read_plan(path), Plan)
-    with pytest.raises(InputError, match="is no plan of a pipeline"):
-        PipelinePlan.load(path)
+    assert Plan.load(path) == alone.plan
+    again = onnxprune.apply_pipeline(mlp(), path, threads=1, measure_latency=False)
+    assert again.model.SerializeToString() == alone.model.SerializeToString()
+
+
+def test_files_of_the_former_format_of_pipelines_are_read(tmp_path: Path) -> None:
+    first = ran(*PASSES, seed=3)
+    path = written(tmp_path, first)
+    path.write_text(path.read_text().replace("onnxprune-plan", "onnxprune-pipeline", 1))
+    assert Plan.load(path) == Plan.from_json(first.plan.to_json())
+    again = onnxprune.apply_pipeline(mlp(), path, calibration={"x": X}, **QUICK)
+    assert again.model.SerializeToString() == first.model.SerializeToString()
 
 
 @pytest.mark.parametrize(
@@ -111,12 +119,12 @@ def test_damaged_plans_are_refused(tmp_path: Path, change: dict[str, Any], words
     path = written(tmp_path, ran("sparsify-weights"))
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=words):
-        read_plan(path)
+        Plan.load(path)
 
 
 def test_an_unknown_pass_is_named(tmp_path: Path) -> None:
     plan = ran("sparsify-weights").plan
-    damaged = PipelinePlan(plan.model, 0, (PlannedStep("sparsify"),))
+    damaged = Plan(plan.model, steps=(PlannedStep("sparsify"),))
     with pytest.raises(InputError, match=r"plan: pass 1: .*did you mean 'sparsify-weights'"):
         onnxprune.apply_pipeline(mlp(), damaged)
 
