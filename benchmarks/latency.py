@@ -136,11 +136,11 @@ def predictions(
         for share in shares:
             removal = random_cut(analysis, kept, share, cost)
             started = time.perf_counter()
-            after = cost.after(removal.dead())
+            after = cost.after(removal.removed_units())
             predicted = after["latency"] / full["latency"]
             seconds += time.perf_counter() - started
             small = analysis.model.clone()
-            cut = Cut(coupling, removal.dead())
+            cut = Cut(coupling, removal.removed_units())
             slice_removed(small, cut)
             keep_statistics(small, cut)
             yield {

@@ -208,7 +208,7 @@ def stages(proto: onnx.ModelProto) -> dict[str, Any]:
     removal = watch.time("choose", choose)
 
     def cut() -> None:
-        one = Cut(coupling, removal.dead())
+        one = Cut(coupling, removal.removed_units())
         masked, sliced = model.clone(), model.clone()
         zero_removed(masked, one)
         slice_removed(sliced, one)

@@ -87,7 +87,7 @@ def removed_exactly(
     if not removing.found:
         return None
     rewritten = replace(analysis, model=full.model, coupling=full.coupling)
-    found = {name: tuple(one.classes) for name, one in removing.found.items()}
+    found = {name: tuple(one.units) for name, one in removing.found.items()}
     built = build(rewritten, Removal(found), options, None)
     units = {
         name: {"dead": len(one.dead), "constant": len(one.constant), "merged": len(one.merged)}

@@ -89,7 +89,7 @@ def knapsack_candidates(
     for name in ranked[0].curves if scaling is None else {scaling} & ranked[0].curves.keys():
         errors = [one.curves[name] for one in parts]
         removal = allocate(groups, orders, errors, costs, cost, start, least)
-        if all(removal.classes != one.removal.classes for one in found):
+        if all(removal.units != one.removal.units for one in found):
             found.append(Candidate(name, removal))
     return found
 

@@ -112,9 +112,9 @@ class _Problem:
         self.cost = cost
         self.least = least
         self.classes = [
-            np.array([one for step in order for one in step.classes], np.int32) for order in orders
+            np.array([one for step in order for one in step.units], np.int32) for order in orders
         ]
-        self.ends = [np.cumsum([0, *(len(step.classes) for step in order)]) for order in orders]
+        self.ends = [np.cumsum([0, *(len(step.units) for step in order)]) for order in orders]
         self.levels = [
             np.unique(np.linspace(low, len(order), min(len(order) - low, _LEVELS) + 1).astype(int))
             for order, low in zip(orders, least, strict=True)
@@ -124,8 +124,8 @@ class _Problem:
         """Steps that a removal takes of each group's order, as far as it follows that."""
         widths = []
         for group, order in zip(self.groups, self.orders, strict=True):
-            dead = set(removal.classes.get(group.name, ()))
-            followed = [dead.issuperset(step.classes) for step in order]
+            dead = set(removal.units.get(group.name, ()))
+            followed = [dead.issuperset(step.units) for step in order]
             widths.append([*followed, False].index(False))
         return widths
 

@@ -61,7 +61,7 @@ def choose(
         least = max(least, _shortest(steps, orders, wanted, cost))
     removed: dict[str, list[int]] = {}
     for _, number, position in steps[:least]:
-        removed.setdefault(groups[number].name, []).extend(orders[number][position].classes)
+        removed.setdefault(groups[number].name, []).extend(orders[number][position].units)
     return Removal({name: tuple(sorted(classes)) for name, classes in removed.items()})
 
 
@@ -76,7 +76,7 @@ def _by_saving(
     keys = []
     for group, order in zip(groups, orders, strict=True):
         half = order[: max(len(order) // 2, 1)]
-        dead = [one for step in half for one in step.classes]
+        dead = [one for step in half for one in step.units]
         saved = cost.saved_by(group, dead)
         share = sum(_ratio(saved[kind], full[kind]) for kind in kinds)
         per_unit = max(share / max(_units(group, half), 1), 1e-15)
@@ -86,7 +86,7 @@ def _by_saving(
 
 
 def _units(group: Group, steps: Sequence[RemovalStep]) -> int:
-    return sum(int(np.isin(step.classes, group.units).sum()) for step in steps)
+    return sum(int(np.isin(step.units, group.units).sum()) for step in steps)
 
 
 def _shortest(
@@ -99,7 +99,7 @@ def _shortest(
     full = cost.whole
 
     def reached(count: int) -> dict[str, float]:
-        dead = [one for _, n, p in steps[:count] for one in orders[n][p].classes]
+        dead = [one for _, n, p in steps[:count] for one in orders[n][p].units]
         after = cost.after(dead)
         return {kind: _ratio(after[kind], full[kind]) for kind in wanted}
 

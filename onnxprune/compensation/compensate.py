@@ -68,7 +68,7 @@ def compensate(
     full = EditableModel(analysis.model.clone(), analysis.coupling)
     if calibration is None or options.compensate == "none":
         return Compensated(full, removal)
-    cut = Cut(analysis.coupling, removal.dead())
+    cut = Cut(analysis.coupling, removal.removed_units())
     solvable = _solvable(full, cut, settings) if options.compensate == "least-squares" else set()
     fold = FoldMeans(
         full,
@@ -83,11 +83,11 @@ def compensate(
         return Compensated(full, removal)
     curves = find_criterion(options.criterion).measures_curves
     choices = _open_choices(analysis.groups, removal, solvable) if open_groups and curves else []
-    fixed = {n: c for n, c in removal.classes.items() if n not in {o.group.name for o in choices}}
+    fixed = {n: c for n, c in removal.units.items() if n not in {o.group.name for o in choices}}
     solving = LeastSquares(
         full,
         analysis.original,
-        Removal(fixed).dead(),
+        Removal(fixed).removed_units(),
         calibration.feeds,
         options.runtime,
         choices,
@@ -122,7 +122,7 @@ def _open_choices(
     """Groups whose units their only reader may choose."""
     choices = []
     for group in groups:
-        gone = removal.classes.get(group.name, ())
+        gone = removal.units.get(group.name, ())
         free = not len(group.constraints) and len(group.axes) == 1 and len(group.readings) == 1
         if gone and free:
             consumer = group.readings[0].consumer

@@ -109,11 +109,11 @@ class LeastSquares(ir.passes.InPlacePass):
         target: the model at full size and its coupling; both are updated, what is removed is
             set to zero.
         original: the model as it was.
-        dead: classes that go.
+        dead: units that go.
         feeds: calibration batches.
         runtime: how to run both models.
         open_choices: groups of which only the number of units is known; `chosen` holds afterwards
-            the classes that go.
+            the units that are removed.
         settings: how to solve.
         seed: of the rows that are drawn.
         progress: told about every layer.

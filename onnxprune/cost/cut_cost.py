@@ -88,7 +88,7 @@ class CutCost:
         self.whole: Mapping[str, float] = self.after(()) if whole is None else whole
 
     def after(self, dead: Classes) -> Costs:
-        """Return the cost of every kind with the classes `dead` removed."""
+        """Return the cost of every kind with the units `dead` removed."""
         shape_of = shapes_after(self._coupling, dead)
         bytes_of = partial(self._bytes, shape_of)
         constants = self._constants(self._whole, shape_of)
@@ -111,7 +111,7 @@ class CutCost:
         )
 
     def touched(self, group: Group, dead: Classes) -> Costs:
-        """Cost of the nodes and tensors that a group touches, with classes of any groups dead.
+        """Cost of the nodes and tensors that a group touches, with units of any groups removed.
 
         The peak of the activations is shared out among them, see `cost.memory`: near the uncut
         model, or the cut given to `near`.
@@ -137,7 +137,7 @@ class CutCost:
         )
 
     def saved_by(self, group: Group, dead: Classes) -> Costs:
-        """What removing classes of one group saves, counted over the nodes that group touches."""
+        """What removing units of one group saves, counted over the nodes that group touches."""
         before, after = self.touched(group, ()), self.touched(group, dead)
         return Costs({kind: partial(_difference, before, after, kind) for kind in before})
 
@@ -183,10 +183,10 @@ class CutCost:
         return parameters, bytes_
 
     def _find_part(self, group: Group) -> _Part:
-        """What depends on a group: all that carries one of its classes."""
+        """What depends on a group: all that carries one of its units."""
         of_class = self._tensors_of()
         names = dict.fromkeys(
-            name for one in group.classes.tolist() for name in of_class.get(one, ())
+            name for one in group.all_units.tolist() for name in of_class.get(one, ())
         )
         nodes = {
             kind: [node for node in all_nodes if not names.keys().isdisjoint(tensors_of(node))]
@@ -205,7 +205,7 @@ class CutCost:
         found: dict[int, list[str]] = defaultdict(list)
         for name, labels in self._coupling.tensors.items():
             atoms: Iterable[np.ndarray] = (label.atoms.ravel() for label in labels.axis_labels)
-            mine = np.unique(np.concatenate([self._coupling.classes[one] for one in atoms] or [[]]))
+            mine = np.unique(np.concatenate([self._coupling.unit_of[one] for one in atoms] or [[]]))
             for one in mine.astype(int).tolist():
                 found[one].append(name)
         return found

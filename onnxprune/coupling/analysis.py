@@ -81,7 +81,7 @@ class Analysis:
         labels = self.coupling.tensors.get(tensor)
         if labels is None:
             return []
-        of_atom = self.coupling.classes
+        of_atom = self.coupling.unit_of
         found = {
             int(one) for label in labels.axis_labels for one in np.unique(of_atom[label.atoms])
         }

@@ -33,7 +33,7 @@ class ConstraintSet:
     def __len__(self) -> int:
         return len(self.definitions) + len(self.rectangles) + len(self.alignments)
 
-    def by_class(self) -> dict[int, list[int]]:
+    def by_unit(self) -> dict[int, list[int]]:
         """Numbers of the constraints that mention each class."""
         index: dict[int, list[int]] = defaultdict(list)
         for number in range(len(self)):
@@ -70,7 +70,7 @@ class ConstraintSet:
 
 def close(
     constraints: ConstraintSet,
-    by_class: dict[int, list[int]],
+    by_unit: dict[int, list[int]],
     dead: NDArray[np.bool_],
     seeds: Iterable[int],
     cost: NDArray[np.float64],
@@ -82,7 +82,7 @@ def close(
 
     Args:
         constraints: what must hold.
-        by_class: `constraints.by_class()`.
+        by_unit: `constraints.by_unit()`.
         dead: bool [classes]; changed in place, also when the closure fails.
         seeds: classes to remove.
         cost: float [classes]; the cheapest go first when a row may choose its positions.
@@ -102,7 +102,7 @@ def close(
         if give_up is not None and give_up(fresh):
             return None
         for one in fresh:
-            for number in by_class.get(one, ()):
+            for number in by_unit.get(one, ()):
                 waiting[constraints.urgency(number)][number] = None
         fresh = []
         while not fresh:

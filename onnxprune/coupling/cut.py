@@ -42,7 +42,7 @@ class Cut:
 
     def alive(self, label: AxisLabel) -> NDArray[np.bool_]:
         """Which positions of a label survive, same shape as its atoms."""
-        return ~self._gone[self.coupling.classes[label.atoms]]
+        return ~self._gone[self.coupling.unit_of[label.atoms]]
 
     def touches(self, name: str) -> bool:
         """Whether anything of a tensor is removed."""
@@ -181,15 +181,15 @@ class Removal:
     """What every group gives up.
 
     Attributes:
-        classes: dead classes of each group that loses something, by group name.
+        units: removed units of each group that loses some, composites included, by group name.
     """
 
-    classes: Mapping[str, tuple[int, ...]]
+    units: Mapping[str, tuple[int, ...]]
 
-    def dead(self) -> list[int]:
-        """All dead classes."""
-        return [one for classes in self.classes.values() for one in classes]
+    def removed_units(self) -> list[int]:
+        """The removed units of all groups."""
+        return [unit for units in self.units.values() for unit in units]
 
     def same_as(self, other: Removal) -> bool:
-        """Whether the same classes go."""
-        return sorted(self.dead()) == sorted(other.dead())
+        """Whether the same units are removed."""
+        return sorted(self.removed_units()) == sorted(other.removed_units())

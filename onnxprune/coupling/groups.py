@@ -53,8 +53,8 @@ class Group:
     Attributes:
         name: the tensor and axis that makes the units, as `tensor[axis]`.
         kind: channel, head or channel group.
-        units: class of each unit, in the order of that axis: int32 [size].
-        classes: all classes of the group, composites included.
+        units: its units in the order of that axis: int32 [size].
+        all_units: these and their composites: int32, ascending.
         constraints: what must hold between them.
         owned: the constants cut with the group.
         readings: the contractions that read it.
@@ -66,7 +66,7 @@ class Group:
     name: str
     kind: str
     units: NDArray[np.int32]
-    classes: NDArray[np.int32]
+    all_units: NDArray[np.int32]
     constraints: ConstraintSet
     owned: tuple[OwnedAxes, ...]
     readings: tuple[Reading, ...]
@@ -98,7 +98,7 @@ class Refused:
 
 def find_groups(coupling: Coupling) -> list[Group]:
     """Collect removable units into groups, in the order in which the graph makes them."""
-    view = _ClassView(coupling)
+    view = _UnitView(coupling)
     groups = (view.group(key) for key in view.components())
     return [group for group in groups if group is not None]
 
@@ -106,13 +106,13 @@ def find_groups(coupling: Coupling) -> list[Group]:
 def find_refusals(coupling: Coupling) -> list[Refused]:
     """List every axis of a weight that makes something and cannot be cut, or only in part."""
     relations = coupling.relations
-    blocks, classes = relations.blocks(), coupling.classes
+    blocks = relations.blocks()
     start = np.searchsorted(np.sort(blocks), np.arange(len(relations.origins) + 1))
     by_block = np.argsort(blocks, kind="stable")
     refused = []
     for number, origin in enumerate(relations.origins):
         atoms = by_block[start[number] : start[number + 1]]
-        frozen = atoms[classes[atoms] == 0]
+        frozen = atoms[coupling.unit_of[atoms] == 0]
         if origin.tensor not in coupling.facts.constants or not len(frozen):
             continue
         reason = relations.reason(int(frozen[0]))
@@ -128,40 +128,40 @@ def find_refusals(coupling: Coupling) -> list[Refused]:
     return refused
 
 
-class _ClassView:
-    """Labels, constraints and consumers of a coupling in terms of classes, by component."""
+class _UnitView:
+    """Labels, constraints and consumers of a coupling in terms of units, by component."""
 
     def __init__(self, coupling: Coupling) -> None:
         relations = coupling.relations
         self.coupling = coupling
-        self.classes = coupling.classes
-        self.component = _components(coupling, self.classes)
+        self.unit_of = coupling.unit_of
+        self.component = _components(coupling)
         blocks = relations.blocks()
         atoms = np.flatnonzero(blocks >= 0)
-        found, first = np.unique(self.classes[atoms], return_index=True)
+        found, first = np.unique(self.unit_of[atoms], return_index=True)
         self.first_atom = dict(zip(found.tolist(), atoms[first].tolist(), strict=True))
         self.members = self._members()
-        # A class is a unit of one component only, so one array numbers the units of all of them.
-        self.unit = np.full(len(self.classes), -1, np.int64)
+        # A unit belongs to one component only, so one array numbers the units of all of them.
+        self.index = np.full(len(self.unit_of), -1, np.int64)
         self.definitions = self._by_component(
-            [np.append(self.classes[m], self.classes[c]) for c, m in relations.definitions]
+            [np.append(self.unit_of[m], self.unit_of[c]) for c, m in relations.definitions]
         )
-        self.rectangles = self._by_component([self.classes[a] for a in relations.rectangles])
+        self.rectangles = self._by_component([self.unit_of[a] for a in relations.rectangles])
         self.alignments = self._by_component(
-            [np.unique(self.classes[a], axis=0) for a in relations.alignments]
+            [np.unique(self.unit_of[a], axis=0) for a in relations.alignments]
         )
         self.axis_labels: dict[int, list[tuple[str, tuple[int, ...], NDArray[np.int32]]]]
         self.axis_labels = defaultdict(list)
         for name, labels in coupling.tensors.items():
             for label in labels.axis_labels:
-                ids = self.classes[label.atoms]
+                ids = self.unit_of[label.atoms]
                 for key in self._keys(ids):
                     self.axis_labels[key].append((name, label.axes, ids))
         self.readings: dict[int, list[tuple[Consumer, tuple[int, ...], NDArray[np.int32]]]]
         self.readings = defaultdict(list)
         for consumer in coupling.consumers:
             for label in coupling.tensors[consumer.tensor].axis_labels:
-                ids = self.classes[label.atoms]
+                ids = self.unit_of[label.atoms]
                 if consumer.axis in label.axes:
                     for key in self._keys(ids):
                         self.readings[key].append((consumer, label.axes, ids))
@@ -173,16 +173,16 @@ class _ClassView:
     def group(self, key: int) -> Group | None:
         """Build the group of a component; None when no weight would become smaller."""
         units = self._units(key)
-        self.unit[units] = np.arange(len(units))
+        self.index[units] = np.arange(len(units))
         owned = tuple(
-            OwnedAxes(name, axes, self._unit_of(key, ids))
+            OwnedAxes(name, axes, self._index(key, ids))
             for name, axes, ids in self.axis_labels[key]
             if name in self.coupling.facts.constants
         )
         if not owned or not len(units):
             return None
         readings = tuple(
-            Reading(consumer, axes, self._unit_of(key, ids))
+            Reading(consumer, axes, self._index(key, ids))
             for consumer, axes, ids in self.readings[key]
         )
         axes = self._axes(key)
@@ -191,7 +191,7 @@ class _ClassView:
             name=self._name(units, owned),
             kind=_kind(constraints, readings),
             units=units,
-            classes=self.members[key],
+            all_units=self.members[key],
             constraints=constraints,
             owned=owned,
             readings=readings,
@@ -200,20 +200,20 @@ class _ClassView:
         )
 
     def _members(self) -> dict[int, NDArray[np.int32]]:
-        """Classes of every component with something removable, both ascending."""
-        classes = np.unique(self.classes[self.classes > 0])
-        order = np.argsort(self.component[classes], kind="stable")
-        keys, starts = np.unique(self.component[classes][order], return_index=True)
-        parts = np.split(classes[order], starts[1:])
-        return dict(zip(keys.tolist(), parts, strict=True)) if len(classes) else {}
+        """Units of every component with something removable, both ascending."""
+        units = np.unique(self.unit_of[self.unit_of > 0])
+        order = np.argsort(self.component[units], kind="stable")
+        keys, starts = np.unique(self.component[units][order], return_index=True)
+        parts = np.split(units[order], starts[1:])
+        return dict(zip(keys.tolist(), parts, strict=True)) if len(units) else {}
 
     def _units(self, key: int) -> NDArray[np.int32]:
-        made = [one for one in self.members[key].tolist() if one in self.first_atom]
+        made = [unit for unit in self.members[key].tolist() if unit in self.first_atom]
         return np.array(sorted(made, key=self.first_atom.__getitem__), np.int32)
 
-    def _unit_of(self, key: int, ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Unit of the component at each position, -1 where there is none."""
-        return np.where(self.component[ids] == key, self.unit[ids], -1)
+    def _index(self, key: int, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Index in the group of the unit at each position, -1 where it is of another group."""
+        return np.where(self.component[ids] == key, self.index[ids], -1)
 
     def _name(self, units: NDArray[np.int32], owned: tuple[OwnedAxes, ...]) -> str:
         relations = self.coupling.relations
@@ -226,7 +226,7 @@ class _ClassView:
         """Distinct sets of units on one axis, and whether nothing else is on it."""
         found: dict[tuple[int, ...], bool] = {}
         for _, _, ids in self.axis_labels[key]:
-            units = np.unique(self._unit_of(key, ids))
+            units = np.unique(self._index(key, ids))
             mine = tuple(units[units >= 0].tolist())
             if mine:
                 found[mine] = found.get(mine, False) or bool((ids > 0).all() and units[0] >= 0)
@@ -250,22 +250,22 @@ class _ClassView:
         return sorted_
 
 
-def _components(coupling: Coupling, classes: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Connect classes that share a block of atoms or a constraint: component of each atom."""
-    relations = coupling.relations
+def _components(coupling: Coupling) -> NDArray[np.int32]:
+    """Connect units that share a block of atoms or a constraint: component of each atom."""
+    relations, unit_of = coupling.relations, coupling.unit_of
     sets = DisjointSets(relations.count)
     blocks = relations.blocks()
     order = np.argsort(blocks, kind="stable").astype(np.int32)
-    order = order[(blocks[order] >= 0) & (classes[order] > 0)]
+    order = order[(blocks[order] >= 0) & (unit_of[order] > 0)]
     same = blocks[order[1:]] == blocks[order[:-1]]
-    sets.link_all(classes[order[:-1][same]], classes[order[1:][same]])
+    sets.link_all(unit_of[order[:-1][same]], unit_of[order[1:][same]])
     together = [np.append(members, np.int32(c)) for c, members in relations.definitions]
     together += [array.ravel() for array in (*relations.rectangles, *relations.alignments)]
     for atoms in together:
-        ids = classes[atoms]
+        ids = unit_of[atoms]
         ids = ids[ids > 0]
         sets.link_all(ids[:-1], ids[1:])
-    return sets.roots(classes)
+    return sets.roots(unit_of)
 
 
 def _kind(constraints: ConstraintSet, readings: tuple[Reading, ...]) -> str:

@@ -31,14 +31,14 @@ class Coupling:
     """Which indices of which tensors live and die together.
 
     Attributes:
-        relations: classes of atoms and the constraints between them.
+        relations: atoms, the units they form, and the constraints between units.
         tensors: labels of every tensor of the graph, by name.
         consumers: contractions that read labelled axes.
         divisors: constants that must keep their value where removed, because they divide.
         zero_points: quantised constant -> the tensor with its zero point, and the axis it lies on.
         statistics: statistics over labelled axes, where the user allows such axes to be cut.
         facts: the observed shapes and integers, those inside bodies included.
-        classes: class of every atom once all is known, 0 for the frozen ones: int32 [atoms].
+        unit_of: unit of every atom once all is known, 0 for the frozen ones: int32 [atoms].
         settled: tensors whose observed values hold for every input of the observed size.
         closed: ids of the nodes whose bodies nobody has looked into.
         renumbered: ids of the lookups whose indices will speak of what is left of their table.
@@ -51,7 +51,7 @@ class Coupling:
     zero_points: Mapping[str, tuple[str, int]]
     statistics: tuple[Statistic, ...]
     facts: Facts
-    classes: NDArray[np.int32]
+    unit_of: NDArray[np.int32]
     settled: frozenset[str]
     closed: frozenset[str]
     renumbered: frozenset[str] = frozenset()
@@ -60,15 +60,15 @@ class Coupling:
         """Value of a constant, or of an integer tensor that does not depend on data."""
         return self.facts.value(name) if name in self.settled else None
 
-    def inexact_classes(self) -> set[int]:
-        """Classes on axes whose statistics, once cut, run over what is kept."""
+    def inexact_units(self) -> set[int]:
+        """Units on axes whose statistics, once cut, run over what is kept."""
         return {
-            int(one)
+            int(unit)
             for statistic in self.statistics
             if not statistic.exact
             for label in self.tensors[statistic.tensor].axis_labels
             if label.axes == (statistic.axis,)
-            for one in np.unique(self.classes[label.atoms])
+            for unit in np.unique(self.unit_of[label.atoms])
         } - {0}
 
 
@@ -107,7 +107,7 @@ def trace(
         zero_points=walk.zero_points,
         statistics=tuple(walk.statistics),
         facts=bodies.facts,
-        classes=relations.find(np.arange(relations.count, dtype=np.int32)),
+        unit_of=relations.find(np.arange(relations.count, dtype=np.int32)),
         settled=walk.settled,
         closed=frozenset(node_id(node) for node in bodies.closed),
         renumbered=opening.renumbered,
@@ -305,7 +305,7 @@ def _demand_product_cuts(
 
 
 def _close_definitions(relations: Relations) -> None:
-    """A composite with a frozen member is frozen; with members of one class it is that class."""
+    """A composite with a frozen member is frozen; with members of one unit it is that unit."""
     changed = True
     while changed:
         changed = False

@@ -92,7 +92,7 @@ def part_curves(view: GroupView, regressions: Mapping[Reading, Sequence[Reader]]
         steps = []
         units = set(group.units.tolist())
         for step in removal_order(group, scores, seeds=seeds):
-            if units.issuperset(seeds) and not seeds.issuperset(step.classes):
+            if units.issuperset(seeds) and not seeds.issuperset(step.units):
                 break
             steps.append(step)
         if steps:
@@ -151,12 +151,12 @@ def _along(
     number = {int(one): unit for unit, one in enumerate(group.units)}
     rises = np.zeros((len(steps), len(readers) + len(plain)))
     for place, step in enumerate(steps):
-        units = [number[one] for one in step.classes if one in number]
-        whole = len(units) < len(step.classes)
+        units = [number[one] for one in step.units if one in number]
+        whole = len(units) < len(step.units)
         rises[place] = [one.remove(units) for one in running] + [
             0.0 if one.of_product and whole else float(one.errors[units].sum()) for one in plain
         ]
-    classes, fractions = [step.classes for step in steps], [step.fraction for step in steps]
+    classes, fractions = [step.units for step in steps], [step.fraction for step in steps]
     return _curve(classes, fractions, rises, readers, plain)
 
 

@@ -47,8 +47,8 @@ class RankedGroup:
     def _bundled(self, multiple: int, finer: bool, *, by_row: bool = False) -> RankedGroup:
         """Steps bundled to a multiple, with the errors at their ends."""
         steps = tuple(aligned(self.group, self.steps, multiple, finer=finer, by_row=by_row))
-        ends = np.cumsum([len(step.classes) for step in self.steps])
-        removed = np.cumsum([len(step.classes) for step in steps])
+        ends = np.cumsum([len(step.units) for step in self.steps])
+        removed = np.cumsum([len(step.units) for step in steps])
         last = np.searchsorted(ends, removed)
         curves = {name: curve[last] for name, curve in self.curves.items()}
         return RankedGroup(self.group, steps, curves)

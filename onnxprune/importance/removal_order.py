@@ -27,12 +27,12 @@ class RemovalStep:
     """One legal removal on top of those before it.
 
     Attributes:
-        classes: what dies now, composites included.
+        units: what is removed now, composites included.
         fraction: largest fraction of any axis of the group that is gone afterwards.
         score: sum of the scores of the units that die now.
     """
 
-    classes: tuple[int, ...]
+    units: tuple[int, ...]
     fraction: float
     score: float
 
@@ -50,7 +50,7 @@ def removal_order(
         scores: importance of each unit, float [size].
         goal: fraction at which the order ends, used up as far as possible; None for the order
             until nothing more can go.
-        seeds: classes that may start a removal; None for all.
+        seeds: units that may start a removal; None for all.
     """
     if not len(group.constraints) and len(group.axes) == 1:
         free = _by_score(group, scores)
@@ -138,10 +138,10 @@ def _bundles(
     now = list(left)
     for step in order:
         waiting.append(step)
-        gone = {number_of[one] for one in step.classes if one in number_of}
+        gone = {number_of[one] for one in step.units if one in number_of}
         now = [n - len(axis & gone) for n, axis in zip(now, axes, strict=True)]
         if _are_multiples(axes, now, multiple):
-            classes = tuple(one for each in waiting for one in each.classes)
+            classes = tuple(one for each in waiting for one in each.units)
             score = sum(each.score for each in waiting)
             result.append(RemovalStep(classes, step.fraction, score))
             waiting, left[:] = [], now
@@ -166,7 +166,7 @@ class _Greedy:
         scores: importance of each unit.
         goal: fraction to stop at; None goes on until nothing more can go.
         promoted: families that are taken first, whatever they cost.
-        seeds: classes that may start a removal; None for all.
+        seeds: units that may start a removal; None for all.
     """
 
     def __init__(
@@ -181,8 +181,8 @@ class _Greedy:
         self.seeds = seeds
         self.goal = goal
         self.promoted = promoted
-        self.by_class = group.constraints.by_class()
-        count = int(group.classes.max()) + 1
+        self.by_unit = group.constraints.by_unit()
+        count = int(group.all_units.max()) + 1
         self.cost = np.zeros(count)
         self.cost[group.units] = scores
         self.dead = np.zeros(count, bool)
@@ -311,7 +311,7 @@ class _Greedy:
             return impossible or (not first and self._fraction(after) > budget + _ROUNDING)
 
         killed = close(
-            self.group.constraints, self.by_class, self.dead, [seed], self.cost, give_up=give_up
+            self.group.constraints, self.by_unit, self.dead, [seed], self.cost, give_up=give_up
         )
         fraction = self._fraction(after)
         if first:

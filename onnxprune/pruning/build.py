@@ -87,18 +87,18 @@ def attempt(
     try:
         return build(analysis, removal, options, None)
     except CutError as error:
-        guilty = analysis.names_at(error.tensor, removal.classes)
+        guilty = analysis.names_at(error.tensor, removal.units)
         if guilty:
             return dict.fromkeys(guilty, str(error))
         reason = str(error)
     except (VerificationError, RuntimeFailure) as error:
         reason = str(error)
-    if len(removal.classes) == 1:
-        return dict.fromkeys(removal.classes, reason)
-    names = sorted(removal.classes)
+    if len(removal.units) == 1:
+        return dict.fromkeys(removal.units, reason)
+    names = sorted(removal.units)
     failing: dict[str, str] = {}
     for half in (names[: len(names) // 2], names[len(names) // 2 :]):
-        part = Removal({name: removal.classes[name] for name in half})
+        part = Removal({name: removal.units[name] for name in half})
         outcome = attempt(analysis, part, options)
         failing |= outcome if isinstance(outcome, dict) else {}
     return failing or dict.fromkeys(names[len(names) // 2 :], reason)
@@ -132,7 +132,7 @@ def build(
 def _certified(analysis: Analysis, compensated: Compensated, options: PruneOptions) -> CutModel:
     """Mask, slice and compare."""
     full, removal = compensated.full, compensated.removal
-    cut = Cut(full.coupling, removal.dead())
+    cut = Cut(full.coupling, removal.removed_units())
     masked, sliced = full.model.clone(), full.model
     zero_removed(masked, cut)
     restrict_statistics(masked, cut)

@@ -315,9 +315,9 @@ def plan_of(
     stages: Sequence[Removal] = (),
 ) -> Plan:
     """The plan of a removal, and of what each step before it removed."""
-    cut = Cut(analysis.coupling, removal.dead())
+    cut = Cut(analysis.coupling, removal.removed_units())
     groups = []
-    inexact = analysis.coupling.inexact_classes()
+    inexact = analysis.coupling.inexact_units()
     units = _units(analysis, removal)
     for group in analysis.groups:
         if group.name in units:
@@ -329,7 +329,7 @@ def plan_of(
                     units[group.name],
                     group.kind,
                     tuple(consumers),
-                    not inexact.isdisjoint(removal.classes[group.name]),
+                    not inexact.isdisjoint(removal.units[group.name]),
                 )
             )
     kept = {
@@ -408,7 +408,7 @@ def _units(analysis: Analysis, removal: Removal) -> dict[str, tuple[int, ...]]:
     """Removed units of every group that loses some, by its name."""
     found = {}
     for group in analysis.groups:
-        classes = set(removal.classes.get(group.name, ()))
+        classes = set(removal.units.get(group.name, ()))
         if removed := tuple(i for i, unit in enumerate(group.units.tolist()) if unit in classes):
             found[group.name] = removed
     return found
@@ -426,9 +426,9 @@ def _removal(groups: Mapping[str, Group], removed: Mapping[str, Sequence[int]]) 
         ):
             raise InputError(f"the plan leaves nothing of an axis of group {name}")
         seeds = [int(group.units[unit]) for unit in units]
-        dead = np.zeros(int(group.classes.max()) + 1, bool)
+        dead = np.zeros(int(group.all_units.max()) + 1, bool)
         killed = close(
-            group.constraints, group.constraints.by_class(), dead, seeds, np.zeros(len(dead))
+            group.constraints, group.constraints.by_unit(), dead, seeds, np.zeros(len(dead))
         )
         if killed is None or int(dead[group.units].sum()) != len(seeds):
             raise InputError(f"the plan's removal in group {name} is not a legal one")

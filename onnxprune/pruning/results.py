@@ -208,7 +208,7 @@ class Outcome:
             certificate=built.certificate,
             outputs=tuple(outputs),
             latency=latency,
-            padding=_padding(cut, built.removal.dead()),
+            padding=_padding(cut, built.removal.removed_units()),
             widths={one.id: (one.size, one.size - len(one.removed)) for one in plan.groups},
             inexact=tuple(one.id for one in plan.groups if one.inexact),
             blocks=cut.altered,
@@ -226,7 +226,7 @@ class Outcome:
                 cut.coupling,
                 cut.groups,
                 cut.refused,
-                built.removal.dead(),
+                built.removal.removed_units(),
             ),
             groups=accounts_of(
                 cut.groups,
@@ -251,7 +251,7 @@ def _padding(analysis: Analysis, dead: Sequence[int]) -> dict[int, float]:
 
 
 def sizes_of(analysis: Analysis, dead: Sequence[int], size: int) -> Sizes:
-    """Costs without the classes `dead`; `size` is that of the file."""
+    """Costs without the units `dead`; `size` is that of the file."""
     cost = CutCost(analysis.model.graph, analysis.coupling).after(dead)
     feed = analysis.coupling.facts.first.feed
     return Sizes(
@@ -267,7 +267,7 @@ def sizes_of(analysis: Analysis, dead: Sequence[int], size: int) -> Sizes:
 
 def _result_sizes(cut: Analysis, built: CutModel) -> Sizes:
     """Costs of a result: what is stored is counted in it, the rest follows from the cut."""
-    counted = sizes_of(cut, built.removal.dead(), model_bytes(built.model))
+    counted = sizes_of(cut, built.removal.removed_units(), model_bytes(built.model))
     graph = built.model.graph
     weights = sum(
         tensor_bytes(tuple(one.shape.numpy()), ir.DataType(one.dtype))

@@ -54,7 +54,7 @@ class Prepared:
                 as leaves that.
         """
         groups = {group.name: group for group in self.analysis.groups}
-        classes = dict(removal.classes)
+        classes = dict(removal.units)
         for name, gone in self.lossless.items():
             together = _together(groups[name], classes.get(name, ()), gone, multiple)
             if together:
@@ -92,7 +92,7 @@ def prepare(
             moments=calibration.moments if calibration is not None else None,
         )
         removing(full.model)
-        lossless = {name: tuple(found.classes) for name, found in removing.found.items()}
+        lossless = {name: tuple(found.units) for name, found in removing.found.items()}
     aligned: tuple[str, ...] = ()
     if options.components and options.compensate == "least-squares" and calibration is not None:
         aligning = AlignComponents(
@@ -127,7 +127,7 @@ def after(
         progress: told about long loops.
     """
     full, removal = compensated.full, compensated.removal
-    zero_removed(full.model, Cut(full.coupling, removal.dead()))
+    zero_removed(full.model, Cut(full.coupling, removal.removed_units()))
     before = prepared.analysis
     analysis = replace(
         before,
@@ -142,7 +142,7 @@ def after(
         )
         calibration = replace(calibration, moments=moments)
     return replace(
-        prepared, analysis=analysis, calibration=calibration, lossless=dict(removal.classes)
+        prepared, analysis=analysis, calibration=calibration, lossless=dict(removal.units)
     )
 
 

@@ -94,7 +94,7 @@ def rebuild(
         if options.steps > 1:
             groups = analysis.selected(options.include, options.exclude)
         else:
-            groups = [group for group in analysis.groups if group.name in removal.classes]
+            groups = [group for group in analysis.groups if group.name in removal.units]
         prepared = prepare(analysis, groups, options, calibration, progress)
         for stage in stages:
             compensated = compensate(
@@ -200,9 +200,9 @@ def _excess(ready: Ready, built: CutModel) -> dict[str, float]:
 
 def _finished(ready: Ready, choice: Choice, progress: Progress[Any]) -> CutModel:
     prepared, removal = ready.prepared, choice.way.removal
-    if ready.options.steps == 1 and not set(prepared.aligned) <= removal.classes.keys():
+    if ready.options.steps == 1 and not set(prepared.aligned) <= removal.units.keys():
         # What is not cut stays as it was, bit for bit.
-        cut = [group for group in ready.groups if group.name in removal.classes]
+        cut = [group for group in ready.groups if group.name in removal.units]
         prepared = prepare(ready.analysis, cut, ready.options, ready.measured, progress)
     built = finish(prepared.analysis, removal, ready.options, prepared.calibration, progress)
     return replace(built, allocation=choice.way.name)

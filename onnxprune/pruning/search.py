@@ -98,7 +98,7 @@ class Chooser:
         while True:
             search = self.search(aim)
             way = search.way(name) if name is not None else search.first_ways()[0]
-            cut = way.removal.classes or ready.analysis.altered
+            cut = way.removal.units or ready.analysis.altered
             if not cut and any(share < 1 for share in aim.values()):
                 raise NothingPrunable(why_nothing(ready.analysis, ready.options, self.dropped))
             plain = replace(ready.options, compensate="none")

@@ -122,7 +122,7 @@ class Search:
         best = min(ways, key=lambda way: trials[way.name])
         if len(self._alone()) < len(self.ranked):
             wider = self.way(best.name + _SHARED)
-            if wider.removal.classes != best.removal.classes:
+            if wider.removal.units != best.removal.units:
                 trials[wider.name] = self.divergence(wider, calibration)
                 best = min((best, wider), key=lambda way: trials[way.name])
         return best, trials

@@ -198,7 +198,7 @@ def _curve(order: RankedGroup, kept: int) -> ErrorCurve | None:
         return None
     group = order.group
     units = set(group.units.tolist())
-    gone = np.cumsum([sum(one in units for one in step.classes) for step in order.steps])
+    gone = np.cumsum([sum(one in units for one in step.units) for step in order.steps])
     widths = np.concatenate([[group.size], group.size - gone])
     errors = np.concatenate([[0.0], np.cumsum([step.score for step in order.steps])])
     # widths fall, and numpy interpolates over what rises

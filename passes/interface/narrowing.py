@@ -273,12 +273,12 @@ def _classes(
 ) -> list[int] | str:
     """Classes of the entries that go, or why they cannot; "" where nothing is known of them."""
     atoms = _atoms_at(coupling, name, axis, removed, of_class=False)
-    frozen = [one for one in atoms if not coupling.classes[one]]
+    frozen = [one for one in atoms if not coupling.unit_of[one]]
     if frozen:
         reason = coupling.relations.reason(frozen[0])
         return f"{reason.text} (at {reason.node})" if reason else "they are fixed"
     if atoms:
-        return [int(one) for one in np.unique(coupling.classes[atoms])]
+        return [int(one) for one in np.unique(coupling.unit_of[atoms])]
     size = coupling.tensors[name].shape[axis] if name in coupling.tensors else 0
     for refused in find_refusals(coupling):
         tensor, _, place = refused.axis.rpartition("[")
@@ -297,7 +297,7 @@ def _atoms_at(
     for label in labels.axis_labels if labels is not None else ():
         if axis in label.axes:
             atoms = label.atoms.take(index, axis=label.axes.index(axis))
-            found |= set(np.unique(coupling.classes[atoms] if of_class else atoms).tolist())
+            found |= set(np.unique(coupling.unit_of[atoms] if of_class else atoms).tolist())
     return sorted(found)
 
 
@@ -307,7 +307,7 @@ def _closed(coupling: Coupling, seeds: Sequence[int], held: Sequence[int]) -> li
     Raises:
         NothingPrunable: when something would have to go that is kept.
     """
-    relations, classes = coupling.relations, coupling.classes
+    relations, classes = coupling.relations, coupling.unit_of
     constraints = ConstraintSet(
         tuple(
             (int(classes[composite]), np.unique(classes[members]))
@@ -318,7 +318,7 @@ def _closed(coupling: Coupling, seeds: Sequence[int], held: Sequence[int]) -> li
     )
     dead = np.zeros(relations.count, bool)
     cost = np.ones(relations.count)
-    gone = close(constraints, constraints.by_class(), dead, seeds, cost)
+    gone = close(constraints, constraints.by_unit(), dead, seeds, cost)
     if gone is None or set(gone) & set(held):
         raise NothingPrunable(
             "the entries that are to go share weights with entries that stay; they cannot be cut"

@@ -50,11 +50,11 @@ def test_every_scaling_gives_a_candidate_that_meets_the_target(
     ((kind, share),) = target.items()
     assert [one.name for one in found] == ["raw", "root"], "the third is the first once more"
     for one in found:
-        assert cost.after(one.removal.dead())[kind] <= share * cost.after(())[kind]
+        assert cost.after(one.removal.removed_units())[kind] <= share * cost.after(())[kind]
         for ranking in ranked:
-            dead = set(one.removal.classes.get(ranking.group.name, ()))
-            count = sum(dead.issuperset(step.classes) for step in ranking.steps)
-            assert dead == {c for step in ranking.steps[:count] for c in step.classes}
+            dead = set(one.removal.units.get(ranking.group.name, ()))
+            count = sum(dead.issuperset(step.units) for step in ranking.steps)
+            assert dead == {c for step in ranking.steps[:count] for c in step.units}
 
 
 def test_the_least_error_is_spent() -> None:
@@ -85,23 +85,23 @@ def test_all_targets_are_met_by_the_curves(name: str, target: dict[str, float]) 
     assert [one.name for one in found][:1] == ["raw"]
     full = cost.after(())
     for one in found:
-        after = cost.after(one.removal.dead())
+        after = cost.after(one.removal.removed_units())
         kinds = target.keys() - {"channels"}
         assert all(after[kind] <= target[kind] * full[kind] for kind in kinds)
         assert error(ranked, one, one.name) <= error(ranked, uniform, one.name)
         for ranking in ranked:
-            gone = set(one.removal.classes.get(ranking.group.name, ()))
+            gone = set(one.removal.units.get(ranking.group.name, ()))
             for step in ranking.steps:
                 if step.fraction <= 1 - target.get("channels", 1.0):
-                    assert gone.issuperset(step.classes)
+                    assert gone.issuperset(step.units)
 
 
 def error(ranked: list[RankedGroup], candidate: Candidate, curve: str) -> float:
     """Sum of the errors where a candidate ends."""
     total = 0.0
     for one in ranked:
-        dead = set(candidate.removal.classes.get(one.group.name, ()))
-        count = sum(dead.issuperset(step.classes) for step in one.steps)
+        dead = set(candidate.removal.units.get(one.group.name, ()))
+        count = sum(dead.issuperset(step.units) for step in one.steps)
         total += float(one.curves[curve][count - 1]) if count else 0.0
     return total
 

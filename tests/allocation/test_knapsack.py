@@ -93,7 +93,7 @@ def solve(
 ) -> Removal:
     groups: Any = [SimpleNamespace(name=name) for name in names or map(str, range(len(orders)))]
     classes = {
-        group.name: tuple(one for step in order[:count] for one in step.classes)
+        group.name: tuple(one for step in order[:count] for one in step.units)
         for group, order, count in zip(groups, orders, start, strict=True)
     }
     arrays = [np.array(one, np.float64) for one in errors]
@@ -102,11 +102,11 @@ def solve(
 
 def widths_of(removal: Removal, orders: Sequence[Sequence[RemovalStep]]) -> list[int]:
     """Steps taken; fails when that is not a prefix of every order."""
-    dead, counts = set(removal.dead()), []
+    dead, counts = set(removal.removed_units()), []
     for order in orders:
-        count = sum(dead.issuperset(step.classes) for step in order)
-        mine = {one for step in order for one in step.classes}
-        assert dead & mine == {one for step in order[:count] for one in step.classes}
+        count = sum(dead.issuperset(step.units) for step in order)
+        mine = {one for step in order for one in step.units}
+        assert dead & mine == {one for step in order[:count] for one in step.units}
         counts.append(count)
     return counts
 
@@ -134,7 +134,7 @@ def test_the_least_error_within_the_budget(
     assume(sum(table[-1] for table in costs) <= budget)
     removal = solve(cost, orders, errors, share, whole)
     widths = widths_of(removal, orders)
-    assert cost.after(removal.dead())["macs"] <= budget
+    assert cost.after(removal.removed_units())["macs"] <= budget
 
     def error(counts: Sequence[int]) -> float:
         return sum([0.0, *one][n] for one, n in zip(errors, counts, strict=True))
@@ -162,11 +162,11 @@ def test_coupled_costs_meet_the_target_and_nothing_can_be_given_back(
     errors = [np.cumsum(rng.random(width - 1) ** 3).tolist() for width in widths]
     budget = share * cost.after(())["macs"]
     whole = [width - 1 for width in widths]
-    everything = [one for order in orders for step in order for one in step.classes]
+    everything = [one for order in orders for step in order for one in step.units]
     assume(cost.after(everything)["macs"] <= budget)
     removal = solve(cost, orders, errors, share, whole)
     counts = widths_of(removal, orders)
-    assert cost.after(removal.dead())["macs"] <= budget
+    assert cost.after(removal.removed_units())["macs"] <= budget
     for number, count in enumerate(counts):
         if count:
             fewer = [n - (i == number) for i, n in enumerate(counts)]
@@ -174,7 +174,7 @@ def test_coupled_costs_meet_the_target_and_nothing_can_be_given_back(
                 one
                 for order, n in zip(orders, fewer, strict=True)
                 for step in order[:n]
-                for one in step.classes
+                for one in step.units
             ]
             assert cost.after(dead)["macs"] > budget
 
@@ -191,8 +191,8 @@ def test_costs_of_neighbours_are_taken_into_account() -> None:
 def test_a_free_lunch_is_eaten_and_a_met_target_costs_nothing() -> None:
     cost = Independent([[10, 8, 2], [10, 5, 1]])
     orders = [order_of(0, 2), order_of(1, 2)]
-    assert solve(cost, orders, [[0.0, 0.0], [1.0, 2.0]], 0.6, [2, 2]).dead() == [0, 1]
-    assert solve(cost, orders, [[0.5, 1.0], [1.0, 2.0]], 1.0, [2, 2]).dead() == []
+    assert solve(cost, orders, [[0.0, 0.0], [1.0, 2.0]], 0.6, [2, 2]).removed_units() == [0, 1]
+    assert solve(cost, orders, [[0.5, 1.0], [1.0, 2.0]], 1.0, [2, 2]).removed_units() == []
 
 
 def test_large_costs_do_not_overflow() -> None:
@@ -211,7 +211,7 @@ def test_long_orders_are_offered_at_some_levels_and_used_at_all() -> None:
     orders = [order_of(0, 99), order_of(1, 99)]
     errors = [np.arange(1.0, 100.0), 3 * np.arange(1.0, 100.0)]
     removal = solve(cost, orders, errors, 0.605, [99, 99])
-    assert cost.after(removal.dead())["macs"] == 121
+    assert cost.after(removal.removed_units())["macs"] == 121
     assert widths_of(removal, orders)[0] > widths_of(removal, orders)[1]
 
 
@@ -225,7 +225,7 @@ def test_a_start_that_the_orders_do_not_follow_is_fallen_back_on() -> None:
     assert found.same_as(start)
     other = Removal({"0": (1, 2, 0)})
     again = allocate(groups, orders, [np.array([1.0, 2.0])], {"macs": 0.8}, cost, other)
-    assert again.dead() == [0, 1]
+    assert again.removed_units() == [0, 1]
 
 
 def test_parts_of_one_group_are_joined() -> None:
@@ -236,7 +236,7 @@ def test_parts_of_one_group_are_joined() -> None:
     ]
     errors = [[5.0, 6.0], [0.1, 9.0]]
     removal = solve(cost, orders, errors, 0.8, [2, 2], names=["0", "0"])
-    assert removal.classes == {"0": (2,)}
+    assert removal.units == {"0": (2,)}
 
 
 class TwoKinds(_Whole):
@@ -267,10 +267,10 @@ def solve_both(
 ) -> list[int]:
     orders = [order_of(n, len(one)) for n, one in enumerate(errors)]
     groups: Any = [SimpleNamespace(name=str(n)) for n in range(len(orders))]
-    start = {str(n): tuple(c for s in order for c in s.classes) for n, order in enumerate(orders)}
+    start = {str(n): tuple(c for s in order for c in s.units) for n, order in enumerate(orders)}
     arrays = [np.array(one, np.float64) for one in errors]
     removal = allocate(groups, orders, arrays, target, cost, Removal(start))
-    after, full = cost.after(removal.dead()), cost.after(())
+    after, full = cost.after(removal.removed_units()), cost.after(())
     assert all(after[kind] <= share * full[kind] for kind, share in target.items())
     return widths_of(removal, orders)
 

@@ -48,15 +48,15 @@ class Problem:
         """How many steps of each group were taken; fails when that is not a prefix."""
         counts = []
         for group, order in zip(self.groups, self.orders, strict=True):
-            dead = set(removal.classes.get(group.name, ()))
-            count = sum(set(step.classes) <= dead for step in order)
-            assert dead == {one for step in order[:count] for one in step.classes}
+            dead = set(removal.units.get(group.name, ()))
+            count = sum(set(step.units) <= dead for step in order)
+            assert dead == {one for step in order[:count] for one in step.units}
             counts.append(count)
         return counts
 
     def shares(self, counts: list[int]) -> dict[str, float]:
         pairs = zip(self.orders, counts, strict=True)
-        dead = [one for order, n in pairs for step in order[:n] for one in step.classes]
+        dead = [one for order, n in pairs for step in order[:n] for one in step.units]
         after = self.cost.after(dead)
         return {kind: after[kind] / self.full[kind] for kind in after}
 
@@ -115,7 +115,7 @@ def test_a_channels_target_comes_first_and_others_add_to_it(problem: Problem) ->
 
 def test_everything_may_stay(problem: Problem) -> None:
     for kind in ("channels", "params", "macs"):
-        assert problem.choose({kind: 1.0}).classes == {}
+        assert problem.choose({kind: 1.0}).units == {}
 
 
 def test_what_cannot_be_reached_names_the_best_that_can(problem: Problem) -> None:
@@ -150,10 +150,10 @@ def test_comparable_scores_take_from_where_least_is_lost(problem: Problem) -> No
     """One group does not matter at all: everything it may lose goes before anything else does."""
     idle = len(problem.groups) // 2
     orders = [
-        [RemovalStep(s.classes, s.fraction, s.score * (i != idle)) for s in order]
+        [RemovalStep(s.units, s.fraction, s.score * (i != idle)) for s in order]
         for i, order in enumerate(problem.orders)
     ]
     removed = choose(problem.groups, orders, {"params": 0.999}, problem.cost, comparable=True)
-    assert set(removed.classes) == {problem.groups[idle].name}
+    assert set(removed.units) == {problem.groups[idle].name}
     overruled = choose(problem.groups, orders, {"channels": 0.5}, problem.cost, comparable=True)
-    assert set(overruled.classes) == {group.name for group in problem.groups}
+    assert set(overruled.units) == {group.name for group in problem.groups}

@@ -144,7 +144,7 @@ def test_products_of_two_activations_are_left_alone() -> None:
 
 def test_the_pass_says_whether_it_changed_anything() -> None:
     subject, samples = traced(mlp()), {"input": np.zeros((4, 3), np.float32)}
-    dead = [int(subject.classes("w1", 0)[0])]
+    dead = [int(subject.units("w1", 0)[0])]
     full, cut = fold(subject, [], samples)
     assert not FoldMeans(full, subject.cut([]), {}, samples, ONE_THREAD)(full.model).modified
     full, cut = fold(subject, dead, samples)

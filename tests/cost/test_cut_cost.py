@@ -49,7 +49,7 @@ def test_what_one_group_saves_is_what_the_model_saves_by_it(name: str) -> None:
     full = cost.after(())
     for group in subject.groups:
         steps = removal_order(group, np.arange(group.size, dtype=np.float64), 0.5)
-        dead = [one for step in steps for one in step.classes]
+        dead = [one for step in steps for one in step.units]
         after, saved = cost.after(dead), cost.saved_by(group, dead)
         for kind in ("params", "macs", "weights", "size"):
             assert saved[kind] == full[kind] - after[kind] > 0

@@ -105,8 +105,8 @@ def test_a_cut_that_misses_the_peak_saves_nothing() -> None:
     subject = subject_of(body, ROW, w=(4, 16), u=(16, 4), v=(4, 2))
     whole = (4 + 16 + 16) * 4
     assert peak(subject) == whole
-    assert peak(subject, subject.classes("u", 1)[:2].tolist()) == whole
-    assert peak(subject, subject.classes("w", 1)[:8].tolist()) == (4 + 8 + 8) * 4
+    assert peak(subject, subject.units("u", 1)[:2].tolist()) == whole
+    assert peak(subject, subject.units("w", 1)[:8].tolist()) == (4 + 8 + 8) * 4
 
 
 @pytest.mark.parametrize("half", [0, 8])
@@ -115,7 +115,7 @@ def test_shares_tell_what_lies_at_the_peak(half: int) -> None:
     body = "a = MatMul(x, w) b = Relu(a) c = MatMul(b, u) d = Relu(c) y = MatMul(d, v)"
     subject = subject_of(body, ROW, w=(4, 16), u=(16, 12), v=(12, 2))
     cost = CutCost(subject.model.graph, subject.coupling)
-    dead = subject.classes("w", 1)[:half].tolist()
+    dead = subject.units("w", 1)[:half].tolist()
     near = cost.near(dead)
     saved = {}
     for name in ("w", "u"):

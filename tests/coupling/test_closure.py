@@ -23,7 +23,7 @@ def closure(
 ) -> list[int] | None:
     dead = np.zeros(CLASSES, bool)
     price = np.ones(CLASSES) if cost is None else cost
-    killed = close(constraints, constraints.by_class(), dead, seeds, price, same_positions=same)
+    killed = close(constraints, constraints.by_unit(), dead, seeds, price, same_positions=same)
     if killed is not None:
         assert sorted(killed) == np.flatnonzero(dead).tolist()
         return sorted(killed)

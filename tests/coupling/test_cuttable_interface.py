@@ -22,7 +22,7 @@ def free(coupling: Coupling, tensor: str, axis: int) -> bool:
     """Whether every entry of an axis can go by itself."""
     for label in coupling.tensors[tensor].axis_labels:
         if label.axes == (axis,):
-            classes = coupling.classes[label.atoms]
+            classes = coupling.unit_of[label.atoms]
             return bool(classes.all()) and len(set(classes.tolist())) == len(classes)
     return False
 

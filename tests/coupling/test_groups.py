@@ -92,7 +92,7 @@ def test_a_head_with_a_fixed_dimension_stays(when: str) -> None:
     parts = [used_alone, heads] if when == "before" else [heads, used_alone]
     two = "two = Constant<value=int64[1]{2}>()"
     subject = network(f"h = MatMul(x, a) {two} {' '.join(parts)} y = Mul(n, o)", a=(4, 8), c=(4, 3))
-    assert (subject.classes("c", 0) == 0).tolist() == [False, True, False, False]
+    assert (subject.units("c", 0) == 0).tolist() == [False, True, False, False]
 
 
 def test_what_is_added_to_heads_is_cut_in_rows_and_columns() -> None:
@@ -101,7 +101,7 @@ def test_what_is_added_to_heads_is_cut_in_rows_and_columns() -> None:
         "y = MatMul(f, b)",
         a=(4, 8), c=(4, 2), b=(8, 3),
     )  # fmt: skip
-    dead = subject.closed(subject.classes("a", 1)[[1]].tolist(), same_positions=False)
+    dead = subject.closed(subject.units("a", 1)[[1]].tolist(), same_positions=False)
     kept = subject.cut(dead).kept("c")
     assert {axis: indices.tolist() for axis, indices in kept.items()} == {1: [0]}
 
@@ -170,7 +170,7 @@ def test_a_graph_output_inside_the_graph_freezes_what_it_shows() -> None:
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_cut_that_is_no_product_of_indices_is_refused(axis: int) -> None:
     subject = network("h = MatMul(x, a) y = MatMul(h, b)", a=(4, 8), b=(8, 3))
-    everything = subject.groups[0].classes.tolist()
+    everything = subject.groups[0].all_units.tolist()
     with pytest.raises(CutError, match=r"no product|no dense"):
         subject.cut(everything).kept("ab"[axis])
     with pytest.raises(CutError, match="what is left of h is not a dense tensor"):
@@ -179,7 +179,7 @@ def test_a_cut_that_is_no_product_of_indices_is_refused(axis: int) -> None:
 
 def test_a_cut_knows_shapes_at_both_sizes_and_kept_indices() -> None:
     subject = network("h = MatMul(x, a) y = MatMul(h, b)", a=(4, 8), b=(8, 3))
-    cut = subject.cut(subject.classes("a", 1)[[2, 5]].tolist())
+    cut = subject.cut(subject.units("a", 1)[[2, 5]].tolist())
     assert (cut.shape("h"), cut.shape("h", second=True)) == ((2, 6), (3, 6))
     assert {axis: kept.tolist() for axis, kept in cut.kept("b").items()} == {0: [0, 1, 3, 4, 6, 7]}
     assert (cut.touches("a"), cut.touches("x"), cut.touches("y")) == (True, False, False)

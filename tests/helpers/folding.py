@@ -107,7 +107,7 @@ def remove_channels(
 ) -> onnx.ModelProto:
     """Prune output channels of a weight, and nothing else, with mean folding."""
     subject = traced(proto)
-    classes = subject.classes(weight, axis)
+    classes = subject.units(weight, axis)
     seeds = [int(classes[one]) for one in channels]
     assert 0 not in seeds, f"{weight} is frozen"
     dead = subject.closed(seeds)

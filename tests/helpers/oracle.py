@@ -50,8 +50,8 @@ class Traced:
     def cut(self, dead: list[int]) -> Cut:
         return Cut(self.coupling, dead)
 
-    def classes(self, tensor: str, axis: int) -> NDArray[np.int32]:
-        """Class of each index along an axis that has a plain label of its own."""
+    def units(self, tensor: str, axis: int) -> NDArray[np.int32]:
+        """Unit of each index along an axis that has a plain label of its own."""
         axis_labels = self.coupling.tensors[tensor].axis_labels
         label = next(label for label in axis_labels if label.axes == (axis,))
         return self.coupling.relations.find(label.atoms)
@@ -61,10 +61,10 @@ class Traced:
         dead = np.zeros(self.coupling.relations.count, bool)
         cost = np.ones(self.coupling.relations.count)
         for group in self.groups:
-            mine = [seed for seed in seeds if seed in group.classes]
-            by_class = group.constraints.by_class()
+            mine = [seed for seed in seeds if seed in group.all_units]
+            by_unit = group.constraints.by_unit()
             killed = close(
-                group.constraints, by_class, dead, mine, cost, same_positions=same_positions
+                group.constraints, by_unit, dead, mine, cost, same_positions=same_positions
             )
             assert killed is not None, f"{group.name} cannot lose {mine}"
         return np.flatnonzero(dead).tolist()
@@ -108,13 +108,13 @@ def random_removal(subject: Traced, budget: float, seed: int) -> list[int]:
     count = subject.coupling.relations.count
     dead, cost = np.zeros(count, bool), rng.random(count)
     for group in subject.groups:
-        by_class = group.constraints.by_class()
+        by_unit = group.constraints.by_unit()
         limit, share = budget, min(1.0, 1.5 * rng.random())
-        for one in rng.permutation(group.classes).tolist():
+        for one in rng.permutation(group.all_units).tolist():
             if dead[one]:
                 continue
             trial = dead.copy()
-            killed = close(group.constraints, by_class, trial, [one], cost, same_positions=False)
+            killed = close(group.constraints, by_unit, trial, [one], cost, same_positions=False)
             if killed is not None and _affordable(group, trial, limit):
                 dead = trial
                 limit = budget * share

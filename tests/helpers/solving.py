@@ -80,7 +80,7 @@ def solve(
 
 def classes_of(proto: onnx.ModelProto, weight: str, axis: int, units: Sequence[int]) -> list[int]:
     subject = traced(proto)
-    classes = subject.classes(weight, axis)
+    classes = subject.units(weight, axis)
     return subject.closed([int(classes[unit]) for unit in units])
 
 

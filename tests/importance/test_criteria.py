@@ -105,7 +105,7 @@ def test_a_channel_of_a_grouped_reader_owns_its_column_in_its_own_group() -> Non
     w = weights(w1=(4, 3, 1), w2=(6, 2, 1), w3=(2, 6, 1))
     subject = traced(parse(GROUPED, w))
     group = next(one for one in subject.groups if one.name == "w1[0]")
-    classes = subject.classes("w1", 0)
+    classes = subject.units("w1", 0)
     order = [group.units.tolist().index(one) for one in classes.tolist()]
     found = scores("l1", subject, "w1[0]")[order]
     own = np.stack([w["w2"][3 * (j // 2) : 3 * (j // 2) + 3, j % 2, 0] for j in range(4)])
@@ -183,7 +183,7 @@ def test_variance_weighs_a_grouped_reader_by_the_channels_own_group(transposed: 
         power = np.array([squares[3 * (j // 2) : 3 * (j // 2) + 3, j % 2].sum() for j in range(4)])
     wanted = as_share(values_of(proto, "h", samples).var(axis=(0, 2)) * power)
     group = next(one for one in subject.groups if one.name == "w1[0]")
-    classes = subject.classes("w1", 0).tolist()
+    classes = subject.units("w1", 0).tolist()
     order = [group.units.tolist().index(one) for one in classes]
     found = scores("variance", subject, "w1[0]", samples)[order]
     np.testing.assert_allclose(found, wanted, rtol=1e-4)

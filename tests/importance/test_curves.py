@@ -64,7 +64,7 @@ def test_curves_rise_with_every_step(name: str) -> None:
             assert np.isfinite(curve).all()
             assert (curve >= 0).all()
             assert (np.diff(curve) >= 0).all()
-        classes = [c for step in one.steps for c in step.classes]
+        classes = [c for step in one.steps for c in step.units]
         assert len(set(classes)) == len(classes)
     for one in found:
         if one.group.closed[0] and len(one.group.axes) == 1:
@@ -97,7 +97,7 @@ def test_the_raw_error_is_that_of_least_squares_on_the_samples() -> None:
     kept = np.ones(8, bool)
     unit = {int(c): u for u, c in enumerate(one.group.units)}
     for step, error in zip(one.steps, one.curves["raw"], strict=True):
-        kept[[unit[c] for c in step.classes]] = False
+        kept[[unit[c] for c in step.units]] = False
         true = lstsq_error(rows, wanted, np.repeat(kept, 9))
         assert error == pytest.approx(true, rel=0.05, abs=1e-2 * wanted.var(axis=0).sum())
 
@@ -109,7 +109,7 @@ def test_units_that_are_combinations_of_others_go_first() -> None:
     weights["w1"][:, 4] = 2 * weights["w1"][:, 1]
     x = np.random.default_rng(1).standard_normal((64, 8)).astype(np.float32)
     _, (one,), _ = ranked(parse(body, weights), {"x": x})
-    first = one.group.units.tolist().index(one.steps[0].classes[0])
+    first = one.group.units.tolist().index(one.steps[0].units[0])
     assert first in (1, 4)
     assert one.curves["raw"][0] < 1e-2 * one.curves["raw"][1]
 
@@ -121,11 +121,11 @@ def test_every_width_can_be_reached() -> None:
     weights = values({"w1": (8, 160), "w2": (160, 4)})
     x = np.random.default_rng(1).standard_normal((400, 8)).astype(np.float32)
     _, (one,), _ = ranked(parse(body, weights), {"x": x})
-    assert [len(step.classes) for step in one.steps] == [1] * 159
+    assert [len(step.units) for step in one.steps] == [1] * 159
     fractions = [step.fraction for step in one.steps]
     np.testing.assert_allclose(fractions, np.arange(1, 160) / 160)
     eight = one.bundled(8)
-    assert [len(step.classes) for step in eight.steps] == [8] * 19
+    assert [len(step.units) for step in eight.steps] == [8] * 19
     np.testing.assert_allclose(eight.curves["raw"], one.curves["raw"][7::8])
 
 
@@ -154,7 +154,7 @@ def test_feeds_of_different_lengths(reader: str) -> None:
     kept = np.ones(6, bool)
     unit = {int(c): u for u, c in enumerate(one.group.units)}
     for step, error in zip(one.steps, one.curves["raw"], strict=True):
-        kept[[unit[c] for c in step.classes]] = False
+        kept[[unit[c] for c in step.units]] = False
         true = lstsq_error(rows, rows @ weights["w2"], kept)
         assert error == pytest.approx(true, rel=0.02)
 
@@ -186,7 +186,7 @@ def test_large_means_leave_the_variance_visible() -> None:
     kept = np.ones(6, bool)
     unit = {int(c): u for u, c in enumerate(one.group.units)}
     for step, error in zip(one.steps, one.curves["raw"], strict=True):
-        kept[[unit[c] for c in step.classes]] = False
+        kept[[unit[c] for c in step.units]] = False
         assert error == pytest.approx(lstsq_error(rows, rows @ weights["w2"], kept), rel=0.05)
 
 

@@ -19,19 +19,19 @@ from onnxprune.importance.removal_order import RemovalStep, aligned, keeps_multi
 
 def check_legal(group: Group, steps: list[RemovalStep]) -> None:
     """Prefix by prefix: nothing more has to go, each axis keeps one unit, fractions are true."""
-    by_class = group.constraints.by_class()
-    dead = np.zeros(int(group.classes.max()) + 1, bool)
+    by_unit = group.constraints.by_unit()
+    dead = np.zeros(int(group.all_units.max()) + 1, bool)
     cost = np.ones(len(dead))
     fraction = 0.0
     for step in steps:
-        fresh = list(step.classes)
+        fresh = list(step.units)
         assert fresh
         assert not dead[fresh].any()
-        assert set(fresh) <= set(group.classes.tolist())
+        assert set(fresh) <= set(group.all_units.tolist())
         dead[fresh] = True
         gone = np.flatnonzero(dead).tolist()
         again = np.zeros_like(dead)
-        close(group.constraints, by_class, again, gone, cost, same_positions=False)
+        close(group.constraints, by_unit, again, gone, cost, same_positions=False)
         assert np.flatnonzero(again).tolist() == gone
         shares = []
         for units, closed in zip(group.axes, group.closed, strict=True):
@@ -86,7 +86,7 @@ PLAIN = """<ir_version: 8, opset_import: ["": 17]>
 def test_free_units_go_by_their_scores_and_the_last_one_stays() -> None:
     group = subject_of(PLAIN, w1=(5, 3), w2=(2, 5)).groups[0]
     steps = removal_order(group, np.array([3.0, 1.0, 5.0, 2.0, 4.0]))
-    order = [group.units.tolist().index(step.classes[0]) for step in steps]
+    order = [group.units.tolist().index(step.units[0]) for step in steps]
     assert order == [1, 3, 0, 4]
     assert [step.fraction for step in steps] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert [step.score for step in steps] == [1, 2, 3, 4]
@@ -95,7 +95,7 @@ def test_free_units_go_by_their_scores_and_the_last_one_stays() -> None:
 def test_equal_scores_go_in_the_order_of_the_axis() -> None:
     group = subject_of(PLAIN, w1=(5, 3), w2=(2, 5)).groups[0]
     steps = removal_order(group, np.zeros(5))
-    assert [step.classes for step in steps] == [(int(one),) for one in group.units[:4]]
+    assert [step.units for step in steps] == [(int(one),) for one in group.units[:4]]
 
 
 def test_constrained_units_go_together_at_the_price_of_all() -> None:
@@ -105,12 +105,12 @@ def test_constrained_units_go_together_at_the_price_of_all() -> None:
         { a = Conv(input, w1) c = Conv<group = 2>(a, w2) y = Conv(c, w3) }"""
     subject = subject_of(text, w1=(6, 3, 1), w2=(4, 3, 1), w3=(2, 4, 1))
     group = next(one for one in subject.groups if one.name == "w1[0]")
-    classes = subject.classes("w1", 0).tolist()
+    classes = subject.units("w1", 0).tolist()
     place = {one: i for i, one in enumerate(classes)}
     scores = np.array([place.get(int(one), 10.0) for one in group.units], float)
     steps = removal_order(group, scores)
     check_legal(group, steps)
-    removed = {place[one] for one in steps[0].classes if one in place}
+    removed = {place[one] for one in steps[0].units if one in place}
     assert removed == {0, 3}
     assert steps[0].score == pytest.approx(3.0)
 
@@ -126,11 +126,11 @@ def test_small_removals_leave_room_for_the_only_one_that_cuts_an_axis() -> None:
           d = Conv(input, w3) e = Add(c, d) y = Conv(e, w4) }"""
     subject = subject_of(text, w1=(6, 3, 1), w2=(10, 3, 1), w3=(34, 3, 1), w4=(2, 34, 1))
     group = subject.groups[0]
-    repeated = set(subject.classes("w1", 0).tolist())
+    repeated = set(subject.units("w1", 0).tolist())
     scores = np.array([2.0 if one in repeated else 1.0 for one in group.units.tolist()])
     goal = removal_order(group, scores, 0.5)
     check_legal(group, goal)
-    assert sum(set(step.classes) <= repeated for step in goal) == 3
+    assert sum(set(step.units) <= repeated for step in goal) == 3
     assert goal[-1].fraction == 0.5
 
 
@@ -140,7 +140,7 @@ CHAIN = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 3] x) => (float[N
 
 def widths(steps: list[RemovalStep], size: int) -> list[int]:
     """What is left after each step."""
-    gone = np.cumsum([len(step.classes) for step in steps])
+    gone = np.cumsum([len(step.units) for step in steps])
     return [int(one) for one in size - gone]
 
 
@@ -161,8 +161,8 @@ def test_widths_kept_in_multiples_and_behind_the_last_in_halves(
     order = removal_order(group, np.arange(size, dtype=float))
     steps = aligned(group, order, 16, finer=finer)
     assert widths(steps, size) == left
-    assert [one for step in steps for one in step.classes] == [
-        one for step in order[: size - left[-1] if left else 0] for one in step.classes
+    assert [one for step in steps for one in step.units] == [
+        one for step in order[: size - left[-1] if left else 0] for one in step.units
     ]
     assert aligned(group, order, 1, finer=finer) == order
 
@@ -182,7 +182,7 @@ def test_every_bundle_ends_at_multiples_or_leaves_an_axis_whole(data: st.DataObj
         check_legal(group, steps)
         gone: list[int] = []
         for step in steps:
-            gone += step.classes
+            gone += step.units
             for axis in group.axes:
                 left = len(axis) - len({*gone} & {*group.units[list(axis)].tolist()})
                 assert left % multiple == 0 or left == len(axis)

@@ -143,7 +143,7 @@ def test_parts_of_a_group_that_share_an_axis_keep_multiples_together() -> None:
     group = ranked.group
     for ends in itertools.product(*(range(len(part.steps) + 1) for part in ranked.parts)):
         chosen = zip(ranked.parts, ends, strict=True)
-        gone = {one for part, end in chosen for step in part.steps[:end] for one in step.classes}
+        gone = {one for part, end in chosen for step in part.steps[:end] for one in step.units}
         left = ~np.isin(group.units, list(gone))
         widths = [int(left[list(axis)].sum()) for axis in group.axes]
         assert all(width % 8 == 0 for width in widths), (ends, widths)

@@ -24,7 +24,7 @@ def network(body: str, **values: object) -> Traced:
 
 def followed(subject: Traced, channels: int = 2) -> IntegerValues:
     """The integers after some channels of h are gone."""
-    dead = subject.closed(subject.classes("a", 1)[:channels].tolist())
+    dead = subject.closed(subject.units("a", 1)[:channels].tolist())
     model = subject.model.clone()
     values = IntegerValues(subject.cut(dead), dict(model.opset_imports))
     for node in list(model.graph):
@@ -80,7 +80,7 @@ def test_a_run_time_scale_keeps_its_value() -> None:
     """1 / sqrt(width) is part of the function, not of the shape."""
     body = "s = Shape<start=1>(h) f = Cast<to=1>(s) r = Sqrt(f) t = Div(h, r)"
     subject = network(body)
-    dead = subject.closed(subject.classes("a", 1)[:2].tolist())
+    dead = subject.closed(subject.units("a", 1)[:2].tolist())
     assert check_surgery(subject, dead) > 0
     proto = subject.sliced(dead)
     (kept,) = (node for node in proto.graph.node if node.output[0] == "f")
@@ -113,7 +113,7 @@ def test_a_target_that_depends_on_data_is_refused() -> None:
     )
     subject = network(body, low=np.float32(-1e9))
     with pytest.raises(CutError, match="n is only known at run time"):
-        subject.sliced(subject.closed(subject.classes("a", 1)[:2].tolist()))
+        subject.sliced(subject.closed(subject.units("a", 1)[:2].tolist()))
 
 
 def test_the_two_sizes_differ_in_the_batch() -> None:

@@ -42,7 +42,7 @@ def attributes(proto: onnx.ModelProto, op: str) -> dict[str, Any]:
 
 def after(subject: Traced, op: str, tensor: str, axis: int, gone: list[int]) -> dict[str, Any]:
     """Attributes of the op once some entries of a weight's axis, and all that depends, are gone."""
-    classes = subject.classes(tensor, axis)
+    classes = subject.units(tensor, axis)
     dead = subject.closed([int(classes[i]) for i in gone])
     onnx.checker.check_model(sliced := subject.sliced(dead))
     return attributes(sliced, op)
@@ -54,7 +54,7 @@ GROUPS = {"a": (8, 4, 1), "k": (12, 2, 1), "b": (3, 12, 1)}
 @pytest.mark.parametrize(("gone", "group"), [([0, 1], 3), ([0, 2, 4, 6], 4), ([], 4)])
 def test_a_convolution_loses_whole_groups_or_channels_of_each(gone: list[int], group: int) -> None:
     subject = network("h = Conv(x, a) d = Conv<group=4>(h, k) y = Conv(d, b)", GROUPS)
-    convolution = subject.sliced(subject.closed([int(subject.classes("a", 0)[i]) for i in gone]))
+    convolution = subject.sliced(subject.closed([int(subject.units("a", 0)[i]) for i in gone]))
     assert attributes(convolution, "Conv") == {}
     grouped = convolution.graph.node[1]
     assert onnx.helper.get_attribute_value(grouped.attribute[0]) == group
@@ -65,7 +65,7 @@ def test_a_depthwise_convolution_has_as_many_groups_as_channels(op: str) -> None
     shapes = {"a": (8, 4, 1, 1), "k": (8, 1, 1, 1), "b": (3, 8, 1, 1)}
     body = f"h = Conv(x, a) d = {op}<group=8>(h, k) y = Conv(d, b)"
     subject = network(body, shapes, "N, 4, 5, 5", "N, 3, 5, 5")
-    classes = subject.classes("a", 0)
+    classes = subject.units("a", 0)
     sliced = subject.sliced(subject.closed([int(classes[0]), int(classes[5])]))
     assert onnx.helper.get_attribute_value(sliced.graph.node[1].attribute[0]) == 6
 
@@ -92,7 +92,7 @@ def test_an_integer_convolution_counts_its_groups_by_its_own_weight() -> None:
         z=np.uint8(128),
         i=np.int8(0),
     )
-    sliced = subject.sliced(subject.closed([int(subject.classes("a", 0)[3])]))
+    sliced = subject.sliced(subject.closed([int(subject.units("a", 0)[3])]))
     assert onnx.helper.get_attribute_value(sliced.graph.node[2].attribute[0]) == 7
 
 
@@ -106,7 +106,7 @@ def test_the_hidden_size_is_what_every_direction_keeps(op: str, gates: int) -> N
         "5, N, 3",
         k=np.array([0, 0, -1]),
     )
-    forward = subject.classes("b", 0)
+    forward = subject.units("b", 0)
     sliced = subject.sliced(subject.closed([int(forward[1]), int(forward[4])]))
     assert attributes(sliced, op)["hidden_size"] == 4
     assert attributes(subject.sliced([]), op)["hidden_size"] == 6

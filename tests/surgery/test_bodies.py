@@ -69,7 +69,7 @@ def shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
 
 
 def first_units(subject: Traced, tensor: str, axis: int, count: int) -> list[int]:
-    return subject.closed(subject.classes(tensor, axis)[:count].tolist())
+    return subject.closed(subject.units(tensor, axis)[:count].tolist())
 
 
 MLP = "{ m = MatMul(s, k) q = Relu(m) r = MatMul(q, l) d = Identity(c) }>"

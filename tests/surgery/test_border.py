@@ -105,7 +105,7 @@ def test_one_convolution_more_and_no_large_tensor() -> None:
 def test_what_was_added_is_cut_with_the_readers_own_channels(name: str, size: str) -> None:
     subject = traced(network(READERS[name], size))
     full = given_back(subject, (5, 6))
-    seeds = [int(one) for one in subject.classes("y", 1)[:3]]
+    seeds = [int(one) for one in subject.units("y", 1)[:3]]
     cut = Cut(full.coupling, subject.closed(seeds))
     masked, sliced = full.model.clone(), full.model
     zero_removed(masked, cut)

@@ -188,7 +188,7 @@ def test_what_was_added_is_cut_with_the_channels_it_belongs_to(
     proto = model(body, arrays(w=(4, 3, 1, 1), w2=(2, 4, 1, 1)), MAP, "float[N, 2, a, b] y")
     subject = traced(proto)
     full = added(subject, "a", delta)
-    cut = Cut(full.coupling, subject.classes("w", 0)[[0, 2]].tolist())
+    cut = Cut(full.coupling, subject.units("w", 0)[[0, 2]].tolist())
     masked, sliced = full.model.clone(), full.model
     zero_removed(masked, cut)
     slice_removed(sliced, cut)

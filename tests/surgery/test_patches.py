@@ -32,7 +32,7 @@ def network(body: str, opset: int = 17, width: int = 8, **values: Any) -> Traced
 
 def without(subject: Traced, *channels: int) -> onnx.ModelProto:
     """The model after these channels of h are gone, checked and judged."""
-    dead = subject.closed(subject.classes("a", 1)[list(channels)].tolist(), same_positions=False)
+    dead = subject.closed(subject.units("a", 1)[list(channels)].tolist(), same_positions=False)
     assert check_surgery(subject, dead) > 0
     return subject.sliced(dead)
 
@@ -168,8 +168,8 @@ def test_gather_nd_indices_become_ranks() -> None:
 
 def test_pad_adds_as_many_entries_as_are_left_of_them() -> None:
     subject = network("t = Pad(h, p)", width=11, p=[0, 1, 0, 2])
-    added = subject.classes("b", 0)[[0, 9]].tolist()
-    dead = subject.closed([*added, int(subject.classes("a", 1)[3])])
+    added = subject.units("b", 0)[[0, 9]].tolist()
+    dead = subject.closed([*added, int(subject.units("a", 1)[3])])
     check_surgery(subject, dead)
     proto = subject.sliced(dead)
     assert literal(proto, node(proto, "Pad"), 1) == [0, 0, 0, 1]
@@ -202,7 +202,7 @@ def test_a_literal_shared_between_nodes_is_copied_on_write() -> None:
         "m = ReduceMean<axes=[1, 2], keepdims=0>(v)"
     )
     subject = network(body, s=[-1, 2, 4], c=np.ones((4, 8), np.float32))
-    seeds = subject.classes("a", 1)[[0, 4]].tolist()
+    seeds = subject.units("a", 1)[[0, 4]].tolist()
     proto = subject.sliced(subject.closed(seeds))
     assert literal(proto, node(proto, "Reshape"), 1) == [-1, 2, 3]
     assert literal(proto, node(proto, "Reshape", 1), 1) == [-1, 2, 4]
@@ -242,7 +242,7 @@ def test_a_target_that_depends_on_data_is_overruled_where_an_axis_is_passed_on()
 def test_a_target_that_depends_on_data_is_refused_where_axes_are_merged() -> None:
     subject = network(f"{FROM_DATA} u = Reshape(h, s) t = Reshape(u, z)", s=[-1, 2, 4])
     with pytest.raises(CutError, match="only known at run time"):
-        subject.sliced(subject.closed(subject.classes("a", 1)[[0, 4]].tolist()))
+        subject.sliced(subject.closed(subject.units("a", 1)[[0, 4]].tolist()))
 
 
 def test_a_computed_target_that_follows_by_itself_is_left_alone() -> None:
@@ -258,7 +258,7 @@ def test_a_size_that_depends_on_the_batch_and_the_cut_is_refused() -> None:
     )
     subject = network(body)
     with pytest.raises(CutError, match="depends on the batch"):
-        subject.sliced(subject.closed(subject.classes("a", 1)[:1].tolist()))
+        subject.sliced(subject.closed(subject.units("a", 1)[:1].tolist()))
 
 
 def test_a_size_that_is_right_at_the_first_batch_only_is_refused() -> None:
@@ -271,7 +271,7 @@ def test_a_size_that_is_right_at_the_first_batch_only_is_refused() -> None:
     )
     subject = network(body, i=[0])
     with pytest.raises(CutError, match="depends on the batch"):
-        subject.sliced(subject.closed(subject.classes("a", 1)[:2].tolist()))
+        subject.sliced(subject.closed(subject.units("a", 1)[:2].tolist()))
 
 
 def test_groups_of_a_convolution_are_counted_anew() -> None:
@@ -285,6 +285,6 @@ def test_groups_of_a_convolution_are_counted_anew() -> None:
         },
     )
     subject = traced(proto)
-    dead = subject.closed(subject.classes("a", 0)[[2, 3]].tolist())
+    dead = subject.closed(subject.units("a", 0)[[2, 3]].tolist())
     assert check_surgery(subject, dead) > 0
     assert attribute(node(subject.sliced(dead), "Conv", 1), "group") == 3

@@ -114,7 +114,7 @@ def _carriers(coupling: Coupling, groups: Sequence[Group]) -> list[dict[str, lis
     found: list[dict[str, list[UnitLabel]]] = [defaultdict(list) for _ in groups]
     for name, labels in coupling.tensors.items():
         for label in labels.axis_labels:
-            ids = coupling.classes[label.atoms]
+            ids = coupling.unit_of[label.atoms]
             for number in np.unique(owner[ids]).tolist():
                 if number >= 0:
                     units = np.where(owner[ids] == number, unit[ids], -1)

@@ -78,13 +78,13 @@ class Found:
         dead: units that are zero or that nobody reads.
         constant: units that never change.
         merged: unit -> the unit that stands for it, for duplicate and proportional ones.
-        classes: what dies, composites included.
+        units: what is removed, composites included.
     """
 
     dead: list[int] = field(default_factory=list)
     constant: list[int] = field(default_factory=list)
     merged: dict[int, int] = field(default_factory=dict)
-    classes: list[int] = field(default_factory=list)
+    units: list[int] = field(default_factory=list)
 
 
 class RemoveLossless(ir.passes.InPlacePass):
@@ -124,8 +124,8 @@ class RemoveLossless(ir.passes.InPlacePass):
 
     @property
     def dead(self) -> list[int]:
-        """All classes that go."""
-        return [one for found in self.found.values() for one in found.classes]
+        """All units that are removed."""
+        return [one for found in self.found.values() for one in found.units]
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Change the model that `target` holds.
@@ -173,7 +173,7 @@ class RemoveLossless(ir.passes.InPlacePass):
                 break
         search.fold_constants(self.feeds[0], self.runtime)
         return {
-            group.name: one for group, one in zip(groups, search.found, strict=True) if one.classes
+            group.name: one for group, one in zip(groups, search.found, strict=True) if one.units
         }
 
 
@@ -233,9 +233,9 @@ class _Search:
         """Fold constant units into the biases of their readers."""
         coupling, folded = self.target.coupling, []
         for group, found, mask in zip(self.groups, self.found, self._constant, strict=True):
-            known = len(found.classes)
+            known = len(found.units)
             found.constant = self._legal(found, group, np.flatnonzero(mask).tolist())
-            folded += found.classes[known:]
+            folded += found.units[known:]
         if not folded:
             return
         cut = Cut(coupling, folded)
@@ -260,7 +260,7 @@ class _Search:
         cost = np.ones(len(self.dead))
         cost[group.units[list(wanted)]] = 0
         number_of = {int(one): unit for unit, one in enumerate(group.units)}
-        by_class = group.constraints.by_class()
+        by_unit = group.constraints.by_unit()
         closed = [a for a, whole in zip(group.axes, group.closed, strict=True) if whole]
         axes_of: dict[int, list[int]] = defaultdict(list)
         left = []
@@ -275,7 +275,7 @@ class _Search:
             if not len(group.constraints):
                 killed: list[int] | None = seeds
             else:
-                killed = close(group.constraints, by_class, self.dead.copy(), seeds, cost)
+                killed = close(group.constraints, by_unit, self.dead.copy(), seeds, cost)
             dying = [number_of[k] for k in killed or () if k in number_of]
             shrunk: dict[int, int] = defaultdict(int)
             for unit in dying:
@@ -287,7 +287,7 @@ class _Search:
             self.dead[killed] = True
             for which, n in shrunk.items():
                 left[which] -= n
-            found.classes += killed
+            found.units += killed
             gone += dying
         return gone
 

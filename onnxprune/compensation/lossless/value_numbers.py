@@ -543,12 +543,12 @@ class Carriers:
         count = coupling.relations.count
         owner, unit = np.full(count, -1), np.full(count, -1)
         for number, group in enumerate(groups):
-            owner[group.classes] = number
+            owner[group.all_units] = number
             unit[group.units] = np.arange(group.size)
         self.layers: list[dict[str, list[Carried]]] = [{} for _ in groups]
         for name, labels in coupling.tensors.items():
             for label in labels.axis_labels:
-                classes = coupling.classes[label.atoms]
+                classes = coupling.unit_of[label.atoms]
                 for number in np.unique(owner[classes]).tolist():
                     mine = owner[classes] == number
                     if number >= 0 and mine.any():

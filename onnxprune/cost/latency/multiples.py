@@ -85,11 +85,11 @@ def _multiple(
 
 def _small_removals(group: Group) -> Iterator[list[int]]:
     """What goes when one unit goes, for a unit of every axis; nothing where none can."""
-    by_class = group.constraints.by_class()
-    cost = np.zeros(int(group.classes.max()) + 1)
+    by_unit = group.constraints.by_unit()
+    cost = np.zeros(int(group.all_units.max()) + 1)
     seeds = dict.fromkeys(int(group.units[axis[0]]) for axis in group.axes)
     for seed in islice(seeds, _SEEDS):
-        killed = close(group.constraints, by_class, np.zeros(len(cost), bool), [seed], cost)
+        killed = close(group.constraints, by_unit, np.zeros(len(cost), bool), [seed], cost)
         if killed is not None:
             yield [int(one) for one in killed]
 

@@ -159,7 +159,7 @@ class _Trials:
 
     def _cut(self, one: RankedGroup, end: int) -> GroupCut:
         removal = _prefix(one, end)
-        cost, dead = self._ready.cost, removal.dead()
+        cost, dead = self._ready.cost, removal.removed_units()
         before, after = cost.after(()), cost.after(dead)
         saved = {kind: int(before[kind] - after[kind]) for kind in _KINDS}
         left = one.group.size - int(np.isin(one.group.units, dead).sum())
@@ -173,7 +173,7 @@ class _Trials:
         trial = compensate(analysis, removal, options, self._calibration, settings=self._settings)
         if self._judge is None:
             return trial.divergence if trial.divergence is not None else math.inf
-        cut = Cut(trial.full.coupling, removal.dead())
+        cut = Cut(trial.full.coupling, removal.removed_units())
         zero_removed(trial.full.model, cut)
         restrict_statistics(trial.full.model, cut)
         return self._judge.divergence(trial.full.model)
@@ -214,7 +214,7 @@ def _nearest(one: RankedGroup, keep: float) -> int:
 
 
 def _prefix(one: RankedGroup, end: int) -> Removal:
-    classes = sorted(each for step in one.steps[:end] for each in step.classes)
+    classes = sorted(each for step in one.steps[:end] for each in step.units)
     return Removal({one.group.name: tuple(classes)})
 
 

@@ -118,7 +118,7 @@ def find_network(
         coupling: its labels.
         groups: its groups, in the order of their numbers.
         refused: axes that cannot be cut, and why.
-        dead: classes that are removed; none before pruning.
+        dead: units that are removed; none before pruning.
     """
     gone = list(dead)
     widths = _Widths(coupling, groups, gone)
@@ -140,7 +140,7 @@ class _Widths:
         self.coupling = coupling
         self._group = np.full(coupling.relations.count, -1, np.int64)
         for number, group in enumerate(groups):
-            self._group[group.classes] = number
+            self._group[group.all_units] = number
         self._alive = np.ones(coupling.relations.count, bool)
         self._alive[dead] = False
 
@@ -170,7 +170,7 @@ class _Widths:
         return self.along(name, axes.pop()) if len(axes) == 1 else ()
 
     def _segments(self, label: AxisLabel, axis: int) -> tuple[Segment, ...]:
-        classes: NDArray[np.int32] = self.coupling.classes[label.atoms]
+        classes: NDArray[np.int32] = self.coupling.unit_of[label.atoms]
         rows = np.moveaxis(classes, label.axes.index(axis), 0)
         rows = rows.reshape(len(rows), -1)
         groups = self._group[rows].max(axis=1)

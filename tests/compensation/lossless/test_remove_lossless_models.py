@@ -121,7 +121,7 @@ def test_what_weight_decay_has_switched_off_goes() -> None:
         one = found[f"{name}[0]"]
         assert sorted([*one.dead, *one.constant]) == off.tolist()
         assert not one.merged
-    assert sum(len(one.classes) for one in found.values()) == 13
+    assert sum(len(one.units) for one in found.values()) == 13
     assert {t.name: t.dims[0] for t in result.graph.initializer}["2.weight"] == 50 - 11
 
 

@@ -191,7 +191,7 @@ def test_random_readers_of_a_cut_map(data: st.DataObject) -> None:
     assume("ncp,co->on" not in onnx.printer.to_text(proto))
     subject, layer = the_layer(proto)
     check_regression(subject, layer)
-    classes = subject.classes(weight, 0)
+    classes = subject.units(weight, 0)
     cut = subject.cut(subject.closed([int(classes[1]), int(classes[4])]))
     kept = layer.kept_unknowns(cut)
     assert kept is not None

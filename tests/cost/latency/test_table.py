@@ -41,7 +41,7 @@ def table(one: Traced, folder: Path | None = None) -> LatencyTable:
 
 def seconds(one: Traced, made: LatencyTable, gone: int) -> dict[str, float]:
     """Seconds by first input's name, with so many channels of `w` gone."""
-    cut = one.cut(one.classes("w", 0)[:gone].tolist())
+    cut = one.cut(one.units("w", 0)[:gone].tolist())
     return {node.inputs[0].name: made.seconds(node, cut.shape) for node in one.model.graph}
 
 
@@ -105,7 +105,7 @@ def test_an_operator_that_cannot_run_alone_follows_its_work(
     made = table(one)
     assert seconds(one, made, 32)["r"] == pytest.approx(MILLISECOND / 2, rel=0.02)
     node = list(one.model.graph)[2]
-    assert made.multiples(node, one.cut(one.classes("w", 0)[:8].tolist()).shape) == {}
+    assert made.multiples(node, one.cut(one.units("w", 0)[:8].tolist()).shape) == {}
 
 
 @pytest.mark.usefixtures("_a_millisecond_each")
@@ -123,7 +123,7 @@ def test_changed_widths_and_their_multiples(monkeypatch: pytest.MonkeyPatch) -> 
     one = network()
     made = table(one)
     nodes = list(one.model.graph)
-    cut = one.cut(one.classes("w", 0)[:1].tolist())
+    cut = one.cut(one.units("w", 0)[:1].tolist())
     assert made.multiples(nodes[0], cut.shape) == {2: (1, 16)}
     assert made.multiples(nodes[1], cut.shape) == {}
     assert made.multiples(nodes[2], cut.shape) == {1: (1, 16)}
@@ -150,7 +150,7 @@ def test_kernels_of_equal_shapes_are_timed_once(monkeypatch: pytest.MonkeyPatch)
     one = traced(parse(text, weights))
     clock = install(monkeypatch, staircase)
     made = table(one)
-    cut = one.cut([*one.classes("w", 0)[:32].tolist(), *one.classes("v", 0)[:32].tolist()])
+    cut = one.cut([*one.units("w", 0)[:32].tolist(), *one.units("v", 0)[:32].tolist()])
     for node in one.model.graph:
         made.seconds(node, cut.shape)
     assert len(clock.asked) == len(set(clock.asked))

@@ -151,7 +151,7 @@ def test_the_same_study_gives_the_same_figures() -> None:
 
 def test_a_group_that_cannot_be_cut_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_analysis: Any, removal: Any, *_: Any) -> None:
-        if "w2[1]" in removal.classes:
+        if "w2[1]" in removal.units:
             raise RuntimeFailure("no such kernel")
 
     monkeypatch.setattr(sensing, "build", refuse)

@@ -77,7 +77,7 @@ def test_what_cannot_be_cut_has_no_group_and_a_reason() -> None:
 
 def test_widths_after_the_cut_leave_the_removed_classes_out() -> None:
     subject = model("h = MatMul(x, a) y = MatMul(h, c)", {"a": (4, 8), "c": (8, 3)})
-    dead = subject.classes("a", 1)[[1, 5, 6]].tolist()
+    dead = subject.units("a", 1)[[1, 5, 6]].tolist()
     found = network(subject, dead)
     assert found.cut
     assert layer(found, "h").segments == (Segment(0, 8, 5),)
