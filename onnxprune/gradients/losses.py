@@ -16,7 +16,7 @@ Source: Kunstner et al. 2019; Theis et al. 2018; Park et al. 2024 (K-prune) for 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.errors import InputError
-from onnxprune.verification.divergence import gives_scores, maker_of
+from onnxprune.model.outputs import SOFTMAX, ScoreLayout, gives_scores, output_producer
 
 LOSSES = ("cross-entropy", "mse")
-_NORMALISED = ("Softmax", "LogSoftmax")
 _TEMPERATURE = 2.0
 _SMALLEST = 1e-30
 _STEP = 1e-3
@@ -58,16 +57,14 @@ class Head:
         seed: name of the tensor that the gradient is taken with respect to: what a softmax reads,
             or the output itself.
         scores: whether it holds class scores.
-        axis: along which they lie; from there on all axes where `flattened`.
-        flattened: as Softmax does before operator set 13.
+        layout: how these lie in it.
         probability: how probabilities come of the output: itself, exp, or softmax.
     """
 
     output: str
     seed: str
     scores: bool
-    axis: int = -1
-    flattened: bool = False
+    layout: ScoreLayout = field(default_factory=ScoreLayout)
     probability: str = "softmax"
 
 
@@ -83,17 +80,16 @@ def heads_of(model: ir.Model, loss: str | Callable[..., Any] | None) -> list[Hea
 
 
 def _head(value: ir.Value, loss: str | Callable[..., Any] | None, opset: int) -> Head:
-    name, producer = value.name or "", maker_of(value)
+    name, producer = value.name or "", output_producer(value)
     if loss == "mse" or callable(loss) or (loss is None and not gives_scores(producer)):
         return Head(name, name, scores=False)
     kind = producer.op_type if producer is not None else ""
-    if producer is not None and kind in _NORMALISED:
-        given = producer.attributes.get("axis")
-        axis = given.as_int() if given is not None else -1 if opset >= 13 else 1
+    layout = ScoreLayout.of(producer, opset)
+    if producer is not None and kind in SOFTMAX:
         read = producer.inputs[0]
         seed = (read.name or "") if read is not None else name
-        return Head(name, seed, True, axis, opset < 13, kind)
-    return Head(name, name, scores=True, axis=1 if kind == "Conv" else -1)
+        return Head(name, seed, scores=True, layout=layout, probability=kind)
+    return Head(name, name, scores=True, layout=layout)
 
 
 class LossGradient:
@@ -151,12 +147,12 @@ class LossGradient:
 
     def _drawn(self, head: Head, output: NDArray[Any]) -> NDArray[np.float64]:
         value = output.astype(np.float64)
-        if head.scores and np.prod(_rows(head, value).shape[1:]) > 1:
+        if head.scores and np.prod(head.layout.rows(value).shape[1:]) > 1:
             probability = _probabilities(head, value, _TEMPERATURE)
-            rows = _rows(head, probability)
+            rows = head.layout.rows(probability)
             drawn = (rows.cumsum(axis=1) < self._rng.random((len(rows), 1))).sum(axis=1)
             classes = np.minimum(drawn, rows.shape[1] - 1)
-            target = _unrows(head, np.eye(rows.shape[1])[classes], value.shape)
+            target = head.layout.from_rows(np.eye(rows.shape[1])[classes], value.shape)
             return (probability - target) / _TEMPERATURE
         scale = self._deviation.setdefault(head.output, float(value.std()) or 1.0)
         return self._rng.standard_normal(value.shape) / scale
@@ -167,7 +163,7 @@ def _fitting(head: Head, output: NDArray[Any], labels: NDArray[Any]) -> NDArray[
     if not head.scores:
         fits = output.size == labels.size and output.shape[0] == len(labels)
         return labels.reshape(output.shape).astype(np.float64) if fits else None
-    rows = _rows(head, output)
+    rows = head.layout.rows(output)
     if labels.size != len(rows) or labels.dtype.kind not in "iu" or rows.shape[1] < 2:
         return None
     classes = labels.reshape(-1)
@@ -176,37 +172,19 @@ def _fitting(head: Head, output: NDArray[Any], labels: NDArray[Any]) -> NDArray[
             f"the labels lie between {classes.min()} and {classes.max()}, but {head.output} has "
             f"{rows.shape[1]} classes, counted from 0"
         )
-    return _unrows(head, np.eye(rows.shape[1])[classes], output.shape)
+    return head.layout.from_rows(np.eye(rows.shape[1])[classes], output.shape)
 
 
 def _probabilities(
     head: Head, value: NDArray[np.float64], temperature: float = 1.0
 ) -> NDArray[np.float64]:
     """Probabilities of classes, of scores divided by a temperature."""
-    rows = _rows(head, value)
+    rows = head.layout.rows(value)
     if head.probability == "Softmax":
         rows = np.log(np.maximum(rows, _SMALLEST))
     rows = rows / temperature
     raised = np.exp(rows - rows.max(axis=1, keepdims=True))
-    return _unrows(head, raised / raised.sum(axis=1, keepdims=True), value.shape)
-
-
-def _rows(head: Head, value: NDArray[Any]) -> NDArray[Any]:
-    """Scores as rows, [rows, classes]."""
-    if value.ndim == 0:
-        return value.reshape(1, 1)
-    axis = head.axis % value.ndim
-    if head.flattened:
-        return value.reshape(-1, int(np.prod(value.shape[axis:])))
-    return np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
-
-
-def _unrows(head: Head, rows: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    if head.flattened:
-        return rows.reshape(shape)
-    axis = head.axis % len(shape)
-    moved = (*shape[:axis], *shape[axis + 1 :], shape[axis])
-    return np.moveaxis(rows.reshape(moved), -1, axis)
+    return head.layout.from_rows(raised / raised.sum(axis=1, keepdims=True), value.shape)
 
 
 def _by_function(

@@ -17,9 +17,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.model.execution import Execution
+from onnxprune.model.outputs import output_producer
 from onnxprune.model.runtime import Runtime
 from onnxprune.verification.comparison import largest_difference
-from onnxprune.verification.divergence import maker_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def saturated_outputs(model: ir.Model) -> dict[str, str]:
     """Outputs that a Sigmoid makes -> what it is given."""
     found = {}
     for value in model.graph.outputs:
-        node = maker_of(value)
+        node = output_producer(value)
         if node is not None and node.op_type == "Sigmoid" and node.inputs[0] is not None:
             found[value.name or ""] = node.inputs[0].name or ""
     return found

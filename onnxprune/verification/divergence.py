@@ -20,11 +20,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.model.execution import Execution
+from onnxprune.model.outputs import LINEAR, ScoreLayout, output_producer
 from onnxprune.model.runtime import Runtime
 
-_HANDED_ON = ("Identity", "Cast")
-_NORMALISED = ("Softmax", "LogSoftmax")
-_LINEAR = ("Gemm", "MatMul", "Add", "Conv")
 _SMALLEST = 1e-12
 _MASKED = -1e4
 _TEMPERATURE = 2.0
@@ -51,22 +49,8 @@ def divergence(
         if any(a.shape != b.shape for a, b in arrays):
             found.append(1.0)
         elif arrays:
-            found.append(_of_output(maker_of(value), arrays, opset))
+            found.append(_of_output(output_producer(value), arrays, opset))
     return float(np.mean(found)) if found else 0.0
-
-
-def maker_of(value: ir.Value) -> ir.Node | None:
-    """The node that works an output out, behind those that only hand it on."""
-    node = value.producer()
-    while node is not None and node.op_type in _HANDED_ON and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return node
-
-
-def gives_scores(producer: ir.Node | None) -> bool:
-    """Whether an output made by this node may hold class scores."""
-    kind = producer.op_type if producer is not None else ""
-    return kind in (*_NORMALISED, *_LINEAR)
 
 
 def _of_output(
@@ -74,35 +58,21 @@ def _of_output(
 ) -> float:
     """Divergence of one output over all batches."""
     kind = producer.op_type if producer is not None else ""
-    pairs = [(_rows(a, producer, opset), _rows(b, producer, opset)) for a, b in arrays]
+    rows = ScoreLayout.of(producer, opset).rows
+    pairs = [(rows(a).astype(np.float64), rows(b).astype(np.float64)) for a, b in arrays]
     if not all(np.isfinite(b[np.isfinite(a)]).all() for a, b in pairs):
         return float("inf")
     if kind == "Softmax":
         return _kl([(np.log(a + _SMALLEST), np.log(b + _SMALLEST)) for a, b in pairs])
     if kind == "LogSoftmax":
         return _kl(pairs)
-    if kind in _LINEAR and pairs[0][0].shape[1] > 1:
+    if kind in LINEAR and pairs[0][0].shape[1] > 1:
         return _kl(pairs) + _AS_QUANTITIES * _relative(pairs)
     return _relative(pairs)
 
 
 def _is_float(array: Any) -> bool:
     return isinstance(array, np.ndarray) and array.dtype.kind in "fV"
-
-
-def _rows(array: NDArray[Any], producer: ir.Node | None, opset: int) -> NDArray[np.float64]:
-    """Rows [rows, scores]: the last axis, unless the op that makes them says which."""
-    if not array.ndim:
-        return array.astype(np.float64).reshape(1, 1)
-    kind, axis = producer.op_type if producer is not None else "", -1
-    if producer is not None and kind in _NORMALISED:
-        given = producer.attributes.get("axis")
-        axis = given.as_int() if given is not None else -1 if opset >= 13 else 1
-        if opset < 13:  # all axes from there on
-            array, axis = array.reshape(*array.shape[: axis % array.ndim], -1), -1
-    elif kind == "Conv":
-        axis = 1
-    return np.moveaxis(array, axis, -1).astype(np.float64).reshape(-1, array.shape[axis])
 
 
 def _kl(pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:

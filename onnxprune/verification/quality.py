@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.streams import Samples, numbered
 from onnxprune.errors import InputError
+from onnxprune.model.outputs import gives_scores, output_producer
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.session import open_session, run
-from onnxprune.verification.divergence import gives_scores, maker_of
 
 _BATCH = 32
 
@@ -92,7 +92,8 @@ class QualityMeasure:
             )
         self._labels = None if labels is None else labels[numbers]
         self._scores = {
-            value.name or "": gives_scores(maker_of(value)) for value in original.graph.outputs
+            value.name or "": gives_scores(output_producer(value))
+            for value in original.graph.outputs
         }
         self._name, self._original = self._measured(self._wanted)
 

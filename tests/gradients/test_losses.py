@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import InputError
 from onnxprune.gradients.losses import Head, LossGradient, heads_of
 from onnxprune.model.load import load
+from onnxprune.model.outputs import ScoreLayout
 
 SCORES = Head("y", "y", scores=True)
 QUANTITY = Head("y", "y", scores=False)
@@ -51,7 +52,7 @@ def test_the_gradient_is_taken_before_a_softmax_however_its_result_is_handed_on(
 def test_channels_of_a_convolution_are_the_classes_of_each_place() -> None:
     scores = np.random.default_rng(0).standard_normal((2, 3, 4))
     labels = np.array([[0, 1, 2, 0], [2, 2, 1, 0]])
-    head = Head("y", "y", scores=True, axis=1)
+    head = Head("y", "y", scores=True, layout=ScoreLayout(axis=1))
     wanted = softmax(np.moveaxis(scores, 1, -1)) - np.eye(3)[labels]
     np.testing.assert_allclose(gradient(head, scores, labels), np.moveaxis(wanted, -1, 1))
 

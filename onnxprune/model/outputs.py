@@ -1,0 +1,72 @@
+"""What the outputs of a model hold: which node makes them, and how class scores lie in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+SOFTMAX = ("Softmax", "LogSoftmax")
+LINEAR = ("Gemm", "MatMul", "Add", "Conv")
+"""Nodes whose output may be class scores or quantities."""
+
+_PASSED_ON = ("Identity", "Cast")
+
+
+def output_producer(value: ir.Value) -> ir.Node | None:
+    """The node that computes an output, behind Identity and Cast; None for an input."""
+    node = value.producer()
+    while node is not None and node.op_type in _PASSED_ON and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
+
+
+def gives_scores(producer: ir.Node | None) -> bool:
+    """Whether an output computed by this node may hold class scores."""
+    return producer is not None and producer.op_type in (*SOFTMAX, *LINEAR)
+
+
+@dataclass(frozen=True)
+class ScoreLayout:
+    """How class scores lie in an output.
+
+    Attributes:
+        axis: along which they lie; from there on all axes where `flattened`.
+        flattened: as Softmax does before operator set 13.
+    """
+
+    axis: int = -1
+    flattened: bool = False
+
+    @classmethod
+    def of(cls, producer: ir.Node | None, opset: int) -> ScoreLayout:
+        """Layout of what a node gives: the last axis, unless its operator says which.
+
+        Args:
+            producer: the node; None for an input of the model.
+            opset: version of the standard operators.
+        """
+        if producer is not None and producer.op_type in SOFTMAX:
+            axis = producer.attributes.get_int("axis", -1 if opset >= 13 else 1)
+            return cls(axis, opset < 13)
+        return cls(1 if producer is not None and producer.op_type == "Conv" else -1)
+
+    def rows(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Scores as rows, [rows, classes]."""
+        if not array.ndim:
+            return array.reshape(1, 1)
+        axis = self.axis % array.ndim
+        if self.flattened:
+            return array.reshape(-1, int(np.prod(array.shape[axis:])))
+        return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+
+    def from_rows(self, rows: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """The inverse of `rows`, for an array of this shape."""
+        if self.flattened:
+            return rows.reshape(shape)
+        axis = self.axis % len(shape)
+        moved = (*shape[:axis], *shape[axis + 1 :], shape[axis])
+        return np.moveaxis(rows.reshape(moved), -1, axis)
