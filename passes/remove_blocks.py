@@ -1,13 +1,13 @@
-"""Block removal: residual branches whose absence costs least go as a whole.
+"""Block removal: residual branches whose absence costs least are removed as a whole.
 
 Formula, for a block y = x + f(x) and mean m = E[f(x)] over samples and positions::
 
     y' = x + m                         and then, layer by layer in graph order,
-    W' = argmin over W of  | W x' + s' - (y + s) |^2  (compensation/least_squares.py)
+    W' = argmin over W of  | W x' + s' - (y + s) |^2        (compensation/least_squares.py)
 
-where x' and the other terms s' of the sum a layer enters are those of the smaller model, y + s
-those of the original. So the layers that make the stream take over what they can of the branch
-linearly, and those that read it get used to what is left.
+where x' and the other terms s' of the sum that a layer enters are those of the smaller model, y + s
+those of the original. So the layers that make the stream take over what is linear in the branch,
+and those that read the stream are fitted to what remains of it.
 
 Before (post-norm attention; a residual convolution is the same with Conv and Relu)::
 
@@ -16,15 +16,16 @@ Before (post-norm attention; a residual convolution is the same with Conv and Re
 After::
 
     x (with m in the bias of the layer that makes it) -> LayerNorm -> ...
-    x -> Add(x, m) -> ...              where x has other readers, or something lies between
+    x -> Add(x, m) -> ...              where x has other consumers, or something lies between
 
-Removed nodes and weights disappear; inputs and outputs stay. Blocks go one at a time, the cheapest
-first: by what the outputs diverge on held-out samples (each tried with its mean, on top of those
-that went before), or by block influence 1 - cos(x, y). The repair is kept where it brings the
-outputs of held-out samples closer than the means alone. For every place the six blocks of least
-influence are tried, so the work grows with the blocks that go and not with their square.
+Removed nodes and weights disappear; inputs and outputs stay. Blocks are removed one at a time, the
+cheapest first: by how far the outputs diverge on held-out samples (each tried with its mean, on top
+of those removed before), or by block influence 1 - cos(x, y) (`allocation/blocks.py`). The repair
+is kept where it brings the outputs on held-out samples closer than the means alone. For each place
+in the order the six blocks of least influence are tried, so that the work grows linearly with the
+number of removed blocks.
 
-Sums that onnxruntime has fused with the normalisation behind them become nodes of their own first
+Sums that onnxruntime has fused with the normalisation after them become nodes of their own first
 (`surgery/blocks/fused_sums.py`).
 
 Conditions: both operands of the Add have the shape of the sum; everything in the branch serves this
@@ -36,16 +37,20 @@ Source: Men et al. 2024 (ShortGPT); Kwon et al. 2022 for the target of the repai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.allocation.blocks.branch_statistics import branch_statistics
-from onnxprune.allocation.blocks.choice import Candidates, by_divergence, by_influence
-from onnxprune.allocation.blocks.target import TARGET_KINDS, BlockTarget, block_target
+from onnxprune.allocation.blocks import (
+    TARGET_KINDS,
+    BlockCandidates,
+    BlockTarget,
+    block_candidates,
+    block_target,
+)
 from onnxprune.calibration.batches import first_batches
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH
@@ -55,56 +60,15 @@ from onnxprune.coupling.analysis import observe_model
 from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
 from onnxprune.model.execution import Execution
-from onnxprune.model.observe import Facts
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
-from onnxprune.surgery.blocks.fused_sums import separated_sums
-from onnxprune.surgery.blocks.residual import ResidualBlock, residual_blocks
+from onnxprune.surgery.blocks.residual import ResidualBlock
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.verification.certificate import tolerance_for
 from onnxprune.verification.divergence import DivergenceEvaluator
 from onnxprune.verification.gates import check_result
 
-_JUDGED_BATCHES = 8
-_TRIED = 6
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """A model without some blocks.
-
-    Attributes:
-        blocks: those that went.
-        model: the result.
-        divergence: of its outputs on held-out samples.
-        mean_only: the same with nothing but means in place of the branches.
-        repaired: whether layers were solved anew.
-        remaining: of the original, by kind of the target.
-    """
-
-    blocks: tuple[ResidualBlock, ...]
-    model: ir.Model
-    divergence: float
-    mean_only: float
-    repaired: bool
-    remaining: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What there is to choose from.
-
-    Attributes:
-        candidates: the blocks.
-        evaluator: divergence from the original on held-out samples.
-        target: what blocks save of what has to go.
-        feeds: batches to fit on.
-    """
-
-    candidates: Candidates
-    evaluator: DivergenceEvaluator
-    target: BlockTarget
-    feeds: Sequence[Mapping[str, NDArray[Any]]]
+_HELD_OUT_BATCHES = 8
 
 
 class RemoveBlocks(ir.passes.InPlacePass):
@@ -119,20 +83,20 @@ class RemoveBlocks(ir.passes.InPlacePass):
         rank_by: what blocks are ranked by: divergence (measured), influence (of ShortGPT), or both:
             then the result is kept that is closer to the original on held-out samples.
         repair: least-squares, or mean for the means of the branches alone.
-        samples: calibration samples; needed.
-        runtime: how to run the model.
+        samples: calibration samples; required.
+        runtime: onnxruntime providers and threads.
         seed: of the rows that are drawn.
-        progress: told about long loops.
-        plan: of the run that is to be repeated: the blocks that go; None to choose.
+        progress: progress callback of long loops.
+        plan: of the run that is to be repeated: the removed blocks; None to choose.
 
     Attributes:
-        details: the blocks that went, their influence, what the target counts, and the divergence
-            with and without repair; filled by the call.
-        plan: the blocks that went, filled by the call.
+        details: the removed blocks, their influence, what remains of each kind of the target, and
+            the divergence with and without repair; filled by the call.
+        plan: the removed blocks; filled by the call.
 
     Raises:
-        InputError: without samples, or when not exactly one of `count`, `target` and
-            `max_divergence` says how many blocks are to go.
+        InputError: without samples, or unless exactly one of `count`, `target` and
+            `max_divergence` says how many blocks to remove.
     """
 
     def __init__(
@@ -152,17 +116,15 @@ class RemoveBlocks(ir.passes.InPlacePass):
         super().__init__()
         _check_amount(count, target, max_divergence)
         if samples is None:
-            raise InputError("remove-blocks looks at what branches give; give calibration samples")
+            raise InputError("remove-blocks measures branches; give calibration samples")
         self.count = count
         self.target = target
         self.max_divergence = max_divergence
         self.rank_by = rank_by
         self.repair = repair
         self.samples = samples
-        self.runtime = runtime or Runtime()
-        self.seed = seed
-        self.progress = progress
-        self.repeated = None if plan is None else _planned(plan)
+        self.context = RunContext(samples, None, runtime or Runtime(), seed, progress)
+        self.planned = None if plan is None else _planned(plan)
         self.details: dict[str, Any] = {}
         self.plan: dict[str, Any] | None = None
 
@@ -174,25 +136,23 @@ class RemoveBlocks(ir.passes.InPlacePass):
             NothingPrunable: when there are no blocks, or (TargetUnreachable) too few.
             VerificationError: when the result is not valid.
         """
-        original = separated_sums(model)
-        facts = observe_model(original, RunContext(self.samples, None, self.runtime, self.seed))
-        blocks = residual_blocks(original.graph, facts)
+        candidates = block_candidates(model, self.context)
+        blocks = candidates.blocks
         if not blocks or (self.count or 0) > len(blocks):
             raise NothingPrunable(
                 f"the model has {len(blocks)} residual blocks that can be removed"
             )
-        work = self._work(original, blocks, facts)
-        trial = self._chosen(work) if self.repeated is None else self._repeat(work, self.repeated)
-        self.plan = {"removed": [] if trial is None else [one.name for one in trial.blocks]}
+        search = self._search(candidates)
+        trial = search.best() if self.planned is None else search.repeat(self.planned)
+        removed = [] if trial is None else [block.name for block in trial.blocks]
+        self.plan = {"removed": removed}
+        self.details = {"removed": removed, "blocks": len(blocks)}
         if trial is None:
-            self.details = {"removed": [], "blocks": len(blocks)}
             return ir.passes.PassResult(model, modified=False)
-        self._check(model, trial.model, facts)
-        statistics = work.candidates.statistics
-        self.details = {
-            "removed": [one.name for one in trial.blocks],
-            "blocks": len(blocks),
-            "influence": {one.name: statistics[one.name].influence for one in blocks},
+        self._check(model, trial.model, candidates)
+        statistics = search.candidates.statistics
+        self.details |= {
+            "influence": {block.name: statistics[block.name].influence for block in blocks},
             "remaining": dict(trial.remaining),
             "divergence": trial.divergence,
             "divergence_of_means": trial.mean_only,
@@ -201,143 +161,173 @@ class RemoveBlocks(ir.passes.InPlacePass):
         model.graph = trial.model.graph
         return ir.passes.PassResult(model, modified=True)
 
-    def _work(self, model: ir.Model, blocks: Sequence[ResidualBlock], facts: Facts) -> _Work:
-        """Run the model on the samples, and count what its blocks cost."""
+    def _search(self, candidates: BlockCandidates) -> _Search:
+        """Run the model on the samples, and count the costs of its blocks."""
         fitted, held = divide(self.samples)
-        feeds = list(fitted.batches(BATCH))
-        feeds_held_out = first_batches(held, _JUDGED_BATCHES)
-        evaluator = DivergenceEvaluator(model, feeds_held_out, self.runtime)
-        statistics = branch_statistics(model, blocks, feeds, self.runtime)
-        shares = self.target if self.repeated is None else None
-        target = block_target(model, facts, shares or {}, self.runtime)
-        candidates = Candidates(model, blocks, statistics, target.weights(blocks))
-        return _Work(candidates, evaluator, target, feeds)
+        feeds, held_out = list(fitted.batches(BATCH)), first_batches(held, _HELD_OUT_BATCHES)
+        evaluator = DivergenceEvaluator(candidates.model, held_out, self.context.runtime)
+        shares = self.target if self.planned is None else None
+        candidates = candidates.measured(feeds)
+        return _Search(self, candidates, evaluator, block_target(candidates, shares or {}), feeds)
 
-    def _chosen(self, work: _Work) -> _Trial | None:
-        """The better of the orders that blocks may go in; None when none may go."""
-        candidates, evaluator = work.candidates, work.evaluator
-        orders: dict[str, Iterable[ResidualBlock]] = {
-            "influence": by_influence(candidates),
-            "divergence": by_divergence(candidates, evaluator, self.progress, most=_TRIED),
+    def _check(self, original: ir.Model, result: ir.Model, candidates: BlockCandidates) -> None:
+        feeds = [candidates.facts.first.feed, candidates.facts.second.feed]
+        runtime = self.context.runtime
+        outputs = Execution(result, runtime, optimise=False).run_all(feeds)
+        check_result(original, result, feeds, outputs, runtime, tolerance_for(original))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A model without some blocks.
+
+    Attributes:
+        blocks: the removed ones.
+        model: the result.
+        divergence: of its outputs on held-out samples.
+        mean_only: the same with nothing but means in place of the branches.
+        repaired: whether layers were re-fitted.
+        remaining: of the original, by kind of the target.
+    """
+
+    blocks: tuple[ResidualBlock, ...]
+    model: ir.Model
+    divergence: float
+    mean_only: float
+    repaired: bool
+    remaining: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Looks for the blocks to remove.
+
+    Attributes:
+        options: the pass.
+        candidates: the blocks, measured.
+        evaluator: divergence from the original on held-out samples.
+        target: what blocks save.
+        feeds: batches to fit on.
+    """
+
+    options: RemoveBlocks
+    candidates: BlockCandidates
+    evaluator: DivergenceEvaluator
+    target: BlockTarget
+    feeds: Sequence[Mapping[str, NDArray[Any]]]
+
+    def best(self) -> _Trial | None:
+        """The better of the orders in which blocks may be removed; None when none may be."""
+        savings = self.target.savings()
+        orders = {
+            "influence": self.candidates.by_influence(savings),
+            "divergence": self.candidates.by_divergence(savings, self.evaluator),
         }
-        trials: list[_Trial | None] = []
+        limit, trials = self.options.max_divergence, list[_Trial]()
         for name, order in orders.items():
-            if self.rank_by in (name, "both"):
-                trials.append(self._until_met(work, order, [one for one in trials if one]))
-        return min(filter(None, trials), key=self._preference, default=None)
+            if self.options.rank_by in (name, "both"):
+                trial = (
+                    self._until_met(order, trials) if limit is None else self._within(order, limit)
+                )
+                trials += [trial] if trial is not None else []
+        return min(trials, key=self._preference, default=None)
 
-    def _repeat(self, work: _Work, names: Sequence[str]) -> _Trial | None:
+    def repeat(self, names: Sequence[str]) -> _Trial | None:
         """Remove the blocks of a plan; None when it has none.
 
         Raises:
             InputError: when the model has no such block.
         """
-        known = {one.name: one for one in work.candidates.blocks}
-        for name in names:
-            if name not in known:
-                raise InputError(f"the model has no residual block {name!r} that can be removed")
-        return self._trial(work, [known[name] for name in names]) if names else None
+        return self._trial(tuple(self.candidates.named(names).blocks)) if names else None
 
     def _preference(self, trial: _Trial) -> tuple[int, float]:
         """Smaller for better: more blocks where a limit decides, then less divergence."""
-        gone = len(trial.blocks) if self.max_divergence is not None else 0
-        return -gone, trial.divergence
+        removed = len(trial.blocks) if self.options.max_divergence is not None else 0
+        return -removed, trial.divergence
 
     def _until_met(
-        self, work: _Work, order: Iterable[ResidualBlock], known: Sequence[_Trial]
-    ) -> _Trial | None:
-        """Remove blocks until what was asked for is reached; None when none may go.
+        self, order: Iterator[tuple[ResidualBlock, ...]], known: Sequence[_Trial]
+    ) -> _Trial:
+        """Remove blocks until the count or the target is reached.
 
         Args:
-            work: what there is to choose from.
-            order: which block goes when.
-            known: results that need not be made again.
+            order: sets of blocks, each one block larger.
+            known: trials that need not be made again.
+
+        Raises:
+            TargetUnreachable: when all blocks are too few.
         """
-        if self.max_divergence is not None:
-            return self._within(work, order, self.max_divergence)
-        gone: list[ResidualBlock] = []
-        left: dict[str, float] = {}
-        for block in order:
-            gone.append(block)
+        count, target = self.options.count, self.options.target or {}
+        remaining: dict[str, float] = {}
+        for removed in order:
             for trial in known:
-                if set(gone) == set(trial.blocks):
+                if set(removed) == set(trial.blocks):
                     return trial
-            if self.target is not None:
-                left = work.target.remaining(gone, work.candidates.without(gone))
-            if len(gone) == self.count or (left and work.target.is_met(left)):
-                trial = self._trial(work, gone, left)
-                if self.target is None or work.target.counts_hold(trial.model):
+            if target:
+                remaining = self.target.remaining(removed)
+            if len(removed) == count or (remaining and self.target.is_met(remaining)):
+                trial = self._trial(removed, remaining)
+                if not target or self.target.counts_hold(trial.model):
                     return trial
+        asked = ", ".join(f"{kind}={share}" for kind, share in target.items())
+        left = ", ".join(f"{share:.4f} of the {kind}" for kind, share in remaining.items())
         raise TargetUnreachable(
-            f"without all {len(gone)} residual blocks the model still misses "
-            f"{', '.join(f'{kind}={share}' for kind, share in (self.target or {}).items())}: "
-            f"{', '.join(f'{share:.4f} of the {kind}' for kind, share in left.items())} remain",
-            left,
+            f"without all {len(self.candidates.blocks)} residual blocks the model still misses "
+            f"{asked}: {left} remain",
+            remaining,
         )
 
-    def _within(self, work: _Work, order: Iterable[ResidualBlock], limit: float) -> _Trial | None:
-        """Remove blocks as long as the outputs stay close enough."""
+    def _within(self, order: Iterator[tuple[ResidualBlock, ...]], limit: float) -> _Trial | None:
+        """Remove blocks as long as the outputs stay close enough; None when none may go."""
         best: _Trial | None = None
-        gone: list[ResidualBlock] = []
-        for block in order:
-            gone.append(block)
-            trial = self._trial(work, gone)
+        for removed in order:
+            trial = self._trial(removed)
             if trial.divergence > limit:
                 break
             best = trial
         return best
 
     def _trial(
-        self, work: _Work, gone: Sequence[ResidualBlock], left: Mapping[str, float] | None = None
+        self, removed: tuple[ResidualBlock, ...], remaining: Mapping[str, float] | None = None
     ) -> _Trial:
         """Remove blocks, and repair where that helps."""
-        original = work.candidates.model
-        smaller = work.candidates.folded(
-            gone, RunContext(self.samples, None, self.runtime, self.seed)
-        )
-        mean_only = work.evaluator.divergence(smaller)
-        plain = _Trial(tuple(gone), smaller, mean_only, mean_only, False, left or {})
-        if self.repair == "mean":
+        context = self.candidates.context
+        smaller = self.candidates.folded(removed)
+        mean_only = self.evaluator.divergence(smaller)
+        plain = _Trial(removed, smaller, mean_only, mean_only, False, remaining or {})
+        if self.options.repair == "mean":
             return plain
-        facts = observe_model(smaller, RunContext(self.samples, None, self.runtime, self.seed))
-        target = EditableModel(smaller.clone(), trace(smaller, facts))
+        target = EditableModel(smaller.clone(), trace(smaller, observe_model(smaller, context)))
         LeastSquares(
             target,
-            original,
+            self.candidates.model,
             [],
-            work.feeds,
-            self.runtime,
-            seed=self.seed,
-            progress=self.progress,
-            altered=[one.name for one in gone],
+            self.feeds,
+            context.runtime,
+            seed=context.seed,
+            progress=context.progress,
+            altered=[block.name for block in removed],
         )(target.model)
-        repaired = work.evaluator.divergence(target.model)
+        repaired = self.evaluator.divergence(target.model)
         if repaired >= mean_only:
             return plain
         return replace(plain, model=target.model, divergence=repaired, repaired=True)
-
-    def _check(self, original: ir.Model, result: ir.Model, facts: Facts) -> None:
-        feeds = [facts.first.feed, facts.second.feed]
-        outputs = Execution(result, self.runtime, optimise=False).run_all(feeds)
-        tolerance = tolerance_for(original)
-        check_result(original, result, feeds, outputs, self.runtime, tolerance)
 
 
 def _check_amount(
     count: int | None, target: Mapping[str, float] | None, max_divergence: float | None
 ) -> None:
-    """Check what says how many blocks are to go.
+    """Check what says how many blocks to remove.
 
     Raises:
-        InputError: when that is not one option, or one that cannot be.
+        InputError: for none or several of them, or a value out of range.
     """
-    given = [one for one in (count, target, max_divergence) if one is not None]
-    if len(given) != 1:
+    if sum(option is not None for option in (count, target, max_divergence)) != 1:
         raise InputError("remove-blocks takes one of count, target and max_divergence")
     if count is not None and count < 1:
-        raise InputError(f"count={count}: a number of residual blocks from 1 on is to go")
+        raise InputError(f"count={count}: expected 1 or more blocks")
     if max_divergence is not None and not 0 <= max_divergence < float("inf"):
-        raise InputError(f"max_divergence={max_divergence}: expected a number from 0 on")
+        raise InputError(f"max_divergence={max_divergence}: expected a number of at least 0")
     if target is not None and not target:
         raise InputError("remove-blocks: the target is empty; give macs, params or latency")
     for kind, share in (target or {}).items():

@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from helpers.oracle import ONE_THREAD
 from helpers.reducing import graph, weights
 
-from onnxprune.allocation.blocks import target as module
-from onnxprune.allocation.blocks.target import BlockTarget, block_target, saved_shares
+from onnxprune.allocation import blocks as module
+from onnxprune.allocation.blocks import (
+    BlockTarget,
+    block_candidates,
+    block_savings,
+    block_target,
+)
+from onnxprune.calibration.context import RunContext
 from onnxprune.model.load import load
-from onnxprune.model.observe import observe
-from onnxprune.surgery.blocks.residual import ResidualBlock, remove_block, residual_blocks
+from onnxprune.surgery.blocks.residual import ResidualBlock
 
 # 128 of 256 parameters, and of as many multiplications, are the first branch's, 32 the second's.
 BODY = """h = MatMul (x, a) f = MatMul (h, b) s = Add (x, f)
@@ -25,40 +29,38 @@ SHAPES = {"a": (8, 8), "b": (8, 8), "c": (8, 2), "d": (2, 8), "e": (8, 12)}
 
 def subject(shares: Mapping[str, float]) -> tuple[BlockTarget, list[ResidualBlock]]:
     proto = graph("(float[N, 8] x) => (float[N, 12] y)", BODY, weights(**SHAPES))
-    model = load(proto).model
-    facts = observe(model, ONE_THREAD, np.random.default_rng(0))
-    return block_target(model, facts, shares, ONE_THREAD), residual_blocks(model.graph, facts)
+    candidates = block_candidates(load(proto).model, RunContext(runtime=ONE_THREAD))
+    return block_target(candidates, shares), list(candidates.blocks)
 
 
 def test_weights_are_shares_of_what_has_to_go() -> None:
-    target, blocks = subject({"params": 0.5})
-    assert target.weights(blocks) == pytest.approx({"s": 1.0, "t": 0.25})
-    target, blocks = subject({"params": 0.5, "macs": 0.75})
-    assert target.weights(blocks) == pytest.approx({"s": 1.0 + 2.0, "t": 0.25 + 0.5})
+    target, _ = subject({"params": 0.5})
+    assert target.savings() == pytest.approx({"s": 1.0, "t": 0.25})
+    target, _ = subject({"params": 0.5, "macs": 0.75})
+    assert target.savings() == pytest.approx({"s": 1.0 + 2.0, "t": 0.25 + 0.5})
 
 
 @pytest.mark.parametrize("shares", [{}, {"macs": 1.0}])
 def test_weights_are_equal_where_nothing_has_to_go(shares: dict[str, float]) -> None:
-    target, blocks = subject(shares)
-    assert target.weights(blocks) == {"s": 1.0, "t": 1.0}
+    target, _ = subject(shares)
+    assert target.savings() == {"s": 1.0, "t": 1.0}
 
 
 def test_kinds_that_no_node_has_count_as_multiplications() -> None:
     _, blocks = subject({})
     whole = {"macs": 512.0, "params": 256.0}
-    assert saved_shares(blocks, {"memory": 0.5}, whole) == saved_shares(
+    assert block_savings(blocks, {"memory": 0.5}, whole) == block_savings(
         blocks, {"macs": 0.5}, whole
     )
-    assert saved_shares(blocks, {"size": 0.5}, whole) == saved_shares(
+    assert block_savings(blocks, {"size": 0.5}, whole) == block_savings(
         blocks, {"params": 0.5}, whole
     )
 
 
 def test_constants_that_take_the_place_of_a_branch_are_counted() -> None:
     target, blocks = subject({"params": 0.5, "macs": 0.5})
-    smaller = target.model.clone()
-    remove_block(smaller.graph, blocks[0], np.zeros(8))
-    left = target.remaining(blocks[:1], smaller)
+    smaller = target.candidates.without(blocks[:1])
+    left = target.remaining(blocks[:1])
     assert left == pytest.approx({"params": (256 - 128 + 8) / 256, "macs": 0.5})
     assert not target.is_met(left)
     assert not target.counts_hold(smaller)
@@ -82,21 +84,19 @@ def test_latency_is_measured_only_where_it_can_decide(
     counted, blocks = subject({"macs": macs})
     seconds = {"h": 1 - estimate, "u": estimate}
     target = BlockTarget(
-        counted.model,
-        counted.facts,
+        counted.candidates,
         {"macs": macs, "latency": 0.5},
-        ONE_THREAD,
         counted.parameters,
         counted.macs,
         seconds,
     )
-    left = target.remaining(blocks[:1], target.model)
+    left = target.remaining(blocks[:1])
     assert bool(calls) == measured
     assert target.is_met(left) == measured
     assert left["latency"] == pytest.approx(0.49 if measured else estimate)
 
 
 def test_seconds_of_a_latency_target_are_those_of_a_profile() -> None:
-    target, blocks = subject({"latency": 0.5})
-    assert set(target.seconds) == {node.outputs[0].name for node in target.model.graph}
-    assert all(weight > 0 for weight in target.weights(blocks).values())
+    target, _ = subject({"latency": 0.5})
+    assert set(target.seconds) == {node.outputs[0].name for node in target.candidates.model.graph}
+    assert all(weight > 0 for weight in target.savings().values())

@@ -1,1 +1,0 @@
-"""Which residual blocks to remove before widths are cut."""
