@@ -44,9 +44,7 @@ def demonstrate(model: str, data: str, options: str, **arguments: object) -> Non
     print(f"    onnxprune prune models/{source.name} out/{small.name} \\")
     print(f"        --calibration models/{calibration.name} \\")
     print(f"        {options} --threads {THREADS}\n")
-    TextReport(console).pruned(
-        f"models/{source.name} -> out/{small.name}", result.report, result.plan
-    )
+    TextReport(console).pruned(f"models/{source.name} -> out/{small.name}", result.report)
     print(
         f"\naccuracy on {len(samples['labels'])} test samples: "
         f"{accuracy(source, samples):.1%} before, {accuracy(small, samples):.1%} after\n"

@@ -27,12 +27,11 @@ if TYPE_CHECKING:
     from onnxprune.passes.pipeline.results import PipelineResult
     from onnxprune.passes.pipeline.run import apply_pipeline, run_pipeline
     from onnxprune.pruning.plan import PipelinePlan, Plan
-    from onnxprune.pruning.results import Comparison, Inspection, PruneResult
+    from onnxprune.pruning.results import Comparison, Inspection, PruneResult, Report
     from onnxprune.pruning.studies.sensitivity import sensitivity
     from onnxprune.pruning.studies.sensitivity_result import Sensitivity
     from onnxprune.pruning.studies.sweep import sweep
     from onnxprune.pruning.studies.sweep_result import Sweep
-    from onnxprune.report.records import Report
 
 __all__ = [
     "CalibrationError",
@@ -71,7 +70,7 @@ _LAZY = {
     "PipelinePlan": "onnxprune.pruning.plan",
     "PipelineResult": "onnxprune.passes.pipeline.results",
     "Plan": "onnxprune.pruning.plan",
-    "Report": "onnxprune.report.records",
+    "Report": "onnxprune.pruning.results",
     "Sensitivity": "onnxprune.pruning.studies.sensitivity_result",
     "Sweep": "onnxprune.pruning.studies.sweep_result",
     "apply_pipeline": "onnxprune.passes.pipeline.run",

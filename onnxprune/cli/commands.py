@@ -114,5 +114,5 @@ def _finish(arguments: Namespace, result: PruneResult, plan: str | None) -> Text
     write_result(arguments, result, figures | result.report.to_dict(), texts)
     text = text_report(arguments)
     if text is not None:
-        text.pruned(f"{arguments.model} -> {arguments.out}", result.report, result.plan)
+        text.pruned(f"{arguments.model} -> {arguments.out}", result.report)
     return text

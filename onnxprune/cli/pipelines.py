@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from argparse import Namespace
 from collections.abc import Mapping
+from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.cli.shared import (
@@ -20,12 +22,17 @@ from onnxprune.cli.shared import (
 from onnxprune.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from onnxprune.passes.pipeline.options import PassOption
+    from onnxprune.passes.pipeline.registry import InstalledPass
     from onnxprune.passes.pipeline.results import PipelineResult
     from onnxprune.pruning.plan import Plan
     from onnxprune.report.pipeline_text import PipelineText
 
 _OF_PRUNE = ("target", "max_drop", "labels", "metric")
 _OF_THE_RUN = ("seed", "providers", "threads")
+_NAME = 30
+_WIDTH = 98
+_INDENTED: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "        "}
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +126,37 @@ def passes(arguments: Namespace) -> None:
         return
     write_json(arguments, {"passes": [one.to_dict() for one in found]})
     if text := _text(arguments):
-        text.listed(found, in_full=bool(arguments.name or arguments.verbose))
+        for one in found:
+            text.note(_pass_text(one, in_full=bool(arguments.name or arguments.verbose)))
+
+
+def _pass_text(one: InstalledPass, *, in_full: bool) -> str:
+    """A pass and its options, at most 98 columns wide."""
+    from onnxprune.report.figures import printable
+
+    lines = [f"{printable(one.name, _NAME)}: {printable(one.summary)}"]
+    if in_full:
+        lines += [line for option in one.options for line in _option(option)]
+    else:
+        names = ", ".join(option.name for option in one.options) or "none"
+        lines += textwrap.wrap(f"options: {names}", _WIDTH, **_INDENTED)
+    return "\n".join(lines)
+
+
+def _option(option: PassOption) -> list[str]:
+    default = "required" if option.required else f"default {_value(option.default)}"
+    from onnxprune.report.figures import printable
+
+    text = f"{option.name} ({option.expects}; {default}): {printable(option.help)}"
+    return textwrap.wrap(text, _WIDTH, **_INDENTED)
+
+
+def _value(default: Any) -> str:
+    if default is Parameter.empty or default is None:
+        return "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(default) if default != () else "none"
 
 
 def _finish(arguments: Namespace, result: PipelineResult, texts: Mapping[str, str]) -> None:

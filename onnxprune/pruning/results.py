@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,9 @@ from onnxprune.calibration.streams import Samples
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.extents import dynamic_extents
 from onnxprune.cost.latency.measure import measure_pair
-from onnxprune.cost.nodes import NodeCost
 from onnxprune.cost.padding import BLOCKS, padded_macs
 from onnxprune.cost.size import all_constants, stored_parameters, tensor_bytes
 from onnxprune.coupling.analysis import Analysis
-from onnxprune.coupling.groups import Group, Refused
 from onnxprune.model.execution import is_heavy
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, convert, loaded_bytes
@@ -30,13 +28,67 @@ from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, during
 from onnxprune.pruning.build import CutModel
 from onnxprune.pruning.plan import Plan, plan_of
-from onnxprune.report.network.network import Network, find_network
-from onnxprune.report.records import Report, Sizes, accounts_of, provenance_of
+from onnxprune.report.accounts import accounts_of, provenance_of
+from onnxprune.report.network.network import find_network
+from onnxprune.report.network.picture import network_svg
+from onnxprune.report.records import ComparisonRecord, InspectionRecord, PruneRecord, Sizes
+from onnxprune.report.run_page import run_page
 from onnxprune.verification.comparison import OutputComparison, compare_outputs
 from onnxprune.verification.quality import Quality
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+
+
+@dataclass(frozen=True)
+class Report(PruneRecord):
+    """What a run did.
+
+    Attributes:
+        original: costs before.
+        result: costs after.
+        batch: rows of the feed that `macs` and `latency` refer to.
+        certificate: the proof of the surgery.
+        outputs: outputs of result and original compared on the calibration samples; empty without.
+        latency: measured in alternation; None when it was not.
+        padding: channels that a kernel computes together -> MACs of the cut convolutions with
+            widths rounded up to whole blocks over those without; empty where none was cut.
+        widths: per group name its size before and after.
+        groups: every group of the model with its error curve, those left whole too.
+        inexact: names of cut groups whose normalisation statistics run over fewer entries now.
+        refused: axes that cannot be cut.
+        dropped: groups left whole because the graph could not follow, with the reason.
+        repairs: what became of the layers that were to be solved anew.
+        allocation: name of the way the removal was spread over the groups.
+        trials: divergence of the outputs for each way that was tried.
+        blocks: sums that lost their residual branch.
+        depths: number of blocks gone -> divergence of the outputs, for each number that was tried.
+        quality: of original and result on samples, when labels, a metric or a limit were given.
+        note: what was done differently from what was asked, empty for nothing.
+        seconds: duration of the run.
+        provenance: versions, machine, options and the original's digest.
+        network: the layers and their widths, for the picture; not part of the JSON.
+    """
+
+    def to_html(self, *, command: Sequence[str] = (), model_file: str | Path | None = None) -> str:
+        """Return one self-contained HTML page.
+
+        Args:
+            command: the words of the command line that made it; empty for none.
+            model_file: where the result was saved; its digest is shown then.
+
+        Raises:
+            OSError: when that file cannot be read.
+        """
+        return run_page(self, command=command, model_file=model_file)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        data = asdict(replace(self, network=None))
+        del data["network"]
+        data["certificate"]["holds"] = self.certificate.holds
+        data["quality"] = None if self.quality is None else self.quality.to_dict()
+        return data
 
 
 @dataclass(frozen=True)
@@ -86,7 +138,7 @@ class PruneResult:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(InspectionRecord):
     """What `inspect` returns.
 
     Attributes:
@@ -98,13 +150,6 @@ class Inspection:
         network: the layers and how they are connected.
     """
 
-    sizes: Sizes
-    batch: int
-    nodes: tuple[NodeCost, ...]
-    groups: tuple[Group, ...]
-    refused: tuple[Refused, ...]
-    network: Network
-
     def save_svg(self, path: str | Path, title: str = "") -> None:
         """Draw the network as an SVG file, written atomically.
 
@@ -115,8 +160,6 @@ class Inspection:
         Raises:
             InputError: when the path cannot be written, or pygraphviz is not installed.
         """
-        from onnxprune.report.network.picture import network_svg
-
         write_text_atomic(path, network_svg(self.network, title=title))
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,7 +183,7 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(ComparisonRecord):
     """What `verify` returns.
 
     Attributes:
@@ -148,10 +191,6 @@ class Comparison:
         original: costs of the first model.
         pruned: costs of the second.
     """
-
-    outputs: tuple[OutputComparison, ...]
-    original: Sizes
-    pruned: Sizes
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -6,15 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 from xml.sax.saxutils import escape
 
 from onnxprune.options import target_text
 from onnxprune.report.figures import KIND_NAMES, percent, printable
-from onnxprune.report.records import GroupAccount, SweepPoint
-
-if TYPE_CHECKING:
-    from onnxprune.pruning.studies.sweep_result import Sweep
+from onnxprune.report.records import GroupAccount, SweepPointRecord, SweepRecord
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 34, 46
 _LEGEND = 22
@@ -296,10 +293,10 @@ _COSTS = ("macs", "latency", "size", "params")
 _WIDTHS_SHOWN = 8
 _NAME = 30
 
-Measure: TypeAlias = "Callable[[SweepPoint], float | None]"
+Measure: TypeAlias = "Callable[[SweepPointRecord], float | None]"
 
 
-def tradeoff_chart(sweep: Sweep) -> str:
+def tradeoff_chart(sweep: SweepRecord) -> str:
     """Return an SVG document: divergence, same answers and latency over cost.
 
     The cost is that of the targets, MACs where they are of several kinds.
@@ -312,7 +309,7 @@ def tradeoff_chart(sweep: Sweep) -> str:
     return draw(panels, "Trade-off between cost and quality, by onnxprune sweep")
 
 
-def tradeoff_panels(sweep: Sweep, *, diverging: bool) -> list[Panel]:
+def tradeoff_panels(sweep: SweepRecord, *, diverging: bool) -> list[Panel]:
     """Quality over MACs, latency, size and parameters.
 
     Args:
@@ -323,7 +320,7 @@ def tradeoff_panels(sweep: Sweep, *, diverging: bool) -> list[Panel]:
     return [one for kind in _COSTS if not (one := panel(sweep, kind)).empty]
 
 
-def answer_measures(sweep: Sweep) -> dict[str, Measure]:
+def answer_measures(sweep: SweepRecord) -> dict[str, Measure]:
     """By name, the quality where it was measured, and how alike answers are.
 
     That is how often the answer is the same, or the cosine for outputs that give none.
@@ -340,13 +337,13 @@ def answer_measures(sweep: Sweep) -> dict[str, Measure]:
     return found
 
 
-def _divergence_panel(sweep: Sweep, kind: str) -> Panel:
+def _divergence_panel(sweep: SweepRecord, kind: str) -> Panel:
     lines = _lines(sweep, kind, _divergence)
     title = f"Divergence of the outputs by {KIND_NAMES.get(kind, kind)}"
     return Panel(title, _axis(kind), lines, _part, _short, True)
 
 
-def _answer_panel(sweep: Sweep, kind: str) -> Panel:
+def _answer_panel(sweep: SweepRecord, kind: str) -> Panel:
     name, answers = next(iter(answer_measures(sweep).items()))
     title = f"{name} by {KIND_NAMES.get(kind, kind)}"
     return Panel(title, _axis(kind), _lines(sweep, kind, answers), _part, _part)
@@ -356,7 +353,7 @@ def _axis(kind: str) -> str:
     return f"{KIND_NAMES.get(kind, kind)} that {'remains' if kind == 'latency' else 'remain'}"
 
 
-def _lines(sweep: Sweep, kind: str, value: Measure) -> tuple[Line, ...]:
+def _lines(sweep: SweepRecord, kind: str, value: Measure) -> tuple[Line, ...]:
     """One line for each kind of target; points that are beaten stand beside it."""
     best = sweep.pareto()
     lines: dict[str, list[Dot]] = {}
@@ -372,13 +369,13 @@ def _lines(sweep: Sweep, kind: str, value: Measure) -> tuple[Line, ...]:
     return tuple(Line(name, tuple(dots), muted=name in simple) for name, dots in lines.items())
 
 
-def _targets_name(sweep: Sweep, point: SweepPoint) -> str:
+def _targets_name(sweep: SweepRecord, point: SweepPointRecord) -> str:
     if len({tuple(one.target) for one in sweep.points}) == 1 and sweep.baselines:
         return "onnxprune"
     return " + ".join(KIND_NAMES.get(kind, kind) for kind in point.target)
 
 
-def _told(point: SweepPoint) -> str:
+def _told(point: SweepPointRecord) -> str:
     """What a dot says: the target, what remains, and the widths."""
     asked = target_text(point.target)
     figures = [f"{KIND_NAMES[kind]} {percent(point.remains(kind))}" for kind in ("macs", "params")]
@@ -395,20 +392,20 @@ def _told(point: SweepPoint) -> str:
     return "\n".join([*lines, *([f"and {more} more groups"] if more else [])])
 
 
-def _lowest(point: SweepPoint, figure: str) -> float | None:
+def _lowest(point: SweepPointRecord, figure: str) -> float | None:
     values = [one[figure] for one in point.outputs if one.get(figure) is not None]
     return min(values, default=None)
 
 
-def _quality(point: SweepPoint) -> float | None:
+def _quality(point: SweepPointRecord) -> float | None:
     return point.quality["result"] / 100 if point.quality is not None else None
 
 
-def _divergence(point: SweepPoint) -> float | None:
+def _divergence(point: SweepPointRecord) -> float | None:
     return None if point.divergence is None else max(point.divergence, _LEAST)
 
 
-def _latency(point: SweepPoint) -> float | None:
+def _latency(point: SweepPointRecord) -> float | None:
     return point.latency["ratio"] if point.latency is not None else None
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import shlex
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
 from onnxprune.cost.latency.measure import Latency
-from onnxprune.errors import InputError
 from onnxprune.report.charts import Dot, Line, Panel, inline
 from onnxprune.report.details import detail_facts, detail_tables
 from onnxprune.report.figures import durations, milliseconds, percent, share
 from onnxprune.report.pages import render, significant
-from onnxprune.report.records import Sizes, StepReport
+from onnxprune.report.records import PipelineRecord, Sizes, StepReport
 from onnxprune.report.sections import (
     COSTS,
     GATES,
@@ -27,9 +26,6 @@ from onnxprune.report.sections import (
     traced_size,
 )
 
-if TYPE_CHECKING:
-    from onnxprune.passes.pipeline.results import PipelineResult
-
 _SHOWN = ("MACs", "parameters", "file size", "memory")
 _CHARTED = ("MACs", "parameters", "file size")
 _LONGEST = 6000
@@ -37,23 +33,29 @@ _LONGEST_LINE = 300
 
 
 def pipeline_page(
-    result: PipelineResult,
+    result: PipelineRecord,
+    passes: Sequence[Mapping[str, Any]],
+    no_passes: str = "",
     *,
     command: Sequence[str] = (),
     model_file: str | Path | None = None,
+    beside: Sequence[str] = (),
 ) -> str:
     """Return the page of a pipeline.
 
     Args:
         result: the account.
+        passes: each with its options, as a plan holds them.
+        no_passes: why they cannot be written down; empty where they can.
         command: the words of the command line; empty for none.
         model_file: where the result was saved.
+        beside: files that were written beside it.
 
     Raises:
         OSError: when the file of the result cannot be read.
     """
     charts = [_cost_chart(result), _quality_chart(result.steps)]
-    pipeline, no_pipeline = _pipeline(result)
+    pipeline, no_pipeline = _pipeline(passes, no_passes)
     return render(
         "pipeline.html",
         {
@@ -72,22 +74,22 @@ def pipeline_page(
             "no_pipeline": no_pipeline,
             "command": shlex.join(command),
             "origin": origin_facts(result.provenance, model_file),
-            "beside": [] if model_file is None else list(map(str, result.files_beside(model_file))),
+            "beside": beside,
         },
     )
 
 
-def _title(result: PipelineResult, model_file: str | Path | None) -> str:
+def _title(result: PipelineRecord, model_file: str | Path | None) -> str:
     names = [result.provenance.model, model_file or ""]
     return " \u2192 ".join(Path(one).name for one in names if one) or "A model in memory"
 
 
-def _summary(result: PipelineResult) -> str:
+def _summary(result: PipelineRecord) -> str:
     names = ", ".join(one.name for one in result.steps)
     return f"{names}; {durations(sum(one.seconds for one in result.steps))} in the passes"
 
 
-def _cost_tiles(result: PipelineResult) -> list[dict[str, str]]:
+def _cost_tiles(result: PipelineRecord) -> list[dict[str, str]]:
     rows = cost_rows(result.original, result.steps[-1].sizes)
     return [
         {
@@ -100,7 +102,7 @@ def _cost_tiles(result: PipelineResult) -> list[dict[str, str]]:
     ]
 
 
-def _latency_tile(result: PipelineResult) -> list[dict[str, str]]:
+def _latency_tile(result: PipelineRecord) -> list[dict[str, str]]:
     one = result.steps[-1].latency
     if one is None:
         return []
@@ -178,14 +180,12 @@ def _step(number: int, step: StepReport) -> dict[str, Any]:
     }
 
 
-def _pipeline(result: PipelineResult) -> tuple[list[str], str]:
+def _pipeline(steps: Sequence[Mapping[str, Any]], reason: str) -> tuple[list[str], str]:
     """The lines of the pipeline as a file for --config, or why there is none."""
     import yaml
 
-    try:
-        steps = result.plan.to_dict()["steps"]
-    except InputError as error:
-        return [], str(error)
+    if reason:
+        return [], reason
     passes = [{one["pass"]: one["options"]} if one["options"] else one["pass"] for one in steps]
     # what a pass is given on a line of its own, lists and mappings within in short form
     text: str = yaml.safe_dump(
@@ -196,7 +196,7 @@ def _pipeline(result: PipelineResult) -> tuple[list[str], str]:
     return text.splitlines(), ""
 
 
-def _cost_chart(result: PipelineResult) -> Panel:
+def _cost_chart(result: PipelineRecord) -> Panel:
     """What remains after each pass; a line for each kind of cost."""
     lines = [
         Line(

@@ -1,33 +1,23 @@
-"""Pipelines and passes as plain tables, at most 100 columns wide."""
+"""Pipelines as plain tables, at most 100 columns wide."""
 
 from __future__ import annotations
 
-import inspect
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.report.figures import durations, percent, printable, share, size
-from onnxprune.report.records import Sizes, StepReport
+from onnxprune.report.records import PipelineRecord, Sizes, StepReport
 from onnxprune.report.text import TextReport, make_table
-
-if TYPE_CHECKING:
-    from onnxprune.passes.pipeline.options import PassOption
-    from onnxprune.passes.pipeline.registry import InstalledPass
-    from onnxprune.passes.pipeline.results import PipelineResult
 
 _NAME = 30
 _DOUBTFUL = 0.2
-_WIDTH = 98
-_INDENTED: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "        "}
 
 
 class PipelineText(TextReport):
     """Prints pipelines."""
 
-    def ran(self, title: str, result: PipelineResult) -> None:
+    def ran(self, title: str, result: PipelineRecord) -> None:
         """Print what the model cost after each pass, and how far its outputs had moved."""
         self._title(title)
         headings = ("MACs", "params", "file size", "latency", "same answer", "cosine", "time")
@@ -45,23 +35,6 @@ class PipelineText(TextReport):
         """Print which files were written beside the model."""
         for file in files:
             self._print(f"beside it: {printable(str(file))}")
-
-    def listed(self, passes: Sequence[InstalledPass], *, in_full: bool) -> None:
-        """Print passes and their options."""
-        for one in passes:
-            lines = [f"{printable(one.name, _NAME)}: {printable(one.summary)}"]
-            if in_full:
-                lines += [line for option in one.options for line in _option(option)]
-            else:
-                names = ", ".join(option.name for option in one.options) or "none"
-                lines += textwrap.wrap(f"options: {names}", _WIDTH, **_INDENTED)
-            self._print("\n".join(lines))
-
-
-def _option(option: PassOption) -> list[str]:
-    default = "required" if option.required else f"default {_value(option.default)}"
-    text = f"{option.name} ({option.expects}; {default}): {printable(option.help)}"
-    return textwrap.wrap(text, _WIDTH, **_INDENTED)
 
 
 def _step_row(step: StepReport, original: Sizes) -> tuple[str, ...]:
@@ -100,11 +73,3 @@ def _remarks(step: StepReport) -> Iterator[str]:
     yield from step.notes
     if step.remark:
         yield step.remark
-
-
-def _value(default: Any) -> str:
-    if default is inspect.Parameter.empty or default is None:
-        return "none"
-    if isinstance(default, bool):
-        return str(default).lower()
-    return str(default) if default != () else "none"

@@ -1,29 +1,29 @@
-"""The account of a run: numbers before and after, certificate, refusals."""
+"""Plain data of everything that pages and tables show.
+
+The public classes with methods (`Report`, `PruneResult`, `Sweep`, ...) extend these records where
+they are made: in `pruning/` and `passes/pipeline/`.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import math
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from onnxprune.compensation.least_squares import LayerFit
-from onnxprune.cost.latency.cache import machine
 from onnxprune.cost.latency.measure import Latency
+from onnxprune.cost.nodes import NodeCost
 from onnxprune.coupling.groups import Group, Refused
-from onnxprune.importance.ranked import RankedGroup
-from onnxprune.model.runtime import Runtime
 from onnxprune.report.figures import share
 from onnxprune.report.network.network import Network
 from onnxprune.verification.certificate import Certificate
 from onnxprune.verification.comparison import OutputComparison
 from onnxprune.verification.quality import Quality
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -51,34 +51,8 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a run did.
-
-    Attributes:
-        original: costs before.
-        result: costs after.
-        batch: rows of the feed that `macs` and `latency` refer to.
-        certificate: the proof of the surgery.
-        outputs: outputs of result and original compared on the calibration samples; empty without.
-        latency: measured in alternation; None when it was not.
-        padding: channels that a kernel computes together -> MACs of the cut convolutions with
-            widths rounded up to whole blocks over those without; empty where none was cut.
-        widths: per group name its size before and after.
-        groups: every group of the model with its error curve, those left whole too.
-        inexact: names of cut groups whose normalisation statistics run over fewer entries now.
-        refused: axes that cannot be cut.
-        dropped: groups left whole because the graph could not follow, with the reason.
-        repairs: what became of the layers that were to be solved anew.
-        allocation: name of the way the removal was spread over the groups.
-        trials: divergence of the outputs for each way that was tried.
-        blocks: sums that lost their residual branch.
-        depths: number of blocks gone -> divergence of the outputs, for each number that was tried.
-        quality: of original and result on samples, when labels, a metric or a limit were given.
-        note: what was done differently from what was asked, empty for nothing.
-        seconds: duration of the run.
-        provenance: versions, machine, options and the original's digest.
-        network: the layers and their widths, for the picture; not part of the JSON.
-    """
+class PruneRecord:
+    """Data of `onnxprune.Report`, where the fields are described."""
 
     original: Sizes
     result: Sizes
@@ -102,31 +76,6 @@ class Report:
     network: Network | None = None
     blocks: tuple[str, ...] = ()
     depths: dict[int, float] = field(default_factory=dict)
-
-    def to_html(self, *, command: Sequence[str] = (), model_file: str | Path | None = None) -> str:
-        """Return one self-contained HTML page.
-
-        Args:
-            command: the words of the command line that made it; empty for none.
-            model_file: where the result was saved; its digest is shown then.
-
-        Raises:
-            OSError: when that file cannot be read.
-        """
-        from onnxprune.report.run_page import run_page
-
-        return run_page(self, command=command, model_file=model_file)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        data = asdict(replace(self, network=None))
-        del data["network"]
-        data["certificate"]["holds"] = self.certificate.holds
-        data["quality"] = None if self.quality is None else self.quality.to_dict()
-        return data
-
-
-_POINTS = 48
 
 
 @dataclass(frozen=True)
@@ -169,53 +118,6 @@ class GroupAccount:
     curve: ErrorCurve | None = None
 
 
-def accounts_of(
-    groups: Sequence[Group], removed: Mapping[str, int], ranked: Sequence[RankedGroup]
-) -> tuple[GroupAccount, ...]:
-    """Account for every group of a model.
-
-    Args:
-        groups: all of them.
-        removed: units that went, by name of the group.
-        ranked: groups with their removal orders; those that were not ranked are missing.
-    """
-    orders = {one.group.name: one for one in ranked}
-    found = []
-    for number, group in enumerate(groups):
-        kept = group.size - removed.get(group.name, 0)
-        order = orders.get(group.name)
-        curve = None if order is None else _curve(order, kept)
-        readers = dict.fromkeys(reading.consumer.node for reading in group.readings)
-        found.append(
-            GroupAccount(number, group.name, group.kind, group.size, kept, tuple(readers), curve)
-        )
-    return tuple(found)
-
-
-def _curve(order: RankedGroup, kept: int) -> ErrorCurve | None:
-    """Summed scores along a removal order."""
-    if not order.steps:
-        return None
-    group = order.group
-    units = set(group.units.tolist())
-    gone = np.cumsum([sum(one in units for one in step.units) for step in order.steps])
-    widths = np.concatenate([[group.size], group.size - gone])
-    errors = np.concatenate([[0.0], np.cumsum([step.score for step in order.steps])])
-    # widths fall, and numpy interpolates over what rises
-    chosen = float(np.interp(kept, widths[::-1], errors[::-1]))
-    shown = min(_POINTS, len(widths))
-    places = np.unique(np.linspace(0, len(widths) - 1, shown).round().astype(int))
-    return ErrorCurve(
-        tuple(int(one) for one in widths[places]),
-        tuple(float(one) for one in errors[places]),
-        chosen,
-    )
-
-
-_LIBRARIES = ("onnxprune", "onnxruntime", "onnx", "onnx-ir", "numpy")
-_CHUNK = 1 << 20
-
-
 @dataclass(frozen=True)
 class Provenance:
     """What a run depends on.
@@ -233,64 +135,6 @@ class Provenance:
     options: Mapping[str, Any]
     versions: Mapping[str, str]
     machine: Mapping[str, str]
-
-
-def provenance_of(
-    path: Path | None, sha256: str, options: Mapping[str, Any], runtime: Runtime
-) -> Provenance:
-    """Describe a run on this machine.
-
-    Args:
-        path: of the original; None for a model in memory.
-        sha256: digest of the original.
-        options: how it was pruned.
-        runtime: how models were run.
-    """
-    versions = {name: _version(name) for name in _LIBRARIES}
-    versions |= {"Python": platform.python_version(), "system": platform.platform(terse=True)}
-    known = machine(runtime)
-    return Provenance(
-        model=str(path) if path is not None else "",
-        sha256=sha256,
-        options=dict(options),
-        versions=versions,
-        machine={
-            "processor": _processor_name(),
-            "cores": known["cores"],
-            "providers": known["providers"],
-            "threads": known["threads"] if known["threads"] != "0" else "chosen by onnxruntime",
-        },
-    )
-
-
-def file_digest(path: str | Path) -> str:
-    """Return the sha256 of a file, in hexadecimal.
-
-    Raises:
-        OSError: when it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _processor_name() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
@@ -329,8 +173,8 @@ _COUNTED = {"params": "params", "macs": "macs", "size": "bytes", "memory": "memo
 
 
 @dataclass(frozen=True)
-class SweepPoint:
-    """One budget.
+class SweepPointRecord:
+    """One budget of a sweep.
 
     Attributes:
         target: kind -> fraction of the original that was to remain.
@@ -351,7 +195,6 @@ class SweepPoint:
         file: name of its model in the folder of the sweep; None when it was not saved.
         widths: by group the units before and after, of the groups that lose any.
         baseline: criterion of a baseline; empty for the sweep's own points.
-        run: the result itself, while it is in memory.
     """
 
     target: Mapping[str, float]
@@ -368,7 +211,6 @@ class SweepPoint:
     file: str | None = None
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     baseline: str = ""
-    run: Any = None
 
     @property
     def done(self) -> bool:
@@ -394,7 +236,7 @@ class SweepPoint:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        data = {name: value for name, value in vars(self).items() if name != "run"}
+        data = {one.name: getattr(self, one.name) for one in fields(SweepPointRecord)}
         return data | {
             "target": dict(self.target),
             "outputs": [dict(one) for one in self.outputs],
@@ -402,7 +244,7 @@ class SweepPoint:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SweepPoint:
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_dict` gave, from JSON."""
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         widths = {name: (int(a), int(b)) for name, (a, b) in data.get("widths", {}).items()}
@@ -411,6 +253,41 @@ class SweepPoint:
         # JSON has no infinity
         lost = point.done and point.divergence is None
         return replace(point, divergence=math.inf) if lost else point
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """Data of `onnxprune.Sweep`, where the fields are described."""
+
+    study: Study
+    points: tuple[SweepPointRecord, ...] = ()
+    baselines: tuple[SweepPointRecord, ...] = ()
+    source: Path | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of cost that the targets are about."""
+        return tuple(dict.fromkeys(kind for one in self.points for kind in one.target))
+
+    def pareto(self) -> tuple[SweepPointRecord, ...]:
+        """Points that no other beats: none diverges less at the same costs or fewer."""
+        done = [one for one in self.points if one.done]
+        keys = [(_divergence(one), *(one.remains(kind) for kind in self.kinds)) for one in done]
+        return tuple(
+            point
+            for point, key in zip(done, keys, strict=True)
+            if not any(_beats(other, key) for other in keys)
+        )
+
+
+def _divergence(point: SweepPointRecord) -> float:
+    return math.inf if point.divergence is None else point.divergence
+
+
+def _beats(one: Iterable[float], other: Iterable[float]) -> bool:
+    """Whether one is nowhere worse, and somewhere better."""
+    pairs = list(zip(one, other, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
 @dataclass(frozen=True)
@@ -456,6 +333,26 @@ class GroupSensitivity:
         """Largest divergence of the cuts that were measured, 0 where none was."""
         measured = [one.divergence for one in self.cuts if one.divergence is not None]
         return max(measured, default=0.0)
+
+
+@dataclass(frozen=True)
+class SensitivityRecord:
+    """Data of `onnxprune.Sensitivity`, where the fields are described."""
+
+    study: Study
+    costs: Mapping[str, int]
+    groups: tuple[str, ...]
+    rows: tuple[GroupSensitivity, ...] = ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of groups that have no row yet."""
+        measured = {one.group for one in self.rows}
+        return tuple(name for name in self.groups if name not in measured)
+
+    def ranked(self) -> tuple[GroupSensitivity, ...]:
+        """Rows by their worst divergence, the most sensitive group first."""
+        return tuple(sorted(self.rows, key=lambda one: -one.worst))
 
 
 @dataclass(frozen=True)
@@ -512,3 +409,39 @@ class StepReport:
             "notes": list(self.notes),
             "details": dict(self.details),
         }
+
+
+@dataclass(frozen=True)
+class PipelineRecord:
+    """What a pipeline did.
+
+    Attributes:
+        original: what the model cost at first.
+        steps: one report for each pass.
+        provenance: versions, machine, seed and the original's digest.
+    """
+
+    original: Sizes
+    steps: tuple[StepReport, ...]
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class InspectionRecord:
+    """Data of `onnxprune.Inspection`, where the fields are described."""
+
+    sizes: Sizes
+    batch: int
+    nodes: tuple[NodeCost, ...]
+    groups: tuple[Group, ...]
+    refused: tuple[Refused, ...]
+    network: Network
+
+
+@dataclass(frozen=True)
+class ComparisonRecord:
+    """Data of `onnxprune.Comparison`, where the fields are described."""
+
+    outputs: tuple[OutputComparison, ...]
+    original: Sizes
+    pruned: Sizes

@@ -16,7 +16,7 @@ from onnxprune.report.charts import curve_panels, sparkline
 from onnxprune.report.figures import KIND_NAMES, durations, milliseconds, percent, printable, share
 from onnxprune.report.network.picture import network_svg
 from onnxprune.report.pages import render, significant
-from onnxprune.report.records import GroupAccount, Report
+from onnxprune.report.records import GroupAccount, PruneRecord
 from onnxprune.report.sections import (
     GATES,
     CostRow,
@@ -36,7 +36,7 @@ _ENTRIES = 6
 
 
 def run_page(
-    report: Report,
+    report: PruneRecord,
     *,
     command: Sequence[str] = (),
     model_file: str | Path | None = None,
@@ -93,7 +93,7 @@ def run_page(
     )
 
 
-def _picture(report: Report) -> tuple[str, str]:
+def _picture(report: PruneRecord) -> tuple[str, str]:
     """The network as an SVG element, or why there is none."""
     if report.network is None:
         return "", ""
@@ -103,12 +103,12 @@ def _picture(report: Report) -> tuple[str, str]:
         return "", str(error)
 
 
-def _title(report: Report, model_file: str | Path | None) -> str:
+def _title(report: PruneRecord, model_file: str | Path | None) -> str:
     names = [report.provenance.model if report.provenance is not None else "", model_file or ""]
     return " \u2192 ".join(Path(one).name for one in names if one) or "A model in memory"
 
 
-def _summary(report: Report) -> str:
+def _summary(report: PruneRecord) -> str:
     options = report.provenance.options if report.provenance is not None else {}
     target = options.get("target", {})
     asked = ", ".join(
@@ -123,7 +123,7 @@ def _summary(report: Report) -> str:
     return "; ".join(filter(None, parts))
 
 
-def _quality_tiles(report: Report) -> list[dict[str, str]]:
+def _quality_tiles(report: PruneRecord) -> list[dict[str, str]]:
     """Measured quality, else what the outputs say on the samples."""
     one = report.quality
     if one is not None:
@@ -151,14 +151,14 @@ def _arrow(one: CostRow) -> str:
     return f"{one.before} \u2192 {one.after}"
 
 
-def _latency_tile(report: Report) -> list[dict[str, str]]:
+def _latency_tile(report: PruneRecord) -> list[dict[str, str]]:
     return [
         {"name": "latency", "figure": percent(row["ratio"]), "detail": row["note"]}
         for row in _latency_row(report)
     ]
 
 
-def _latency_row(report: Report) -> list[dict[str, Any]]:
+def _latency_row(report: PruneRecord) -> list[dict[str, Any]]:
     one = report.latency
     if one is None:
         return []
@@ -174,7 +174,7 @@ def _latency_row(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _cost_table(report: Report, costs: Sequence[CostRow]) -> list[dict[str, Any]]:
+def _cost_table(report: PruneRecord, costs: Sequence[CostRow]) -> list[dict[str, Any]]:
     where = traced_size(report.original)
     return [
         {
@@ -207,7 +207,7 @@ def _group(one: GroupAccount) -> dict[str, Any]:
     }
 
 
-def _curves_note(report: Report, shown: int) -> str:
+def _curves_note(report: PruneRecord, shown: int) -> str:
     what = "Scores of the units that are gone, by the criterion, added up"
     if _has_errors(report):
         what = (
@@ -219,7 +219,7 @@ def _curves_note(report: Report, shown: int) -> str:
     return f"{what}.{which if shown < many else ''}"
 
 
-def _has_errors(report: Report) -> bool:
+def _has_errors(report: PruneRecord) -> bool:
     """Whether curves are errors; else they are scores of the criterion."""
     options = report.provenance.options if report.provenance is not None else {}
     return options.get("criterion") == "reconstruction"
@@ -250,7 +250,7 @@ def _part(error: float | None) -> str:
     return "-" if error is None else f"{error * 100:.3g} %"
 
 
-def _trials(report: Report) -> list[dict[str, Any]]:
+def _trials(report: PruneRecord) -> list[dict[str, Any]]:
     return [
         {
             "name": name,

@@ -13,8 +13,9 @@ from typing import Any
 from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.coupling.groups import Refused
 from onnxprune.options import share_text
+from onnxprune.report.accounts import file_digest
 from onnxprune.report.figures import count, percent, printable, share, size
-from onnxprune.report.records import Provenance, Report, Sizes, Study, file_digest
+from onnxprune.report.records import Provenance, PruneRecord, Sizes, Study
 from onnxprune.verification.certificate import Certificate
 
 
@@ -88,7 +89,7 @@ _BLOCKS = 3
 _NO_BETTER = "no better on samples that were not fitted"
 
 
-def effort_rows(report: Report, verbose: bool) -> list[Row]:
+def effort_rows(report: PruneRecord, verbose: bool) -> list[Row]:
     """Rows of a label and a text: the allocation, the layers, what was not done as asked."""
     rows = [*_blocks(report.blocks, report.depths, verbose)]
     rows += _allocation(report.allocation, report.trials, verbose)
@@ -224,7 +225,7 @@ _MUCH = 1.1
 _TINY = 1e-4
 
 
-def doubts(report: Report) -> list[str]:
+def doubts(report: PruneRecord) -> list[str]:
     """Sentences on savings that are none: the measured latency, and widths between blocks."""
     found = []
     fell = 1 - share(report.result.macs, report.original.macs)
@@ -244,7 +245,7 @@ def doubts(report: Report) -> list[str]:
     return found
 
 
-def _why(report: Report) -> str:
+def _why(report: PruneRecord) -> str:
     if max(report.padding.values(), default=1.0) > _MUCH:
         return ": widths between the blocks that kernels compute save nothing"
     if report.latency is not None and report.latency.original < _TINY:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
@@ -12,17 +12,19 @@ from onnxprune.options import target_text
 from onnxprune.report.charts import Measure, answer_measures, inline, tradeoff_panels
 from onnxprune.report.figures import KIND_NAMES, durations, milliseconds, percent, share
 from onnxprune.report.pages import render, significant
-from onnxprune.report.records import GroupCut, GroupSensitivity, SweepPoint
+from onnxprune.report.records import (
+    GroupCut,
+    GroupSensitivity,
+    SensitivityRecord,
+    SweepPointRecord,
+    SweepRecord,
+)
 from onnxprune.report.sections import study_facts
-
-if TYPE_CHECKING:
-    from onnxprune.pruning.studies.sensitivity_result import Sensitivity
-    from onnxprune.pruning.studies.sweep_result import Sweep
 
 _DECADES = 4
 
 
-def sensitivity_page(found: Sensitivity, title: str = "") -> str:
+def sensitivity_page(found: SensitivityRecord, title: str = "") -> str:
     """Return the page of a sensitivity study, the most sensitive group first.
 
     Args:
@@ -48,7 +50,7 @@ def sensitivity_page(found: Sensitivity, title: str = "") -> str:
     )
 
 
-def _summary(found: Sensitivity) -> str:
+def _summary(found: SensitivityRecord) -> str:
     options = found.study.options
     return (
         f"{len(found.rows)} of {len(found.groups)} groups, each cut alone; ranked by "
@@ -107,7 +109,7 @@ def _shades(rows: Sequence[GroupSensitivity]) -> dict[float, float]:
 _KINDS = ("macs", "params", "size", "memory")
 
 
-def sweep_page(sweep: Sweep) -> str:
+def sweep_page(sweep: SweepRecord) -> str:
     """Return the page of a sweep."""
     best = sweep.pareto()
     measures = answer_measures(sweep)
@@ -143,7 +145,7 @@ def sweep_page(sweep: Sweep) -> str:
     )
 
 
-def _sweep_summary(sweep: Sweep) -> str:
+def _sweep_summary(sweep: SweepRecord) -> str:
     options = sweep.study.options
     took = durations(sum(one.seconds for one in sweep.points))
     return (
@@ -152,7 +154,9 @@ def _sweep_summary(sweep: Sweep) -> str:
     )
 
 
-def _sweep_row(one: SweepPoint, measures: Mapping[str, Measure], best: bool) -> dict[str, Any]:
+def _sweep_row(
+    one: SweepPointRecord, measures: Mapping[str, Measure], best: bool
+) -> dict[str, Any]:
     latency = one.latency
     return {
         "target": target_text(one.target),
@@ -168,7 +172,7 @@ def _sweep_row(one: SweepPoint, measures: Mapping[str, Measure], best: bool) -> 
     }
 
 
-def _widths(one: SweepPoint) -> dict[str, Any]:
+def _widths(one: SweepPointRecord) -> dict[str, Any]:
     groups = [
         {"name": name, "size": size, "kept": kept, "ratio": share(kept, size)}
         for name, (size, kept) in one.widths.items()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from onnxprune.options import target_text
 from onnxprune.report.figures import KIND_NAMES, percent, printable, share
-from onnxprune.report.records import GroupCut, GroupSensitivity, SweepPoint
+from onnxprune.report.records import (
+    GroupCut,
+    GroupSensitivity,
+    SensitivityRecord,
+    SweepPointRecord,
+    SweepRecord,
+)
 from onnxprune.report.text import TextReport, make_table
-
-if TYPE_CHECKING:
-    from onnxprune.pruning.studies.sensitivity_result import Sensitivity
-    from onnxprune.pruning.studies.sweep_result import Sweep
 
 _SHOWN_KINDS = ("macs", "params", "size", "memory")
 _GROUPS = 30
@@ -24,7 +25,7 @@ _REASON = 60
 class StudyText(TextReport):
     """Prints what many runs found together."""
 
-    def swept(self, title: str, sweep: Sweep) -> None:
+    def swept(self, title: str, sweep: SweepRecord) -> None:
         """Print a sweep, one line for each point."""
         self._title(title)
         headings = [f">{KIND_NAMES[kind]}" for kind in _SHOWN_KINDS]
@@ -50,7 +51,7 @@ class StudyText(TextReport):
             if not one.done:
                 self._print(f"{target_text(one.target)} {one.status}: {printable(one.reason)}")
 
-    def sensed(self, title: str, found: Sensitivity) -> None:
+    def sensed(self, title: str, found: SensitivityRecord) -> None:
         """Print the groups, the most sensitive first."""
         self._title(title)
         rows = [one for one in found.ranked() if one.cuts]
@@ -78,7 +79,7 @@ class StudyText(TextReport):
             self._print(f"groups that are missing ({len(found.missing)}): {listed}{more}")
 
 
-def _point_row(one: SweepPoint, best: bool) -> list[str]:
+def _point_row(one: SweepPointRecord, best: bool) -> list[str]:
     remains = [percent(one.remains(kind)) for kind in _SHOWN_KINDS]
     latency = percent(one.latency["ratio"]) if one.latency is not None else "-"
     agreements = [out["agreement"] for out in one.outputs if out.get("agreement") is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +23,11 @@ from onnxprune.report.figures import (
     share,
     size,
 )
-from onnxprune.report.records import Report
+from onnxprune.report.records import (
+    ComparisonRecord,
+    InspectionRecord,
+    PruneRecord,
+)
 from onnxprune.report.sections import (
     COSTS,
     certificate_text,
@@ -35,10 +39,6 @@ from onnxprune.report.sections import (
     traced_size,
 )
 from onnxprune.verification.comparison import OutputComparison
-
-if TYPE_CHECKING:
-    from onnxprune.pruning.plan import Plan
-    from onnxprune.pruning.results import Comparison, Inspection
 
 T = TypeVar("T")
 
@@ -83,12 +83,12 @@ class TextReport:
     console: Console
     verbose: bool = False
 
-    def pruned(self, title: str, report: Report, plan: Plan) -> None:
+    def pruned(self, title: str, report: PruneRecord) -> None:
         """Print what `prune` or `apply` did."""
         one = report.certificate
         self._title(f"{title}   {durations(report.seconds)}")
         self._costs(report)
-        self._widths(plan)
+        self._widths(report)
         self._lines(
             [
                 *effort_rows(report, self.verbose),
@@ -100,7 +100,7 @@ class TextReport:
         self._outputs(report.outputs)
         self._refusals(report.refused)
 
-    def inspected(self, title: str, inspection: Inspection) -> None:
+    def inspected(self, title: str, inspection: InspectionRecord) -> None:
         """Print what `inspect` found."""
         sizes = inspection.sizes
         where = traced_size(sizes)
@@ -113,7 +113,7 @@ class TextReport:
         self._groups(inspection.groups)
         self._refusals(inspection.refused)
 
-    def compared(self, title: str, comparison: Comparison) -> None:
+    def compared(self, title: str, comparison: ComparisonRecord) -> None:
         """Print what `verify` measured."""
         self._title(title)
         table = make_table("", ">original", ">pruned", ">remains")
@@ -126,7 +126,7 @@ class TextReport:
         """Print one remark."""
         self._print(text)
 
-    def _costs(self, report: Report) -> None:
+    def _costs(self, report: PruneRecord) -> None:
         table = make_table("", ">before", ">after", ">remains", "")
         where = traced_size(report.original)
         for row in cost_rows(report.original, report.result):
@@ -145,21 +145,21 @@ class TextReport:
         for sentence in doubts(report):
             self._print(sentence)
 
-    def _widths(self, plan: Plan) -> None:
+    def _widths(self, report: PruneRecord) -> None:
         table = make_table("group", "kind", ">before", ">after", ">remains")
-        shown = self._largest(plan.groups, [len(one.removed) for one in plan.groups], _GROUPS)
+        cut = [one for one in report.groups if one.kept < one.size]
+        shown = self._largest(cut, [one.size - one.kept for one in cut], _GROUPS)
         for one in shown:
-            left = one.size - len(one.removed)
             table.add_row(
-                printable(one.id, _NAME),
-                f"{one.kind}, inexact" if one.inexact else one.kind,
+                printable(one.name, _NAME),
+                f"{one.kind}, inexact" if one.name in report.inexact else one.kind,
                 str(one.size),
-                str(left),
-                percent(share(left, one.size)),
+                str(one.kept),
+                percent(share(one.kept, one.size)),
             )
         self._print(table)
-        self._rest(len(plan.groups) - len(shown), "groups")
-        if any(one.inexact for one in plan.groups):
+        self._rest(len(cut) - len(shown), "groups")
+        if report.inexact:
             self._print("inexact: normalisation statistics of these run over fewer entries now.")
 
     def _layers(self, nodes: Sequence[NodeCost]) -> None:
@@ -293,7 +293,7 @@ _BARS: tuple[Callable[[NodeCost], int], ...] = (
 )
 
 
-def _quality(report: Report) -> list[tuple[str, str]]:
+def _quality(report: PruneRecord) -> list[tuple[str, str]]:
     """What a measure says of original and result; nothing where none was asked for."""
     one = report.quality
     if one is None:

@@ -15,14 +15,15 @@ import onnx_ir as ir
 from onnxprune.errors import InputError
 from onnxprune.model.save import check_writable, save, write_text_atomic
 from onnxprune.pruning.plan import Plan
-from onnxprune.report.records import Provenance, Sizes, StepReport
+from onnxprune.report.pipeline_page import pipeline_page
+from onnxprune.report.records import PipelineRecord
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
 @dataclass(frozen=True)
-class PipelineResult:
+class PipelineResult(PipelineRecord):
     """What `run_pipeline` returns.
 
     Attributes:
@@ -34,10 +35,7 @@ class PipelineResult:
     """
 
     model: onnx.ModelProto | ir.Model | gs.Graph
-    original: Sizes
-    steps: tuple[StepReport, ...]
     plan: Plan
-    provenance: Provenance
     _ir: ir.Model
     _source: Path | None = None
 
@@ -99,9 +97,19 @@ class PipelineResult:
         Raises:
             OSError: when that file cannot be read.
         """
-        from onnxprune.report.pipeline_page import pipeline_page
-
-        return pipeline_page(self, command=command, model_file=model_file)
+        try:
+            passes, no_passes = self.plan.to_dict()["steps"], ""
+        except InputError as error:
+            passes, no_passes = [], str(error)
+        beside = self.files_beside(model_file) if model_file is not None else ()
+        return pipeline_page(
+            self,
+            passes,
+            no_passes,
+            command=command,
+            model_file=model_file,
+            beside=list(map(str, beside)),
+        )
 
     def save_report(
         self,

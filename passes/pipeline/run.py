@@ -23,7 +23,8 @@ from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.plan import Plan, PlannedStep, model_facts
 from onnxprune.pruning.results import sizes_of
-from onnxprune.report.records import StepReport, provenance_of
+from onnxprune.report.accounts import provenance_of
+from onnxprune.report.records import StepReport
 
 
 def run_pipeline(
@@ -135,13 +136,15 @@ def _run(
         reports.append(report)
     result = stage.analysis.model
     return PipelineResult(
-        convert(result, loaded.kind),
-        original,
-        tuple(reports),
-        _plan(loaded, context.seed, steps, reports),
-        provenance_of(loaded.path, loaded.sha256, {"seed": context.seed}, context.runtime),
-        result,
-        loaded.path,
+        original=original,
+        steps=tuple(reports),
+        provenance=provenance_of(
+            loaded.path, loaded.sha256, {"seed": context.seed}, context.runtime
+        ),
+        model=convert(result, loaded.kind),
+        plan=_plan(loaded, context.seed, steps, reports),
+        _ir=result,
+        _source=loaded.path,
     )
 
 

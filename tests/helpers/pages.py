@@ -13,19 +13,18 @@ from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.groups import Refused
 from onnxprune.pruning.plan import Plan, PlannedStep
+from onnxprune.pruning.results import Report
 from onnxprune.pruning.studies.sensitivity_result import Sensitivity
-from onnxprune.pruning.studies.sweep_result import Sweep
+from onnxprune.pruning.studies.sweep_result import Sweep, SweepPoint
 from onnxprune.report.records import (
     ErrorCurve,
     GroupAccount,
     GroupCut,
     GroupSensitivity,
     Provenance,
-    Report,
     Sizes,
     StepReport,
     Study,
-    SweepPoint,
 )
 from onnxprune.verification.certificate import Certificate
 from onnxprune.verification.comparison import OutputComparison, WorstSample

@@ -6,8 +6,8 @@ import io
 import math
 
 from onnxprune.pruning.studies.sensitivity_result import Sensitivity
-from onnxprune.pruning.studies.sweep_result import Sweep
-from onnxprune.report.records import GroupCut, GroupSensitivity, Study, SweepPoint
+from onnxprune.pruning.studies.sweep_result import Sweep, SweepPoint
+from onnxprune.report.records import GroupCut, GroupSensitivity, Study
 from onnxprune.report.study_text import StudyText
 from onnxprune.report.text import make_console
 

@@ -10,11 +10,10 @@ from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.cost.nodes import NodeCost
 from onnxprune.coupling.groups import Refused
-from onnxprune.pruning.plan import Plan, PlannedGroup
-from onnxprune.pruning.results import Inspection
+from onnxprune.pruning.results import Inspection, Report
 from onnxprune.report.figures import bar, count, milliseconds, percent, printable, size
 from onnxprune.report.network.network import Network
-from onnxprune.report.records import Report, Sizes
+from onnxprune.report.records import GroupAccount, Sizes
 from onnxprune.report.sections import group_refusals
 from onnxprune.report.text import TextReport, make_console
 from onnxprune.verification.certificate import Certificate
@@ -67,14 +66,6 @@ SIZES = Sizes(1000, 2000, 5000, 4000, 2400, 6400, {"batch": 2, "length\x1b": 8})
 
 
 def shown(groups=1, verbose=False, ratio=(0.4, 0.5, 0.6), name="w[batch]", run=1e-3, **efforts):
-    plan = Plan(
-        {},
-        {},
-        tuple(
-            PlannedGroup(f"{name}{i}", 64, tuple(range(1 + i)), "channel", ())
-            for i in range(groups)
-        ),
-    )
     low, middle, high = ratio
     report = Report(
         original=SIZES,
@@ -88,6 +79,9 @@ def shown(groups=1, verbose=False, ratio=(0.4, 0.5, 0.6), name="w[batch]", run=1
         refused=(),
         dropped={"odd[0]": "the graph cannot follow"},
         seconds=1.0,
+        groups=tuple(
+            GroupAccount(i, f"{name}{i}", "channel", 64, 63 - i, ()) for i in range(groups)
+        ),
         **{
             "repairs": (),
             "allocation": "uniform",
@@ -99,7 +93,7 @@ def shown(groups=1, verbose=False, ratio=(0.4, 0.5, 0.6), name="w[batch]", run=1
         },
     )
     stream = io.StringIO()
-    TextReport(make_console(stream), verbose).pruned("in -> out", report, plan)
+    TextReport(make_console(stream), verbose).pruned("in -> out", report)
     return stream.getvalue()
 
 

@@ -12,13 +12,14 @@ from onnxprune.errors import InputError
 from onnxprune.model.save import write_text_atomic
 from onnxprune.pruning.studies.study import read_study, written
 from onnxprune.report.figures import json_text
-from onnxprune.report.records import GroupCut, GroupSensitivity, Study
+from onnxprune.report.records import GroupCut, GroupSensitivity, SensitivityRecord
+from onnxprune.report.study_pages import sensitivity_page
 
 _FORMAT = "onnxprune-sensitivity"
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(SensitivityRecord):
     """What `sensitivity` returns.
 
     Attributes:
@@ -27,21 +28,6 @@ class Sensitivity:
         groups: names of all groups of the study, in the order of the model.
         rows: the groups that were measured, in the same order.
     """
-
-    study: Study
-    costs: Mapping[str, int]
-    groups: tuple[str, ...]
-    rows: tuple[GroupSensitivity, ...] = ()
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Names of groups that have no row yet."""
-        measured = {one.group for one in self.rows}
-        return tuple(name for name in self.groups if name not in measured)
-
-    def ranked(self) -> tuple[GroupSensitivity, ...]:
-        """Rows by their worst divergence, the most sensitive group first."""
-        return tuple(sorted(self.rows, key=lambda one: -one.worst))
 
     def with_rows(self, rows: Sequence[GroupSensitivity]) -> Sensitivity:
         """Add rows; those of groups that have one already are left out."""
@@ -80,8 +66,6 @@ class Sensitivity:
         Args:
             title: what the model is called; empty for a model in memory.
         """
-        from onnxprune.report.study_pages import sensitivity_page
-
         return sensitivity_page(self, title)
 
     def write(self, file: str | Path) -> None:

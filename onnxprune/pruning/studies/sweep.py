@@ -25,9 +25,14 @@ from onnxprune.pruning.quality import divided, known_labels
 from onnxprune.pruning.results import Outcome, PruneResult
 from onnxprune.pruning.run import prune_ready
 from onnxprune.pruning.studies.study import study_of
-from onnxprune.pruning.studies.sweep_result import Sweep, check_folder, file_stem, make_folder
+from onnxprune.pruning.studies.sweep_result import (
+    Sweep,
+    SweepPoint,
+    check_folder,
+    file_stem,
+    make_folder,
+)
 from onnxprune.pruning.validation import Method, check_method
-from onnxprune.report.records import SweepPoint
 from onnxprune.verification.divergence import DivergenceEvaluator
 from onnxprune.verification.quality import QualityMeasure
 

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import InputError
 from onnxprune.model.save import check_writable, write_text_atomic
+from onnxprune.pruning.results import PruneResult
 from onnxprune.pruning.studies.study import read_study, written
 from onnxprune.report.charts import tradeoff_chart
 from onnxprune.report.figures import json_text
-from onnxprune.report.records import Study, SweepPoint
+from onnxprune.report.records import SweepPointRecord, SweepRecord
+from onnxprune.report.study_pages import sweep_page
 
 _FORMAT = "onnxprune-sweep"
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepPoint(SweepPointRecord):
+    """One budget, with its result while that is in memory.
+
+    Attributes:
+        run: the result; None where there is none, or its model is in a folder.
+    """
+
+    run: PruneResult | None = None
+
+
+@dataclass(frozen=True)
+class Sweep(SweepRecord):
     """What `sweep` returns.
 
     Attributes:
@@ -29,25 +41,8 @@ class Sweep:
         source: the model's file, which nothing may overwrite; None for a model in memory.
     """
 
-    study: Study
     points: tuple[SweepPoint, ...] = ()
     baselines: tuple[SweepPoint, ...] = ()
-    source: Path | None = None
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of cost that the targets are about."""
-        return tuple(dict.fromkeys(kind for one in self.points for kind in one.target))
-
-    def pareto(self) -> tuple[SweepPoint, ...]:
-        """Points that no other beats: none diverges less at the same costs or fewer."""
-        done = [one for one in self.points if one.done]
-        keys = [(_divergence(one), *(one.remains(kind) for kind in self.kinds)) for one in done]
-        return tuple(
-            point
-            for point, key in zip(done, keys, strict=True)
-            if not any(_beats(other, key) for other in keys)
-        )
 
     def with_point(self, point: SweepPoint) -> Sweep:
         """Add a point, among the baselines if it is one, in place of one with the same target."""
@@ -70,8 +65,6 @@ class Sweep:
 
     def to_html(self) -> str:
         """Return one self-contained HTML page."""
-        from onnxprune.report.study_pages import sweep_page
-
         return sweep_page(self)
 
     def save(self, folder: str | Path, *, models: bool = True) -> Sweep:
@@ -88,10 +81,14 @@ class Sweep:
             InputError: when something cannot be written.
         """
         target = make_folder(folder)
-        saved = self
-        for point in self.pareto() if models else ():
-            if point.run is not None:
-                saved = _replaced(saved, point, save_point(point, target))
+        best = self.pareto() if models else ()
+        points = tuple(
+            save_point(one, target)
+            if one.run is not None and any(one is other for other in best)
+            else one
+            for one in self.points
+        )
+        saved = replace(self, points=points)
         saved.write(target)
         return saved
 
@@ -171,22 +168,8 @@ def _fraction(value: float) -> str:
     return f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
 
 
-def _divergence(point: SweepPoint) -> float:
-    return math.inf if point.divergence is None else point.divergence
-
-
-def _beats(one: Iterable[float], other: Iterable[float]) -> bool:
-    """Whether one is nowhere worse, and somewhere better."""
-    pairs = list(zip(one, other, strict=True))
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
-
-
 def _with(points: Sequence[SweepPoint], new: SweepPoint) -> tuple[SweepPoint, ...]:
     """Points with a new one in place of that of the same target."""
     wanted = new.baseline, dict(new.target)
     others = [one for one in points if (one.baseline, dict(one.target)) != wanted]
     return (*others, new)
-
-
-def _replaced(sweep: Sweep, old: SweepPoint, new: SweepPoint) -> Sweep:
-    return replace(sweep, points=tuple(new if one is old else one for one in sweep.points))

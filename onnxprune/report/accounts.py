@@ -1,0 +1,124 @@
+"""Records of a run made from its groups, its files and the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.cost.latency.cache import machine
+from onnxprune.coupling.groups import Group
+from onnxprune.importance.ranked import RankedGroup
+from onnxprune.model.runtime import Runtime
+from onnxprune.report.records import ErrorCurve, GroupAccount, Provenance
+
+_POINTS = 48
+"""Points of an error curve, enough for a drawing 340 pixels wide."""
+_LIBRARIES = ("onnxprune", "onnxruntime", "onnx", "onnx-ir", "numpy")
+_CHUNK = 1 << 20
+
+
+def accounts_of(
+    groups: Sequence[Group], removed: Mapping[str, int], ranked: Sequence[RankedGroup]
+) -> tuple[GroupAccount, ...]:
+    """Account for every group of a model.
+
+    Args:
+        groups: all of them.
+        removed: units that went, by name of the group.
+        ranked: groups with their removal orders; those that were not ranked are missing.
+    """
+    orders = {one.group.name: one for one in ranked}
+    found = []
+    for number, group in enumerate(groups):
+        kept = group.size - removed.get(group.name, 0)
+        order = orders.get(group.name)
+        curve = None if order is None else _curve(order, kept)
+        readers = dict.fromkeys(reading.consumer.node for reading in group.readings)
+        found.append(
+            GroupAccount(number, group.name, group.kind, group.size, kept, tuple(readers), curve)
+        )
+    return tuple(found)
+
+
+def _curve(order: RankedGroup, kept: int) -> ErrorCurve | None:
+    """Summed scores along a removal order."""
+    if not order.steps:
+        return None
+    group = order.group
+    units = set(group.units.tolist())
+    gone = np.cumsum([sum(one in units for one in step.units) for step in order.steps])
+    widths = np.concatenate([[group.size], group.size - gone])
+    errors = np.concatenate([[0.0], np.cumsum([step.score for step in order.steps])])
+    # widths fall, and numpy interpolates over what rises
+    chosen = float(np.interp(kept, widths[::-1], errors[::-1]))
+    shown = min(_POINTS, len(widths))
+    places = np.unique(np.linspace(0, len(widths) - 1, shown).round().astype(int))
+    return ErrorCurve(
+        tuple(int(one) for one in widths[places]),
+        tuple(float(one) for one in errors[places]),
+        chosen,
+    )
+
+
+def provenance_of(
+    path: Path | None, sha256: str, options: Mapping[str, Any], runtime: Runtime
+) -> Provenance:
+    """Describe a run on this machine.
+
+    Args:
+        path: of the original; None for a model in memory.
+        sha256: digest of the original.
+        options: how it was pruned.
+        runtime: how models were run.
+    """
+    versions = {name: _version(name) for name in _LIBRARIES}
+    versions |= {"Python": platform.python_version(), "system": platform.platform(terse=True)}
+    known = machine(runtime)
+    return Provenance(
+        model=str(path) if path is not None else "",
+        sha256=sha256,
+        options=dict(options),
+        versions=versions,
+        machine={
+            "processor": _processor_name(),
+            "cores": known["cores"],
+            "providers": known["providers"],
+            "threads": known["threads"] if known["threads"] != "0" else "chosen by onnxruntime",
+        },
+    )
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the sha256 of a file, in hexadecimal.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _processor_name() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
