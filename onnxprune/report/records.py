@@ -392,7 +392,7 @@ class StepReport:
     notes: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     plan: Mapping[str, Any] | None = None
-    report: Report | None = None
+    report: PruneRecord | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -98,7 +98,7 @@ class PipelineResult(PipelineRecord):
             OSError: when that file cannot be read.
         """
         try:
-            passes, no_passes = self.plan.to_dict()["steps"], ""
+            passes, no_passes = self.plan.to_dict().get("steps", []), ""
         except InputError as error:
             passes, no_passes = [], str(error)
         beside = self.files_beside(model_file) if model_file is not None else ()
