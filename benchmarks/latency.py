@@ -34,8 +34,7 @@ from onnxprune.allocation.prefixes import choose
 from onnxprune.calibration.context import RunContext
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.latency.measure import compare_times
-from onnxprune.cost.latency.multiples import group_multiples
-from onnxprune.cost.latency.table import LatencyTable
+from onnxprune.cost.latency.table import LatencyTable, group_multiples
 from onnxprune.coupling.analysis import Analysis, analyse
 from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.importance.removal_order import aligned, removal_order

@@ -11,7 +11,7 @@ from typing import Any
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, read_samples
 from onnxprune.calibration.streams import Samples, divide
-from onnxprune.cost.nodes import node_costs
+from onnxprune.cost.figures import node_costs
 from onnxprune.coupling.analysis import analyse
 from onnxprune.coupling.cut import CutError
 from onnxprune.errors import InputError, VerificationError

@@ -18,7 +18,7 @@ After (pattern 2:4)::
 
 * A dense runtime such as onnxruntime multiplies by zeros as by any other number: nothing becomes
   faster by this. The file becomes smaller when it is compressed, or with `store`, where less than a
-  third of a float32 weight is left (`model/sparse.py`). Hardware that skips 2:4 zeros needs an
+  third of a float32 weight is left (`model/tensors.py`). Hardware that skips 2:4 zeros needs an
   engine of its own.
 * `threshold: global` compares what weights add to the output of their layer, as a share of what all
   of its weights add: scales of layers do not count, and every layer keeps 5 % at least. By scores
@@ -59,7 +59,7 @@ from onnxprune.errors import InputError
 from onnxprune.model.constants import ConstantValues
 from onnxprune.model.observe import observe
 from onnxprune.model.runtime import Runtime, matrix_threads
-from onnxprune.model.sparse import mark_sparse, sparse_values
+from onnxprune.model.tensors import mark_sparse, sparse_values
 from onnxprune.progress import Progress, silent
 from onnxprune.surgery.editable_model import EditableModel
 

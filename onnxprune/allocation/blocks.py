@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.cost.latency.measure import measure_pair
-from onnxprune.cost.latency.profile import profile_model
+from onnxprune.cost.latency.probe import profile_model
 from onnxprune.cost.macs import node_macs
 from onnxprune.cost.size import stored_parameters
 from onnxprune.coupling.analysis import is_selected, observe_model

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -293,3 +293,20 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.inputs
     for node in graph:
         yield from node.outputs
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the samples told.
+
+    Attributes:
+        samples: all of them.
+        moments: activation statistics of every reading.
+        feeds: the batches that layers are fitted on.
+        labels: of what the samples came from, for gradients of a loss; None where they are drawn.
+    """
+
+    samples: Samples
+    moments: Mapping[Tap, Moments]
+    feeds: Sequence[Mapping[str, NDArray[Any]]] = ()
+    labels: NDArray[Any] | None = None

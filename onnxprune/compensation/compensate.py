@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxprune.calibration.batches import held_out_part
-from onnxprune.calibration.calibrated import Calibration
+from onnxprune.calibration.moments import Calibration
 from onnxprune.compensation.fold_means import FoldMeans
 from onnxprune.compensation.least_squares import LayerFit, LeastSquares, OpenChoice, Settings
 from onnxprune.compensation.regression.find import replaceable_layers

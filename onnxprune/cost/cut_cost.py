@@ -15,8 +15,14 @@ import onnx_ir as ir
 from onnxprune.cost.kinds import Classes, Costs
 from onnxprune.cost.macs import node_macs
 from onnxprune.cost.memory import Lifetimes
-from onnxprune.cost.nodes import tensors_of
-from onnxprune.cost.size import all_constants, is_parameter, rest_bytes, tensor_bytes
+from onnxprune.cost.size import (
+    all_constants,
+    is_parameter,
+    observed_bytes,
+    rest_bytes,
+    tensor_bytes,
+    tensors_of,
+)
 from onnxprune.coupling.cut import shapes_after
 from onnxprune.coupling.groups import Group
 from onnxprune.coupling.trace import Coupling
@@ -90,7 +96,7 @@ class CutCost:
     def after(self, dead: Classes) -> Costs:
         """Return the cost of every kind with the units `dead` removed."""
         shape_of = shapes_after(self._coupling, dead)
-        bytes_of = partial(self._bytes, shape_of)
+        bytes_of = partial(observed_bytes, self._facts.first, shape_of=shape_of)
         constants = self._constants(self._whole, shape_of)
 
         def weights() -> float:
@@ -121,9 +127,9 @@ class CutCost:
         constants = self._constants(part, shape_of)
 
         def activations() -> float:
-            shares = self._shares()
+            shares, observed = self._shares(), self._facts.first
             near = [name for name in part.activations if name in shares]
-            return sum(shares[name] * self._bytes(shape_of, name) for name in near)
+            return sum(shares[name] * observed_bytes(observed, name, shape_of) for name in near)
 
         return Costs(
             {
@@ -147,18 +153,13 @@ class CutCost:
         nearer._shares = cache(partial(self._peak_shares, dead))
         return nearer
 
-    def _bytes(self, shape_of: ShapeOf, name: str) -> int:
-        """Bytes of a tensor; 0 for what has no shape: sequences, tensors in closed bodies."""
-        if name not in self._facts.first.shapes:
-            return 0
-        return tensor_bytes(shape_of(name), self._facts.first.types.get(name, ir.DataType.FLOAT))
-
     def _constants(self, part: _Part, shape_of: ShapeOf) -> Costs:
         parameters = [name for name in part.constants if name in self._parameters]
+        bytes_of = partial(observed_bytes, self._facts.first, shape_of=shape_of)
         return Costs(
             {
                 "params": lambda: sum(prod(shape_of(name)) for name in parameters),
-                "weights": lambda: sum(self._bytes(shape_of, name) for name in part.constants),
+                "weights": lambda: sum(map(bytes_of, part.constants)),
             }
         )
 
@@ -211,7 +212,8 @@ class CutCost:
         return found
 
     def _peak_shares(self, dead: Classes) -> Mapping[str, float]:
-        return self._lifetimes.shares(partial(self._bytes, shapes_after(self._coupling, dead)))
+        shape_of = shapes_after(self._coupling, dead)
+        return self._lifetimes.shares(partial(observed_bytes, self._facts.first, shape_of=shape_of))
 
 
 def _difference(before: Costs, after: Costs, kind: str) -> float:

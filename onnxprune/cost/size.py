@@ -8,7 +8,9 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.model.observe import constants_of
+from onnxprune.coupling.subgraph_shapes import captured
+from onnxprune.model.node_view import ShapeOf
+from onnxprune.model.observe import Observation, constants_of
 from onnxprune.model.tensors import swapped
 
 
@@ -17,6 +19,18 @@ def tensor_bytes(shape: tuple[int, ...], kind: ir.DataType) -> int:
     if kind in (ir.DataType.STRING, ir.DataType.UNDEFINED):
         return 0
     return -(-prod(shape) * kind.bitwidth // 8)
+
+
+def observed_bytes(observed: Observation, name: str, shape_of: ShapeOf | None = None) -> int:
+    """Bytes of a tensor at its observed shape, or another.
+
+    Returns:
+        0 for what has no shape: sequences, tensors in closed bodies.
+    """
+    if name not in observed.shapes:
+        return 0
+    shape = observed.shapes[name] if shape_of is None else shape_of(name)
+    return tensor_bytes(shape, observed.types.get(name, ir.DataType.FLOAT))
 
 
 def is_parameter(tensor: ir.TensorProtocol) -> bool:
@@ -56,3 +70,10 @@ def rest_bytes(graph: ir.Graph) -> int:
                 empty[value] = ir.Tensor(np.zeros(0, np.float32), name=name)
     with swapped(empty):
         return int(ir.to_proto(graph).ByteSize()) - inside
+
+
+def tensors_of(node: ir.Node) -> Iterator[str]:
+    """Names of the tensors a node reads or makes, those its bodies read included."""
+    yield from (value.name for value in node.inputs if value is not None and value.name)
+    yield from (value.name for value in node.outputs if value.name)
+    yield from captured(node)

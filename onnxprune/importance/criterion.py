@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration.calibrated import Calibration
 from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.moments import Calibration
 from onnxprune.coupling.activation_statistics import tap_of
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.group_view import GroupView, MaskGradients

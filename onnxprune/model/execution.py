@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.session import element_type, open_session, run
+from onnxprune.model.tensors import initializer_bytes
 
 
 def node_reads(node: ir.Node) -> Iterator[ir.Value]:
@@ -144,7 +145,7 @@ _PIECE_NODES = 4000
 
 def is_heavy(model: ir.Model) -> bool:
     """Whether a model has too many weights to be loaded as a whole without need."""
-    return sum(map(_bytes, model.graph.initializers.values())) > _WHOLE_BYTES
+    return sum(map(initializer_bytes, model.graph.initializers.values())) > _WHOLE_BYTES
 
 
 class Execution:
@@ -258,17 +259,13 @@ def _runs(graph: ir.Graph) -> Iterator[list[ir.Node]]:
     size = 0
     for node in graph:
         new = {value for value in node_reads(node) if value.is_initializer()} - weights
-        more = sum(map(_bytes, new))
+        more = sum(map(initializer_bytes, new))
         if nodes and (size + more > _PIECE_BYTES or len(nodes) >= _PIECE_NODES):
             yield nodes
             nodes, weights, size = [], set(), 0
             new = {value for value in node_reads(node) if value.is_initializer()}
-            more = sum(map(_bytes, new))
+            more = sum(map(initializer_bytes, new))
         nodes.append(node)
         weights |= new
         size += more
     yield nodes
-
-
-def _bytes(value: ir.Value) -> int:
-    return 0 if value.const_value is None else value.const_value.nbytes

@@ -1,4 +1,8 @@
-"""Any kind of ONNX model in, an onnx-ir model that is ours to change out, and the way back."""
+"""Any kind of ONNX model in, an onnx-ir model that is ours to change out, and the way back.
+
+onnx-graphsurgeon does not know node metadata, dimension denotations or initializers that are also
+graph inputs, so those are lost in a graph that comes back; the computation is the same.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,6 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from onnxprune.errors import InputError
-from onnxprune.model.graphsurgeon import from_ir, graph_to_proto
 from onnxprune.model.protobuf import (
     LARGEST_MESSAGE,
     from_proto,
@@ -25,15 +28,18 @@ from onnxprune.model.protobuf import (
     to_proto,
 )
 from onnxprune.model.save import model_bytes
-from onnxprune.model.sparse import fill_in, mark_filled
 from onnxprune.model.tensors import (
     adopt_external_data,
     external_initializers,
+    fill_in,
     initializers,
+    mark_filled,
     swapped,
 )
 from onnxprune.model.wellformed import check_wellformed, is_sorted
 
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
@@ -315,3 +321,31 @@ def loaded_bytes(loaded: LoadedModel) -> int:
         return model_bytes(loaded.model)
     outside = sum(tensor.nbytes for tensor in external_initializers(loaded.model))
     return loaded.path.stat().st_size + outside
+
+
+def graph_to_proto(graph: gs.Graph) -> onnx.ModelProto:
+    """Export a graphsurgeon graph, all weights in memory.
+
+    Raises:
+        InputError: when graphsurgeon cannot export it.
+    """
+    import onnx_graphsurgeon as gs
+
+    try:
+        proto: onnx.ModelProto = gs.export_onnx(graph)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"onnx-graphsurgeon cannot export the graph: {reason}") from error
+    for tensor in proto.graph.initializer:
+        # graphsurgeon keeps the mark of a constant whose values it has already read
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and not tensor.external_data:
+            tensor.data_location = onnx.TensorProto.DEFAULT
+    return proto
+
+
+def from_ir(model: ir.Model) -> gs.Graph:
+    """Turn an onnx-ir model into a graphsurgeon graph, all weights in memory."""
+    import onnx_graphsurgeon as gs
+
+    in_memory = ir.external_data.load_to_model(model.clone())
+    return gs.import_onnx(to_proto(in_memory))

@@ -16,11 +16,12 @@ import onnx_ir as ir
 
 from onnxprune.errors import InputError
 from onnxprune.model.protobuf import hollow, serialise, to_proto
-from onnxprune.model.sparse import store_sparse
 from onnxprune.model.tensors import (
     INLINE_LIMIT,
     data_file_of,
+    initializer_bytes,
     initializers,
+    store_sparse,
     swapped,
 )
 
@@ -116,21 +117,14 @@ def external_values(model: ir.Model, *, scratch: bool = False) -> list[ir.Value]
         for value in initializers(model)
         if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING
     ]
+    large = [value for value in candidates if initializer_bytes(value) >= _EXTERNAL_FROM]
     chosen = {value for value in candidates if data_file_of(value) is not None}
     if chosen:
-        chosen.update(
-            value
-            for value in candidates
-            if isinstance(value.const_value, ir.LazyTensor) and _size(value) >= _EXTERNAL_FROM
-        )
-    inline = sum(_size(value) for value in candidates if value not in chosen)
+        chosen.update(value for value in large if isinstance(value.const_value, ir.LazyTensor))
+    inline = sum(initializer_bytes(value) for value in candidates if value not in chosen)
     if scratch or inline > INLINE_LIMIT:
-        chosen.update(value for value in candidates if _size(value) >= _EXTERNAL_FROM)
+        chosen.update(large)
     return [value for value in candidates if value in chosen]
-
-
-def _size(value: ir.Value) -> int:
-    return 0 if value.const_value is None else value.const_value.nbytes
 
 
 def _check_no_source_overwritten(model: ir.Model, data: Path) -> None:

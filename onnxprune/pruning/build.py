@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.calibration.calibrated import Calibration
+from onnxprune.calibration.moments import Calibration
 from onnxprune.compensation.compensate import Compensated, compensate
 from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.latency.measure import Latency

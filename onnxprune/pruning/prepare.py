@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.augment import augmented
 from onnxprune.calibration.batches import first_batches, held_out_part, load_held_batches
-from onnxprune.calibration.calibrated import Calibration
 from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.moments import Calibration
 from onnxprune.calibration.streams import Samples
 from onnxprune.compensation.compensate import Compensated
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.kinds import CostModel
-from onnxprune.cost.latency.multiples import group_multiples
-from onnxprune.cost.latency.table import LatencyTable
+from onnxprune.cost.latency.table import LatencyTable, group_multiples
 from onnxprune.coupling.activation_statistics import statistics_of, tap_of
 from onnxprune.coupling.analysis import Analysis, why_nothing
 from onnxprune.coupling.group_view import MaskGradients

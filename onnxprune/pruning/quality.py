@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxprune.calibration.labels import read_labels
+from onnxprune.calibration.samples import read_labels
 from onnxprune.calibration.scripts import load_function
 from onnxprune.calibration.streams import Samples, divide
 from onnxprune.errors import InputError

@@ -15,9 +15,8 @@ import onnx_ir as ir
 
 from onnxprune.calibration.streams import Samples
 from onnxprune.cost.cut_cost import CutCost
-from onnxprune.cost.extents import dynamic_extents
+from onnxprune.cost.figures import BLOCKS, dynamic_extents, padded_macs
 from onnxprune.cost.latency.measure import measure_pair
-from onnxprune.cost.padding import BLOCKS, padded_macs
 from onnxprune.cost.size import all_constants, stored_parameters, tensor_bytes
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.model.execution import is_heavy

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.calibration.calibrated import Calibration
 from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.moments import Calibration
 from onnxprune.compensation.compensate import Compensated
 from onnxprune.compensation.components.align import AlignComponents
 from onnxprune.compensation.lossless.remove import RemoveLossless

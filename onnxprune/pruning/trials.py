@@ -15,7 +15,7 @@ from onnxprune.allocation.candidates import (
     without_shared,
 )
 from onnxprune.calibration.batches import feed_bytes, spread_batches
-from onnxprune.calibration.calibrated import Calibration
+from onnxprune.calibration.moments import Calibration
 from onnxprune.compensation.compensate import compensate
 from onnxprune.compensation.least_squares import Settings
 from onnxprune.compensation.regression.find import replaceable_layers

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.compensation.least_squares import LayerFit
+from onnxprune.cost.figures import NodeCost
 from onnxprune.cost.latency.measure import Latency
-from onnxprune.cost.nodes import NodeCost
 from onnxprune.coupling.groups import Group, Refused
 from onnxprune.report.figures import share
 from onnxprune.report.network.network import Network

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.cost.nodes import NodeCost
+from onnxprune.cost.figures import NodeCost
 from onnxprune.coupling.groups import Group, Refused
 from onnxprune.report.figures import (
     bar,

@@ -14,8 +14,7 @@ from onnxprune.model.execution import Execution
 from onnxprune.model.protobuf import skeleton, to_proto
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.session import open_session
-from onnxprune.model.sparse import mark_sparse, sparse_values, store_sparse
-from onnxprune.model.tensors import external_initializers
+from onnxprune.model.tensors import external_initializers, mark_sparse, sparse_values, store_sparse
 from onnxprune.verification.certificate import saturated_outputs, tolerance_for
 from onnxprune.verification.comparison import largest_difference
 

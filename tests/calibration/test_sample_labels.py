@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune import InputError
-from onnxprune.calibration.labels import read_labels
-from onnxprune.calibration.samples import read_samples
+from onnxprune.calibration.samples import read_labels, read_samples
 from onnxprune.model.inputs import InputSpec
 
 SPECS = (InputSpec("x", np.dtype(np.float32), ("n", 2)),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.cost.extents import dynamic_extents
+from onnxprune.cost.figures import dynamic_extents
 from onnxprune.model.inputs import InputSpec
 
 FLOAT = np.dtype(np.float32)

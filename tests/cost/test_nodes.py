@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from helpers.oracle import parse, traced
 
-from onnxprune.cost.nodes import node_costs
+from onnxprune.cost.figures import node_costs
 
 SHARED = """<ir_version: 8, opset_import: ["": 17]>
     g (float[2, 4] x) => (float[2, 4] y)

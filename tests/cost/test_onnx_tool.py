@@ -14,8 +14,8 @@ import pytest
 from helpers.oracle import Traced, traced
 from helpers.paths import MODELS
 
+from onnxprune.cost.figures import node_costs
 from onnxprune.cost.macs import node_macs
-from onnxprune.cost.nodes import node_costs
 
 onnx_tool = pytest.importorskip("onnx_tool")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.oracle import parse, traced
 
-from onnxprune.cost.padding import padded_macs
+from onnxprune.cost.figures import padded_macs
 
 NET = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 3, 4, 4] x) => (float[N, 10, 4, 4] y)

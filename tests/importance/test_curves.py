@@ -12,8 +12,8 @@ from helpers.oracle import parse
 from helpers.paths import MODELS
 from numpy.typing import NDArray
 
-from onnxprune.calibration.calibrated import Calibration
 from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.moments import Calibration
 from onnxprune.calibration.samples import read_samples
 from onnxprune.coupling.activation_statistics import statistics_of
 from onnxprune.coupling.analysis import Analysis, analyse

@@ -14,7 +14,7 @@ from onnxprune.errors import InputError
 from onnxprune.model.load import load
 from onnxprune.model.save import model_bytes, save
 from onnxprune.model.session import open_session, run
-from onnxprune.model.sparse import mark_sparse, sparse_values
+from onnxprune.model.tensors import mark_sparse, sparse_values
 from onnxprune.verification.gates import keep_loadable
 
 NET = """<ir_version: 8, opset_import: ["": 17]>

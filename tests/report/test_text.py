@@ -7,8 +7,8 @@ import io
 import pytest
 
 from onnxprune.compensation.least_squares import LayerFit
+from onnxprune.cost.figures import NodeCost
 from onnxprune.cost.latency.measure import Latency
-from onnxprune.cost.nodes import NodeCost
 from onnxprune.coupling.groups import Refused
 from onnxprune.pruning.results import Inspection, Report
 from onnxprune.report.figures import bar, count, milliseconds, percent, printable, size

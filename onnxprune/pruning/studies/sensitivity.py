@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.calibration.batches import spread_pairs
-from onnxprune.calibration.calibrated import Calibration
 from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.moments import Calibration
 from onnxprune.calibration.samples import CalibrationSource, read_samples
 from onnxprune.compensation.compensate import compensate
 from onnxprune.compensation.least_squares import Settings

@@ -8,8 +8,7 @@ from helpers.kernel_clock import Formula, install, smooth, staircase
 from helpers.oracle import ONE_THREAD, parse, traced
 
 from onnxprune.cost.latency.cache import TimingCache
-from onnxprune.cost.latency.multiples import group_multiples
-from onnxprune.cost.latency.table import LatencyTable
+from onnxprune.cost.latency.table import LatencyTable, group_multiples
 from onnxprune.importance.removal_order import aligned, removal_order
 
 

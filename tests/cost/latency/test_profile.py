@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.oracle import ONE_THREAD, Traced, parse, traced
 
-from onnxprune.cost.latency.profile import Profile, node_name, profile_model, seconds_by_node
+from onnxprune.cost.latency.probe import Profile, node_name, profile_model, seconds_by_node
 
 
 def profiled(one: Traced) -> Profile:

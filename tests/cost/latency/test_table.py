@@ -12,7 +12,7 @@ from helpers.oracle import ONE_THREAD, Traced, parse, traced
 
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.latency.cache import TimingCache
-from onnxprune.cost.latency.profile import Profile
+from onnxprune.cost.latency.probe import Profile
 from onnxprune.cost.latency.table import LatencyTable
 from onnxprune.errors import RuntimeFailure
 
