@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from onnxprune.coupling.labels import AxisLabel, TensorLabels, movable, project
-from onnxprune.coupling.step import Refusal, Step
+from onnxprune.coupling.labels import AxisLabel, TensorLabels, project, rename
+from onnxprune.coupling.step import Refusal, Rule, Step
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Opening:
     """
 
     axes: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    rules: Mapping[str, Callable[[Step], None]] = field(default_factory=dict)
+    rules: Mapping[str, Rule] = field(default_factory=dict)
     renumbered: frozenset[str] = frozenset()
 
 
@@ -37,8 +37,7 @@ def reads_all(step: Step) -> None:
 
 def picks_among(step: Step) -> None:
     """ArgMax, ArgMin, TopK, where they are to choose among what is left of an axis."""
-    rank = len(step.shape())
-    axis = step.axis(rank, -1 if step.node.op_type == "TopK" else 0)
+    axis = step.axis(-1 if step.node.op_type == "TopK" else 0)
     keeps = step.node.op_type == "TopK" or step.attribute("keepdims", 1) == 1
     _emit_without(step, {axis}, keeps=keeps)
 
@@ -64,41 +63,32 @@ def suppresses_among(step: Step) -> None:
         step.emit([], slot)
 
 
-def _emit_without(step: Step, gone: set[int], *, keeps: bool) -> None:
-    """Emit what lies on other axes than some, which have one entry afterwards or vanish."""
+def _emit_without(step: Step, removed: set[int], *, keeps: bool) -> None:
+    """Emit the labels of all axes but the removed ones, which keep one entry or vanish."""
     labels = step.read()
-    left = [axis for axis in range(len(labels.shape)) if axis not in gone]
+    left = [axis for axis in range(len(labels.shape)) if axis not in removed]
     place = {axis: axis if keeps else number for number, axis in enumerate(left)}
     axis_labels = [
-        project(step.relations, one, left)
-        for one in movable(step.relations, labels)
-        if set(one.axes) & set(left)
+        label for label in labels.materialise(step.relations) if set(label.axes) & set(left)
     ]
+    axis_labels = [project(step.relations, label, left) for label in axis_labels]
     for slot in step.outputs():
-        step.emit(
-            [AxisLabel(tuple(place[a] for a in one.axes), one.atoms) for one in axis_labels], slot
-        )
+        step.emit(rename(axis_labels, place), slot)
 
 
-def _gather(table: int) -> Callable[[Step], None]:
+def _gather(table: int) -> Rule:
     """Gather on the first axis of a table, where the indices will be renumbered."""
 
     def rule(step: Step) -> None:
         labels = step.read_weight(table)
         shift = len(step.shape(1)) - 1
-        axis_labels = _columns(step, labels)
-        step.emit(
-            [
-                AxisLabel(tuple(a + shift for a in one.axes), one.atoms, one.flexible)
-                for one in axis_labels
-            ],
-            zero=labels.zero,
-        )
+        axes = {axis: axis + shift for axis in range(1, len(labels.shape))}
+        step.emit(rename(_columns(step, labels), axes), zero=labels.zero)
 
     return rule
 
 
-def _embed(table: int) -> Callable[[Step], None]:
+def _embed(table: int) -> Rule:
     """EmbedLayerNormalization and its relatives: statistics run over what is looked up."""
 
     def rule(step: Step) -> None:
@@ -111,7 +101,7 @@ def _embed(table: int) -> Callable[[Step], None]:
     return rule
 
 
-LOOKUP_RULES: Mapping[str, Callable[[int], Callable[[Step], None]]] = {
+LOOKUP_RULES: Mapping[str, Callable[[int], Rule]] = {
     "Gather": _gather,
     "EmbedLayerNormalization": _embed,
     "QEmbedLayerNormalization": _embed,
@@ -125,7 +115,7 @@ def _columns(step: Step, table: TensorLabels) -> list[AxisLabel]:
     Raises:
         Refusal: when the rows of the table differ in what they can lose.
     """
-    axis_labels = movable(step.relations, table)
+    axis_labels = table.materialise(step.relations)
     if any(0 in label.axes and len(label.axes) > 1 for label in axis_labels):
         raise Refusal(
             f"{step.node.op_type} runs along an axis whose entries differ from row to row"

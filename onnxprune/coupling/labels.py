@@ -1,15 +1,17 @@
-"""Labels of one tensor and the movements of data done on them.
+"""Labels of tensors: which units the entries of their axes belong to, and how labels move and meet.
 
-A *label* is an integer array of atoms over some axes of a tensor. The order of its axes is its
-nesting order: rows of a joint label may be ragged inside, and changing the order costs an
-alignment. An element of a tensor is removed when the atom of any label at its position is dead.
-An axis without a label is fixed.
+An *axis label* is an integer array of atoms over some axes of a tensor. The order of its axes is
+its nesting order: rows of a joint label may be ragged inside, and changing the order costs an
+alignment. An element of a tensor is removed when the unit of any of its atoms is. An axis without
+a label is fixed.
+
+Operands of one op meet in a common space of axes (broadcast axes, or the letters of an einsum).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +47,7 @@ class TensorLabels:
         axis_labels: its labels.
         constant: made from constants by movement alone.
         pristine: a constant no op has looked at yet; its first partner labels it.
-        zero: the value is zero where it is removed, once all dead constant slices are zero.
+        zero: the value is zero where it is removed, once removed slices of constants are zero.
         integer: an integer constant nobody has looked at yet; only quantised ops take it for data.
     """
 
@@ -57,8 +59,8 @@ class TensorLabels:
     zero: bool = False
     integer: bool = False
 
-    def materialise(self, relations: Relations) -> None:
-        """Give a pristine constant atoms of its own, one label for each axis longer than 1."""
+    def materialise(self, relations: Relations) -> AxisLabels:
+        """Give a pristine constant atoms of its own on every axis longer than 1; return labels."""
         if self.pristine:
             self.pristine = False
             self.axis_labels = tuple(
@@ -66,19 +68,17 @@ class TensorLabels:
                 for axis, extent in enumerate(self.shape)
                 if extent > 1
             )
+        return self.axis_labels
 
-
-def movable(relations: Relations, labels: TensorLabels) -> AxisLabels:
-    """Labels of a tensor that is about to be moved as a whole."""
-    labels.materialise(relations)
-    return labels.axis_labels
+    def moved(self, shape: tuple[int, ...], axis_labels: AxisLabels) -> TensorLabels:
+        """The same data in another shape, with the labels it has there."""
+        return replace(self, shape=shape, axis_labels=axis_labels, pristine=False, integer=False)
 
 
 def rename(axis_labels: Iterable[AxisLabel], axes: dict[int, int]) -> AxisLabels:
     """Give labels the axis numbers of another tensor; `axes` maps old to new."""
     return tuple(
-        AxisLabel(tuple(axes[a] for a in label.axes), label.atoms, label.flexible)
-        for label in axis_labels
+        replace(label, axes=tuple(axes[axis] for axis in label.axes)) for label in axis_labels
     )
 
 
@@ -105,23 +105,23 @@ def simplify(relations: Relations, axis_labels: Iterable[AxisLabel]) -> AxisLabe
 
 
 def drop_tied(axis_labels: AxisLabels) -> AxisLabels:
-    """Drop labels whose axes another label covers: joining has already tied their classes."""
+    """Drop labels whose axes another label covers: joining has already tied their units."""
     kept: list[AxisLabel] = []
-    for label in sorted(axis_labels, key=lambda one: (-len(one.axes), one.flexible)):
+    for label in sorted(axis_labels, key=lambda label: (-len(label.axes), label.flexible)):
         if not any(set(label.axes) <= set(other.axes) for other in kept):
             kept.append(label)
     return tuple(kept)
 
 
 def align_nesting(relations: Relations, label: AxisLabel) -> None:
-    """Demand that what survives of a joint label is a product of positions per axis."""
+    """Demand that what is kept of a joint label is a product of positions per axis."""
     for position in range(1, len(label.axes)):
         columns = label.atoms.shape[position]
         relations.align(np.moveaxis(label.atoms, position, -1).reshape(-1, columns))
 
 
 def project(relations: Relations, label: AxisLabel, keep: Iterable[int]) -> AxisLabel:
-    """Label a subset of a label's axes: a kept position dies when its whole row does.
+    """Label a subset of a label's axes: a kept position is removed when its whole row is.
 
     Keeping a prefix of the nesting order leaves rows free; any other subset shares positions
     between rows and therefore aligns them.
@@ -170,7 +170,7 @@ def take(
 ) -> AxisLabels:
     """Labels after `numpy.take(x, index, axis)` with a 1-D index.
 
-    One index serves all rows of a joint label. So no surviving row may lose its part whole, up to
+    One index serves all rows of a joint label. So no kept row may lose its part whole, up to
     the end of a range every row has to keep equally many entries, and for any other index the
     rows keep the same positions.
     """
@@ -191,12 +191,12 @@ def take(
             part, whole = (relations.conjunction(a.reshape(rows, -1)) for a in (atoms, label.atoms))
             relations.unify(part, whole)
         relations.rectangle(atoms)
-        result.append(AxisLabel(label.axes, atoms, label.flexible))
+        result.append(replace(label, atoms=atoms))
     return simplify(relations, result)
 
 
 def combine(relations: Relations, left: AxisLabel, right: AxisLabel) -> AxisLabel:
-    """Make two independent labels one joint label: an element dies with its row or its column."""
+    """Join two independent labels: an element is removed with its row or its column."""
     shape = left.atoms.shape + right.atoms.shape
     axes = left.axes + right.axes
     atoms = relations.fresh(shape, Origin(relations.node, axes[0]))
@@ -294,7 +294,7 @@ def reshape(
             if set(block[0]) & set(label.axes):
                 label = _reshape_block(relations, label, block, before, after)
         axes = tuple(-1 - (axis if axis < 0 else renamed[axis]) for axis in label.axes)
-        result.append(AxisLabel(axes, label.atoms, label.flexible))
+        result.append(replace(label, axes=axes))
     simple = simplify(relations, result)
     for label in simple:
         relations.rectangle(label.atoms)
@@ -337,3 +337,137 @@ def concat(relations: Relations, parts: Sequence[tuple[AxisLabels, int]], axis: 
     for label in simple:
         relations.rectangle(label.atoms)
     return simple
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor and where its axes lie in the common space; None for axes that stay out of it."""
+
+    labels: TensorLabels
+    axes: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, labels: TensorLabels) -> Operand:
+        """A tensor whose axes are those of the space."""
+        return cls(labels, tuple(range(len(labels.shape))))
+
+    def extents(self) -> dict[int, int]:
+        """Extent on each axis of the space where the operand is longer than 1."""
+        pairs = zip(self.axes, self.labels.shape, strict=True)
+        return {axis: extent for axis, extent in pairs if axis is not None and extent != 1}
+
+    def axis_labels(self) -> AxisLabels:
+        """Labels with the axis numbers of the space."""
+        space = {own: axis for own, axis in enumerate(self.axes) if axis is not None}
+        return rename(self.labels.axis_labels, space)
+
+    def receive(self, axis_labels: AxisLabels) -> None:
+        """Label a pristine constant with labels of the space."""
+        self.labels.pristine = False
+        own = {axis: i for i, axis in enumerate(self.axes) if axis is not None}
+        self.labels.axis_labels = rename(axis_labels, own)
+
+    def blanks(self, axis_labels: AxisLabels) -> bool:
+        """Whether what each label (of the space) removes is exactly zero in this operand."""
+        extents = self.extents().keys()
+        return self.labels.zero and all(extents >= set(label.axes) for label in axis_labels)
+
+
+def broadcast_axes(rank: int, common: int) -> tuple[int, ...]:
+    """Space axes of an operand of `rank` broadcast to `common` axes (numpy rules)."""
+    return tuple(range(common - rank, common))
+
+
+def join(relations: Relations, operands: Sequence[Operand]) -> AxisLabels:
+    """Tie operands position by position and return the labels of the result in the space."""
+    ordered = sorted(operands, key=lambda operand: operand.labels.pristine)
+    first = ordered[0]
+    if first.labels.pristine:
+        result, extents = _label_constant(relations, first, (), {}), first.extents()
+    else:
+        result, extents = first.axis_labels(), first.extents()
+    for operand in ordered[1:]:
+        if operand.labels.pristine:
+            result += _label_constant(relations, operand, result, extents)
+        else:
+            result = _join_pair(relations, result, extents, operand)
+        extents |= operand.extents()
+    return drop_tied(simplify(relations, result))
+
+
+def contract(
+    relations: Relations, operands: Sequence[Operand], kept: Sequence[int], text: str
+) -> AxisLabels:
+    """Join operands, sum over every axis of the space that is not kept (einsum semantics).
+
+    Args:
+        relations: where new constraints are recorded.
+        operands: the factors.
+        kept: space axes of the result.
+        text: reason given for contracted labels that must be frozen.
+
+    Returns:
+        The labels of the product, still with the axis numbers of the space.
+    """
+    axis_labels = join(relations, operands)
+    contracted = {axis for label in axis_labels for axis in label.axes} - set(kept)
+    safe = {axis for operand in operands if operand.labels.zero for axis in operand.extents()}
+    for axis in sorted(contracted - safe):
+        axis_labels = collapse(relations, axis_labels, axis, text)
+    survivors = [label for label in axis_labels if set(label.axes) & set(kept)]
+    return simplify(relations, [project(relations, label, kept) for label in survivors])
+
+
+def _label_constant(
+    relations: Relations, operand: Operand, axis_labels: AxisLabels, extents: dict[int, int]
+) -> AxisLabels:
+    """Label a pristine constant as its partner asks; return the labels only it brings."""
+    own = operand.extents()
+    received: list[AxisLabel] = []
+    for label in axis_labels:
+        shared = set(label.axes) & own.keys() & extents.keys()
+        if shared:
+            received.append(project(relations, label, shared))
+    brought = [
+        AxisLabel((axis,), relations.fresh((extent,), Origin(operand.labels.name, own_axis)))
+        for own_axis, (axis, extent) in enumerate(
+            zip(operand.axes, operand.labels.shape, strict=True)
+        )
+        if axis is not None and extent > 1 and axis not in extents
+    ]
+    operand.receive(drop_tied(simplify(relations, received)) + tuple(brought))
+    return tuple(brought)
+
+
+def _join_pair(
+    relations: Relations, left: AxisLabels, extents: dict[int, int], operand: Operand
+) -> AxisLabels:
+    """Tie the labels of an operand to those joined so far; `extents` are the joined ones'."""
+    right = operand.axis_labels()
+    shared = extents.keys() & operand.extents().keys()
+    for ours in left:
+        for theirs in right:
+            _tie(relations, ours, theirs, shared)
+    for one_side, other_side in ((left, right), (right, left)):
+        labelled = {axis for label in other_side for axis in label.axes}
+        for label in one_side:
+            fixed = (set(label.axes) & shared) - labelled
+            if fixed:
+                text = f"it meets an axis of {operand.labels.name} that cannot be cut"
+                relations.freeze(project(relations, label, fixed).atoms, text)
+    return left + right
+
+
+def _tie(relations: Relations, ours: AxisLabel, theirs: AxisLabel, shared: set[int]) -> None:
+    first, second = set(ours.axes) & shared, set(theirs.axes) & shared
+    common = first & second
+    if not common:
+        return
+    if first == second:
+        left = project(relations, ours, first)
+        right = reorder(relations, project(relations, theirs, second), left.axes)
+        relations.unify(left.atoms, right.atoms)
+        return
+    for axis in sorted(common):
+        left, right = (project(relations, label, (axis,)) for label in (ours, theirs))
+        relations.unify(left.atoms, right.atoms)

@@ -1,27 +1,27 @@
-"""What a coupling rule sees of the node it describes."""
+"""What a coupling rule sees of the node it describes, and what it may note about it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from onnxprune.coupling.join import Operand, broadcast_axes, join
 from onnxprune.coupling.labels import (
     AxisLabel,
     AxisLabels,
+    Operand,
     TensorLabels,
+    broadcast_axes,
     collapse,
+    join,
     rename,
     simplify,
 )
 from onnxprune.coupling.relations import Relations
-
-Rule = "Callable[[Step], None]"
+from onnxprune.model.node_view import NodeView
 
 
 class Refusal(Exception):
@@ -75,108 +75,106 @@ def node_id(node: ir.Node) -> str:
     return next((value.name for value in node.outputs if value.name), node.name or "") or ""
 
 
-class Walker(Protocol):
-    """What a rule needs of the walk to follow the body of its node."""
+class Walk(Protocol):
+    """The walk a step belongs to: what is known so far, and how to walk along a subgraph.
+
+    Attributes:
+        relations: what ties units together.
+        tensors: labels of every tensor so far, by name.
+        held: removed parts are held at zero to check the cut; not so where the interface is cut.
+    """
+
+    relations: Relations
+    tensors: dict[str, TensorLabels]
+    held: bool
 
     def along(self, graph: ir.Graph) -> None:
-        """Apply the rule of every node of a body."""
+        """Apply the rule of every node of a graph."""
 
     def rehearse(self, graph: ir.Graph) -> Mapping[str, TensorLabels]:
-        """Labels of every tensor after a walk along a body that leaves no trace."""
+        """Labels of every tensor after a walk along a subgraph, of which nothing is kept."""
 
 
-class Step:
+@dataclass(frozen=True)
+class Step(NodeView):
     """One node during the trace: labels of its inputs, integers, attributes, and the outputs.
 
     A rule *reads* the slots whose labels it understands; every other slot is frozen afterwards.
-    Where something is removed it is *held* at zero to check the cut, unless the interface is cut.
+
+    Attributes:
+        opset: version of the node's domain.
+        walk: the walk this is a step of.
+        normalised: statistics may run over an axis that is cut.
+        consumers: contractions noted by the rule.
+        statistics: statistics over cut axes noted by the rule.
+        understood: input slots the rule has read.
+        zero_points: quantised constant -> tensor with its zero point, and the axis it lies on.
     """
 
-    def __init__(
-        self,
-        node: ir.Node,
-        opset: int,
-        relations: Relations,
-        tensors: dict[str, TensorLabels],
-        shapes: Mapping[str, tuple[int, ...]],
-        values: Callable[[str], NDArray[Any] | None],
-        walker: Walker,
-        *,
-        normalised: bool = False,
-        held: bool = True,
-    ) -> None:
-        self.node = node
-        self.opset = opset
-        self.relations = relations
-        self.normalised = normalised
-        self.held = held
-        self.consumers: list[Consumer] = []
-        self.statistics: list[Statistic] = []
-        self.understood: set[int] = set()
-        self.zero_points: dict[str, tuple[str, int]] = {}
-        self.tensors = tensors
-        self.shapes = shapes
-        self.values = values
-        self.walker = walker
+    opset: int
+    walk: Walk
+    normalised: bool = False
+    consumers: list[Consumer] = field(default_factory=list)
+    statistics: list[Statistic] = field(default_factory=list)
+    understood: set[int] = field(default_factory=set)
+    zero_points: dict[str, tuple[str, int]] = field(default_factory=dict)
 
-    def has(self, slot: int) -> bool:
-        """Whether the optional input `slot` is there."""
-        return slot < len(self.node.inputs) and self.node.inputs[slot] is not None
+    @property
+    def relations(self) -> Relations:
+        """What ties units together, so far."""
+        return self.walk.relations
 
-    def name(self, slot: int) -> str:
-        """Name of the tensor at an input slot."""
-        value = self.node.inputs[slot]
-        return (value.name or "") if value is not None else ""
+    @property
+    def tensors(self) -> dict[str, TensorLabels]:
+        """Labels of every tensor, so far."""
+        return self.walk.tensors
 
     def known(self, slot: int) -> bool:
         """Whether the tensor at an input slot was observed."""
         return self.name(slot) in self.tensors
 
+    def peek(self, slot: int) -> TensorLabels:
+        """Labels of an input that the rule does not take over."""
+        return self.tensors[self.name(slot)]
+
     def read(self, slot: int = 0) -> TensorLabels:
         """Labels of an input; declares that the rule understands this slot."""
         self.understood.add(slot)
-        labels = self.tensors[self.name(slot)]
+        labels = self.peek(slot)
         labels.integer = False
         return labels
 
     def read_weight(self, slot: int) -> TensorLabels:
         """Like `read`, where an integer constant is data: the weights of quantised ops."""
-        self.understood.add(slot)
-        labels = self.tensors[self.name(slot)]
-        labels.pristine, labels.integer = labels.pristine or labels.integer, False
+        integer = self.peek(slot).integer
+        labels = self.read(slot)
+        labels.pristine = labels.pristine or integer
         return labels
-
-    def peek(self, slot: int) -> TensorLabels:
-        """Labels of an input that the rule does not take over."""
-        return self.tensors[self.name(slot)]
 
     def shape(self, slot: int = 0) -> tuple[int, ...]:
         """Concrete shape of an input."""
-        return self.tensors[self.name(slot)].shape
+        return self.peek(slot).shape
 
-    def out_shape(self, slot: int = 0) -> tuple[int, ...]:
+    def output_shape(self, slot: int = 0) -> tuple[int, ...]:
         """Concrete shape of an output.
 
         Raises:
             Refusal: the shape was not observed.
         """
-        name = self.node.outputs[slot].name or ""
-        if name not in self.shapes:
-            raise Refusal(f"the shape of {name or 'an output'} is unknown")
-        return self.shapes[name]
+        try:
+            return super().output_shape(slot)
+        except KeyError:
+            raise Refusal(
+                f"the shape of {self.output_name(slot) or 'an output'} is unknown"
+            ) from None
+
+    def inputs(self) -> list[int]:
+        """Slots of the inputs that are given."""
+        return [slot for slot in range(len(self.node.inputs)) if self.has(slot)]
 
     def outputs(self) -> list[int]:
         """Slots of the outputs that are really used."""
-        return [i for i, value in enumerate(self.node.outputs) if value.name]
-
-    def value(self, slot: int) -> NDArray[Any] | None:
-        """Known value of an input: a constant or an observed integer tensor; None if absent."""
-        return self.values(self.name(slot)) if self.has(slot) else None
-
-    def attribute(self, name: str, default: Any = None) -> Any:
-        """Value of an attribute, or the default."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else attribute.value
+        return [slot for slot in range(len(self.node.outputs)) if self.has_output(slot)]
 
     def integers(self, slot: int, attribute: str) -> list[int] | None:
         """Integers given as input `slot` (newer opsets) or as attribute (older ones).
@@ -184,17 +182,10 @@ class Step:
         Raises:
             Refusal: the input is there but its value is not known before run time.
         """
-        if self.has(slot):
-            value = self.value(slot)
-            if value is None:
-                raise Refusal(f"{self.name(slot)} is only known at run time")
-            return [int(v) for v in np.atleast_1d(value).tolist()]
-        found = self.attribute(attribute)
-        return None if found is None else [int(v) for v in np.atleast_1d(found).tolist()]
-
-    def axis(self, rank: int, default: int, name: str = "axis") -> int:
-        """The `axis` attribute, made non-negative."""
-        return int(self.attribute(name, default)) % max(rank, 1)
+        value = self.constant(slot) if self.has(slot) else self.attribute(attribute)
+        if value is None and self.has(slot):
+            raise Refusal(f"{self.name(slot)} is only known at run time")
+        return None if value is None else [int(v) for v in np.atleast_1d(value).tolist()]
 
     def emit(
         self,
@@ -209,19 +200,36 @@ class Step:
         Raises:
             Refusal: the shape was not observed, or is not the one that the labels are made for.
         """
-        name = self.node.outputs[slot].name or ""
-        shape = self.out_shape(slot)
+        shape = self.output_shape(slot)
         axis_labels = simplify(self.relations, axis_labels)
         extents = dict(enumerate(shape))
-        if any(tuple(map(extents.get, one.axes)) != one.atoms.shape for one in axis_labels):
+        if any(tuple(map(extents.get, label.axes)) != label.atoms.shape for label in axis_labels):
             raise Refusal(f"{self.node.op_type} returned another shape than its rule expects")
-        labels = TensorLabels(name, shape, axis_labels, constant, False, zero)
-        self.tensors[name] = labels
-        return labels
+        name = self.output_name(slot)
+        self.tensors[name] = TensorLabels(name, shape, axis_labels, constant, zero=zero)
+        return self.tensors[name]
 
     def emitted(self, slot: int = 0) -> TensorLabels:
         """Labels of an output already emitted; they may still be changed."""
-        return self.tensors[self.node.outputs[slot].name or ""]
+        return self.tensors[self.output_name(slot)]
+
+    def pass_on(
+        self, labels: TensorLabels, axis_labels: Iterable[AxisLabel], slot: int = 0
+    ) -> None:
+        """Emit the labels of an output that only moves the data of a tensor."""
+        self.emit(axis_labels, slot, zero=labels.zero, constant=labels.constant)
+
+    def note_consumer(
+        self,
+        labels: TensorLabels,
+        axis: int,
+        weight: str | None = None,
+        weight_axis: int = 0,
+        group: int = 1,
+    ) -> None:
+        """Note that the node contracts an axis of a tensor; see `Consumer`."""
+        node = node_id(self.node)
+        self.consumers.append(Consumer(node, labels.name, axis, weight, weight_axis, group))
 
     def note_zero_point(self, slot: int, zero_point: int, axis: int = 0) -> None:
         """Say what stands for zero in a quantised constant: a scalar, or a vector along `axis`."""
@@ -242,25 +250,23 @@ class Step:
         return True
 
     def fix(self, labels: TensorLabels, axes: Iterable[int], text: str) -> AxisLabels:
-        """Freeze the labels of some axes (tie joint ones along them) and return what is left."""
+        """Freeze the labels of some axes (tie joint ones along them); return the remaining ones."""
         for axis in axes:
             labels.axis_labels = collapse(self.relations, labels.axis_labels, axis, text)
         return labels.axis_labels
 
     def add_bias(self, output: TensorLabels, slot: int, axes: Sequence[int]) -> None:
         """Join an additive input with an output already emitted."""
-        if not self.has(slot):
-            return
-        bias = self.read_weight(slot)
-        operands = [Operand(output, tuple(range(len(output.shape)))), Operand(bias, tuple(axes))]
-        output.axis_labels = join(self.relations, operands)
-        output.zero = output.zero and Operand(bias, tuple(axes)).blanks(output.axis_labels)
+        if self.has(slot):
+            bias = Operand(self.read_weight(slot), tuple(axes))
+            output.axis_labels = join(self.relations, [Operand.of(output), bias])
+            output.zero = output.zero and bias.blanks(output.axis_labels)
 
     def join_inputs(self, slots: Sequence[int]) -> tuple[list[Operand], AxisLabels]:
         """Broadcast inputs against each other; returns the operands and the result's labels."""
-        rank = len(self.out_shape())
-        labels = [self.read(slot) for slot in slots]
-        operands = [Operand(one, broadcast_axes(len(one.shape), rank)) for one in labels]
+        rank = len(self.output_shape())
+        inputs = [self.read(slot) for slot in slots]
+        operands = [Operand(labels, broadcast_axes(len(labels.shape), rank)) for labels in inputs]
         return operands, join(self.relations, operands)
 
     def move(self, labels: TensorLabels, axes: Mapping[int, int]) -> AxisLabels:
@@ -268,3 +274,10 @@ class Step:
         labels.materialise(self.relations)
         kept = [label for label in labels.axis_labels if all(axis in axes for axis in label.axes)]
         return rename(kept, dict(axes))
+
+
+Rule: TypeAlias = Callable[[Step], None]
+"""Relates the labels of a node's inputs and outputs; raises Refusal where it cannot."""
+
+RuleTable: TypeAlias = dict[tuple[str, str], Rule]
+"""(domain, op type) -> rule; the default domain is the empty string."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
+from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from onnxprune.coupling.labels import TensorLabels, align_nesting
 from onnxprune.coupling.operators import RULES
 from onnxprune.coupling.relations import Relations
 from onnxprune.coupling.static_values import settled_values
-from onnxprune.coupling.step import Consumer, Refusal, Statistic, Step, node_id
+from onnxprune.coupling.step import Consumer, Refusal, Rule, Statistic, Step, node_id
 from onnxprune.coupling.subgraph_shapes import Bodies, body_of, captured, subgraphs
 from onnxprune.model.observe import Facts
 
@@ -132,7 +133,7 @@ class _Walk:
         self._model = model
         self._bodies = bodies
         self._normalised = normalised
-        self._held = opening is None
+        self.held = opening is None
         self._rules = opening.rules if opening is not None else {}
 
     def along(self, graph: ir.Graph) -> None:
@@ -145,13 +146,10 @@ class _Walk:
             step = Step(
                 node,
                 self._model.opset_imports.get(node.domain, 1),
-                self.relations,
-                self.tensors,
-                self._bodies.facts.first.shapes,
-                self._value,
                 self,
-                normalised=self._normalised and outermost,
-                held=self._held,
+                self._normalised and outermost,
+                shape_of=self._bodies.facts.first.shapes.__getitem__,
+                value_of=self._value,
             )
             try:
                 _apply_rule(step, self._bodies.closed.get(node), self._rules.get(node_id(node)))
@@ -229,7 +227,7 @@ def _sources(graph: ir.Graph, facts: Facts, divisors: frozenset[str]) -> dict[st
     return tensors
 
 
-def _apply_rule(step: Step, closed: str | None, rule: Callable[[Step], None] | None) -> None:
+def _apply_rule(step: Step, closed: str | None, rule: Rule | None) -> None:
     node = step.node
     if closed:
         raise Refusal(closed)
@@ -237,7 +235,7 @@ def _apply_rule(step: Step, closed: str | None, rule: Callable[[Step], None] | N
     if rule is None:
         domain = f"{node.domain}::" if node.domain else ""
         raise Refusal(f"there is no coupling rule for {domain}{node.op_type}")
-    missing = [step.name(slot) for slot in _slots(step) if not step.known(slot)]
+    missing = [step.name(slot) for slot in step.inputs() if not step.known(slot)]
     if missing:
         raise Refusal(f"the shape of {missing[0]} is unknown")
     rule(step)
@@ -246,29 +244,24 @@ def _apply_rule(step: Step, closed: str | None, rule: Callable[[Step], None] | N
             raise Refusal(f"the output {value.name} of {node.op_type} is in use")
 
 
-def _slots(step: Step) -> list[int]:
-    return [slot for slot in range(len(step.node.inputs)) if step.has(slot)]
-
-
 def _refuse(step: Step, text: str) -> None:
     """Freeze whatever enters a node nobody understands, captured tensors included."""
     step.understood.clear()
-    for slot in _slots(step):
+    for slot in step.inputs():
         if step.known(slot):
             _freeze(step.relations, step.peek(slot), text)
     for name in captured(step.node):
         if name in step.tensors:
             _freeze(step.relations, step.tensors[name], text)
-    for value in step.node.outputs:
-        if value.name:
-            shape = step.shapes.get(value.name)
-            step.tensors.pop(value.name, None)
-            if shape is not None:
-                step.tensors[value.name] = TensorLabels(value.name, shape)
+    for slot in step.outputs():
+        name = step.output_name(slot)
+        step.tensors.pop(name, None)
+        with suppress(Refusal):  # the shape of an output may be unknown
+            step.tensors[name] = TensorLabels(name, step.output_shape(slot))
 
 
 def _freeze_rest(step: Step) -> None:
-    for slot in _slots(step):
+    for slot in step.inputs():
         if slot in step.understood or not step.known(slot):
             continue
         labels = step.peek(slot)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from onnxprune.coupling.operators import (
     attention,
     contraction,
@@ -17,9 +15,9 @@ from onnxprune.coupling.operators import (
     subgraphs,
 )
 from onnxprune.coupling.operators import quantisation as quantised
-from onnxprune.coupling.step import Step
+from onnxprune.coupling.step import RuleTable
 
-RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+RULES: RuleTable = {
     **elementwise.RULES,
     **contraction.RULES,
     **convolution.RULES,

@@ -8,22 +8,24 @@ columns of the tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.coupling.join import Operand, contract, join
 from onnxprune.coupling.labels import (
     AxisLabels,
+    Operand,
     TensorLabels,
+    broadcast_axes,
     collapse,
-    movable,
+    contract,
+    join,
     rename,
     reshape,
     simplify,
     take,
 )
-from onnxprune.coupling.step import Consumer, Refusal, Step, node_id
+from onnxprune.coupling.step import Refusal, RuleTable, Step
 
 _SOFTMAX = "Softmax takes statistics over it"
 _NOT_ZERO = "a product of two activations, neither of them zero where it is removed"
@@ -40,7 +42,7 @@ def _attention(step: Step) -> None:
     query, key, value = (_split_heads(step, slot, heads[slot]) for slot in range(3))
     _note_readers(step, (0, 1), len(step.shape(0)) - 1)
     result = _attend(step, query, key, value, mask=3)
-    if len(step.out_shape()) == 4:
+    if len(step.output_shape()) == 4:
         step.emit(result.axis_labels, zero=result.zero)
     else:
         _emit_merged(step, result)
@@ -62,7 +64,7 @@ def _multi_head(step: Step) -> None:
 def _packed_bias(step: Step, slot: int) -> list[TensorLabels]:
     """The parts of a bias [query | key | value]."""
     bias = step.read(slot)
-    axis_labels = movable(step.relations, bias)
+    axis_labels = bias.materialise(step.relations)
     ends = np.cumsum([step.shape(part)[-1] for part in range(3)]).tolist()
     return [
         TensorLabels(
@@ -91,7 +93,7 @@ def _packed(step: Step) -> None:
         contract(step.relations, operands, (0, 1, 3), _NOT_ZERO), {0: 0, 1: 1, 3: 2}
     )
     if any(2 in label.axes for label in data.axis_labels) and weight.constant:
-        step.consumers.append(Consumer(node_id(step.node), data.name, 2, weight.name, 0))
+        step.note_consumer(data, 2, weight.name, 0)
     if step.has(2):
         step.add_bias(packed, 2, (2,))
     query, key, value = _unpacked(step, packed, widths, [heads] * 3)
@@ -106,12 +108,12 @@ def _group_query(step: Step) -> None:
     Its kernels want heads of certain sizes, so the dims of a head stay.
     """
     name = step.node.op_type
-    if any(step.has(slot) for slot in range(12, len(step.node.inputs))) or 3 in step.outputs():
+    if any(step.has(slot) for slot in range(12, len(step.node.inputs))) or step.has_output(3):
         raise Refusal(f"{name} with a quantised cache or with its scores as an output")
     past = [step.node.inputs[slot] for slot in (3, 4) if step.has(slot)]
     present = [step.node.outputs[slot] for slot in step.outputs() if slot]
-    if any(one is not None and one.is_graph_input() for one in past) or any(
-        one.is_graph_output() for one in present
+    if any(value is not None and value.is_graph_input() for value in past) or any(
+        value.is_graph_output() for value in present
     ):
         raise Refusal(f"the key/value cache of {name} is an input or output of the model")
     heads, served = int(step.attribute("num_heads")), int(step.attribute("kv_num_heads"))
@@ -121,7 +123,7 @@ def _group_query(step: Step) -> None:
         _note_readers(step, (0, 1), 2)
     else:
         packed = step.read(0)
-        movable(step.relations, packed)
+        packed.materialise(step.relations)
         dim = packed.shape[2] // sum(counts)
         parts = _unpacked(step, packed, [dim * count for count in counts], counts)
         _note_readers(step, (0,), 2)
@@ -133,7 +135,7 @@ def _group_query(step: Step) -> None:
     result = _attend(step, query, key, value, mask=10)
     if step.has(11):
         sink = Operand(step.read(11), (1,))
-        join(step.relations, [Operand(result, (0, 1, 2, 3)), sink])
+        join(step.relations, [Operand.of(result), sink])
     for slot, part in ((1, key), (2, value)):
         zero = part.zero
         if step.has(slot + 2):
@@ -142,7 +144,7 @@ def _group_query(step: Step) -> None:
             axes = (0, 1, None, 3)
             join(step.relations, [Operand(part, axes), Operand(cached, axes)])
             zero = zero and cached.zero
-        if slot in step.outputs():
+        if step.has_output(slot):
             step.emit(part.axis_labels, slot, zero=zero)
     _emit_merged(step, result)
 
@@ -156,7 +158,7 @@ def _unpacked(
     for start, end, count in zip([0, *ends], ends, heads, strict=False):
         axis_labels = take(step.relations, packed.axis_labels, 2, np.arange(start, end))
         shape = (*packed.shape[:2], end - start)
-        part = TensorLabels(packed.name, shape, axis_labels, packed.constant, False, packed.zero)
+        part = packed.moved(shape, axis_labels)
         parts.append(_apart(step, part, count))
     return parts
 
@@ -175,16 +177,14 @@ def _split_heads(
 ) -> TensorLabels:
     """Labels of an input, plus bias, as [batch, heads, length, dim]."""
     labels = step.read(slot)
-    axis_labels = movable(step.relations, labels)
+    axis_labels = labels.materialise(step.relations)
     if bias is not None:
         parts = [Operand(labels, (0, 1, 2)), Operand(bias, (2,))]
         axis_labels = join(step.relations, parts)
         zero = all(part.blanks(axis_labels) for part in parts)
         labels = TensorLabels(labels.name, labels.shape, axis_labels, zero=zero)
     if len(labels.shape) == 4:
-        return TensorLabels(
-            labels.name, labels.shape, axis_labels, labels.constant, False, labels.zero
-        )
+        return labels.moved(labels.shape, axis_labels)
     if not heads:
         raise Refusal("Attention on 3-D inputs without head counts")
     return _apart(step, labels, heads)
@@ -197,7 +197,7 @@ def _apart(step: Step, labels: TensorLabels, heads: int) -> TensorLabels:
     axis_labels = reshape(step.relations, labels.axis_labels, labels.shape, split)
     shape = (batch, heads, length, width // heads)
     moved = rename(axis_labels, {0: 0, 1: 2, 2: 1, 3: 3})
-    return TensorLabels(labels.name, shape, moved, labels.constant, False, labels.zero)
+    return labels.moved(shape, moved)
 
 
 def _note_readers(step: Step, slots: tuple[int, ...], axis: int) -> None:
@@ -205,7 +205,7 @@ def _note_readers(step: Step, slots: tuple[int, ...], axis: int) -> None:
     for slot in slots:
         labels = step.peek(slot)
         if any(axis in label.axes for label in labels.axis_labels):
-            step.consumers.append(Consumer(node_id(step.node), labels.name, axis))
+            step.note_consumer(labels, axis)
 
 
 def _attend(
@@ -214,7 +214,7 @@ def _attend(
     """Labels [batch, heads, length, dim] of softmax(query key^T + mask) value."""
     relations = step.relations
     repeats = query.shape[1] // key.shape[1]
-    key, value = (_repeat_heads(step, one, repeats) for one in (key, value))
+    key, value = (_repeat_heads(step, labels, repeats) for labels in (key, value))
     operands = [
         Operand(query, (_BATCH, _HEAD, _QUERY, _DIM)),
         Operand(key, (_BATCH, _HEAD, _KEY, _DIM)),
@@ -224,9 +224,9 @@ def _attend(
     shape = (*query.shape[:3], key.shape[2])
     scores = TensorLabels("", shape, rename(axis_labels, {axis: i for i, axis in enumerate(kept)}))
     if step.has(mask):
-        given = step.read(mask)
-        axes = tuple(range(4 - len(given.shape), 4))
-        scores.axis_labels = join(relations, [Operand(scores, (0, 1, 2, 3)), Operand(given, axes)])
+        added = step.read(mask)
+        operands = [Operand.of(scores), Operand(added, broadcast_axes(len(added.shape), 4))]
+        scores.axis_labels = join(relations, operands)
     scores.axis_labels = collapse(relations, scores.axis_labels, 3, _SOFTMAX)
     operands = [
         Operand(scores, (_BATCH, _HEAD, _QUERY, _KEY)),
@@ -246,7 +246,7 @@ def _repeat_heads(step: Step, labels: TensorLabels, repeats: int) -> TensorLabel
     index = np.repeat(np.arange(labels.shape[1]), repeats)
     axis_labels: AxisLabels = take(step.relations, labels.axis_labels, 1, index)
     shape = (labels.shape[0], len(index), *labels.shape[2:])
-    return TensorLabels(labels.name, shape, axis_labels, labels.constant, False, labels.zero)
+    return labels.moved(shape, axis_labels)
 
 
 def _rotary(step: Step) -> None:
@@ -263,7 +263,7 @@ def _rotary(step: Step) -> None:
     for half in halves:
         axis_labels = take(step.relations, labels.axis_labels, 3, half)
         part = TensorLabels("", (*labels.shape[:3], width // 2), axis_labels)
-        operands.append(Operand(part, (0, 1, 2, 3)))
+        operands.append(Operand.of(part))
     for slot in tables:
         table = step.read(slot)
         if len(table.shape) == 2:
@@ -275,7 +275,7 @@ def _rotary(step: Step) -> None:
     step.emit(data.axis_labels, zero=data.zero)
 
 
-RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+RULES: RuleTable = {
     ("", "Attention"): _attention,
     ("com.microsoft", "MultiHeadAttention"): _multi_head,
     ("com.microsoft", "Attention"): _packed,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from onnxprune.coupling.join import Operand, contract
-from onnxprune.coupling.labels import TensorLabels, rename
-from onnxprune.coupling.step import Consumer, Refusal, Step, node_id
+from onnxprune.coupling.labels import AxisLabels, Operand, TensorLabels, contract, rename
+from onnxprune.coupling.step import Refusal, RuleTable, Step
 
 _NOT_ZERO = "a product of two activations, neither of them zero where it is removed"
 
@@ -24,9 +23,9 @@ def contract_operands(step: Step, operands: Sequence[Operand], kept: Sequence[in
     return step.emit(result, zero=zero, constant=constant)
 
 
-def _covered(operands: Sequence[Operand], axis_labels: Sequence[object]) -> bool:
+def _covered(operands: Sequence[Operand], axis_labels: AxisLabels) -> bool:
     """Every label of a product is zero in some factor."""
-    return all(any(operand.blanks((label,)) for operand in operands) for label in axis_labels)  # type: ignore[arg-type]
+    return all(any(operand.blanks((label,)) for operand in operands) for label in axis_labels)
 
 
 def _note_consumers(
@@ -35,19 +34,15 @@ def _note_consumers(
     """Record where removed entries of an activation are summed away."""
     if operand.labels.constant:
         return
-    weight = next((one for one in operands if one.labels.constant), None)
+    weight = next((other for other in operands if other.labels.constant), None)
     for own, axis in enumerate(operand.axes):
-        if (
-            axis is None
-            or axis in kept
-            or not any(own in one.axes for one in operand.labels.axis_labels)
-        ):
+        labelled = any(own in label.axes for label in operand.labels.axis_labels)
+        if axis is None or axis in kept or not labelled:
             continue
         if weight is not None and axis in weight.axes:
-            where = (weight.labels.name, weight.axes.index(axis))
-            step.consumers.append(Consumer(node_id(step.node), operand.labels.name, own, *where))
-        elif any(axis in one.axes for one in operands if one is not operand):
-            step.consumers.append(Consumer(node_id(step.node), operand.labels.name, own))
+            step.note_consumer(operand.labels, own, weight.labels.name, weight.axes.index(axis))
+        elif any(axis in other.axes for other in operands if other is not operand):
+            step.note_consumer(operand.labels, own)
 
 
 def gemm(step: Step) -> None:
@@ -100,7 +95,7 @@ def _einsum(step: Step) -> None:
     contract_operands(step, operands, [ord(letter) for letter in output])
 
 
-RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+RULES: RuleTable = {
     ("", "Gemm"): gemm,
     ("", "MatMul"): _matmul,
     ("", "Einsum"): _einsum,

@@ -9,16 +9,13 @@ Depthwise falls out: a conjunction of one atom is that atom.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.coupling.join import Operand
-from onnxprune.coupling.labels import AxisLabel, TensorLabels
+from onnxprune.coupling.labels import AxisLabel, Operand, TensorLabels
 from onnxprune.coupling.operators.contraction import contract_operands
 from onnxprune.coupling.relations import Origin
-from onnxprune.coupling.step import Consumer, Refusal, Step, node_id
+from onnxprune.coupling.step import Refusal, RuleTable, Step
 
 _KERNEL = "kernel axes of a convolution"
 _SPATIAL = "a convolution runs over this axis"
@@ -91,7 +88,7 @@ def _grouped(
     relations.align(outside if transposed else inside)
     if inside.shape[1] > 1:
         where = (weight.name, 0 if transposed else 1, group)
-        step.consumers.append(Consumer(node_id(step.node), data.name, 1, *where))
+        step.note_consumer(data, 1, *where)
     batch = [label for label in data.axis_labels if label.axes == (0,)]
     return step.emit([*batch, AxisLabel((1,), outside.ravel())], zero=True)
 
@@ -134,7 +131,7 @@ def _shared_weight(
     return outside
 
 
-RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+RULES: RuleTable = {
     ("", "Conv"): _conv,
     ("", "ConvTranspose"): _conv_transpose,
 }

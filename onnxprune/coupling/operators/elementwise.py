@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from onnxprune.coupling.step import Refusal, Step
+from onnxprune.coupling.step import Refusal, RuleTable, Step
 
+# fmt: off
 # f(0) = 0: the output is zero wherever the input is.
 _ZERO_TO_ZERO = [
-    "Abs",
-    "Asin",
-    "Asinh",
-    "Atan",
-    "Atanh",
-    "Cast",
-    "CastLike",
-    "Ceil",
-    "Celu",
-    "Dropout",
-    "Elu",
-    "Erf",
-    "Floor",
-    "Gelu",
-    "HardSwish",
-    "Identity",
-    "LeakyRelu",
-    "Mish",
-    "Neg",
-    "Relu",
-    "Round",
-    "Selu",
-    "Shrink",
-    "Sign",
-    "Sin",
-    "Sinh",
-    "Softsign",
-    "Sqrt",
-    "Swish",
-    "Tan",
-    "Tanh",
-    "ThresholdedRelu",
+    "Abs", "Asin", "Asinh", "Atan", "Atanh", "Cast", "CastLike", "Ceil", "Celu", "Dropout",
+    "Elu", "Erf", "Floor", "Gelu", "HardSwish", "Identity", "LeakyRelu", "Mish", "Neg", "Relu",
+    "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh", "Softsign", "Sqrt", "Swish", "Tan",
+    "Tanh", "ThresholdedRelu",
 ]
 _OTHER_UNARY = [
-    "Acos",
-    "Acosh",
-    "BitwiseNot",
-    "Cos",
-    "Cosh",
-    "Exp",
-    "HardSigmoid",
-    "IsInf",
-    "IsNaN",
-    "Not",
-    "Sigmoid",
-    "Softplus",
+    "Acos", "Acosh", "BitwiseNot", "Cos", "Cosh", "Exp", "HardSigmoid", "IsInf", "IsNaN", "Not",
+    "Sigmoid", "Softplus",
 ]
+# fmt: on
 # 1/0 and log(0) would put an infinity where the masked model holds a zero.
 _SINGULAR_AT_ZERO = ["Log", "Reciprocal"]
 _ZERO_IF_ALL = ["Add", "BitwiseOr", "BitwiseXor", "Max", "Mean", "Min", "Or", "Sub", "Sum", "Xor"]
@@ -85,22 +47,18 @@ def _singular_at_zero(step: Step) -> None:
     _unary(step, keeps_zero=False)
 
 
-def _all_inputs(step: Step) -> list[int]:
-    return [slot for slot in range(len(step.node.inputs)) if step.has(slot)]
-
-
 def _zero_if_all(step: Step) -> None:
-    operands, axis_labels = step.join_inputs(_all_inputs(step))
+    operands, axis_labels = step.join_inputs(step.inputs())
     step.emit(axis_labels, zero=all(operand.blanks(axis_labels) for operand in operands))
 
 
 def _zero_if_any(step: Step) -> None:
-    operands, axis_labels = step.join_inputs(_all_inputs(step))
+    operands, axis_labels = step.join_inputs(step.inputs())
     step.emit(axis_labels, zero=any(operand.blanks(axis_labels) for operand in operands))
 
 
 def _never_zero(step: Step) -> None:
-    _, axis_labels = step.join_inputs(_all_inputs(step))
+    _, axis_labels = step.join_inputs(step.inputs())
     step.emit(axis_labels)
 
 
@@ -114,7 +72,7 @@ def _divide(step: Step) -> None:
 
 def _power(step: Step) -> None:
     """Pow: 0 ** e is 0 only for e > 0, and not finite for e < 0."""
-    base, exponent = step.peek(0), step.value(1)
+    base, exponent = step.peek(0), step.constant(1)
     if base.zero and base.axis_labels and (exponent is None or (exponent < 0).any()):
         raise Refusal("a negative power is not finite where the removed part is zero")
     operands, axis_labels = step.join_inputs([0, 1])
@@ -137,7 +95,7 @@ def _clip(step: Step) -> None:
     """Clip: bounds are scalars; zero stays zero when it lies between them."""
     bounds = [step.attribute("min"), step.attribute("max")]
     for slot in (1, 2):
-        value = step.value(slot)
+        value = step.constant(slot)
         if value is not None and np.size(value) == 1:
             bounds[slot - 1] = float(np.asarray(value, np.float64).reshape(()))
     low, high = bounds
@@ -145,7 +103,7 @@ def _clip(step: Step) -> None:
     _unary(step, known and (low is None or low <= 0) and (high is None or high >= 0))
 
 
-RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+RULES: RuleTable = {
     **{("", op): _zero_to_zero for op in _ZERO_TO_ZERO},
     **{("", op): _other_unary for op in _OTHER_UNARY},
     **{("", op): _singular_at_zero for op in _SINGULAR_AT_ZERO},

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from onnxprune.coupling.join import Operand, join
+from onnxprune.coupling.labels import Operand, join
 from onnxprune.coupling.operators.contraction import contract_operands, gemm, matmul_axes
 from onnxprune.coupling.operators.convolution import convolve
-from onnxprune.coupling.step import Refusal, Step
+from onnxprune.coupling.step import Refusal, RuleTable, Step
 
 _STATISTICS = "LayerNormalization takes statistics over it"
 _ZERO_TO_ZERO = frozenset({"Relu", "LeakyRelu", "Tanh", "HardSwish", "Elu", "Gelu", ""})
@@ -32,7 +30,7 @@ def _skip_norm(step: Step) -> None:
     if not step.cut_statistics(whole, rank - 1, widened=True):
         step.fix(whole, [rank - 1], _STATISTICS)
     whole.zero = False
-    if 3 in step.outputs():
+    if step.has_output(3):
         step.emit(axis_labels, 3, zero=zero)
     for slot in (2,) if simplified else (2, 3):
         if step.has(slot):
@@ -71,7 +69,7 @@ def _activate(step: Step) -> None:
     output.zero = output.zero and str(step.attribute("activation", "")) in _ZERO_TO_ZERO
 
 
-RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+RULES: RuleTable = {
     **{("com.microsoft", op): _gelu for op in ("Gelu", "QuickGelu", "BiasGelu", "FastGelu")},
     ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,

@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxprune.coupling.join import Operand, join
 from onnxprune.coupling.labels import (
     AxisLabel,
     AxisLabels,
+    Operand,
     TensorLabels,
     concat,
-    movable,
+    join,
+    rename,
     reshape,
     simplify,
     take,
 )
 from onnxprune.coupling.relations import Origin
-from onnxprune.coupling.step import Refusal, Step
-
-
-def _pass_on(
-    step: Step, labels: TensorLabels, axis_labels: Sequence[AxisLabel], slot: int = 0
-) -> None:
-    step.emit(axis_labels, slot, zero=labels.zero, constant=labels.constant)
+from onnxprune.coupling.step import Refusal, RuleTable, Step
 
 
 def _transpose(step: Step) -> None:
     labels = step.read()
     rank = len(labels.shape)
     order = step.attribute("perm") or tuple(reversed(range(rank)))
-    _pass_on(step, labels, step.move(labels, {axis: i for i, axis in enumerate(order)}))
+    step.pass_on(labels, step.move(labels, {axis: i for i, axis in enumerate(order)}))
 
 
 def reshaped(step: Step) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze: the observed output shape says it all."""
     labels = step.read()
-    axis_labels = movable(step.relations, labels)
-    _pass_on(step, labels, reshape(step.relations, axis_labels, labels.shape, step.out_shape()))
+    axis_labels = labels.materialise(step.relations)
+    step.pass_on(labels, reshape(step.relations, axis_labels, labels.shape, step.output_shape()))
 
 
 def _repeated(step: Step) -> None:
     """Expand, Tile: labels stay or are repeated; an axis that grows from 1 is flexible."""
     labels = step.read()
-    axis_labels = movable(step.relations, labels)
-    shape = step.out_shape()
+    axis_labels = labels.materialise(step.relations)
+    shape = step.output_shape()
     shift = len(shape) - len(labels.shape)
     result: list[AxisLabel] = []
     for label in axis_labels:
@@ -54,7 +49,7 @@ def _repeated(step: Step) -> None:
         repeats = [shape[a] // e for a, e in zip(axes, label.atoms.shape, strict=True)]
         atoms = np.tile(label.atoms, repeats)
         step.relations.rectangle(atoms)
-        result.append(AxisLabel(axes, atoms, label.flexible))
+        result.append(replace(label, axes=axes, atoms=atoms))
     before = (1,) * shift + labels.shape
     name = step.node.outputs[0].name or ""
     grown = [
@@ -73,12 +68,11 @@ def _concat(step: Step) -> None:
 
 def concatenated(step: Step, slots: Sequence[int]) -> None:
     """Concat of the inputs at some slots."""
-    rank = len(step.out_shape())
-    axis = step.axis(rank, 1)
+    axis = step.axis(1, slot=slots[0])
     parts = [step.read(slot) for slot in slots]
     parts = [part for part in parts if part.shape[axis] > 0]
     for part in parts:
-        movable(step.relations, part)
+        part.materialise(step.relations)
     along = [
         (tuple(label for label in part.axis_labels if axis in label.axes), part.shape[axis])
         for part in parts
@@ -92,21 +86,21 @@ def concatenated(step: Step, slots: Sequence[int]) -> None:
 def _without(part: TensorLabels, axis: int) -> Operand:
     """An operand whose labels and extent along one axis stay out of a join."""
     axis_labels = tuple(label for label in part.axis_labels if axis not in label.axes)
-    view = type(part)(part.name, part.shape, axis_labels, part.constant, False, part.zero)
+    view = part.moved(part.shape, axis_labels)
     return Operand(view, tuple(None if i == axis else i for i in range(len(part.shape))))
 
 
 def _split(step: Step) -> None:
     labels = step.read()
-    axis = step.axis(len(labels.shape), 0)
-    axis_labels = movable(step.relations, labels)
+    axis = step.axis(0)
+    axis_labels = labels.materialise(step.relations)
     if len(step.outputs()) < len(step.node.outputs):
         raise Refusal("a Split with an unused part")
     start = 0
     for slot in step.outputs():
-        extent = step.out_shape(slot)[axis]
+        extent = step.output_shape(slot)[axis]
         index = np.arange(start, start + extent)
-        _pass_on(step, labels, take(step.relations, axis_labels, axis, index), slot)
+        step.pass_on(labels, take(step.relations, axis_labels, axis, index), slot)
         start += extent
 
 
@@ -118,12 +112,12 @@ def _slice(step: Step) -> None:
         raise Refusal("a Slice without bounds")
     axes = step.integers(3, "axes") or list(range(len(starts)))
     steps = step.integers(4, "steps") or [1] * len(starts)
-    axis_labels = movable(step.relations, labels)
+    axis_labels = labels.materialise(step.relations)
     for start, end, axis, stride in zip(starts, ends, axes, steps, strict=True):
         index = np.arange(labels.shape[axis % rank])[slice(start, _end(end, stride), stride)]
         axis_labels = _tie_strides(step, axis_labels, axis % rank, abs(stride))
         axis_labels = take(step.relations, axis_labels, axis % rank, index)
-    _pass_on(step, labels, axis_labels)
+    step.pass_on(labels, axis_labels)
 
 
 def _end(end: int, stride: int) -> int | None:
@@ -146,36 +140,27 @@ def _tie_strides(step: Step, axis_labels: AxisLabels, axis: int, stride: int) ->
 
 def _gather(step: Step) -> None:
     table = step.read()
-    axis = step.axis(len(table.shape), 0)
-    index = step.value(1) if step.has(1) and _known(step, 1) else None
-    rank = step.peek(1).shape
+    axis, rank = step.axis(0), len(table.shape)
+    # a constant; what follows from shapes may be another index at run time
+    index = step.constant(1) if step.peek(1).constant else None
     if index is None or np.ndim(index) > 1:
-        movable(step.relations, table)
+        table.materialise(step.relations)
         step.fix(table, [axis], "its entries are looked up at run time")
         axis_labels: AxisLabels = table.axis_labels
     else:
         flat = np.atleast_1d(np.asarray(index, np.int64)) % table.shape[axis]
-        axis_labels = take(step.relations, movable(step.relations, table), axis, flat)
-    shift = len(rank) - 1
-    moved = [
-        AxisLabel(tuple(a if a <= axis else a + shift for a in one.axes), one.atoms, one.flexible)
-        for one in axis_labels
-    ]
-    _pass_on(step, table, moved)
-
-
-def _known(step: Step, slot: int) -> bool:
-    """Whether an index is part of the graph: a constant, not a function of the input."""
-    return step.peek(slot).constant
+        axis_labels = take(step.relations, table.materialise(step.relations), axis, flat)
+    shift = len(step.shape(1)) - 1
+    step.pass_on(table, rename(axis_labels, {a: a + shift * (a > axis) for a in range(rank)}))
 
 
 def _gather_nd(step: Step) -> None:
     """GatherND: the first axes of the table are looked up, the others keep their meaning."""
-    table, index = step.read(), step.value(1)
+    table, index = step.read(), step.constant(1)
     *outer, depth = step.shape(1)
     if step.attribute("batch_dims", 0):
         raise Refusal("GatherND with batch axes")
-    movable(step.relations, table)
+    table.materialise(step.relations)
     if depth == 1 and len(outer) <= 1 and index is not None and step.peek(1).constant:
         flat = np.asarray(index, np.int64).reshape(-1) % table.shape[0]
         axis_labels = take(step.relations, table.axis_labels, 0, flat)
@@ -184,11 +169,8 @@ def _gather_nd(step: Step) -> None:
         axis_labels = step.fix(table, range(depth), "its entries are looked up at run time")
         known = False
     shift = len(outer) - depth
-    moved = [
-        AxisLabel(tuple(a + shift for a in one.axes), one.atoms, one.flexible)
-        for one in axis_labels
-        if known or not set(range(depth)) & set(one.axes)
-    ]
+    rest = [label for label in axis_labels if known or min(label.axes) >= depth]
+    moved = rename(rest, {axis: axis + shift for axis in range(len(table.shape))})
     step.emit(moved, zero=table.zero, constant=table.constant and known)
 
 
@@ -209,9 +191,9 @@ def _pad(step: Step) -> None:
         raise Refusal("Pad without amounts")
     axes = [a % rank for a in (step.integers(3, "axes") or range(rank))]
     constant = str(step.attribute("mode", "constant")) == "constant"
-    filler = step.value(2) if step.has(2) else step.attribute("value", 0.0)
+    filler = step.constant(2) if step.has(2) else step.attribute("value", 0.0)
     blank = constant and filler is not None and not np.any(filler)
-    axis_labels: AxisLabels = movable(step.relations, labels)
+    axis_labels: AxisLabels = labels.materialise(step.relations)
     for position, axis in enumerate(axes):
         amounts = pads[position], pads[position + len(axes)]
         if any(amounts):
@@ -239,7 +221,7 @@ def _resize(step: Step) -> None:
     labels = step.read()
     resized = [
         axis
-        for axis, (old, new) in enumerate(zip(labels.shape, step.out_shape(), strict=True))
+        for axis, (old, new) in enumerate(zip(labels.shape, step.output_shape(), strict=True))
         if old != new
     ]
     axis_labels = step.fix(labels, resized, "the axis is resized")
@@ -265,10 +247,10 @@ def _depth_to_space(step: Step) -> None:
     """Reshape, transpose, reshape; the sub-pixels of one output channel are tied."""
     labels, size = step.read(), int(step.attribute("blocksize"))
     split, order = _pixel_blocks(step, step.attribute("mode", "DCR") == "CRD", size)
-    inner = reshape(step.relations, movable(step.relations, labels), labels.shape, tuple(split))
+    inner = reshape(step.relations, labels.materialise(step.relations), labels.shape, tuple(split))
     moved = _moved_whole_pixels(step, inner, tuple(split), order)
     after = tuple(split[axis] for axis in order)
-    _pass_on(step, labels, reshape(step.relations, moved, after, step.out_shape()))
+    step.pass_on(labels, reshape(step.relations, moved, after, step.output_shape()))
 
 
 def _moved_whole_pixels(
@@ -282,7 +264,7 @@ def _moved_whole_pixels(
             first = label.atoms.take([0], axis=label.axes.index(axis))
             step.relations.unify(label.atoms, np.broadcast_to(first, label.atoms.shape))
         axes = tuple(position[axis] for axis in label.axes)
-        result.append(AxisLabel(axes, label.atoms, label.flexible))
+        result.append(replace(label, axes=axes))
     return simplify(step.relations, result)
 
 
@@ -292,12 +274,9 @@ def _space_to_depth(step: Step) -> None:
     axis_labels = step.fix(labels, (2, 3), "SpaceToDepth runs over this axis")
     repeated: list[AxisLabel] = []
     for label in axis_labels:
-        atoms: NDArray[np.int32] = label.atoms
-        if 1 in label.axes:
-            copies = [size**2 if axis == 1 else 1 for axis in label.axes]
-            atoms = np.tile(atoms, copies)
-        repeated.append(AxisLabel(label.axes, atoms))
-    _pass_on(step, labels, repeated)
+        copies = [size**2 if axis == 1 else 1 for axis in label.axes]
+        repeated.append(AxisLabel(label.axes, np.tile(label.atoms, copies)))
+    step.pass_on(labels, repeated)
 
 
 def _unlabelled(step: Step) -> None:
@@ -308,7 +287,7 @@ def _unlabelled(step: Step) -> None:
 
 def _filled(step: Step) -> None:
     """ConstantOfShape: every axis is flexible; the target follows what it is used for."""
-    shape = step.out_shape()
+    shape = step.output_shape()
     name = step.node.outputs[0].name or ""
     axis_labels: list[AxisLabel] = []
     if len(shape) > 1:
@@ -321,7 +300,7 @@ def _filled(step: Step) -> None:
     step.emit(axis_labels, zero=filler is None or not np.any(filler.numpy()))
 
 
-RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+RULES: RuleTable = {
     ("", "Transpose"): _transpose,
     **{("", op): reshaped for op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")},
     **{("", op): _repeated for op in ("Expand", "Tile")},

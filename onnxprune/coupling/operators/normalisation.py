@@ -8,11 +8,10 @@ padded with zeros to the original width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from onnxprune.coupling.join import Operand, join
-from onnxprune.coupling.labels import TensorLabels, movable, reshape
-from onnxprune.coupling.step import Refusal, Step
+from onnxprune.coupling.labels import Operand, TensorLabels, join, reshape
+from onnxprune.coupling.step import Refusal, RuleTable, Step
 
 _SMALLEST_EPSILON = 1e-12
 
@@ -25,7 +24,7 @@ def _normalise(
     widened = [axis for axis in over if step.cut_statistics(labels, axis, widened=True)]
     fixed = [axis for axis in over if axis not in widened]
     step.fix(labels, fixed, f"{step.node.op_type} takes statistics over it")
-    operands = [Operand(labels, tuple(range(len(labels.shape))))]
+    operands = [Operand.of(labels)]
     for slot in parameters:
         if step.has(slot):
             parameter = step.read(slot)
@@ -33,7 +32,8 @@ def _normalise(
             operands.append(Operand(parameter, aligned))
     axis_labels = join(step.relations, operands)
     step.emit(
-        axis_labels, zero=all(one.blanks(axis_labels) for one in operands[1:]) and len(operands) > 1
+        axis_labels,
+        zero=all(operand.blanks(axis_labels) for operand in operands[1:]) and len(operands) > 1,
     )
 
 
@@ -56,7 +56,7 @@ def _instance(step: Step) -> None:
 def _layer(step: Step) -> None:
     """LayerNormalization and its relatives normalise every axis from `axis` on."""
     rank = len(step.shape())
-    over = range(step.axis(rank, -1), rank)
+    over = range(step.axis(-1), rank)
     _normalise(step, over, (1, 2), range(rank))
     for slot in step.outputs()[1:]:  # mean and deviation, of extent 1 along the normalised axes
         axis_labels = step.emitted().axis_labels
@@ -72,13 +72,13 @@ def _group(step: Step) -> None:
     labels, groups = step.read(), int(step.attribute("num_groups"))
     batch, channels, *space = labels.shape
     split = (batch, groups, channels // groups, *space)
-    axis_labels = reshape(step.relations, movable(step.relations, labels), labels.shape, split)
+    axis_labels = reshape(step.relations, labels.materialise(step.relations), labels.shape, split)
     apart = TensorLabels(labels.name, split, axis_labels)
     step.fix(apart, range(2, len(split)), "GroupNormalization takes statistics over it")
     parameters = [Operand(step.read(slot), (1,)) for slot in (1, 2)]
-    operands = [Operand(labels, tuple(range(len(labels.shape)))), *parameters]
+    operands = [Operand.of(labels), *parameters]
     joined = join(step.relations, operands)
-    step.emit(joined, zero=all(one.blanks(joined) for one in parameters))
+    step.emit(joined, zero=all(operand.blanks(joined) for operand in parameters))
 
 
 def _along_axis(step: Step) -> None:
@@ -91,7 +91,7 @@ def _along_axis(step: Step) -> None:
 def _softmax(step: Step) -> None:
     """Before opset 13 the input is flattened to 2-D at `axis`."""
     rank = len(step.shape())
-    axis = step.axis(rank, 1 if step.opset < 13 else -1)
+    axis = step.axis(1 if step.opset < 13 else -1)
     _normalise(step, range(axis, rank) if step.opset < 13 else [axis], (), ())
 
 
@@ -99,7 +99,7 @@ def _local_response(step: Step) -> None:
     _normalise(step, [1], (), ())
 
 
-RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+RULES: RuleTable = {
     ("", "BatchNormalization"): _batch,
     ("", "InstanceNormalization"): _instance,
     ("", "GroupNormalization"): _group,

@@ -8,17 +8,16 @@ is 0, and for anything added rather than multiplied, plain zeros give the same r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.coupling.join import Operand, join
-from onnxprune.coupling.labels import AxisLabel, TensorLabels, simplify
+from onnxprune.coupling.labels import AxisLabel, Operand, TensorLabels, join, simplify
 from onnxprune.coupling.operators.contraction import contract_operands, matmul_axes
 from onnxprune.coupling.operators.convolution import convolve
 from onnxprune.coupling.operators.movement import concatenated
 from onnxprune.coupling.relations import Origin
-from onnxprune.coupling.step import Refusal, Step
+from onnxprune.coupling.step import Refusal, RuleTable, Step
 
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 
@@ -34,12 +33,12 @@ def _hold(step: Step, slot: int, point: int, axis: int = 0, *, summed: bool = Tr
         summed: the constant is only multiplied and summed away. Anywhere else the plan's stored
             zeros, which are not 0 here, would show: it then does not count as zero where removed.
     """
-    if not step.held or not step.has(point) or not step.peek(slot).constant:
+    if not step.walk.held or not step.has(point) or not step.peek(slot).constant:
         return
-    value = step.value(point)
+    value = step.constant(point)
     if value is not None and not np.any(value):
         return
-    if any(_producer(step, one) not in ("", "Constant") for one in (slot, point)):
+    if any(_producer(step, source) not in ("", "Constant") for source in (slot, point)):
         raise Refusal("a quantised weight or its zero point is worked out from other constants")
     if not _alone(step, slot, point):
         raise Refusal(f"{step.name(slot)} is read with different zero points")
@@ -54,10 +53,10 @@ def _alone(step: Step, slot: int, point: int) -> bool:
     for reader, where in value.uses() if value is not None else ():
         alike = (reader.op_type, reader.domain, where) == (node.op_type, node.domain, slot)
         zeros = reader.inputs[point] if alike and point < len(reader.inputs) else None
-        axes = [one.attributes.get_int("axis", 1) for one in (reader, node)]
+        axes = [which.attributes.get_int("axis", 1) for which in (reader, node)]
         if zeros is None or axes[0] != axes[1] or reader.graph is not node.graph:
             return False
-        theirs, ours = step.values(zeros.name or ""), step.value(point)
+        theirs, ours = step.value_of(zeros.name or ""), step.constant(point)
         known = theirs is not None and ours is not None and np.array_equal(theirs, ours)
         if zeros is not node.inputs[point] and not known:
             return False
@@ -78,7 +77,7 @@ def _scaled(step: Step, data: TensorLabels, slots: Sequence[int], axis: int) -> 
             continue
         labels = step.read_weight(slot)
         if len(labels.shape) == 1 and labels.shape[0] > 1:
-            operands = [Operand(data, tuple(range(len(data.shape)))), Operand(labels, (axis,))]
+            operands = [Operand.of(data), Operand(labels, (axis,))]
             data.axis_labels = join(step.relations, operands)
         elif len(labels.shape) > 1:
             raise Refusal("blocked quantisation")
@@ -88,11 +87,9 @@ def _scaled(step: Step, data: TensorLabels, slots: Sequence[int], axis: int) -> 
 def _linear(step: Step) -> None:
     """QuantizeLinear, DequantizeLinear: the same tensor, in integers or floats."""
     data = step.read_weight(0)
-    rank = len(data.shape)
-    if data.pristine:
-        data.materialise(step.relations)
-    axis = step.axis(rank, 1) if rank else 0
-    view = TensorLabels(data.name, data.shape, data.axis_labels, data.constant, False, data.zero)
+    data.materialise(step.relations)
+    axis = step.axis(1)
+    view = data.moved(data.shape, data.axis_labels)
     view = _scaled(step, view, (1, 2), axis)
     if step.node.op_type == "DequantizeLinear" and _producer(step, 0) != "QuantizeLinear":
         readers = [use.node.op_type for use in step.node.outputs[0].uses()]
@@ -160,9 +157,8 @@ def _qgemm(step: Step) -> None:
 
 def _read_all(step: Step) -> None:
     """Scales and zero points of a whole tensor are scalars: nothing of them is cut."""
-    for slot in range(len(step.node.inputs)):
-        if step.has(slot):
-            step.read_weight(slot)
+    for slot in step.inputs():
+        step.read_weight(slot)
 
 
 def _qlinear_pairwise(step: Step) -> None:
@@ -207,8 +203,8 @@ def _matmul_nbits(step: Step) -> None:
     made = int(step.attribute("N"))
     name = step.name(1)
     atoms = step.relations.fresh((made,), Origin(name, 0))
-    for slot in range(1, len(step.node.inputs)):
-        if not step.has(slot) or slot == 4:
+    for slot in step.inputs():
+        if slot in (0, 4):
             continue
         labels = step.read_weight(slot)
         extent = labels.shape[0]
@@ -218,10 +214,10 @@ def _matmul_nbits(step: Step) -> None:
         repeated = np.repeat(atoms, extent // made)
         labels.axis_labels = simplify(step.relations, [AxisLabel((0,), repeated)])
     axis_labels = [label for label in data.axis_labels if len(data.shape) - 1 not in label.axes]
-    step.emit([*axis_labels, AxisLabel((len(step.out_shape()) - 1,), atoms)], zero=True)
+    step.emit([*axis_labels, AxisLabel((len(step.output_shape()) - 1,), atoms)], zero=True)
 
 
-RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+RULES: RuleTable = {
     ("", "QuantizeLinear"): _linear,
     ("", "DequantizeLinear"): _linear,
     ("com.microsoft", "QuantizeLinear"): _linear,

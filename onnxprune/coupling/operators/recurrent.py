@@ -7,15 +7,12 @@ computes exactly zero (its candidate is tanh(0) and its state starts at 0), so n
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.coupling.join import Operand, join
-from onnxprune.coupling.labels import AxisLabel, TensorLabels
+from onnxprune.coupling.labels import AxisLabel, Operand, TensorLabels, join
 from onnxprune.coupling.relations import Origin
-from onnxprune.coupling.step import Consumer, Refusal, Step, node_id
+from onnxprune.coupling.step import Refusal, RuleTable, Step
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _ACTIVATIONS = {"LSTM": 3, "GRU": 2, "RNN": 1}
@@ -35,8 +32,7 @@ def _recurrent(step: Step) -> None:
     if step.has(_PEEPHOLES):
         raise Refusal("an LSTM with peepholes")
     directions, _, hidden = step.shape(2)
-    origin = Origin(step.name(2), 2)
-    units = step.relations.fresh((directions, hidden), origin)
+    units = step.relations.fresh((directions, hidden), Origin(step.name(2), 2))
     step.relations.rectangle(units)
     if directions > 1:
         whole = step.relations.conjunction(units)
@@ -53,8 +49,7 @@ def _recurrent(step: Step) -> None:
         if step.has(slot):
             _require(step, slot, (AxisLabel((0, 2), units),))
     if inputs and step.peek(1).constant:
-        where = (step.name(1), 2)
-        step.consumers.append(Consumer(node_id(step.node), data.name, 2, *where))
+        step.note_consumer(data, 2, step.name(1), 2)
     _emit(step, units)
 
 
@@ -62,8 +57,7 @@ def _require(step: Step, slot: int, axis_labels: tuple[AxisLabel, ...]) -> None:
     """Tie an input to the labels it has to carry."""
     labels = step.read(slot)
     wanted = TensorLabels(labels.name, labels.shape, axis_labels)
-    axes = tuple(range(len(labels.shape)))
-    join(step.relations, [Operand(wanted, axes), Operand(labels, axes)])
+    join(step.relations, [Operand.of(wanted), Operand.of(labels)])
 
 
 def _emit(step: Step, units: NDArray[np.int32]) -> None:
@@ -81,4 +75,4 @@ def _stays_zero(step: Step) -> bool:
     return all(name in _ZERO_TO_ZERO for i, name in enumerate(names) if count == 1 or i % count > 0)
 
 
-RULES: dict[tuple[str, str], Callable[[Step], None]] = {("", op): _recurrent for op in _GATES}
+RULES: RuleTable = {("", op): _recurrent for op in _GATES}

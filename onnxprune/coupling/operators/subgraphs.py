@@ -1,20 +1,17 @@
-"""If, Loop and Scan: the walk goes on inside their bodies.
+"""If, Loop and Scan: the walk goes on inside their subgraphs.
 
-A carried state is one tensor from outside, from one iteration to the next, and back: initial value,
-formal input, result and final value live and die together. A constant that a body hands on as it
-is stays what it is outside. What a Scan walks along, and what is collected over the iterations,
-gains or loses one axis.
+A carried state is one tensor: its initial value, the formal input, the result of an iteration and
+the final value lose the same entries. A constant that a body returns unchanged stays the constant
+it is outside. What a Scan walks along loses one axis inside; what is collected over the iterations
+gains one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 
-from onnxprune.coupling.join import Operand, join
-from onnxprune.coupling.labels import TensorLabels, movable, rename
-from onnxprune.coupling.step import Consumer, Refusal, Step, node_id
+from onnxprune.coupling.labels import Operand, TensorLabels, join, rename
+from onnxprune.coupling.step import Refusal, RuleTable, Step
 from onnxprune.coupling.subgraph_shapes import body_of, read_from_outside, subgraphs
 
 
@@ -23,61 +20,61 @@ def _if(step: Step) -> None:
     branches = subgraphs(step.node)
     for branch in branches:
         _note_readers(step, branch)
-        step.walker.along(branch)
+        step.walk.along(branch)
     for slot in step.outputs():
         results = [_result(step, branch.outputs[slot]) for branch in branches]
-        if any(one.shape != step.out_shape(slot) for one in results):
+        if any(labels.shape != step.output_shape(slot) for labels in results):
             raise Refusal("If with results of different shapes")
-        axes = tuple(range(len(results[0].shape)))
-        operands = [Operand(one, axes) for one in results]
+        operands = [Operand.of(labels) for labels in results]
         axis_labels = join(step.relations, operands)
-        step.emit(axis_labels, slot, zero=all(one.blanks(axis_labels) for one in operands))
+        step.emit(axis_labels, slot, zero=all(operand.blanks(axis_labels) for operand in operands))
 
 
 def _repeated(step: Step) -> None:
     """Loop, Scan."""
     body = body_of(step.node)
     graph = body.graph
+    formals = [value.name or "" for value in graph.inputs]
     for formal in body.alone:
-        _enter(step, graph.inputs[formal], TensorLabels("", ()))
+        step.tensors[formals[formal]] = TensorLabels("", ())
     changing: list[tuple[bool, TensorLabels, ir.Value]] = []
     for slot, formal, result, _ in body.states:
         labels = step.read(slot)
         if labels.constant and _handed_on(step, slot, graph.inputs[formal], graph.outputs[result]):
-            _enter(step, graph.inputs[formal], labels)
+            step.tensors[formals[formal]] = labels
             continue
-        name, axis_labels = graph.inputs[formal].name or "", movable(step.relations, labels)
-        _enter(step, graph.inputs[formal], TensorLabels(name, labels.shape, axis_labels))
-        changing.append((labels.zero, step.tensors[name], graph.outputs[result]))
+        axis_labels = labels.materialise(step.relations)
+        state = TensorLabels(formals[formal], labels.shape, axis_labels)
+        step.tensors[formals[formal]] = state
+        changing.append((labels.zero, state, graph.outputs[result]))
         _note_reader(step, labels)
     for slot, formal, axis in body.slices:
         labels = step.read(slot)
         axis %= len(labels.shape)
-        movable(step.relations, labels)
+        labels.materialise(step.relations)
         axis_labels = step.fix(labels, [axis], f"{step.node.op_type} runs along it")
         kept = [i for i in range(len(labels.shape)) if i != axis]
         shape = tuple(labels.shape[i] for i in kept)
         moved = rename(axis_labels, {old: new for new, old in enumerate(kept)})
-        name = graph.inputs[formal].name or ""
-        _enter(step, graph.inputs[formal], TensorLabels(name, shape, moved, zero=labels.zero))
+        name = formals[formal]
+        step.tensors[name] = TensorLabels(name, shape, moved, zero=labels.zero)
         _note_reader(step, labels)
     _note_readers(step, graph)
     _find_zeros(step, graph, changing)
-    step.walker.along(graph)
+    step.walk.along(graph)
     for slot, formal, result, out in body.states:
         given, made = step.peek(slot), _result(step, graph.outputs[result])
-        state = step.tensors[graph.inputs[formal].name or ""]
+        state = step.tensors[formals[formal]]
         if made is not state and state is not given:
-            axes = tuple(range(len(given.shape)))
-            made.axis_labels = join(step.relations, [Operand(state, axes), Operand(made, axes)])
-        if out in step.outputs():
-            step.emit(movable(step.relations, made), out, zero=given.zero and made.zero)
+            made.axis_labels = join(step.relations, [Operand.of(state), Operand.of(made)])
+        if step.has_output(out):
+            step.emit(made.materialise(step.relations), out, zero=given.zero and made.zero)
     for result, out, axis in body.stacked:
         made = _result(step, graph.outputs[result])
         axis %= len(made.shape) + 1
         shifted = {i: i + (i >= axis) for i in range(len(made.shape))}
-        if out in step.outputs():
-            step.emit(rename(movable(step.relations, made), shifted), out, zero=made.zero)
+        if step.has_output(out):
+            step.emit(rename(made.materialise(step.relations), shifted), out, zero=made.zero)
 
 
 def _find_zeros(
@@ -93,7 +90,7 @@ def _find_zeros(
     for zero, state, _ in states:
         state.zero = zero
     while any(state.zero for _, state, _ in states):
-        after = step.walker.rehearse(graph)
+        after = step.walk.rehearse(graph)
         wrong = [
             state
             for _, state, result in states
@@ -121,10 +118,6 @@ def _handed_on(step: Step, slot: int, formal: ir.Value, result: ir.Value) -> boo
     return True
 
 
-def _enter(step: Step, formal: ir.Value, labels: TensorLabels) -> None:
-    step.tensors[formal.name or ""] = labels
-
-
 def _result(step: Step, value: ir.Value) -> TensorLabels:
     """Labels of what a body returns; made by its own nodes, or anything around it."""
     name = value.name or ""
@@ -140,13 +133,13 @@ def _note_readers(step: Step, graph: ir.Graph) -> None:
 
 
 def _note_reader(step: Step, labels: TensorLabels) -> None:
-    """What enters a body is felt there: at the node as a whole, nobody sees inside."""
+    """Values captured by a subgraph count as read by the whole node."""
     for axis in {axis for label in labels.axis_labels for axis in label.axes}:
         if not labels.constant:
-            step.consumers.append(Consumer(node_id(step.node), labels.name, axis))
+            step.note_consumer(labels, axis)
 
 
-RULES: dict[tuple[str, str], Callable[[Step], None]] = {
+RULES: RuleTable = {
     ("", "If"): _if,
     **{("", op): _repeated for op in ("Loop", "Scan")},
 }
