@@ -1,10 +1,10 @@
-"""Sparsify: single weights become zero, in any place or in a pattern; shapes stay as they are.
+"""Sparsify: single weights become zero, anywhere or in a pattern; shapes stay as they are.
 
-Formula, for a layer y = W x + b, scores s and the share a of weights that is to go::
+Formula, for a layer y = W x + b, scores s and a share a of weights to remove::
 
     magnitude   s = |w|                    W' = W where s is among the highest 1 - a, else 0
     wanda       s = |w| E[x^2]^1/2         the same
-    obs         s = w^2 / [H^-1]_jj        W' as sparsity/second_order.py has it
+    obs         s = w^2 / [H^-1]_jj        W' as in sparsity/second_order.py
 
     b' = b + (W - W') E[x]                 where there are samples
 
@@ -16,20 +16,20 @@ After (pattern 2:4)::
 
     x [N,128] -> Gemm(W' [64,128], two of every four entries of a row 0) -> y
 
-* A dense runtime such as onnxruntime multiplies by zeros as by any other number: nothing becomes
-  faster by this. The file becomes smaller when it is compressed, or with `store`, where less than a
-  third of a float32 weight is left (`model/tensors.py`). Hardware that skips 2:4 zeros needs an
-  engine of its own.
+* A dense runtime such as onnxruntime multiplies by zeros as by any other number, so the model does
+  not become faster. The file becomes smaller when it is compressed, or with `store: sparse` where
+  less than a third of a float32 weight is not zero (`model/tensors.py`). Hardware that skips 2:4
+  zeros needs an engine of its own.
 * `threshold: global` compares what weights add to the output of their layer, as a share of what all
-  of its weights add: scales of layers do not count, and every layer keeps 5 % at least. By scores
-  alone it is the better choice (ResNet-20 on CIFAR-10, Wanda, 50 and 70 % of the weights zero: 83.8
-  and 48.1 % of the images right, per layer 81.3 and 16.6 %). Second order, which solves for what is
-  left, evens this out (86.0 and 84.3 %, per layer 86.0 and 84.9 %): there `layer` will do.
+  of its weights add: the scales of layers do not matter, and every layer keeps at least 5 %. By
+  scores alone it is the better choice (ResNet-20 on CIFAR-10, Wanda, 50 and 70 % of the weights
+  zero: 83.8 and 48.1 % accuracy, per layer 81.3 and 16.6 %). Second order, which re-fits the other
+  weights, makes little difference between the two (86.0 and 84.3 %, per layer 86.0 and 84.9 %).
 * A unit all of whose incoming or outgoing weights are zero is one that `remove-lossless` removes.
 
-Conditions: float weights that one node alone reads, of Conv, ConvTranspose, Gemm, MatMul, Einsum (a
-stack of matrices excepted). Depthwise convolutions keep their weights: they have few, and miss
-every one. Groups of a convolution count as one matrix, one under the other.
+Conditions: float weights with a single consumer: Conv, ConvTranspose, Gemm, MatMul, or Einsum (but
+not of a stack of matrices). Depthwise convolutions keep their weights: they have few, and need all
+of them. The groups of a convolution are stacked into one matrix.
 
 Source: Han et al. 2015; Sun et al. 2024 (Wanda); Frantar & Alistarh 2023 (SparseGPT).
 """
@@ -37,27 +37,33 @@ Source: Han et al. 2015; Sun et al. 2024 (Wanda); Frantar & Alistarh 2023 (Spars
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxprune.passes.sparsity.inputs import InputMoments, input_moments, input_order
 from onnxprune.passes.sparsity.patterns import parse_pattern
-from onnxprune.passes.sparsity.scores import layer_amounts, shares_of_output, weight_scores
-from onnxprune.passes.sparsity.solved_layers import ZerosOnceSolved
+from onnxprune.passes.sparsity.scores import (
+    InputMoments,
+    input_moments,
+    input_order,
+    layer_amounts,
+    shares_of_output,
+    weight_scores,
+)
+from onnxprune.passes.sparsity.second_order import ZerosOnceSolved
 
 from onnxprune.calibration.batches import BatchBudget, load_held_batches
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
 from onnxprune.compensation.least_squares import LeastSquares
 from onnxprune.compensation.regression.find import replaceable_layers
 from onnxprune.compensation.regression.layers import LinearLayer
 from onnxprune.cost.latency.measure import Latency
+from onnxprune.coupling.analysis import is_selected, observe_model
 from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError
 from onnxprune.model.constants import ConstantValues
-from onnxprune.model.observe import observe
 from onnxprune.model.runtime import Runtime, matrix_threads
 from onnxprune.model.tensors import mark_sparse, sparse_values
 from onnxprune.progress import Progress, silent
@@ -72,18 +78,18 @@ class SparsifyWeights(ir.passes.InPlacePass):
             (blocks of R outputs and C inputs)
         amount: share of the weights to set to zero; default 0.5. N:M patterns have their own.
         criterion: magnitude; wanda, magnitude times the size of the input; obs, second order with
-            all layers solved anew. Default obs with samples, else magnitude.
+            all layers re-fitted. Default obs with samples, else magnitude.
         threshold: layer, every layer loses the same share; global, one threshold for the model.
         store: dense, or sparse, as sparse_initializer where that makes the file smaller
-        include: patterns of node or weight names; only what matches one loses weights
-        exclude: patterns of node or weight names that keep all of theirs
+        include: name patterns of nodes or weights; only layers that match one are made sparse
+        exclude: name patterns of nodes or weights; layers that match one stay dense
         samples: calibration samples.
-        runtime: how to run the model.
-        seed: of made-up inputs, and of the rows that are drawn.
-        progress: told about every layer.
+        runtime: onnxruntime providers and threads.
+        seed: of randomly generated inputs, and of the rows that are drawn.
+        progress: progress callback of long loops.
 
     Attributes:
-        details: shares of zeros, of all layers together and of each.
+        details: share of zeros of all layers together and of each; filled by the call.
 
     Raises:
         InputError: for options that do not go together.
@@ -110,10 +116,7 @@ class SparsifyWeights(ir.passes.InPlacePass):
         self.store = store
         self.include = include
         self.exclude = exclude
-        self.samples = samples
-        self.runtime = runtime or Runtime()
-        self.seed = seed
-        self.progress = progress
+        self.context = RunContext(samples, None, runtime or Runtime(), seed, progress)
         self.details: dict[str, Any] = {}
         own = self.pattern.amount
         if own is not None and amount is not None:
@@ -124,10 +127,10 @@ class SparsifyWeights(ir.passes.InPlacePass):
         if not 0 < self.amount < 1:
             raise InputError(f"amount is a share between 0 and 1, not {amount}")
         if self.criterion != "magnitude" and samples is None:
-            raise InputError(f"the criterion {self.criterion} looks at activations; give samples")
+            raise InputError(f"the criterion {self.criterion} needs activations; give samples")
 
     def remark(self, latency: Latency | None) -> str:
-        """What to tell people: zeros make nothing faster, with the measured figure."""
+        """Whether the model has become faster, with the measured figure."""
         measured = ""
         if latency is not None:
             low, high = latency.interval
@@ -147,11 +150,9 @@ class SparsifyWeights(ir.passes.InPlacePass):
         Raises:
             InputError: when no weight may be set to zero.
         """
-        rng = np.random.default_rng(self.seed)
-        sample = self.samples.take(2) if self.samples is not None else None
-        facts = observe(model, self.runtime, rng, sample)
-        full = EditableModel(model, trace(model, facts))
-        layers = [layer for layer in replaceable_layers(model, full.coupling) if self._wants(layer)]
+        context = self.context
+        target = EditableModel(model, trace(model, observe_model(model, context)))
+        layers = [one for one in replaceable_layers(model, target.coupling) if self._may_lose(one)]
         if not layers:
             raise InputError(
                 "no weight can be set to zero: no Conv, ConvTranspose, Gemm, MatMul or Einsum that "
@@ -159,56 +160,39 @@ class SparsifyWeights(ir.passes.InPlacePass):
                 "Transpose is none: fold constants first)"
             )
         names = [layer.node.outputs[0].name or "" for layer in layers]
-        with matrix_threads(self.runtime.threads):
-            feeds = self._feeds(model, full)
-            moments = self._moments(full, layers, feeds)
-            amounts = self._amounts(full, layers, moments)
+        with matrix_threads(context.runtime.threads):
+            feeds: Sequence[Mapping[str, NDArray[Any]]] = ()
+            moments: Sequence[InputMoments | None] = [None] * len(layers)
+            if context.samples is not None:
+                first = target.coupling.facts.first
+                feeds = load_held_batches(context.samples, model, first)
+                held = feeds[: BatchBudget(model.graph, first, feeds, 1).at_start]
+                moments = input_moments(model, layers, held, context)
+            amounts = self._amounts(target, layers, moments)
             solved: set[str] = set()
             if self.criterion == "obs":
-                shares = dict(zip(names, amounts, strict=True))
-                zeros = ZerosOnceSolved(shares, self.pattern)
+                zeros = ZerosOnceSolved(dict(zip(names, amounts, strict=True)), self.pattern)
                 solving = LeastSquares(
-                    full, model.clone(), (), feeds, self.runtime,
-                    seed=self.seed, progress=self.progress, finish=zeros,
+                    target, model.clone(), (), feeds, context.runtime,
+                    seed=context.seed, progress=context.progress, finish=zeros,
                 )  # fmt: skip
                 solving(model)
-                solved = {one.node for one in solving.repairs if one.solved}
+                solved = {repair.node for repair in solving.repairs if repair.solved}
             for layer, name, share, seen in zip(layers, names, amounts, moments, strict=True):
                 if name not in solved:
-                    self._set_to_zero(full, layer, share, seen)
-        self._account(full, layers, names)
+                    self._set_to_zero(target, layer, share, seen)
+        self._account(target, layers, names)
         return ir.passes.PassResult(model, modified=True)
 
-    def _wants(self, layer: LinearLayer) -> bool:
-        names = (layer.node.name or "", layer.weight)
+    def _may_lose(self, layer: LinearLayer) -> bool:
+        """Whether patterns leave a layer, and it is no depthwise convolution."""
         groups, outputs, _ = layer.shape
-
-        def matches(patterns: Sequence[str]) -> bool:
-            return any(fnmatchcase(name, one) for name in names for one in patterns)
-
-        wanted = not self.include or matches(self.include)
-        return wanted and not matches(self.exclude) and not (groups > 1 and outputs == 1)
-
-    def _feeds(self, model: ir.Model, full: EditableModel) -> list[Mapping[str, NDArray[Any]]]:
-        if self.samples is None:
-            return []
-        return list(load_held_batches(self.samples, model, full.coupling.facts.first))
-
-    def _moments(
-        self,
-        full: EditableModel,
-        layers: Sequence[LinearLayer],
-        feeds: Sequence[Mapping[str, NDArray[Any]]],
-    ) -> Sequence[InputMoments | None]:
-        if not feeds:
-            return [None] * len(layers)
-        room = BatchBudget(full.model.graph, full.coupling.facts.first, feeds, 1)
-        held = feeds[: room.at_start]
-        return input_moments(full.model, layers, held, self.runtime, self.seed, self.progress)
+        names = (layer.node.name or "", layer.weight)
+        return is_selected(names, self.include, self.exclude) and not (groups > 1 and outputs == 1)
 
     def _amounts(
         self,
-        full: EditableModel,
+        target: EditableModel,
         layers: Sequence[LinearLayer],
         moments: Sequence[InputMoments | None],
     ) -> list[float]:
@@ -216,52 +200,52 @@ class SparsifyWeights(ir.passes.InPlacePass):
             return [self.amount] * len(layers)
         scores = []
         for layer, seen in zip(layers, moments, strict=True):
-            weight = _weight(full, layer)
+            weight = _weight(target, layer)
             compared = seen is not None and self.criterion != "magnitude"
-            one = shares_of_output(weight, seen) if compared and seen else np.abs(weight)
-            scores.append(_stacked(layer, one))
+            score = shares_of_output(weight, seen) if compared and seen else np.abs(weight)
+            scores.append(_stacked(layer, score))
         return layer_amounts(scores, self.pattern, self.amount)
 
     def _set_to_zero(
-        self, full: EditableModel, layer: LinearLayer, amount: float, seen: InputMoments | None
+        self, target: EditableModel, layer: LinearLayer, amount: float, seen: InputMoments | None
     ) -> None:
-        """By scores alone; the mean of what goes is added to the bias."""
-        weight = _weight(full, layer)
+        """By scores alone; the mean of what the weights added goes into the bias."""
+        weight = _weight(target, layer)
         scores = weight_scores(weight, seen if self.criterion != "magnitude" else None)
         stays = np.empty(weight.shape, bool)
         chosen = self.pattern.mask(_stacked(layer, scores), amount)
         stays[:, :, input_order(layer)] = chosen.reshape(weight.shape)
-        kind = full.coupling.facts.constants.get(layer.weight)
+        kind = target.coupling.facts.constants.get(layer.weight)
         dtype = kind.dtype.numpy() if kind is not None else np.dtype(np.float32)
-        full.set_weight(layer.node, layer.slot, layer.tensor(weight * stays).astype(dtype))
+        target.set_weight(layer.node, layer.slot, layer.tensor(weight * stays).astype(dtype))
         if seen is not None:
             lost = np.einsum("god,gd->go", weight * ~stays, seen.mean)
             if np.any(lost):
-                full.add_to_output(layer.node, layer.bias_along_output(lost), dtype)
+                target.add_to_output(layer.node, layer.bias_along_output(lost), dtype)
 
     def _account(
-        self, full: EditableModel, layers: Sequence[LinearLayer], names: Sequence[str]
+        self, target: EditableModel, layers: Sequence[LinearLayer], names: Sequence[str]
     ) -> None:
-        """Count zeros, and mark what is to be stored without them."""
+        """Count zeros, and mark weights that are stored without them."""
         shares, zeros, entries = {}, 0, 0
         for layer, name in zip(layers, names, strict=True):
             value = layer.node.inputs[layer.slot]
             assert value is not None
             if self.store == "sparse" and value.is_initializer():
                 mark_sparse(value)
-            weight = _weight(full, layer)
-            gone = weight.size - int(np.count_nonzero(weight))
-            shares[name] = gone / weight.size
-            zeros, entries = zeros + gone, entries + weight.size
-        stored = [value.name for value in sparse_values(full.model)]
+            weight = _weight(target, layer)
+            count = weight.size - int(np.count_nonzero(weight))
+            shares[name] = count / weight.size
+            zeros, entries = zeros + count, entries + weight.size
+        stored = [value.name for value in sparse_values(target.model)]
         self.details = {"zeros": zeros / entries, "layers": shares, "stored_sparse": stored}
 
 
-def _weight(full: EditableModel, layer: LinearLayer) -> NDArray[np.float64]:
+def _weight(target: EditableModel, layer: LinearLayer) -> NDArray[np.float64]:
     """Weights [g, O, D] as they are now."""
     value = layer.node.inputs[layer.slot]
     assert value is not None
-    constants = ConstantValues(full.model, full.coupling.facts.constants)
+    constants = ConstantValues(target.model, target.coupling.facts.constants)
     return layer.matrix(np.asarray(constants[value.name or ""]))
 
 

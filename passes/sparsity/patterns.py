@@ -29,7 +29,7 @@ class Pattern:
     Attributes:
         rows: outputs of a block.
         columns: inputs of a block; those of one group of N:M.
-        kept: how many of the `columns` of a row stay; None where whole blocks go.
+        kept: how many of the `columns` of a row stay; None where whole blocks become zero.
     """
 
     rows: int = 1
@@ -38,23 +38,23 @@ class Pattern:
 
     @property
     def amount(self) -> float | None:
-        """The share of zeros that an N:M pattern stands for; None for others."""
+        """The share of zeros that an N:M pattern fixes; None for other patterns."""
         return None if self.kept is None else 1 - self.kept / self.columns
 
     def mask(self, scores: NDArray[np.float64], amount: float) -> NDArray[np.bool_]:
         """Which weights stay: those of the highest scores.
 
         Args:
-            scores: what each weight is worth, [outputs, inputs]; blocks count as their sum.
-            amount: share of blocks to go; N:M patterns have their own. Where the shape is no
-                multiple of the block, those at the end are smaller, and are compared by their mean.
+            scores: of each weight, [outputs, inputs]; blocks are compared by their mean. Where the
+                shape is no multiple of the block, those at the end are smaller.
+            amount: share of blocks that become zero; N:M patterns have their own.
         """
         if self.kept is not None:
             return self._of_each_group(scores)
         blocks = self.block_scores(scores)
-        gone = np.argsort(blocks, axis=None, kind="stable")[: round(amount * blocks.size)]
+        removed = np.argsort(blocks, axis=None, kind="stable")[: round(amount * blocks.size)]
         stays = np.ones(blocks.size, bool)
-        stays[gone] = False
+        stays[removed] = False
         return self._spread(stays.reshape(blocks.shape), scores.shape)
 
     def block_scores(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -87,16 +87,16 @@ def parse_pattern(text: str) -> Pattern:
     """Read the name of a pattern.
 
     Raises:
-        InputError: for anything that is none.
+        InputError: when no pattern has this name.
     """
     if text == _UNSTRUCTURED:
         return Pattern()
-    if found := _RATIO.fullmatch(text):
-        kept, columns = int(found[1]), int(found[2])
+    if match := _RATIO.fullmatch(text):
+        kept, columns = int(match[1]), int(match[2])
         if 0 < kept < columns:
             return Pattern(1, columns, kept)
-    if (found := _BLOCK.fullmatch(text)) and int(found[1]) and int(found[2]):
-        return Pattern(int(found[1]), int(found[2]))
+    if (match := _BLOCK.fullmatch(text)) and int(match[1]) and int(match[2]):
+        return Pattern(int(match[1]), int(match[2]))
     raise InputError(
         f"unknown pattern {text!r}; a pattern is {_UNSTRUCTURED}, N:M such as 2:4 (N of every M "
         "inputs stay), or RxC such as 4x1 (blocks of R outputs and C inputs)"

@@ -1,25 +1,91 @@
-"""What single weights are worth, and how much each layer can spare.
+"""Scores of single weights, and how many of its weights each layer loses.
 
     magnitude   |w|                       Han et al. 2015
     wanda       |w| E[x^2]^1/2            Sun et al. 2024
     obs         second order, decided while layers are solved (`second_order.py`)
 
-Between layers, with a threshold for the whole model, magnitudes are compared as they are. Where
-inputs were measured, it is what a weight adds to the output of its layer, as a share of what all
-of its weights add, inputs taken for uncorrelated: w^2 E[x^2] / sum w^2 Var[x].
+One threshold for the whole model compares magnitudes as they are. Where inputs were measured, it
+compares what a weight adds to the output of its layer, as a share of what all weights of the layer
+add, inputs taken for uncorrelated: w^2 E[x^2] / sum w^2 Var[x].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxprune.passes.sparsity.inputs import InputMoments
 from onnxprune.passes.sparsity.patterns import Pattern
 
-_LEAST = 0.05
+from onnxprune.calibration.batches import drawn_rows
+from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.walk import Walk
+from onnxprune.compensation.regression.layers import LinearLayer
+
+_ROWS = 65_536
+"""Rows from which the moments of a layer's inputs are taken."""
+
+_LEAST_KEPT = 0.05
 _TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """Moments of the inputs of a layer, float64 [groups, unknowns].
+
+    Attributes:
+        mean: E[x].
+        square: E[x^2].
+    """
+
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+
+
+def input_order(layer: LinearLayer) -> NDArray[np.int64]:
+    """The unknowns of a layer in the order in which patterns count them.
+
+    Those of a convolution tap by tap, all channels of a tap together: along the channels, hardware
+    that skips N:M zeros groups them (Mishra et al. 2021).
+    """
+    convolves = layer.node.op_type in ("Conv", "ConvTranspose")
+    taps = prod(layer.weight_shape[2:]) if convolves else 1
+    return np.arange(layer.shape[2]).reshape(-1, taps).T.reshape(-1)
+
+
+def input_moments(
+    model: ir.Model,
+    layers: Sequence[LinearLayer],
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    context: RunContext,
+) -> list[InputMoments]:
+    """Measure the inputs of every layer in one walk through the model.
+
+    Args:
+        model: unchanged.
+        layers: in graph order.
+        feeds: batches; all of them have to fit into memory together.
+        context: runtime, seed of the rows that are drawn where there are very many, and progress.
+    """
+    walk = Walk(model, feeds, context.runtime)
+    moments = []
+    progress = context.progress(layers, "measuring inputs", len(layers))
+    for number, layer in enumerate(progress):
+        walk.advance(layer.node)
+        data = walk[layer.data]
+        counts = [layer.rows_of(array.shape) for array in data]
+        total, square, rows = np.zeros(layer.shape[::2]), np.zeros(layer.shape[::2]), 0
+        for array, ids in zip(data, drawn_rows(counts, _ROWS, [context.seed, number]), strict=True):
+            x = layer.rows(array, ids)
+            total += x.sum(axis=0, dtype=np.float64)
+            square += np.einsum("rgd,rgd->gd", x, x, dtype=np.float64)
+            rows += len(ids)
+        moments.append(InputMoments(total / rows, square / rows))
+    return moments
 
 
 def weight_scores(weight: NDArray[np.float64], moments: InputMoments | None) -> NDArray[np.float64]:
@@ -53,18 +119,18 @@ def layer_amounts(
     """Share of zeros of every layer under one threshold for all.
 
     Args:
-        scores: of each layer, [outputs, inputs], comparable.
+        scores: of each layer, [outputs, inputs], comparable between layers.
         pattern: where zeros may lie.
-        amount: share of zeros of all layers together. A layer keeps 5 % of its blocks at least, its
-            best ones (fewer when `amount` asks for more); others lose what it is spared.
+        amount: share of zeros of all layers together. Each layer keeps at least 5 % of its blocks,
+            those of the highest scores (fewer if `amount` leaves less); others lose more instead.
     """
-    blocks = [pattern.block_scores(one).reshape(-1) for one in scores]
-    for one in blocks:
-        spared = int(np.ceil(one.size * min(_LEAST, 1 - amount)))
-        one[np.argsort(one, kind="stable")[one.size - spared :]] = np.inf
+    blocks = [pattern.block_scores(layer).reshape(-1) for layer in scores]
+    for layer in blocks:
+        spared = int(np.ceil(layer.size * min(_LEAST_KEPT, 1 - amount)))
+        layer[np.argsort(layer, kind="stable")[layer.size - spared :]] = np.inf
     every = np.concatenate(blocks)
     wanted = min(round(amount * every.size), int(np.isfinite(every).sum()))
-    gone = np.argsort(every, kind="stable")[:wanted]
-    owner = np.repeat(np.arange(len(blocks)), [len(one) for one in blocks])
-    counts = np.bincount(owner[gone], minlength=len(blocks))
-    return [int(n) / len(one) for n, one in zip(counts, blocks, strict=True)]
+    removed = np.argsort(every, kind="stable")[:wanted]
+    owner = np.repeat(np.arange(len(blocks)), [len(layer) for layer in blocks])
+    counts = np.bincount(owner[removed], minlength=len(blocks))
+    return [int(n) / len(layer) for n, layer in zip(counts, blocks, strict=True)]

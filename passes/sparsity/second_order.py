@@ -1,4 +1,4 @@
-"""Zeros one input after another, every other weight making up for them: optimal brain surgeon.
+"""Second order: zeros input by input, all other weights making up for them (optimal brain surgeon).
 
 For weights W [O, D] that minimise a quadratic with curvature H (the covariance of the inputs), and
 H^-1 = U' U with U upper triangular, from left to right::
@@ -6,15 +6,25 @@ H^-1 = U' U with U upper triangular, from left to right::
     q_j = w_j if it stays, else 0;   e = (w_j - q_j) / U_jj;   W[:, j:] -= e U[j, j:]
 
 U_jj^2 is the j-th diagonal entry of the inverse without the inputs before j, so that a weight costs
-w^2 / U_jj^2 when the ones behind it are free to make up for it. Which ones go is decided for
+w^2 / U_jj^2 when the ones after it can make up for it. Which ones become zero is decided for
 `_COLUMNS` inputs at a time, on the weights as they are by then.
 
-Inputs in front of one that goes cannot make up for it on this way. So the weights that stay are
+Inputs before one that becomes zero cannot make up for it this way. So the weights that stay are
 then solved for all together, from where they are, by conjugate gradients for all outputs at once::
 
     W' = argmin  tr (V - W) H (V - W)'      over V that is zero where W' is
 
-Every step lowers the error; there are at most `_STEPS`, after which hardly anything is left.
+Every step lowers the error; `_STEPS` of them leave hardly anything.
+
+`ZerosOnceSolved` does this for layers that are solved from front to back. For a layer y = W x + b
+with its input x~ in the model as it is by then, and t as in `compensation/least_squares.py`::
+
+    W1, b1 = argmin  E || t - W x~ - b ||^2 + lam || W - W0 ||^2       (least_squares.py)
+    W', b' = the elimination above of W1 under Cov(x~);   b' = E[t] - W' E[x~]
+
+Where SparseGPT eliminates from the original weights, this does so from weights that also make up
+for what earlier layers, and other terms of the sum the layer enters, have lost. Layers that lose
+nothing are fitted as `LeastSquares` fits layers that only pass a change on.
 
 Source: Frantar & Alistarh 2023 (SparseGPT), algorithm 1; Frantar & Alistarh 2022 (OBC) for the
 score; Hestenes & Stiefel 1952 (conjugate gradients).
@@ -22,11 +32,16 @@ score; Hestenes & Stiefel 1952 (conjugate gradients).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from onnxprune.passes.sparsity.patterns import Pattern
+from onnxprune.passes.sparsity.scores import input_order
 
-from onnxprune.compensation.regression.gram import positive_inverse
+from onnxprune.compensation.regression.gram import Gram, positive_inverse
+from onnxprune.compensation.regression.layers import LinearLayer
 
 _COLUMNS = 128
 _DAMPING = 1e-2
@@ -42,7 +57,7 @@ def sparse_weights(
     amount: float,
     damping: float = _DAMPING,
 ) -> NDArray[np.float64]:
-    """Set weights to zero and move what they did to others.
+    """Set weights to zero and adjust the others to make up for them.
 
     Args:
         weight: [outputs, inputs], where the error is smallest.
@@ -80,8 +95,8 @@ def _eliminated(
                 ahead = slice(place, place + pattern.columns)
                 scores = (weight[:, run][:, ahead] / pivots[ahead]) ** 2
                 stays[:, ahead] = pattern.mask(scores, amount)
-            gone = np.where(stays[:, place], 0.0, weight[:, column])
-            lost[:, place] = gone / pivots[place]
+            removed = np.where(stays[:, place], 0.0, weight[:, column])
+            lost[:, place] = removed / pivots[place]
             weight[:, column:end] -= np.outer(lost[:, place], upper[column, column:end])
             weight[~stays[:, place], column] = 0.0
         weight[:, end:] -= lost @ upper[run, end:]
@@ -131,3 +146,37 @@ def _damped(
             continue
         return np.asarray(damped), np.asarray(upper, np.float64)
     return identity, identity
+
+
+@dataclass(frozen=True)
+class ZerosOnceSolved:
+    """Set weights to zero once their layer is solved, and adjust the others to make up for them.
+
+    Attributes:
+        amounts: share of zeros by name of the layer's output; those without an entry lose nothing.
+        pattern: where zeros may lie.
+    """
+
+    amounts: Mapping[str, float]
+    pattern: Pattern
+
+    def applies(self, layer: LinearLayer) -> bool:
+        """Whether the layer is to lose weights."""
+        return _name(layer) in self.amounts
+
+    def finished(
+        self, layer: LinearLayer, weight: NDArray[np.float64], gram: Gram
+    ) -> NDArray[np.float64]:
+        """Weights [g, O, D] with zeros."""
+        order = input_order(layer)
+        result = np.zeros_like(weight)
+        for group, covariance in enumerate(gram.covariance()):
+            ordered = covariance[np.ix_(order, order)]
+            amount = self.amounts[_name(layer)]
+            made = sparse_weights(weight[group][:, order], ordered, self.pattern, amount)
+            result[group][:, order] = made
+        return result
+
+
+def _name(layer: LinearLayer) -> str:
+    return layer.node.outputs[0].name or ""

@@ -7,9 +7,13 @@ import math
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from onnxprune.passes.sparsity.inputs import InputMoments
 from onnxprune.passes.sparsity.patterns import Pattern
-from onnxprune.passes.sparsity.scores import layer_amounts, shares_of_output, weight_scores
+from onnxprune.passes.sparsity.scores import (
+    InputMoments,
+    layer_amounts,
+    shares_of_output,
+    weight_scores,
+)
 
 
 def test_wanda_weighs_weights_with_the_size_of_their_input() -> None:
