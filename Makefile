@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test browser-test lint format types reference build clean
+.PHONY: help venv demo test browser-test lint format types reference docs build clean
 
 help:
 	@echo "make demo    prune a small model and show what happened"
@@ -12,6 +12,7 @@ help:
 	@echo "make browser-test  open the HTML pages in a headless Chromium"
 	@echo "make lint    check style        make format  repair it"
 	@echo "make types   check types        make build   build the wheel into dist/"
+	@echo "make docs    build the documentation as a site in build/site"
 	@echo "make reference     write docs/reference.md from the docstrings"
 	@echo "make venv    only set up $(VENV)  make clean   remove everything built"
 
@@ -64,6 +65,12 @@ format: $(VENV)/.installed-dev
 
 reference: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py
+
+# Strict: a broken link fails. Nothing in the site is loaded from other hosts.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
 
 types: $(VENV)/.installed-dev tree
 	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml

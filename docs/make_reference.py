@@ -5,6 +5,7 @@ With `--check` nothing is written: exit code 1 says that the page is not up to d
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
@@ -36,6 +37,16 @@ LOOK = ConfigDict(
     line_length=100,
 )
 
+LINK = re.compile(r"\[([^][]+)\]\(#([\w.]+)\)")
+HEADING = re.compile(r"^(#+ `)onnxprune\.[\w.]*?([A-Z]\w*\.\w+`)$", re.MULTILINE)
+
+
+def _link(match: re.Match[str]) -> str:
+    """Keep a link to a public name, which has a heading on the page; of others keep the text."""
+    text, name = match[1], match[2].rpartition(".")[2]
+    public = match[2].startswith("onnxprune.") and name in onnxprune.__all__
+    return f"[{text}](#{name.lower()})" if public else text
+
 
 def reference() -> str:
     """The page: every public name in the order of the alphabet."""
@@ -50,7 +61,8 @@ def reference() -> str:
     for name in sorted(onnxprune.__all__, key=str.lower):
         home = getattr(onnxprune, name)
         path = f"{home.__module__.removeprefix('onnxprune.')}.{home.__qualname__}"
-        parts.append(render_object_docs(package[path], LOOK))
+        text = HEADING.sub(r"\1\2", render_object_docs(package[path], LOOK))
+        parts.append(LINK.sub(_link, text))
     return "\n".join(parts)
 
 

@@ -27,7 +27,9 @@ def blocks(document, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-DOCUMENTS = ("README.md", "docs/concepts.md", "docs/howto.md", "docs/design.md")
+# docs/reference.md is made of docstrings: its blocks are signatures.
+PAGES = sorted(page.name for page in (ROOT / "docs").glob("*.md") if page.name != "reference.md")
+DOCUMENTS = ("README.md", *(f"docs/{name}" for name in PAGES))
 
 
 def all_blocks(language):
@@ -56,7 +58,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("block", all_blocks("bash"))
 def test_commands(folder, block):
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
+    completed = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block],
         cwd=folder,
         env=os.environ | {"PATH": path},
@@ -64,39 +66,74 @@ def test_commands(folder, block):
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stderr == ""
 
 
 @pytest.mark.parametrize("block", all_blocks("python"))
 def test_python(folder, block):
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert done.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stderr == ""
+    assert completed.stdout
 
 
-@pytest.mark.parametrize("document", [one for one in DOCUMENTS if "design" not in one])
-def test_documents_have_examples(document):
-    assert blocks(document, "bash") or document.endswith("concepts.md")
-    assert blocks(document, "python")
+@pytest.mark.parametrize(
+    ("document", "languages"),
+    [
+        ("README.md", ("bash", "python")),
+        ("docs/concepts.md", ("python",)),
+        ("docs/guide.md", ("bash", "python")),
+        ("docs/howto.md", ("bash", "python")),
+        ("docs/passes.md", ("bash", "python")),
+    ],
+)
+def test_documents_have_examples(document, languages):
+    for language in languages:
+        assert blocks(document, language)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def headings(document):
+    """The anchors of a page, as GitHub and MkDocs both write them."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/reference.md", *DOCUMENTS])
+def test_links_lead_somewhere(document):
+    page = ROOT / document
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        home = (page.parent / path) if path else page
+        assert home.is_file(), target
+        assert not anchor or anchor in headings(home), target
+
+
+def contributed(text):
+    """The worked example of CONTRIBUTING.md that has this text."""
+    return next(block for block in blocks("CONTRIBUTING.md", "python") if text in block)
 
 
 def test_criterion_example(monkeypatch):
-    source = next(one for one in blocks("CONTRIBUTING.md", "python") if "class Smallest" in one)
+    source = contributed("class Smallest")
     names: dict[str, type] = {}
     exec(compile(source, "CONTRIBUTING.md", "exec"), names)
 
-    class Found(EntryPoint):
+    class Installed(EntryPoint):
         def load(self):
             return names["Smallest"]
 
-    def installed(**_selection):
-        return EntryPoints([Found("smallest", "package:Smallest", "onnxprune.criteria")])
+    def entry_points(**_selection):
+        return EntryPoints([Installed("smallest", "package:Smallest", "onnxprune.criteria")])
 
-    monkeypatch.setattr(criterion, "entry_points", installed)
+    monkeypatch.setattr(criterion, "entry_points", entry_points)
     result = onnxprune.prune(
         ROOT / "models" / "digits_mlp.onnx", criterion="smallest", measure_latency=False
     )
@@ -104,7 +141,7 @@ def test_criterion_example(monkeypatch):
 
 
 def test_pass_example():
-    source = next(one for one in blocks("CONTRIBUTING.md", "python") if "class NameNodes" in one)
+    source = contributed("class NameNodes")
     names: dict[str, type] = {}
     exec(compile(source, "CONTRIBUTING.md", "exec"), names)
     model = ir.load(ROOT / "models" / "digits_resnet.onnx")
