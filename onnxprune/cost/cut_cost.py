@@ -12,8 +12,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.cost.kinds import Classes, Costs
-from onnxprune.cost.macs import node_macs
+from onnxprune.cost.kinds import KINDS, Classes, Costs, NodeCounter
 from onnxprune.cost.memory import Lifetimes
 from onnxprune.cost.size import (
     all_constants,
@@ -28,10 +27,7 @@ from onnxprune.coupling.groups import Group
 from onnxprune.coupling.trace import Coupling
 from onnxprune.model.node_view import ShapeOf
 
-NodeCounter = Callable[[ir.Node, ShapeOf], float]
-"""What one node costs at the shapes given, 0 where they are unknown."""
-
-_MACS: Mapping[str, NodeCounter] = {"macs": node_macs}
+_PER_NODE = {kind.name: kind.per_node for kind in KINDS if kind.per_node is not None}
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class CutCost:
         self._coupling = coupling
         self._facts = coupling.facts
         self._graph = graph
-        self._counters = {**_MACS, **(per_node or {})}
+        self._counters = {**_PER_NODE, **(per_node or {})}
         constants = self._facts.constants
         self._parameters = frozenset(n for n, tensor in constants.items() if is_parameter(tensor))
         shape_of = self._facts.first.shapes.__getitem__

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.cost.kinds import KINDS
+
 _BAR = 10
 _FACTORS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -76,14 +78,8 @@ def _three(number: float) -> str:
     return f"{number:.{digits if number < 10 else 1}f}"
 
 
-KIND_NAMES = {
-    "channels": "channels",
-    "params": "parameters",
-    "macs": "MACs",
-    "size": "file size",
-    "memory": "memory",
-    "latency": "latency",
-}
+KIND_NAMES = {"channels": "channels", **{kind.name: kind.label for kind in KINDS}}
+"""Kind of target -> what people call it."""
 
 _PLAIN = (str, int, type(None))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.figures import NodeCost
+from onnxprune.cost.kinds import FIGURES
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.groups import Group, Refused
 from onnxprune.report.figures import share
@@ -168,10 +169,6 @@ class Study:
         return found
 
 
-_COUNTED = {"params": "params", "macs": "macs", "size": "bytes", "memory": "memory"}
-"""Kind of target -> figure of a model that it is a fraction of."""
-
-
 @dataclass(frozen=True)
 class SweepPointRecord:
     """One budget of a sweep.
@@ -224,7 +221,7 @@ class SweepPointRecord:
             kind: that of a target; where it was not counted or measured, the fraction asked for.
         """
         before, after = self.original or {}, self.result or {}
-        name = _COUNTED.get(kind, kind)
+        name = FIGURES.get(kind, kind)
         measured: float | None = None
         if name in before and name in after:
             measured = share(after[name], before[name]) if before[name] else 1.0

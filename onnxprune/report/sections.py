@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from onnxprune.compensation.least_squares import LayerFit
+from onnxprune.cost.kinds import KINDS
 from onnxprune.coupling.groups import Refused
 from onnxprune.options import share_text
 from onnxprune.report.accounts import file_digest
@@ -20,7 +22,7 @@ from onnxprune.verification.certificate import Certificate
 
 
 @dataclass(frozen=True)
-class CostKind:
+class ShownCost:
     """A kind of cost as it is shown.
 
     Attributes:
@@ -40,12 +42,12 @@ class CostKind:
         return self.text(self.figure(sizes))
 
 
-COSTS = (
-    CostKind("MACs", lambda sizes: sizes.macs, count, True),
-    CostKind("parameters", lambda sizes: sizes.params, count, False),
-    CostKind("file size", lambda sizes: sizes.bytes, size, False),
-    CostKind("peak activations", lambda sizes: sizes.activations, size, True),
-    CostKind("memory", lambda sizes: sizes.memory, size, True),
+_WRITTEN: Mapping[str, Callable[[int], str]] = {"count": count, "bytes": size}
+
+COSTS = tuple(
+    ShownCost(kind.label, attrgetter(kind.figure), _WRITTEN[kind.unit], kind.traced)
+    for kind in KINDS
+    if kind.figure
 )
 
 
@@ -60,7 +62,7 @@ class CostRow:
         ratio: what remains, as a fraction.
     """
 
-    kind: CostKind
+    kind: ShownCost
     before: str
     after: str
     ratio: float

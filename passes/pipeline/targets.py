@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from onnxprune.passes.pipeline.options import PassOption
 
+from onnxprune.cost.kinds import FIGURES
 from onnxprune.options import TARGETS, check_targets, share_text, target_text
 from onnxprune.report.records import Sizes
 
@@ -34,7 +35,6 @@ OF = PassOption(
 )
 
 _NOT_OF_THE_MODEL = "channels"
-_COUNTED = {"params": "params", "macs": "macs", "size": "bytes", "memory": "memory"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def check_target(options: tuple[PassOption, ...], given: Mapping[str, Any]) -> N
 def remaining(original: Sizes, current: Sizes) -> dict[str, float]:
     """What is left of a model, by kind of target; of the kinds that are counted."""
     found = {}
-    for kind, attribute in _COUNTED.items():
+    for kind, attribute in FIGURES.items():
         before = getattr(original, attribute)
         found[kind] = getattr(current, attribute) / before if before else 1.0
     return found
