@@ -51,8 +51,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxprune.passes.interface.axis_cut import apply, check, find_cut
 from onnxprune.passes.interface.interface_pass import InterfacePass, note_kept
-from onnxprune.passes.interface.narrowing import apply, check, narrow
 from onnxprune.passes.interface.parts import Part, find_parts, select_outputs
 from onnxprune.passes.interface.selection import KeptSamples, read_entries, resolve, samples_of
 from onnxprune.passes.interface.whole_axis import axes_chosen_along
@@ -129,13 +129,13 @@ class KeepClasses(InterfacePass):
         size = self._size(scores, facts, names)
         kept = resolve(read_entries(self.keep, "class"), size, names, "class")
         parts = self._parts(model, scores, facts, size)
-        narrowing = narrow(model, facts, kept, size, parts)
+        axis_cut = find_cut(model, facts, kept, size, parts)
         self._sorting = self._sorted(model, facts, parts, kept)
         result = model.clone()
-        apply(result, narrowing)
+        apply(result, axis_cut)
         feeds = [(run.feed, run.feed) for run in (facts.first, facts.second)]
-        error = check(model, result, narrowing, feeds, self.runtime)
-        apply(model, narrowing)
+        error = check(model, result, axis_cut, feeds, self.runtime)
+        apply(model, axis_cut)
         note_kept(model, KEPT_CLASSES, kept, size)
         if names is not None:
             left = {number: names[old] for number, old in enumerate(kept)}
@@ -143,7 +143,7 @@ class KeepClasses(InterfacePass):
         self.details = {
             "kept": kept.tolist(),
             "classes": size,
-            "outputs": narrowing.describe(),
+            "outputs": axis_cut.describe(),
             "error": error,
             "own_samples": self._sorting is not None,
         }

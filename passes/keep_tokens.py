@@ -44,9 +44,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxprune.passes.interface.axis_cut import AxisCut, apply, check, find_cut
 from onnxprune.passes.interface.interface_pass import InterfacePass, note_kept
 from onnxprune.passes.interface.lookups import IdInput, Lookup, find_id_inputs, map_ids, renumber
-from onnxprune.passes.interface.narrowing import Narrowing, apply, check, narrow
 from onnxprune.passes.interface.parts import select_outputs, whole_axes
 from onnxprune.passes.interface.selection import read_entries, resolve
 
@@ -131,12 +131,12 @@ class KeepTokens(InterfacePass):
         parts = {value.name or "": whole_axes(value, facts, rows) for value in outputs}
         parts = {name: some for name, some in parts.items() if some}
         self.require_named(parts, facts, rows)
-        narrowing = narrow(model, facts, rows_kept, rows, parts, _lookups(inputs, rows))
+        axis_cut = find_cut(model, facts, rows_kept, rows, parts, _lookups(inputs, rows))
         result = model.clone()
-        self._apply(result, narrowing, facts, kept)
+        self._apply(result, axis_cut, facts, kept)
         feeds = self._feeds(facts, inputs, kept)
-        error = check(model, result, narrowing, feeds, self.runtime)
-        self._apply(model, narrowing, facts, kept)
+        error = check(model, result, axis_cut, feeds, self.runtime)
+        self._apply(model, axis_cut, facts, kept)
         written = note_kept(model, KEPT_TOKENS, kept, size) + "\n"
         self.files = {_MAP_SUFFIX: written} if self.map_file is None else {}
         if self.map_file is not None:
@@ -145,7 +145,7 @@ class KeepTokens(InterfacePass):
             "kept": len(kept),
             "vocabulary": size,
             "inputs": self._inputs,
-            "outputs": narrowing.describe(),
+            "outputs": axis_cut.describe(),
             "error": error,
         }
         return ir.passes.PassResult(model, modified=True)
@@ -206,10 +206,10 @@ class KeepTokens(InterfacePass):
         return new
 
     def _apply(
-        self, model: ir.Model, narrowing: Narrowing, facts: Facts, kept: NDArray[np.int64]
+        self, model: ir.Model, axis_cut: AxisCut, facts: Facts, kept: NDArray[np.int64]
     ) -> None:
         inputs, rows = self._chosen(find_id_inputs(model, facts))
-        apply(model, narrowing)
+        apply(model, axis_cut)
         if self.remap:
             shift = _shift_of(inputs, rows)
             table = np.concatenate([np.arange(shift), self._new_ids + shift])

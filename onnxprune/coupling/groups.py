@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,16 +85,32 @@ class Refused:
     """An axis of a weight that cannot be cut, or only in part.
 
     Attributes:
-        axis: as `tensor[axis]`.
+        tensor: the weight.
+        dimension: number of the axis.
         node: the node that forbids it.
         reason: in plain words.
         parameters: elements of the tensor that it holds back.
     """
 
-    axis: str
+    tensor: str
+    dimension: int
     node: str
     reason: str
     parameters: int
+
+    @property
+    def axis(self) -> str:
+        """The axis as `tensor[dimension]`."""
+        return f"{self.tensor}[{self.dimension}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "axis": self.axis,
+            "node": self.node,
+            "reason": self.reason,
+            "parameters": self.parameters,
+        }
 
 
 def find_groups(coupling: Coupling) -> list[Group]:
@@ -119,7 +136,8 @@ def find_refusals(coupling: Coupling) -> list[Refused]:
         size = int(np.prod(coupling.tensors[origin.tensor].shape))
         refused.append(
             Refused(
-                axis=f"{origin.tensor}[{origin.axis}]",
+                tensor=origin.tensor,
+                dimension=origin.axis,
                 node=reason.node if reason else "",
                 reason=reason.text if reason else "",
                 parameters=size * len(frozen) // len(atoms),

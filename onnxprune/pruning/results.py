@@ -85,6 +85,7 @@ class Report(PruneRecord):
         """Return plain data for JSON."""
         data = asdict(replace(self, network=None))
         del data["network"]
+        data["refused"] = [axis.to_dict() for axis in self.refused]
         data["certificate"]["holds"] = self.certificate.holds
         data["quality"] = None if self.quality is None else self.quality.to_dict()
         return data
@@ -177,7 +178,7 @@ class Inspection(InspectionRecord):
                 }
                 for group in self.groups
             ],
-            "refused": [vars(one) for one in self.refused],
+            "refused": [axis.to_dict() for axis in self.refused],
         }
 
 

@@ -210,8 +210,7 @@ def _reason(text: str, members: list[Refused]) -> Reason:
     # A tensor refused along two axes is held back once.
     tensors: dict[str, int] = {}
     for one in members:
-        tensor = one.axis.rpartition("[")[0]
-        tensors[tensor] = max(tensors.get(tensor, 0), one.parameters)
+        tensors[one.tensor] = max(tensors.get(one.tensor, 0), one.parameters)
     largest = max(members, key=lambda one: one.parameters)
     return Reason(text, len(members), sum(tensors.values()), largest.axis)
 

@@ -50,7 +50,7 @@ def rule_among(node: ir.Node) -> Callable[[Step], None]:
     return reads_all if node.op_type in _NORMALISERS else reduces_among
 
 
-def narrowed_readers(graph: ir.Graph, cut: Cut) -> list[ir.Node]:
+def cut_readers(graph: ir.Graph, cut: Cut) -> list[ir.Node]:
     """Those of `whole_axis_readers` that read a tensor which loses something."""
     return [node for node in whole_axis_readers(graph) if cut.touches(_read(node).name or "")]
 
@@ -101,7 +101,7 @@ def picked_positions(node: ir.Node, cut: Cut) -> NDArray[np.int64] | None:
     return kept
 
 
-def exclude_entries(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
+def mask_removed(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
     """Give the entries that go a value that loses every comparison, or adds nothing to a sum.
 
     Args:

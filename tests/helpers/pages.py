@@ -63,7 +63,7 @@ def report(count: int = 3, **changes: Any) -> Report:
         "padding": {16: 1.5},
         "widths": {},
         "inexact": (HOSTILE,),
-        "refused": (Refused(f"{HOSTILE}[0]", HOSTILE, HOSTILE, 320),),
+        "refused": (Refused(HOSTILE, 0, HOSTILE, HOSTILE, 320),),
         "dropped": {HOSTILE: HOSTILE},
         "repairs": (
             LayerFit(HOSTILE, 0.2, 0.1, True),

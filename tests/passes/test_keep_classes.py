@@ -153,7 +153,7 @@ def test_weights_that_add_up_all_classes_are_refused() -> None:
     proto = classifier(
         "y = MatMul (z, m) q = Identity (z)", "float[N, 6] q, float[N, 5] y", weights(m=(6, 5))
     )
-    with pytest.raises(NothingPrunable, match="'y' is worked out from all entries of 'z'"):
+    with pytest.raises(NothingPrunable, match="'y' is computed from all entries of 'z'"):
         changed(KeepClasses(KEPT, classes=6), proto)
 
 

@@ -52,9 +52,9 @@ def test_other_figures():
 
 def test_refusals_add_up_by_reason():
     refused = [
-        Refused("a[0]", "Add one", "it meets an axis of b that cannot be cut", 10),
-        Refused("a[1]", "Add two", "it meets an axis of c that cannot be cut", 30),
-        Refused("d[0]", "Softmax s", "Softmax takes statistics over it", 20),
+        Refused("a", 0, "Add one", "it meets an axis of b that cannot be cut", 10),
+        Refused("a", 1, "Add two", "it meets an axis of c that cannot be cut", 30),
+        Refused("d", 0, "Softmax s", "Softmax takes statistics over it", 20),
     ]
     first, second = group_refusals(refused)
     assert (first.reason, first.axes) == ("it meets an axis that stays whole", 2)

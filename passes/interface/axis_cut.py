@@ -2,7 +2,7 @@
 
 The labels of the axis lead back to the weights that make it (`coupling/`), an `Opening` says that
 it may be cut, and the usual surgery cuts it. What the result has to compute is known exactly: the
-outputs of the *masked* original, in which the entries that go can win no Softmax, ArgMax or TopK,
+outputs of the *masked* original, in which the removed entries can win no Softmax, ArgMax or TopK,
 taken at the entries that stay.
 """
 
@@ -19,9 +19,9 @@ from onnxprune.passes.interface.lookups import Lookup
 from onnxprune.passes.interface.parts import Part
 from onnxprune.passes.interface.whole_axis import (
     common_positions,
-    exclude_entries,
+    cut_readers,
     map_picked,
-    narrowed_readers,
+    mask_removed,
     picked_positions,
     rule_among,
     whole_axis_readers,
@@ -44,8 +44,8 @@ from onnxprune.verification.gates import check_runs
 
 
 @dataclass(frozen=True)
-class Narrowing:
-    """Which entries of which axes stay, and all that goes with the others.
+class AxisCut:
+    """Which entries of which axes stay, and all that is removed with the others.
 
     Attributes:
         cut: what survives of every tensor.
@@ -63,24 +63,24 @@ class Narrowing:
         }
 
 
-def narrow(
+def find_cut(
     model: ir.Model,
     facts: Facts,
     kept: NDArray[np.int64],
     size: int,
     parts: Mapping[str, Sequence[Part]],
     lookups: Sequence[Lookup] = (),
-) -> Narrowing:
-    """Find what goes with the entries of an axis that are not kept.
+) -> AxisCut:
+    """Find all that is removed with the entries of an axis that are not kept.
 
     Args:
         model: unchanged.
         facts: its shapes.
         kept: entries that stay, ascending.
         size: how many there are.
-        parts: output, or tensor that is chosen among -> where these entries may lie; just one of
-            the places has to be cuttable, and where no weight makes any of them nothing is cut.
-            Outputs that are not named lose what goes with these entries.
+        parts: output, or tensor along which positions are picked -> where these entries may lie;
+            exactly one of the places has to be cuttable, and where no weight makes any of them
+            nothing is cut. Outputs that are not named lose what is removed with these entries.
         lookups: their tables lose the same rows.
 
     Raises:
@@ -91,46 +91,50 @@ def narrow(
     seeds: list[int] = []
     held: list[int] = []
     for name in parts:
-        part = _cuttable_part(coupling, name, parts, removed, size)
-        if part is not None:
-            found = _classes(coupling, name, part.axis, part.first + removed)
-            seeds += [one for one in found if isinstance(one, int)]
-            held += _atoms_at(coupling, name, part.axis, part.first + kept)
+        part, units = _cuttable_part(coupling, name, parts, removed, size)
+        seeds += units
+        held += (
+            _units(coupling, _atoms_at(coupling, name, part.axis, part.first + kept))
+            if units
+            else []
+        )
     if not seeds and not lookups:
         raise NothingPrunable(_no_weight(model, parts, size))
     for lookup in lookups:
-        found = _classes(coupling, lookup.table, 0, removed)
-        if isinstance(found, str):
-            raise NothingPrunable(f"the rows of {lookup.table!r} cannot be removed: {found}")
-        seeds += found
-        held += _atoms_at(coupling, lookup.table, 0, kept)
+        try:
+            seeds += _removable_units(coupling, lookup.table, 0, removed)
+        except _Refusal as refusal:
+            raise NothingPrunable(
+                f"the rows of {lookup.table!r} cannot be removed: {refusal}"
+            ) from None
+        held += _units(coupling, _atoms_at(coupling, lookup.table, 0, kept))
     cut = Cut(coupling, _closed(coupling, seeds, held))
     _refuse_sums(cut)
     outputs = [value.name or "" for value in model.graph.outputs]
     axes = {name: _kept_along(cut, name) for name in outputs}
-    return Narrowing(cut, {name: some for name, some in axes.items() if some})
+    return AxisCut(cut, {name: kept_along for name, kept_along in axes.items() if kept_along})
 
 
-def apply(model: ir.Model, narrowing: Narrowing) -> None:
+def apply(model: ir.Model, axis_cut: AxisCut) -> None:
     """Cut a model in place: weights, sizes, declared outputs, indices that ArgMax and TopK give.
 
     Raises:
         NothingPrunable: when the graph cannot express the smaller model.
     """
-    cut = narrowing.cut
+    cut = axis_cut.cut
     picking = [
         (node, kept)
-        for node in narrowed_readers(model.graph, cut)
+        for node in cut_readers(model.graph, cut)
         if (kept := picked_positions(node, cut)) is not None
     ]
     try:
         slice_removed(model, cut)
     except CutError as error:
-        raise NothingPrunable(f"what is asked for cannot be cut away: {error}") from error
+        raise NothingPrunable(f"these entries cannot be removed: {error}") from error
     for node, kept in picking:
         map_picked(model.graph, node, kept)
     for value in model.graph.outputs:
-        for axis, kept in narrowing.axes.get(value.name or "", {}).items():
+        for axis, kept in axis_cut.axes.get(value.name or "", {}).items():
             if value.shape is not None and isinstance(value.shape[axis], int):
                 dims = list(value.shape)
                 dims[axis] = len(kept)
@@ -140,7 +144,7 @@ def apply(model: ir.Model, narrowing: Narrowing) -> None:
 def check(
     original: ir.Model,
     result: ir.Model,
-    narrowing: Narrowing,
+    axis_cut: AxisCut,
     feeds: Sequence[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]],
     runtime: Runtime,
 ) -> float:
@@ -149,7 +153,7 @@ def check(
     Args:
         original: the model as it was.
         result: the model after `apply`.
-        narrowing: what was cut.
+        axis_cut: what was cut.
         feeds: pairs of the same inputs, as the original and as the result take them.
         runtime: how to run both.
 
@@ -160,37 +164,39 @@ def check(
         VerificationError: when outputs differ, or the result is not valid.
     """
     masked = original.clone()
-    for node in narrowed_readers(masked.graph, narrowing.cut):
-        exclude_entries(masked.graph, node, narrowing.cut)
-    before, after = [one for one, _ in feeds], [one for _, one in feeds]
+    for node in cut_readers(masked.graph, axis_cut.cut):
+        mask_removed(masked.graph, node, axis_cut.cut)
+    before, after = [first for first, _ in feeds], [second for _, second in feeds]
     try:
         wanted = Execution(masked, runtime, optimise=False).run_all(before)
         got = Execution(result, runtime, optimise=False).run_all(after)
     except RuntimeFailure as error:
-        raise VerificationError(f"the narrowed model does not run: {error}") from error
+        raise VerificationError(f"the cut model does not run: {error}") from error
     taken = [
-        {name: _taken(value, narrowing.axes.get(name, {})) for name, value in outputs.items()}
+        {name: _taken(value, axis_cut.axes.get(name, {})) for name, value in outputs.items()}
         for outputs in wanted
     ]
     tolerance = tolerance_for(original)
-    apart = max(map(largest_difference, taken, got), default=0.0)
-    if not apart <= tolerance:
+    difference = max(map(largest_difference, taken, got), default=0.0)
+    if not difference <= tolerance:
         raise VerificationError(
-            f"the narrowed model differs from the original at the entries that stay by {apart:.1e} "
-            f"(tolerance {tolerance:.0e})"
+            "the cut model differs from the original at the entries that stay by "
+            f"{difference:.1e} (tolerance {tolerance:.0e})"
         )
     check_runs(original, result, after, got, runtime, tolerance)
-    return apart
+    return difference
 
 
 def _opening(model: ir.Model, facts: Facts, lookups: Sequence[Lookup]) -> Opening:
     """Every axis of every output may be cut, save the first of several, which counts samples."""
     rules = {node_id(node): rule_among(node) for node in whole_axis_readers(model.graph)}
-    rules |= {node_id(one.node): LOOKUP_RULES[one.op](one.table_slot) for one in lookups}
+    rules |= {
+        node_id(lookup.node): LOOKUP_RULES[lookup.op](lookup.table_slot) for lookup in lookups
+    }
     names = [value.name or "" for value in model.graph.outputs]
     ranks = {name: len(facts.first.shapes.get(name, ())) for name in names}
     axes = {name: frozenset(range(min(1, rank - 1), rank)) for name, rank in ranks.items()}
-    return Opening(axes, rules, frozenset(node_id(one.node) for one in lookups))
+    return Opening(axes, rules, frozenset(node_id(lookup.node) for lookup in lookups))
 
 
 def _cuttable_part(
@@ -199,32 +205,39 @@ def _cuttable_part(
     parts: Mapping[str, Sequence[Part]],
     removed: NDArray[np.int64],
     size: int,
-) -> Part | None:
-    """The one of several places in an output that can be cut; None where no weight makes any.
+) -> tuple[Part, list[int]]:
+    """The one of several places in an output that can be cut, with the units that are removed.
+
+    Where no weight makes the entries at any place, there are no units.
 
     Raises:
-        NothingPrunable: when something makes them and none can be cut, or more than one can.
+        NothingPrunable: when weights make them and none can be cut, or more than one can.
     """
-    found = {one: _classes(coupling, name, one.axis, one.first + removed) for one in parts[name]}
-    cuttable = [one for one, classes in found.items() if isinstance(classes, list)]
+    cuttable: list[tuple[Part, list[int]]] = []
+    reasons = []
+    for part in parts[name]:
+        try:
+            units = _removable_units(coupling, name, part.axis, part.first + removed)
+            cuttable += [(part, units)] if units else []
+        except _Refusal as refusal:
+            reasons.append(str(refusal))
     if len(cuttable) > 1:
         raise NothingPrunable(
-            f"{name!r} has the axes {sorted(one.axis for one in cuttable)} with {size} "
+            f"{name!r} has the axes {sorted(part.axis for part, _ in cuttable)} with {size} "
             "entries each; it is not clear which one is meant"
         )
-    reason = next((text for text in found.values() if isinstance(text, str) and text), "")
-    if not cuttable and reason:
+    if reasons and not cuttable:
         remedy = (
             "; if another output is meant, name it with outputs=[...]" if len(parts) > 1 else ""
         )
-        raise NothingPrunable(f"the entries of {name!r} cannot be removed: {reason}{remedy}")
-    return cuttable[0] if cuttable else None
+        raise NothingPrunable(f"the entries of {name!r} cannot be removed: {reasons[0]}{remedy}")
+    return cuttable[0] if cuttable else (parts[name][0], [])
 
 
 def _no_weight(model: ir.Model, parts: Mapping[str, Sequence[Part]], size: int) -> str:
     """Why nothing can be removed, where no weight is known that makes the entries."""
     name, places = next(iter(parts.items()))
-    axes = " or ".join(str(one.axis) for one in places)
+    axes = " or ".join(str(part.axis) for part in places)
     makers = [
         display_name(node) for node in model.graph for value in node.outputs if value.name == name
     ]
@@ -235,7 +248,7 @@ def _no_weight(model: ir.Model, parts: Mapping[str, Sequence[Part]], size: int) 
 
 
 def _refuse_sums(cut: Cut) -> None:
-    """Refuse to remove what is added up further on.
+    """Refuse to remove entries that are summed later on.
 
     Raises:
         NothingPrunable: naming the node that does.
@@ -243,7 +256,7 @@ def _refuse_sums(cut: Cut) -> None:
     for consumer in cut.coupling.consumers:
         if cut.positions(consumer.tensor, consumer.axis) is not None:
             raise NothingPrunable(
-                f"{consumer.node!r} is worked out from all entries of {consumer.tensor!r} "
+                f"{consumer.node!r} is computed from all entries of {consumer.tensor!r} "
                 "together; it would change if some were removed"
             )
 
@@ -254,12 +267,12 @@ def _kept_along(cut: Cut, name: str) -> dict[int, NDArray[np.int64]]:
     Raises:
         NothingPrunable: when they differ from row to row.
     """
-    found = {}
+    kept_along = {}
     for axis in range(len(cut.coupling.tensors[name].shape)) if cut.touches(name) else ():
         kept = common_positions(cut, name, axis)
         if kept is not None:
-            found[axis] = kept
-    return found
+            kept_along[axis] = kept
+    return kept_along
 
 
 def _taken(value: Any, axes: Mapping[int, NDArray[np.int64]]) -> Any:
@@ -268,44 +281,52 @@ def _taken(value: Any, axes: Mapping[int, NDArray[np.int64]]) -> Any:
     return value
 
 
-def _classes(
+class _Refusal(Exception):
+    """Entries of an axis cannot be removed; the text says why."""
+
+
+def _removable_units(
     coupling: Coupling, name: str, axis: int, removed: NDArray[np.int64]
-) -> list[int] | str:
-    """Classes of the entries that go, or why they cannot; "" where nothing is known of them."""
-    atoms = _atoms_at(coupling, name, axis, removed, of_class=False)
-    frozen = [one for one in atoms if not coupling.unit_of[one]]
-    if frozen:
-        reason = coupling.relations.reason(frozen[0])
-        return f"{reason.text} (at {reason.node})" if reason else "they are fixed"
-    if atoms:
-        return [int(one) for one in np.unique(coupling.unit_of[atoms])]
+) -> list[int]:
+    """Units of the entries that are removed; none where no weight is known that makes them.
+
+    Raises:
+        _Refusal: when they cannot be removed.
+    """
+    atoms = _atoms_at(coupling, name, axis, removed)
+    frozen = atoms[coupling.unit_of[atoms] == 0]
+    if len(frozen):
+        reason = coupling.relations.reason(int(frozen[0]))
+        raise _Refusal(f"{reason.text} (at {reason.node})" if reason else "they are fixed")
     size = coupling.tensors[name].shape[axis] if name in coupling.tensors else 0
-    for refused in find_refusals(coupling):
-        tensor, _, place = refused.axis.rpartition("[")
-        shape = coupling.tensors[tensor].shape
-        if shape[int(place.removesuffix("]"))] == size:
-            return f"{refused.axis} stays whole: {refused.reason} (at {refused.node})"
-    return ""
+    for refused in find_refusals(coupling) if not len(atoms) else ():
+        if coupling.tensors[refused.tensor].shape[refused.dimension] == size:
+            raise _Refusal(f"{refused.axis} stays whole: {refused.reason} (at {refused.node})")
+    return _units(coupling, atoms)
 
 
 def _atoms_at(
-    coupling: Coupling, name: str, axis: int, index: NDArray[np.int64], *, of_class: bool = True
-) -> list[int]:
-    """Atoms at some positions of an axis, or their classes."""
+    coupling: Coupling, name: str, axis: int, positions: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Atoms at some positions of an axis, ascending, each once."""
     labels = coupling.tensors.get(name)
-    found: set[int] = set()
-    for label in labels.axis_labels if labels is not None else ():
-        if axis in label.axes:
-            atoms = label.atoms.take(index, axis=label.axes.index(axis))
-            found |= set(np.unique(coupling.unit_of[atoms] if of_class else atoms).tolist())
-    return sorted(found)
+    atoms = [
+        label.atoms.take(positions, axis=label.axes.index(axis)).reshape(-1)
+        for label in (labels.axis_labels if labels is not None else ())
+        if axis in label.axes
+    ]
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *atoms]))
+
+
+def _units(coupling: Coupling, atoms: NDArray[np.int64]) -> list[int]:
+    return [int(unit) for unit in np.unique(coupling.unit_of[atoms])]
 
 
 def _closed(coupling: Coupling, seeds: Sequence[int], held: Sequence[int]) -> list[int]:
-    """All classes that go with the seeds.
+    """All units that are removed with the seeds.
 
     Raises:
-        NothingPrunable: when something would have to go that is kept.
+        NothingPrunable: when a kept unit would have to be removed.
     """
     relations, classes = coupling.relations, coupling.unit_of
     constraints = ConstraintSet(
@@ -321,6 +342,6 @@ def _closed(coupling: Coupling, seeds: Sequence[int], held: Sequence[int]) -> li
     gone = close(constraints, constraints.by_unit(), dead, seeds, cost)
     if gone is None or set(gone) & set(held):
         raise NothingPrunable(
-            "the entries that are to go share weights with entries that stay; they cannot be cut"
+            "the entries to remove share weights with entries that stay; they cannot be cut"
         )
     return gone
