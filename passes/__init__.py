@@ -1,1 +1,1 @@
-"""The passes a pruning pipeline is made of, one file each (importable as ``onnxprune.passes``)."""
+"""The passes of a pipeline, one file each; installed as `onnxprune.passes`."""

@@ -1,1 +1,1 @@
-"""How far to go along each removal order so that the targets are met."""
+"""How many units each group gives up so that the targets are met."""

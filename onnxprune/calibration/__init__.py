@@ -1,1 +1,1 @@
-"""Calibration samples in, statistics of activations out."""
+"""Samples in; batches, statistics of activations and walks through a model out."""

@@ -1,1 +1,1 @@
-"""Make up for a removal at full width: fold means, re-fit layers, take out redundant units."""
+"""Weights that make up for removed units: mean folding, least squares, components, merging."""

@@ -1,1 +1,1 @@
-"""What a model costs: parameters, multiply-accumulates, bytes, memory, measured latency."""
+"""What a cut leaves of parameters, MACs, file size, memory and latency."""

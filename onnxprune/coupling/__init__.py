@@ -1,1 +1,1 @@
-"""Which indices of which tensors can only be removed together: labels, rules, dependency groups."""
+"""Which units can only be removed together: axis labels, operator rules, dependency groups."""

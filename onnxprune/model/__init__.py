@@ -1,1 +1,1 @@
-"""ONNX files and objects to onnx-ir models and back, and running them in onnxruntime."""
+"""ONNX files and objects in and out, and running them in onnxruntime."""

@@ -1,1 +1,1 @@
-"""The run: prepare, search, build, describe; plans and results."""
+"""A run from model to result: prepare, search, build; plans and results."""

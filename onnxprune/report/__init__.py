@@ -1,1 +1,1 @@
-"""What a run did, as data and as text."""
+"""Results as plain data, terminal text and HTML pages."""

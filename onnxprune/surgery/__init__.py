@@ -1,1 +1,1 @@
-"""From a plan to the smaller model: compensate, slice, patch what speaks of sizes."""
+"""Changes of the graph: mask and slice tensors, patch attributes and shapes, add biases."""

@@ -1,1 +1,1 @@
-"""Is the result right: the certificate, the interface, other batch sizes."""
+"""Checks of a result: certificate, interface, difference from the original, quality."""

@@ -1,1 +1,1 @@
-"""Cutting the interface of a model: classes and tokens."""
+"""Smaller interfaces: find and cut the classes of an output, the tokens of a vocabulary."""

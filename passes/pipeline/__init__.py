@@ -1,1 +1,1 @@
-"""Pipelines: passes one after another, each checked before the next begins."""
+"""Pipelines: register passes, read their options, run, check and replay them."""

@@ -1,1 +1,1 @@
-"""Zeros in single weights: patterns, scores, second-order compensation."""
+"""Zeros in single weights: patterns, scores, second-order solution."""

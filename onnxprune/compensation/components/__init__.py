@@ -1,1 +1,1 @@
-"""Units rewritten into components where only linear maps lie between."""
+"""Low rank: units between linear maps rewritten into components."""

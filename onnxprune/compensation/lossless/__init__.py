@@ -1,1 +1,1 @@
-"""Units without which the model computes the same: dead, constant, duplicate, proportional."""
+"""Lossless removal of units: dead, constant, duplicate, proportional."""

@@ -1,1 +1,1 @@
-"""Linear layers as regressions over rows of activations, and their solution."""
+"""Linear layers as least-squares problems, and their solution."""

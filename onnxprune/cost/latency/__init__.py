@@ -1,1 +1,1 @@
-"""Latency: measured of whole models, tabulated for single kernels at every width."""
+"""Latency: models measured as a whole, kernels timed at several widths and tabulated."""

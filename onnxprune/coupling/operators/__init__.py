@@ -1,4 +1,4 @@
-"""Coupling rules: one small function for each kind of op, one table."""
+"""Coupling rules: one small function per operator, one file per family, one table."""
 
 from __future__ import annotations
 

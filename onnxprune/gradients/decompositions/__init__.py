@@ -1,4 +1,4 @@
-"""What fused operators are made of, in operators that have gradient rules: one table.
+"""Fused operators written out in operators that have gradient rules: one table.
 
 The standard gives bodies for most of its composite operators; those of onnxruntime have none, and
 are written here in ONNX text, in operators that mean the same in every operator set.

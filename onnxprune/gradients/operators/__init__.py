@@ -1,4 +1,4 @@
-"""All gradient rules: one file for each family of operators, one table."""
+"""Gradient rules: one small function per operator, one file per family, one table."""
 
 from __future__ import annotations
 

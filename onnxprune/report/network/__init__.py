@@ -1,1 +1,1 @@
-"""The picture of the network."""
+"""The picture of the network: find its layers, fold repeats, lay out and draw as SVG."""

@@ -1,1 +1,1 @@
-"""Residual blocks: found, taken apart, taken out."""
+"""Residual blocks: find them, separate them from fused nodes, remove them."""
