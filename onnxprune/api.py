@@ -36,8 +36,8 @@ from onnxprune.pruning.results import (
 from onnxprune.pruning.run import prune_model, rebuild
 from onnxprune.pruning.validation import check_choice, check_method
 from onnxprune.report.network.network import find_network
+from onnxprune.verification.certificate import check_interface
 from onnxprune.verification.comparison import compare_outputs
-from onnxprune.verification.gates import check_interface
 from onnxprune.verification.quality import Quality
 
 

@@ -64,9 +64,8 @@ from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
 from onnxprune.surgery.blocks.residual import ResidualBlock
 from onnxprune.surgery.editable_model import EditableModel
-from onnxprune.verification.certificate import tolerance_for
+from onnxprune.verification.certificate import check_result, tolerance_for
 from onnxprune.verification.divergence import DivergenceEvaluator
-from onnxprune.verification.gates import check_result
 
 _HELD_OUT_BATCHES = 8
 

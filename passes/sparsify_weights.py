@@ -63,7 +63,7 @@ from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.analysis import is_selected, observe_model
 from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError
-from onnxprune.model.constants import ConstantValues
+from onnxprune.model.observe import ConstantValues
 from onnxprune.model.runtime import Runtime, matrix_threads
 from onnxprune.model.tensors import mark_sparse, sparse_values
 from onnxprune.progress import Progress, silent

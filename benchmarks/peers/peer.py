@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnxprune.cost.size import is_parameter
+from onnxprune.cost.memory import is_parameter
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model.load import load
 from onnxprune.model.observe import constants_of

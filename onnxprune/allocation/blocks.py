@@ -31,7 +31,7 @@ from onnxprune.calibration.context import RunContext
 from onnxprune.cost.latency.measure import measure_pair
 from onnxprune.cost.latency.probe import profile_model
 from onnxprune.cost.macs import node_macs
-from onnxprune.cost.size import stored_parameters
+from onnxprune.cost.memory import stored_parameters
 from onnxprune.coupling.analysis import is_selected, observe_model
 from onnxprune.coupling.step import node_id
 from onnxprune.coupling.trace import trace

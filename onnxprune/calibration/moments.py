@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from onnxprune.calibration.feeds import batch_rows
 from onnxprune.calibration.streams import Samples
 from onnxprune.errors import CalibrationError
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.session import open_session, run
 from onnxprune.progress import Progress, silent
 
 BATCH = 32

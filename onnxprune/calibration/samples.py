@@ -13,10 +13,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration.arrays import ArrayPart, npy_part, npz_part
 from onnxprune.calibration.feeds import as_array, batch_rows, check_names
 from onnxprune.calibration.scripts import FUNCTION, load_function, pb_feeds
-from onnxprune.calibration.streams import ArraySamples, FeedSamples, Samples, spool
+from onnxprune.calibration.streams import (
+    ArrayPart,
+    ArraySamples,
+    FeedSamples,
+    Samples,
+    npy_part,
+    npz_part,
+    spool,
+)
 from onnxprune.errors import CalibrationError, InputError
 from onnxprune.model.inputs import InputSpec
 

@@ -14,9 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.model.execution import node_reads, open_piece
+from onnxprune.model.execution import node_reads, open_piece, run
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.session import run
 
 
 class Walk:

@@ -55,9 +55,9 @@ from onnxprune.calibration.moments import Moments, Tap
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.labels import AxisLabel
 from onnxprune.coupling.step import Consumer
-from onnxprune.model.constants import ConstantValues
+from onnxprune.model.execution import open_session, run
+from onnxprune.model.observe import ConstantValues
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.session import open_session, run
 from onnxprune.surgery.border import SMALL_MAP, add_border_exact_constant
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.linear import LINEAR_OPS, apply_linear, axes_of_weight, linear_node

@@ -20,7 +20,7 @@ from onnxprune.compensation.regression.problem import Half, Outcome, Problem, jo
 from onnxprune.compensation.regression.targets import Sum, flat_parts, sum_behind
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import Group
-from onnxprune.model.constants import ConstantValues
+from onnxprune.model.observe import ConstantValues
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
 from onnxprune.surgery.editable_model import EditableModel

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.cost.kinds import KINDS, Classes, Costs, NodeCounter
-from onnxprune.cost.memory import Lifetimes
-from onnxprune.cost.size import (
+from onnxprune.cost.memory import (
+    Lifetimes,
     all_constants,
     is_parameter,
     observed_bytes,

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.cost.macs import node_macs
-from onnxprune.cost.size import is_parameter, observed_bytes, tensors_of
+from onnxprune.cost.memory import is_parameter, observed_bytes, tensors_of
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.trace import Coupling
 from onnxprune.model.inputs import InputSpec

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.moments import Moments
 from onnxprune.coupling.groups import Group, Reading
-from onnxprune.model.constants import ConstantValues
+from onnxprune.model.observe import ConstantValues
 
 
 @dataclass(frozen=True)

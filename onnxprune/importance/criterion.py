@@ -19,7 +19,7 @@ from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError
 from onnxprune.importance.ranked import RankedGroup
 from onnxprune.importance.removal_order import removal_order
-from onnxprune.model.constants import ConstantValues
+from onnxprune.model.observe import ConstantValues
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from onnxprune.compensation.regression.layers import LinearLayer
 from onnxprune.compensation.regression.targets import sum_behind
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.groups import Group, Reading
-from onnxprune.model.constants import ConstantValues
+from onnxprune.model.observe import ConstantValues
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,13 @@ from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 from onnxprune.surgery.statistics import keep_statistics, restrict_statistics
-from onnxprune.verification.certificate import Certificate, certify, probe, tolerance_for
-from onnxprune.verification.gates import check_result
+from onnxprune.verification.certificate import (
+    Certificate,
+    certify,
+    check_result,
+    probe,
+    tolerance_for,
+)
 
 
 @dataclass(frozen=True)

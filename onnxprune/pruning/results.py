@@ -17,7 +17,7 @@ from onnxprune.calibration.streams import Samples
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.figures import BLOCKS, dynamic_extents, padded_macs
 from onnxprune.cost.latency.measure import measure_pair
-from onnxprune.cost.size import all_constants, stored_parameters, tensor_bytes
+from onnxprune.cost.memory import all_constants, stored_parameters, tensor_bytes
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.model.execution import is_heavy
 from onnxprune.model.inputs import input_specs

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxprune.allocation.secant import best_of, solve_for_target
 from onnxprune.calibration.streams import Samples
 from onnxprune.compensation.compensate import compensate
-from onnxprune.cost.size import stored_parameters
+from onnxprune.cost.memory import stored_parameters
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import CutError, Removal
 from onnxprune.errors import RuntimeFailure, TargetUnreachable, VerificationError

@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.session import open_session, run
 
 LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"})
 """Ops of the default domain that multiply an activation with a weight."""

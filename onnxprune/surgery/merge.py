@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.coupling.groups import Group, Reading
-from onnxprune.model.constants import ConstantValues
+from onnxprune.model.observe import ConstantValues
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.linear import LINEAR_OPS
 

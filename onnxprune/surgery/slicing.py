@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.step import node_id
 from onnxprune.coupling.subgraph_shapes import subgraphs
-from onnxprune.model.constants import blocks
+from onnxprune.model.observe import blocks
 from onnxprune.surgery.arithmetic import IntegerValues
 from onnxprune.surgery.attributes import ATTRIBUTES
 from onnxprune.surgery.integers import Editor, Site

@@ -1,10 +1,11 @@
-"""The certificate: the smaller model computes exactly what the masked one does.
+"""The certificate, and the other checks that every result has to pass.
 
 The *masked* model is the original graph at full size with the removed slices of every cut tensor at
 zero and the compensation already in; the *sliced* model is the same, physically smaller. Both run
 on the same inputs in onnxruntime, at two batch sizes where the batch is free, and every output (or
-what a Sigmoid makes it of) has to agree. This proves the surgery for any model, criterion and
-weights, without data or labels.
+the input of the Sigmoid that computes it) has to agree. This proves the surgery for any model,
+criterion and weights, without data or labels. The other checks: same interface, onnx.checker, a
+run with onnxruntime's usual optimisations.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.model.execution import Execution
+from onnxprune.errors import RuntimeFailure, VerificationError
+from onnxprune.model.execution import Execution, open_session
 from onnxprune.model.outputs import output_producer
+from onnxprune.model.protobuf import skeleton, to_proto
 from onnxprune.model.runtime import Runtime
+from onnxprune.model.tensors import external_initializers, mark_sparse, sparse_values, store_sparse
 from onnxprune.verification.comparison import largest_difference
 
 
@@ -128,3 +133,161 @@ def tolerance_for(model: ir.Model) -> float:
     types = {value.dtype for value in model.graph.initializers.values()}
     quantised = any(node.op_type in _QUANTISED_OPS for node in model.graph)
     return _COARSE_TOLERANCE if quantised or types & _COARSE_TYPES else _TOLERANCE
+
+
+def keep_loadable(model: ir.Model, runtime: Runtime) -> bool:
+    """Have weights stored with their zeros where onnxruntime does not take them without.
+
+    Args:
+        model: one that onnxruntime loads; its marks may change.
+        runtime: how to load it.
+
+    Returns:
+        Whether all marks stayed.
+    """
+    chosen = list(sparse_values(model))
+    if not chosen or external_initializers(model):
+        return True
+    try:
+        open_session(store_sparse(model, to_proto(model)), runtime)
+    except RuntimeFailure:
+        for value in chosen:
+            mark_sparse(value, wanted=False)
+        return False
+    return True
+
+
+# what a Sigmoid gives is rounded to parts of 1, however small it is
+_SMALLEST = 1e-3
+_AS_BEFORE = 2.0
+
+
+def check_result(
+    original: ir.Model,
+    result: ir.Model,
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    outputs: Sequence[Mapping[str, Any]],
+    runtime: Runtime,
+    tolerance: float,
+) -> None:
+    """Check a result before it is handed out: its interface, and what `check_runs` checks.
+
+    Raises:
+        VerificationError: when the interface differs, or the model does not run as it should.
+    """
+    check_interface(original, result)
+    check_runs(original, result, feeds, outputs, runtime, tolerance)
+
+
+def check_runs(
+    original: ir.Model,
+    result: ir.Model,
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    outputs: Sequence[Mapping[str, Any]],
+    runtime: Runtime,
+    tolerance: float,
+) -> None:
+    """Check that a model is valid and runs.
+
+    Args:
+        original: the model it was made of.
+        result: the model.
+        feeds: inputs to run it on.
+        outputs: what it makes of them, run exactly as written.
+        runtime: how to run it.
+        tolerance: of the certificate; onnxruntime's optimisations may cost ten times that, or
+            twice what they cost the original.
+
+    Raises:
+        VerificationError: when `onnx.checker` refuses it although it accepted the original, or
+            onnxruntime with its usual optimisations cannot run it or computes something else with
+            them.
+    """
+    complaint = _checker_complaint(result)
+    if complaint and not _checker_complaint(original):
+        raise VerificationError(f"onnx.checker refuses the result: {complaint}")
+    try:
+        apart = _changed_by_optimising(result, feeds, outputs, runtime)
+    except RuntimeFailure as error:
+        raise VerificationError(f"the result does not run: {error}") from error
+    # what integer kernels cost a graph that has just been quantised is for comparisons to show
+    quantised = tolerance_for(result) > tolerance_for(original)
+    if apart <= 10 * tolerance or quantised:
+        return
+    if apart > _AS_BEFORE * _own_change(original, feeds, runtime):
+        raise VerificationError(
+            f"onnxruntime's optimisations change the result by {apart:.1e} (relative)"
+        )
+
+
+def _changed_by_optimising(
+    model: ir.Model,
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    outputs: Sequence[Mapping[str, Any]],
+    runtime: Runtime,
+) -> float:
+    """How far onnxruntime with its optimisations is from what the nodes as written give."""
+    optimised = Execution(model, runtime).run_all(feeds)
+    saturated = dict.fromkeys(saturated_outputs(model), _SMALLEST)
+    pairs = zip(outputs, optimised, strict=True)
+    return max(largest_difference(one, other, saturated) for one, other in pairs)
+
+
+def _own_change(
+    original: ir.Model, feeds: Sequence[Mapping[str, NDArray[Any]]], runtime: Runtime
+) -> float:
+    """The same of the original: rounding that decides there, as in many integer graphs."""
+    try:
+        outputs = Execution(original, runtime, optimise=False).run_all(feeds)
+        return _changed_by_optimising(original, feeds, outputs, runtime)
+    except RuntimeFailure:  # it takes other inputs
+        return 0.0
+
+
+def check_interface(original: ir.Model, result: ir.Model) -> None:
+    """Require the same inputs and outputs: names, order, types, declared shapes.
+
+    Raises:
+        VerificationError: naming the first that differs.
+    """
+    kept = original.graph.initializers
+    pairs = [
+        (
+            "input",
+            [v for v in original.graph.inputs if v.name not in kept],
+            [v for v in result.graph.inputs if v.name not in result.graph.initializers],
+        ),
+        ("output", list(original.graph.outputs), list(result.graph.outputs)),
+    ]
+    for kind, before, after in pairs:
+        if [_described(value) for value in before] != [_described(value) for value in after]:
+            raise VerificationError(f"the result's {kind}s differ from the original's")
+
+
+def _described(value: ir.Value) -> tuple[str | None, str, str]:
+    return value.name, str(value.type), str(value.shape)
+
+
+def _checker_complaint(model: ir.Model) -> str:
+    proto = skeleton(model, bodies=False)  # what only bodies know cannot be declared
+    _declare_weights(proto.graph)
+    try:
+        onnx.checker.check_model(proto)
+    except Exception as error:  # the checker raises several unrelated types
+        return str(error).splitlines()[0]
+    return ""
+
+
+def _declare_weights(graph: onnx.GraphProto) -> None:
+    """Turn weights that are not in the message into inputs, which need no data to be checked."""
+    declared = {value.name for value in graph.input}
+    inside = []
+    for tensor in graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            inside.append(tensor)
+        elif tensor.name not in declared:
+            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            graph.input.append(info)
+    copies = onnx.GraphProto(initializer=inside)
+    del graph.initializer[:]
+    graph.initializer.extend(copies.initializer)

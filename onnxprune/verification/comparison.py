@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples, numbered
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.session import open_session, run
 from onnxprune.progress import Progress, silent
 
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.streams import Samples, numbered
 from onnxprune.errors import InputError
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.outputs import gives_scores, output_producer
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.session import open_session, run
 
 _BATCH = 32
 

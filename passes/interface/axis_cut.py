@@ -38,9 +38,8 @@ from onnxprune.model.execution import Execution
 from onnxprune.model.observe import Facts
 from onnxprune.model.runtime import Runtime
 from onnxprune.surgery.slicing import slice_removed
-from onnxprune.verification.certificate import tolerance_for
+from onnxprune.verification.certificate import check_runs, tolerance_for
 from onnxprune.verification.comparison import largest_difference
-from onnxprune.verification.gates import check_runs
 
 
 @dataclass(frozen=True)

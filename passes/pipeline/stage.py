@@ -50,9 +50,13 @@ from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY
 from onnxprune.pruning.results import sizes_of
 from onnxprune.report.records import Sizes, StepReport
-from onnxprune.verification.certificate import tolerance_for
+from onnxprune.verification.certificate import (
+    check_interface,
+    check_runs,
+    keep_loadable,
+    tolerance_for,
+)
 from onnxprune.verification.comparison import OutputComparison, compare_outputs
-from onnxprune.verification.gates import check_interface, check_runs, keep_loadable
 
 _COMPARED_BATCHES = 16
 _MEASUREMENTS = 3

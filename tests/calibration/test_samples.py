@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.calibration import arrays as arrays_module
+from onnxprune.calibration import streams as arrays_module
 from onnxprune.calibration.samples import read_samples
 from onnxprune.calibration.streams import Samples
 from onnxprune.errors import CalibrationError

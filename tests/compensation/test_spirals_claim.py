@@ -15,7 +15,7 @@ from helpers.paths import MODELS
 from numpy.typing import NDArray
 
 import onnxprune
-from onnxprune.model.session import open_session, run
+from onnxprune.model.execution import open_session, run
 
 MODEL = MODELS / "spirals_mlp.onnx"
 CALIBRATION = MODELS / "spirals_calibration.npz"

@@ -10,7 +10,7 @@ from helpers.oracle import parse, random_removal, traced
 from helpers.paths import MODELS
 
 from onnxprune.cost.cut_cost import CutCost
-from onnxprune.cost.size import all_constants, rest_bytes, tensor_bytes
+from onnxprune.cost.memory import all_constants, rest_bytes, tensor_bytes
 from onnxprune.model.load import load
 from onnxprune.model.save import model_bytes
 

@@ -9,9 +9,9 @@ from helpers.differences import check_gradient
 from helpers.oracle import ONE_THREAD, parse
 
 from onnxprune.gradients.expansion import expand
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
-from onnxprune.model.session import open_session, run
 
 FUSED = "com.microsoft"
 BATCH, QUERIES, WIDTH = 2, 3, 4

@@ -18,8 +18,8 @@ from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import mask_gradients
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.inputs import input_specs
-from onnxprune.model.session import open_session, run
 
 _STEP = 2e-2
 

@@ -14,9 +14,9 @@ from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import mask_gradients
 from onnxprune.gradients.precision import to_single_precision, upgraded
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
-from onnxprune.model.session import open_session, run
 
 SCALE = 2000.0
 LABELS = np.random.default_rng(2).standard_normal((6, 2)) * SCALE

@@ -16,9 +16,9 @@ from onnxprune.coupling.step import node_id
 from onnxprune.gradients.backward import Edge, add_backward
 from onnxprune.gradients.emitter import Emitter
 from onnxprune.gradients.expansion import expand
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
-from onnxprune.model.session import open_session, run
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = Callable[[Arrays], NDArray[Any]]

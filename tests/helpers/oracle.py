@@ -21,10 +21,10 @@ from onnxprune.coupling.closure import close
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import Group, find_groups
 from onnxprune.coupling.trace import Coupling, trace
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.session import open_session, run
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
 TOLERANCE = 1e-4

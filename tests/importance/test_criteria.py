@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxprune.coupling.activation_statistics import tap_of
 from onnxprune.coupling.group_view import GroupView
 from onnxprune.importance.registry import criterion_names, find_criterion
-from onnxprune.model.constants import ConstantValues
+from onnxprune.model.observe import ConstantValues
 
 Weights = dict[str, NDArray[Any]]
 

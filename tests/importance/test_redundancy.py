@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxprune.coupling.group_view import GroupView
 from onnxprune.importance.criterion import Criterion
 from onnxprune.importance.redundancy import Redundancy
-from onnxprune.model.constants import ConstantValues
+from onnxprune.model.observe import ConstantValues
 
 MLP = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 9] x) => (float[N, 4] y)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from helpers.oracle import parse
 
-from onnxprune.model.constants import ConstantValues
 from onnxprune.model.load import load
-from onnxprune.model.observe import constants_of
+from onnxprune.model.observe import ConstantValues, constants_of
 
 NETWORK = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 3] x) => (float[N, 4] y)

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import execution as execution_module
-from onnxprune.model.execution import Execution, is_heavy
+from onnxprune.model.execution import Execution, is_heavy, open_session
 from onnxprune.model.load import load
-from onnxprune.model.session import open_session
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
 
@@ -125,7 +124,7 @@ def test_heavy_models_leave_no_files(
     onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=external, size_threshold=0)
     model = load(tmp_path / "m.onnx").model
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("onnxprune.model.session._INLINE_BYTES", 1000)
+    monkeypatch.setattr("onnxprune.model.execution._INLINE_BYTES", 1000)
     monkeypatch.setattr(execution_module, "_WHOLE_BYTES", 1000)
     monkeypatch.setattr(execution_module, "_PIECE_BYTES", 8000)
     lazy = ir.LazyTensor(

@@ -10,9 +10,8 @@ import pytest
 from helpers.oracle import ONE_THREAD, parse
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model.execution import node_reads, open_piece
+from onnxprune.model.execution import node_reads, open_piece, open_session, run
 from onnxprune.model.load import load
-from onnxprune.model.session import open_session, run
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
 CHAIN = (

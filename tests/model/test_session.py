@@ -11,11 +11,11 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.errors import InputError, RuntimeFailure
-from onnxprune.model import session as session_module
+from onnxprune.model import execution as session_module
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.inputs import InputSpec, input_specs
 from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.session import open_session, run
 
 IDENTITY = (
     '<ir_version: 10, opset_import: ["": 21]> net ({0}[N] x) => ({0}[N] y) {{ y = Identity(x) }}'

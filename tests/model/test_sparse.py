@@ -11,11 +11,11 @@ from helpers.oracle import ONE_THREAD, difference, outputs, parse
 from onnx import numpy_helper
 
 from onnxprune.errors import InputError
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.load import load
 from onnxprune.model.save import model_bytes, save
-from onnxprune.model.session import open_session, run
 from onnxprune.model.tensors import mark_sparse, sparse_values
-from onnxprune.verification.gates import keep_loadable
+from onnxprune.verification.certificate import keep_loadable
 
 NET = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 20] x) => (float[N, 30] y) { y = MatMul(x, w) }"""

@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 from onnxprune.errors import RuntimeFailure, VerificationError
 from onnxprune.model.execution import Execution
 from onnxprune.model.load import load
-from onnxprune.verification.certificate import Certificate, certify, probe, tolerance_for
-from onnxprune.verification.gates import _checker_complaint, check_interface, check_result
+from onnxprune.verification.certificate import (
+    Certificate,
+    _checker_complaint,
+    certify,
+    check_interface,
+    check_result,
+    probe,
+    tolerance_for,
+)
 
 NETWORK = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 2] x) => (float[N, 2] y) { y = Mul(x, w) }"""

@@ -34,7 +34,7 @@ from onnxprune.compensation.components.linear_walk import Product, Regressor
 from onnxprune.compensation.components.unit_positions import Places
 from onnxprune.compensation.regression.layers import LinearLayer
 from onnxprune.coupling.trace import Coupling
-from onnxprune.model.constants import ConstantValues
+from onnxprune.model.observe import ConstantValues
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnxprune.coupling.groups import Group, places
 from onnxprune.coupling.step import Consumer, node_id
 from onnxprune.coupling.trace import Coupling
-from onnxprune.model.constants import ConstantValues
+from onnxprune.model.observe import ConstantValues
 
 
 class NodeView:

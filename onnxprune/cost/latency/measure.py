@@ -18,8 +18,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.session import open_session, run
 
 _LEAST_PAIRS = 6
 _MOST_PAIRS = 400

@@ -33,9 +33,9 @@ from onnx import helper, numpy_helper
 
 from onnxprune.cost.latency.kernels import Family, Shapes, Widths, family_of
 from onnxprune.errors import RuntimeFailure
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.node_view import ShapeOf
 from onnxprune.model.runtime import Runtime
-from onnxprune.model.session import open_session, run
 
 _FATAL = 4
 _AROUND = frozenset({"ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear"})

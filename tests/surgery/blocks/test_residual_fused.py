@@ -11,9 +11,9 @@ import pytest
 from helpers.oracle import ONE_THREAD, difference, feed, outputs
 from helpers.reducing import graph, weights
 
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
-from onnxprune.model.session import open_session, run
 from onnxprune.surgery.blocks.fused_sums import separated_sums
 from onnxprune.surgery.blocks.residual import ResidualBlock, remove_block, residual_blocks
 
