@@ -14,15 +14,17 @@ from onnxprune.calibration.streams import Samples, divide
 from onnxprune.cost.figures import node_costs
 from onnxprune.coupling.analysis import analyse
 from onnxprune.coupling.cut import CutError
+from onnxprune.declaration import read_options
 from onnxprune.errors import InputError, VerificationError
+from onnxprune.importance.registry import resolve_options
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, ModelSource, load, loaded_bytes
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import COMPENSATIONS
+from onnxprune.options import OPTIONS, RUNTIME_OPTIONS, PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.blocks import without_blocks
 from onnxprune.pruning.max_drop import Limit, prune_within
-from onnxprune.pruning.plan import Plan, planned_options, planned_removal, planned_stages
+from onnxprune.pruning.plan import Plan, planned_removal, planned_stages
 from onnxprune.pruning.prepare import prepare_run
 from onnxprune.pruning.quality import divided
 from onnxprune.pruning.results import (
@@ -34,7 +36,6 @@ from onnxprune.pruning.results import (
     sizes_of,
 )
 from onnxprune.pruning.run import prune_model, rebuild
-from onnxprune.pruning.validation import check_choice, check_method
 from onnxprune.report.network.network import find_network
 from onnxprune.verification.certificate import check_interface
 from onnxprune.verification.comparison import compare_outputs
@@ -75,48 +76,51 @@ def prune(
         calibration: unlabelled samples: a mapping of input name to array (first axis = samples),
             an iterable of feeds, a path (.npz, .npy, folder, "module.py:function"), or anything
             with onnxruntime's `CalibrationDataReader.get_next()`.
-        target: kind -> fraction of the original that is to remain; `channels`, `params`, `macs`,
-            `size`, `memory` or `latency`; several are all met.
-            Default: channels=0.5, or with `max_drop` as far as that allows.
-        max_drop: how far the quality may fall at most. Quality is accuracy in percent with
-            `labels`, what `metric` gives, else the percentage of the original's answers that stay
-            (agreement of class scores, cosine of other outputs). It is measured on every fourth
-            sample, and nothing is fitted on these.
-        labels: one for each sample: array, `.npy`, `.npz` or text file. Without `max_drop`, and
-            without a criterion by gradients, they change nothing but the report.
-        metric: function of all outputs ({name: array [samples, ...]}) and their labels (None
-            without) whose result is higher for better answers; or "module.py:function".
-        criterion: how units are ranked; default `reconstruction` with calibration, else `l2`.
+        target: fraction of the original that remains, by kind: `channels`, `params`, `macs`,
+            `size`, `memory` or `latency`; several are all met. Default: channels=0.5, or with
+            `max_drop` the smallest model within that limit.
+        max_drop: largest drop of quality allowed: of accuracy in percent with `labels`, of what
+            `metric` returns, else of the agreement with the original in percent (same class; cosine
+            of other outputs). Measured on every fourth sample, which nothing is fitted on.
+        labels: one label for each sample: array, .npy, .npz or text file; for measuring quality,
+            and for `loss`.
+        metric: function of all outputs ({name: array [samples, ...]}) and the labels (None without)
+            whose result is higher for better answers; also as module.py:function.
+        criterion: how units are ranked: `l1`, `l2`, `redundancy` or `random`; with samples also
+            `reconstruction`, `variance`, `std`, `activity`, `taylor` or `fisher`. Default:
+            `reconstruction` with samples, else `l2`.
         loss: what the criteria `taylor` and `fisher` differentiate: `cross-entropy`, `mse` (labels
-            are then targets), a function of all outputs and the labels that gives the loss of each
-            sample, or {output: gradient}; or "module.py:function". Default: cross-entropy for
-            class scores, mse for other outputs. Labels that are not given are drawn from the
+            are then targets), or a function of all outputs and the labels that returns the loss of
+            each sample, or {output: gradient}; also as module.py:function. Default: `cross-entropy`
+            for class scores, `mse` for other outputs. Labels that are missing are drawn from the
             model's own outputs.
-        compensate: `least-squares` solves the layers anew whose input or output is cut, `mean`
-            folds the removed channels' mean into biases, `none` does nothing; default
-            `least-squares` with calibration, else `none`.
-        allocation: how the removal is spread over the model: `uniform`, `global` by scores that
-            can be compared, or `auto`: several ways are tried and the one is kept whose outputs
-            diverge least from the original's on samples that were not fitted.
-        include: name patterns; only groups with a matching tensor or node are pruned.
-        exclude: name patterns; matching tensors, and those of matching nodes, stay whole.
-        round_to: every axis that is cut keeps a multiple of this many units, also where units go
-            that do nothing: 8 or 16 suit the convolution kernels of CPUs; 1 leaves widths as they
-            come. "auto": with a latency target the steps in which kernels were measured to compute
-            here, else 1.
-        steps: in how many steps to prune; after each, layers are solved and units ranked anew.
-        blocks: let whole residual branches go as well, their mean in their place, where outputs
-            then diverge less on samples that were not fitted than with narrower layers alone.
-        normalised_axes: allow axes to be cut that normalisation statistics run over, such as the
-            residual width of a transformer; the removed entries count as zeros from then on.
-        lossless: before anything else take out units that are dead, constant, or copies of others;
-            always without effect on the outputs, and not done with `compensate="none"`.
-        components: with `least-squares`, rewrite units into components, the most important first,
-            wherever only linear maps are done to them (the values of a head; its queries and keys
-            without rotary embedding; bottlenecks without activation) and drop the last of these.
-        augment: views of calibration images that layers are fitted on as well: `flip`, `shift`.
-        seed: seed of everything random; same input, options and seed give the same bytes.
-        providers: onnxruntime execution providers.
+        compensate: `least-squares` re-fits the layers whose input or output is cut, `mean` folds
+            the mean of removed units into biases, `none` leaves the other weights as they are.
+            Default: `least-squares` with samples, else `none`.
+        allocation: how the removal is spread over the model: `uniform`, `global` (by comparable
+            scores), or `auto`, which tries several ways and keeps the one whose outputs diverge
+            least from the original's on held-out samples.
+        include: name patterns (with * and ?); only groups with a matching tensor or node are
+            pruned.
+        exclude: name patterns (with * and ?); matching tensors, and those of matching nodes, are
+            not pruned.
+        round_to: every cut axis keeps a multiple of this many units: 8 or 16 suit the convolution
+            kernels of CPUs, 1 allows any width, `auto` takes the steps measured on this machine
+            where latency is a target, else 1.
+        steps: how many steps to prune in; after each, layers are re-fitted and units ranked again.
+        blocks: also replace whole residual branches by their mean, where outputs then diverge less
+            on held-out samples than with narrower layers alone.
+        normalised_axes: also cut axes that normalisation statistics run over, such as the residual
+            width of a transformer; removed entries then count as zeros.
+        lossless: first remove units that are dead, constant or copies of others, which changes no
+            output; not done with compensation `none`.
+        components: with `least-squares`, remove the least important components instead of units
+            wherever only linear maps act on them: values of attention heads, queries and keys
+            without rotary embedding, bottlenecks without activation.
+        augment: views of calibration images to fit layers on as well: `flip`, `shift`; for models
+            of images that may be flipped and shifted.
+        seed: seed of everything random; the same input, options and seed give the same bytes.
+        providers: onnxruntime execution providers, the preferred one first.
         threads: threads within an operator; 0 lets onnxruntime decide.
         measure_latency: time original and result in alternation for the report; default: unless
             the weights exceed 512 MB, which are then never loaded as a whole.
@@ -127,27 +131,11 @@ def prune(
         NothingPrunable: when nothing can be removed, or (TargetUnreachable) not enough.
         VerificationError: when no result could be verified.
     """
+    arguments = locals()
     started = time.perf_counter()
-    options = check_method(
-        {"channels": 0.5} if target is None else target,
+    options = resolve_options(
+        {each.name: arguments[each.name] for each in (*OPTIONS, *RUNTIME_OPTIONS)},
         calibrated=calibration is not None,
-        max_drop=max_drop,
-        criterion=criterion,
-        loss=loss,
-        compensate=compensate,
-        allocation=allocation,
-        include=include,
-        exclude=exclude,
-        round_to=round_to,
-        steps=steps,
-        blocks=blocks,
-        normalised_axes=normalised_axes,
-        lossless=lossless,
-        components=components,
-        augment=augment,
-        seed=seed,
-        providers=providers,
-        threads=threads,
     )
     loaded = load(model)
     samples = _samples(loaded, calibration)
@@ -189,8 +177,8 @@ def apply(
         model: as for `prune`.
         plan: a plan, or the path of a plan file.
         calibration: samples for the compensation; as for `prune`.
-        compensate: default: what the plan says when there is calibration, else `none`.
-        providers: onnxruntime execution providers.
+        compensate: as for `prune`. Default: as the plan says with samples, else `none`.
+        providers: onnxruntime execution providers, the preferred one first.
         threads: threads within an operator; 0 lets onnxruntime decide.
         measure_latency: time original and result in alternation for the report; default: unless
             the weights exceed 512 MB, which are then never loaded as a whole.
@@ -209,11 +197,11 @@ def apply(
         raise InputError("the plan was made for another model: the sha256 of the file differs")
     if compensate is None:
         compensate = "none" if calibration is None else str(plan.options.get("compensate", "mean"))
-    check_choice("compensation", compensate, COMPENSATIONS)
+    read_options(OPTIONS, {"compensate": compensate})
     if compensate != "none" and calibration is None:
         raise InputError(f"compensation {compensate} looks at activations; give --calibration")
     samples = _samples(loaded, calibration)
-    options = planned_options(plan, compensate, runtime)
+    options = PruneOptions.from_dict(plan.options, compensate=compensate, runtime=runtime)
     if samples is not None and options.max_drop is not None:
         samples, _ = divide(samples)
     analysis = analyse(
@@ -244,7 +232,7 @@ def inspect(
     Args:
         model: as for `prune`.
         calibration: samples; only needed for models that do not run on made-up inputs.
-        providers: onnxruntime execution providers.
+        providers: onnxruntime execution providers, the preferred one first.
         threads: threads within an operator; 0 lets onnxruntime decide.
 
     Raises:

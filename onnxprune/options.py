@@ -1,12 +1,16 @@
-"""The options of a run, checked."""
+"""The options of a run: every option is declared here, once, as a field of `PruneOptions`.
+
+The checks of the API, the flags of the command line, what plans record, the JSON schema of pipeline
+files and the table in docs/reference.md are made from these declarations.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxprune.declaration import Option, declared_options, option, read_options
 from onnxprune.errors import InputError, nearest
 from onnxprune.model.runtime import Runtime
 
@@ -22,83 +26,7 @@ PARAMS = "params"
 TARGETS = ("channels", PARAMS, "macs", SIZE, "memory", LATENCY)
 COMPENSATIONS = ("none", "mean", "least-squares")
 ALLOCATIONS = ("auto", "uniform", "global")
-
-
-@dataclass(frozen=True)
-class PruneOptions:
-    """What to remove, how to choose it and how to make up for it.
-
-    Attributes:
-        target: kind -> fraction of the original that is to remain.
-        criterion: name of the importance criterion.
-        compensate: none, mean or least-squares.
-        loss: of a criterion by gradients: cross-entropy, mse, a function, or None for what suits
-            each output.
-        allocation: how the removal is spread over the groups: uniform, global (by comparable
-            scores), or auto, which tries several ways and keeps what diverges least.
-        include: name patterns; when there are any, only groups that own a matching tensor, or a
-            tensor read by a matching node, are pruned.
-        exclude: name patterns; tensors that match, and tensors of nodes that match, stay whole.
-        round_to: every axis that is cut keeps a multiple of this many units; 1 leaves widths as
-            they come, auto takes the steps measured on this machine where latency is a target,
-            else 1.
-        normalised_axes: axes that LayerNormalization, RMSNormalization or a mean runs over may be
-            cut; the removed entries then count as zeros.
-        lossless: take out first what goes without a trace, wherever anything is compensated.
-        components: with least squares, choose among components instead of units wherever only
-            linear maps are done to them.
-        augment: views of calibration images to fit layers on as well: flip, shift.
-        steps: in how many steps to prune; after each, layers are solved and units ranked anew.
-        blocks: whole residual branches may go too, where outputs then diverge less.
-        max_drop: how far the measured quality may fall, in its own unit; None for no limit. Every
-            fourth sample is then kept for measuring.
-        seed: seed of everything random.
-        runtime: providers and threads.
-    """
-
-    target: Mapping[str, float] = field(default_factory=lambda: {"channels": 0.5})
-    criterion: str = "l2"
-    compensate: str = "none"
-    loss: str | Callable[..., Any] | None = None
-    allocation: str = "auto"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    round_to: int | str = 1
-    normalised_axes: bool = False
-    lossless: bool = True
-    components: bool = True
-    augment: tuple[str, ...] = ()
-    steps: int = 1
-    blocks: bool = False
-    max_drop: float | None = None
-    seed: int = 0
-    runtime: Runtime = field(default_factory=Runtime)
-
-    @property
-    def multiple(self) -> int:
-        """What every axis that is cut keeps a multiple of without exception; 1 with auto."""
-        return self.round_to if isinstance(self.round_to, int) else 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Options as they are written into a plan."""
-        return {
-            "target": dict(self.target),
-            "criterion": self.criterion,
-            "compensate": self.compensate,
-            "loss": getattr(self.loss, "__name__", self.loss),
-            "allocation": self.allocation,
-            "include": list(self.include),
-            "exclude": list(self.exclude),
-            "round_to": self.round_to,
-            "normalised_axes": self.normalised_axes,
-            "lossless": self.lossless,
-            "components": self.components,
-            "augment": list(self.augment),
-            "steps": self.steps,
-            "blocks": self.blocks,
-            "max_drop": self.max_drop,
-            "seed": self.seed,
-        }
+AUGMENTATIONS = ("flip", "shift")
 
 
 def check_targets(target: Mapping[str, float]) -> dict[str, float]:
@@ -107,6 +35,8 @@ def check_targets(target: Mapping[str, float]) -> dict[str, float]:
     Raises:
         InputError: for an unknown kind, or a fraction that is not above 0 and at most 1.
     """
+    if not isinstance(target, Mapping):
+        raise InputError(f"target must be a mapping such as {{'macs': 0.5}}, not {target!r}")
     if not target:
         raise InputError(f"no target; give one of {', '.join(TARGETS)}, such as macs=0.5")
     checked = {}
@@ -119,28 +49,228 @@ def check_targets(target: Mapping[str, float]) -> dict[str, float]:
             raise InputError(f"target {kind}={fraction!r} is not a number") from None
         if not 0 < value <= 1:
             raise InputError(
-                f"target {kind}={fraction} is out of range: it is the fraction that is to remain, "
-                "above 0 and at most 1"
+                f"target {kind}={fraction} is out of range: it is the fraction that remains, above "
+                "0 and at most 1"
             )
         checked[kind] = value
     return checked
 
 
-def check_max_drop(limit: float | None) -> float | None:
-    """Return a limit as a float.
+@dataclass(frozen=True)
+class PruneOptions:
+    """What to remove, how to choose it and how to compensate for it.
 
-    Raises:
-        InputError: when it is no finite number from 0 on.
+    The attributes are documented where they are declared.
     """
-    if limit is None:
-        return None
-    try:
-        value = float(limit)
-    except (TypeError, ValueError):
-        raise InputError(f"max_drop {limit!r} is not a number") from None
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"max_drop must be a number from 0 on, not {limit}")
-    return value
+
+    target: Mapping[str, float] = option(
+        {"channels": 0.5},
+        "fraction of the original that remains, by kind: `channels`, `params`, `macs`, `size`, "
+        "`memory` or `latency`; several are all met. Default: channels=0.5, or with `max_drop` the "
+        "smallest model within that limit",
+        metavar="KIND=FRACTION",
+        check=check_targets,
+        optional=True,
+    )
+    criterion: str = option(
+        "l2",
+        "how units are ranked: `l1`, `l2`, `redundancy` or `random`; with samples also "
+        "`reconstruction`, `variance`, `std`, `activity`, `taylor` or `fisher`. Default: "
+        "`reconstruction` with samples, else `l2`",
+        metavar="NAME",
+        with_samples="reconstruction",
+    )
+    compensate: str = option(
+        "none",
+        "`least-squares` re-fits the layers whose input or output is cut, `mean` folds the mean of "
+        "removed units into biases, `none` leaves the other weights as they are. Default: "
+        "`least-squares` with samples, else `none`",
+        metavar="NAME",
+        choices=COMPENSATIONS,
+        with_samples="least-squares",
+    )
+    loss: str | Callable[..., Any] | None = option(
+        None,
+        "what the criteria `taylor` and `fisher` differentiate: `cross-entropy`, `mse` (labels are "
+        "then targets), or a function of all outputs and the labels that returns the loss of each "
+        "sample, or {output: gradient}; also as module.py:function. Default: `cross-entropy` for "
+        "class scores, `mse` for other outputs. Labels that are missing are drawn from the model's "
+        "own outputs",
+        metavar="NAME",
+    )
+    allocation: str = option(
+        "auto",
+        "how the removal is spread over the model: `uniform`, `global` (by comparable scores), or "
+        "`auto`, which tries several ways and keeps the one whose outputs diverge least from the "
+        "original's on held-out samples",
+        metavar="NAME",
+        choices=ALLOCATIONS,
+    )
+    include: tuple[str, ...] = option(
+        (),
+        "name patterns (with * and ?); only groups with a matching tensor or node are pruned",
+        metavar="PATTERN",
+    )
+    exclude: tuple[str, ...] = option(
+        (),
+        "name patterns (with * and ?); matching tensors, and those of matching nodes, are not "
+        "pruned",
+        metavar="PATTERN",
+    )
+    round_to: int | str = option(
+        "auto",
+        "every cut axis keeps a multiple of this many units: 8 or 16 suit the convolution kernels "
+        "of CPUs, 1 allows any width, `auto` takes the steps measured on this machine where "
+        "latency is a target, else 1",
+        metavar="N",
+        least=1,
+        choices=("auto",),
+    )
+    normalised_axes: bool = option(
+        False,
+        "also cut axes that normalisation statistics run over, such as the residual width of a "
+        "transformer; removed entries then count as zeros",
+    )
+    lossless: bool = option(
+        True,
+        "first remove units that are dead, constant or copies of others, which changes no output; "
+        "not done with compensation `none`",
+    )
+    components: bool = option(
+        True,
+        "with `least-squares`, remove the least important components instead of units wherever "
+        "only linear maps act on them: values of attention heads, queries and keys without rotary "
+        "embedding, bottlenecks without activation",
+    )
+    augment: tuple[str, ...] = option(
+        (),
+        "views of calibration images to fit layers on as well: `flip`, `shift`; for models of "
+        "images that may be flipped and shifted",
+        metavar="VIEW[,VIEW]",
+        choices=AUGMENTATIONS,
+    )
+    steps: int = option(
+        1,
+        "how many steps to prune in; after each, layers are re-fitted and units ranked again",
+        metavar="N",
+        least=1,
+    )
+    blocks: bool = option(
+        False,
+        "also replace whole residual branches by their mean, where outputs then diverge less on "
+        "held-out samples than with narrower layers alone",
+    )
+    max_drop: float | None = option(
+        None,
+        "largest drop of quality allowed: of accuracy in percent with `labels`, of what `metric` "
+        "returns, else of the agreement with the original in percent (same class; cosine of other "
+        "outputs). Measured on every fourth sample, which nothing is fitted on",
+        metavar="X",
+        least=0,
+    )
+    seed: int = option(
+        0,
+        "seed of everything random; the same input, options and seed give the same bytes",
+        metavar="N",
+        least=0,
+    )
+    runtime: Runtime = field(default_factory=Runtime)
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any], *, calibrated: bool) -> PruneOptions:
+        """Check options as the functions of the API take them.
+
+        Args:
+            options: value by name, also of providers and threads; others are at their defaults.
+            calibrated: whether there are samples.
+
+        Raises:
+            InputError: naming the option that cannot be used.
+        """
+        values = read_options((*OPTIONS, *RUNTIME_OPTIONS), options)
+        for each in OPTIONS:
+            if each.default is None and values.get(each.name) is None:
+                values.pop(each.name, None)
+                if calibrated and each.with_samples is not None:
+                    values[each.name] = each.with_samples
+        named = {
+            each.name: values.pop(each.name) for each in RUNTIME_OPTIONS if each.name in values
+        }
+        runtime = Runtime(**named)
+        runtime.validate()
+        checked = cls(**values, runtime=runtime)
+        if checked.blocks and not (calibrated and checked.compensate == "least-squares"):
+            raise InputError(
+                "blocks requires calibration samples (--calibration) and compensate=least-squares"
+            )
+        if checked.blocks and "channels" in checked.target:
+            raise InputError(
+                "blocks cannot help with a target of channels, which every group meets by itself; "
+                "use macs, params, size, memory or latency"
+            )
+        return checked
+
+    @property
+    def multiple(self) -> int:
+        """What every axis that is cut keeps a multiple of without exception; 1 with auto."""
+        return self.round_to if isinstance(self.round_to, int) else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what plans record, as plain data; of a function, its name."""
+        return {each.name: _plain(getattr(self, each.name)) for each in OPTIONS}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], **changes: Any) -> PruneOptions:
+        """Read what `to_dict` wrote.
+
+        Args:
+            data: value by name; plans of older versions may lack some.
+            **changes: attributes with another value.
+
+        Raises:
+            InputError: when it is damaged.
+        """
+        written = _OLDER | {name: value for name, value in data.items() if value not in (None, {})}
+        try:
+            values = {
+                each.name: each.read(written[each.name]) for each in OPTIONS if each.name in written
+            }
+        except InputError as error:
+            raise InputError(f"the plan's options are damaged: {error}") from None
+        return cls(**{**values, **changes})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else getattr(value, "__name__", value)
+
+
+OPTIONS = declared_options(PruneOptions)
+"""Options that say what is removed and how."""
+
+RUNTIME_OPTIONS = declared_options(Runtime)
+"""Options of every command that runs models."""
+
+LABELS = Option(
+    "labels",
+    Any,
+    None,
+    "one label for each sample: array, .npy, .npz or text file; for measuring quality, and for "
+    "`loss`",
+    metavar="FILE",
+)
+METRIC = Option(
+    "metric",
+    str | Callable[..., Any] | None,
+    None,
+    "function of all outputs ({name: array [samples, ...]}) and the labels (None without) whose "
+    "result is higher for better answers; also as module.py:function",
+    metavar="FUNCTION",
+)
+
+_OLDER = {"target": {"channels": 1.0}, "criterion": "l2", "round_to": 1}
+"""What plans meant that lack an option, where it is not the default."""
 
 
 def share_text(share: float) -> str:

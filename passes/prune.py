@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -10,15 +10,17 @@ import onnx_ir as ir
 
 from onnxprune import api
 from onnxprune.calibration.streams import Samples
+from onnxprune.declaration import Option
+from onnxprune.importance.registry import resolve_options
 from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime
+from onnxprune.options import LABELS, METRIC, OPTIONS
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.plan import Plan
 from onnxprune.pruning.results import PruneResult
-from onnxprune.pruning.validation import check_method
 
-_MEASURES = ("labels", "metric")
-"""Options of pruning that say how a result is judged, not how it is made."""
+_MEASURES = (LABELS, METRIC)
+"""Options of pruning that say how a result is measured, not how it is made."""
 
 
 class Prune(ir.passes.FunctionalPass):
@@ -41,10 +43,7 @@ class Prune(ir.passes.FunctionalPass):
         InputError: for options that cannot be used, or a damaged plan.
     """
 
-    options_from: ClassVar[Callable[..., Any]] = api.prune
-    not_options: ClassVar[frozenset[str]] = frozenset(
-        {"model", "calibration", "providers", "threads", "measure_latency"}
-    )
+    declared: ClassVar[tuple[Option, ...]] = (*OPTIONS, *_MEASURES)
 
     def __init__(
         self,
@@ -109,13 +108,9 @@ class Prune(ir.passes.FunctionalPass):
         Raises:
             InputError: naming the option.
         """
-        given = {name: one for name, one in self.options.items() if name not in _MEASURES}
-        target = given.pop("target", None)
-        check_method(
-            {"channels": 0.5} if target is None else target,
-            calibrated=self.samples is not None,
-            **given,
-        )
+        measures = [each.name for each in _MEASURES]
+        how = {name: value for name, value in self.options.items() if name not in measures}
+        resolve_options(how, calibrated=self.samples is not None)
 
 
 def _account(result: PruneResult) -> dict[str, Any]:

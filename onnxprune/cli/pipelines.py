@@ -22,7 +22,7 @@ from onnxprune.cli.shared import (
 from onnxprune.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from onnxprune.passes.pipeline.options import PassOption
+    from onnxprune.declaration import Option
     from onnxprune.passes.pipeline.registry import InstalledPass
     from onnxprune.passes.pipeline.results import PipelineResult
     from onnxprune.pruning.plan import Plan
@@ -143,7 +143,7 @@ def _pass_text(one: InstalledPass, *, in_full: bool) -> str:
     return "\n".join(lines)
 
 
-def _option(option: PassOption) -> list[str]:
+def _option(option: Option) -> list[str]:
     default = "required" if option.required else f"default {_value(option.default)}"
     from onnxprune.report.figures import printable
 

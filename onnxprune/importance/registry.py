@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import entry_points
+from typing import Any
 
+from onnxprune.calibration.scripts import FUNCTION, load_function
 from onnxprune.errors import InputError
+from onnxprune.gradients.losses import LOSSES
 from onnxprune.importance.activation import Activity, Std, Variance
 from onnxprune.importance.criterion import Criterion, ScoresUnits, ThirdPartyCriterion
 from onnxprune.importance.gradient import Fisher, Taylor
@@ -12,6 +17,7 @@ from onnxprune.importance.magnitude import L1, L2
 from onnxprune.importance.random import Random
 from onnxprune.importance.reconstruction import Reconstruction
 from onnxprune.importance.redundancy import Redundancy
+from onnxprune.options import PruneOptions
 
 # in the order in which they are listed
 _BUILT_IN: dict[str, type[Criterion]] = {
@@ -61,3 +67,21 @@ def find_criterion(name: str) -> Criterion:
             )
         return ThirdPartyCriterion(criterion, name)
     raise InputError(f"unknown criterion {name!r}; there are {', '.join(criterion_names())}")
+
+
+def resolve_options(options: Mapping[str, Any], *, calibrated: bool) -> PruneOptions:
+    """Check options as the API takes them, before any work; see `PruneOptions.read`.
+
+    Raises:
+        InputError: naming the option that cannot be used, criterion and loss included.
+    """
+    checked = PruneOptions.read(options, calibrated=calibrated)
+    find_criterion(checked.criterion)
+    loss = checked.loss
+    if not isinstance(loss, str) or loss in LOSSES:
+        return checked
+    if not FUNCTION.fullmatch(loss):
+        raise InputError(
+            f"unknown loss {loss!r}; there are {', '.join(LOSSES)}, or module.py:function"
+        )
+    return replace(checked, loss=load_function(loss, "loss"))

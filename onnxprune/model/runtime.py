@@ -6,20 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from onnxprune.declaration import option
 from onnxprune.errors import InputError
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How onnxruntime is to run a model.
+    """How onnxruntime is to run a model; the attributes are documented where they are declared."""
 
-    Attributes:
-        providers: execution providers, the preferred one first.
-        threads: threads within an operator; 0 lets onnxruntime decide.
-    """
-
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    threads: int = 0
+    providers: tuple[str, ...] = option(
+        ("CPUExecutionProvider",),
+        "onnxruntime execution providers, the preferred one first",
+        metavar="NAME[,NAME]",
+    )
+    threads: int = option(
+        0, "threads within an operator; 0 lets onnxruntime decide", metavar="N", least=0
+    )
 
     def validate(self) -> None:
         """Check the settings against the installed onnxruntime.

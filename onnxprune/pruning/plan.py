@@ -32,8 +32,7 @@ from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError
 from onnxprune.model.load import LoadedModel
-from onnxprune.model.runtime import Runtime
-from onnxprune.options import PruneOptions, check_targets
+from onnxprune.options import PruneOptions
 
 _FORMAT = "onnxprune-plan"
 _FORMATS_READ = (_FORMAT, "onnxprune-pipeline")
@@ -349,36 +348,6 @@ def plan_of(
         blocks=analysis.altered,
         seed=options.seed,
     )
-
-
-def planned_options(plan: Plan, compensate: str, runtime: Runtime) -> PruneOptions:
-    """Options of a plan, with another compensation and runtime.
-
-    Raises:
-        InputError: when they are damaged.
-    """
-    try:
-        limit, rounding = plan.options.get("max_drop"), plan.options.get("round_to", 1)
-        return PruneOptions(
-            target=check_targets(plan.options.get("target") or {"channels": 1.0}),
-            criterion=str(plan.options.get("criterion", "l2")),
-            compensate=compensate,
-            allocation=str(plan.options.get("allocation", "auto")),
-            include=tuple(map(str, plan.options.get("include", ()))),
-            exclude=tuple(map(str, plan.options.get("exclude", ()))),
-            round_to="auto" if rounding == "auto" else int(rounding),
-            normalised_axes=bool(plan.options.get("normalised_axes", False)),
-            lossless=bool(plan.options.get("lossless", True)),
-            components=bool(plan.options.get("components", True)),
-            augment=tuple(map(str, plan.options.get("augment", ()))),
-            steps=int(plan.options.get("steps", 1)),
-            blocks=bool(plan.options.get("blocks", False)),
-            max_drop=None if limit is None else float(limit),
-            seed=int(plan.options.get("seed", 0)),
-            runtime=runtime,
-        )
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"the plan's options are damaged ({error!r})") from None
 
 
 def planned_removal(analysis: Analysis, plan: Plan) -> Removal:

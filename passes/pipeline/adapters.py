@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
-from onnxprune.passes.pipeline.options import SUPPLIED, PassOption, options_of
+from onnxprune.passes.pipeline.options import SUPPLIED, options_of
 
 from onnxprune.calibration.streams import Samples
+from onnxprune.declaration import Option
 from onnxprune.errors import InputError
 from onnxprune.model.load import ModelKind, load
 from onnxprune.model.runtime import Runtime
@@ -91,7 +92,7 @@ class _Function(ir.passes.FunctionalPass):
         return ir.passes.PassResult(load(changed).model, modified=True)
 
 
-def options_of_pass(made_by: Any, name: str) -> tuple[PassOption, ...]:
+def options_of_pass(made_by: Any, name: str) -> tuple[Option, ...]:
     """Options of anything that can be a pass.
 
     Raises:

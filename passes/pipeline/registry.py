@@ -19,10 +19,10 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from onnxprune.passes.pipeline.adapters import options_of_pass
-from onnxprune.passes.pipeline.options import PassOption
 from onnxprune.passes.pipeline.targets import with_of
 
 from onnxprune.calibration.scripts import FUNCTION, first_line, load_attribute
+from onnxprune.declaration import Option
 from onnxprune.errors import InputError, nearest
 
 _BUILT_IN = {
@@ -53,7 +53,7 @@ class InstalledPass:
 
     name: str
     summary: str
-    options: tuple[PassOption, ...]
+    options: tuple[Option, ...]
     source: str
     made_by: Any
 

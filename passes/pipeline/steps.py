@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxprune.passes.pipeline.adapters import options_of_pass
-from onnxprune.passes.pipeline.options import check_options
 from onnxprune.passes.pipeline.registry import InstalledPass, find_pass
-from onnxprune.passes.pipeline.targets import check_target
 
+from onnxprune.declaration import read_options
 from onnxprune.errors import InputError, nearest
 from onnxprune.pruning.plan import Plan, PlannedStep
 
@@ -141,7 +140,7 @@ def _step(item: Any, where: str) -> Step:
         found = InstalledPass(name, "", options_of_pass(item, name), "", item)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    return Step(found, check_options(found.options, {}, where), where)
+    return Step(found, read_options(found.options, {}, where), where)
 
 
 def _pair(item: Any, where: str) -> tuple[str, Mapping[str, Any]]:
@@ -164,12 +163,7 @@ def _named(name: str, options: Mapping[str, Any], where: str) -> Step:
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     where = f"{where} ({name})"
-    checked = check_options(found.options, options, where)
-    try:
-        check_target(found.options, checked)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    return Step(found, checked, where)
+    return Step(found, read_options(found.options, options, where), where)
 
 
 def _read_file(path: Path) -> Any:

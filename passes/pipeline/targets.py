@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from onnxprune.passes.pipeline.options import PassOption
-
 from onnxprune.cost.kinds import FIGURES
+from onnxprune.declaration import Option
 from onnxprune.options import TARGETS, check_targets, share_text, target_text
 from onnxprune.report.records import Sizes
 
 TARGET = "target"
 """The option of a pass that says what is to remain."""
 
-OF = PassOption(
+OF = Option(
     "of",
     Literal["original", "current"],
     "original",
@@ -51,24 +50,13 @@ class GivenTarget:
     note: str = ""
 
 
-def with_of(options: tuple[PassOption, ...]) -> tuple[PassOption, ...]:
-    """The options of a pass, with `of` for one that takes targets."""
-    taken = any(one.name == TARGET and _is_mapping(one.kind) for one in options)
-    return (*options, OF) if taken else options
-
-
-def check_target(options: tuple[PassOption, ...], given: Mapping[str, Any]) -> None:
-    """Check the target among what is given to a pass.
-
-    Args:
-        options: those of the pass.
-        given: value by name.
-
-    Raises:
-        InputError: for an unknown kind, or a fraction out of range.
-    """
-    if OF in options and given.get(TARGET) is not None:
-        check_targets(given[TARGET])
+def with_of(options: tuple[Option, ...]) -> tuple[Option, ...]:
+    """The options of a pass; for one that takes targets, with `of`, and its targets checked."""
+    for place, option in enumerate(options):
+        if option.name == TARGET and _is_mapping(option.kind):
+            checked = replace(option, check=check_targets)
+            return (*options[:place], checked, *options[place + 1 :], OF)
+    return options
 
 
 def remaining(original: Sizes, current: Sizes) -> dict[str, float]:

@@ -194,5 +194,6 @@ def test_the_schema_of_the_file(run: Run) -> None:
     assert prune["steps"] == {"description": prune["steps"]["description"]} | {
         "type": "integer",
         "default": 1,
+        "minimum": 1,
     }
     assert entry["quantize"]["properties"]["method"]["enum"] == ["minmax", "entropy", "percentile"]

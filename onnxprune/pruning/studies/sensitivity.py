@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,16 +30,11 @@ from onnxprune.pruning.build import build
 from onnxprune.pruning.prepare import Ready, held_out_batches, prepare_run
 from onnxprune.pruning.quality import known_labels
 from onnxprune.pruning.studies.sensitivity_result import Sensitivity
-from onnxprune.pruning.studies.study import study_of
-from onnxprune.pruning.validation import Method, check_method
+from onnxprune.pruning.studies.study import study_of, study_options
 from onnxprune.report.records import GroupCut, GroupSensitivity
 from onnxprune.surgery.slicing import zero_removed
 from onnxprune.surgery.statistics import restrict_statistics
 from onnxprune.verification.divergence import DivergenceEvaluator
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 
 KEEP = (0.75, 0.5, 0.25)
 """Fractions of its units that a group keeps."""
@@ -60,7 +55,7 @@ def sensitivity(
     shard: tuple[int, int] | None = None,
     file: str | Path | None = None,
     progress: Progress[Any] = silent,
-    **method: Unpack[Method],
+    **method: Any,
 ) -> Sensitivity:
     """Cut each group alone, everything else whole, and measure what it does to the outputs.
 
@@ -76,7 +71,7 @@ def sensitivity(
         file: JSON file that is written after every group. Groups that are in it already are not
             measured again.
         progress: told about long loops.
-        **method: criterion, compensate and all else that says how to prune, as for `prune`.
+        **method: criterion, compensate and others, as for `prune`; not `target`, `max_drop`.
 
     Raises:
         InputError: for a model, samples, labels or options that cannot be used, or a file of
@@ -88,7 +83,7 @@ def sensitivity(
     if calibration is None:
         raise InputError("sensitivity compares outputs on samples; give --calibration")
     # any target but channels: for that one orders of removal would end early
-    options = check_method({"params": min(fractions)}, calibrated=True, **method)
+    options = study_options({"params": min(fractions)}, method)
     if file is not None:
         check_writable(file)
     before = Sensitivity.load(file) if file is not None and Path(file).exists() else None

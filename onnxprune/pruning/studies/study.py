@@ -18,11 +18,25 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
+from onnxprune.declaration import read_options
 from onnxprune.errors import InputError
-from onnxprune.options import PruneOptions
+from onnxprune.importance.registry import resolve_options
+from onnxprune.options import OPTIONS, RUNTIME_OPTIONS, PruneOptions
 from onnxprune.report.records import Study
 
 _VERSION = 1
+_NOT_OF_STUDIES = ("target", "max_drop")
+
+
+def study_options(target: Mapping[str, float], options: Mapping[str, Any]) -> PruneOptions:
+    """Check the options of a study, which are those of `prune` without target and max_drop.
+
+    Raises:
+        InputError: naming the option that cannot be used.
+    """
+    known = [each for each in OPTIONS if each.name not in _NOT_OF_STUDIES]
+    options = read_options((*known, *RUNTIME_OPTIONS), options)
+    return resolve_options({**options, "target": target}, calibrated=True)
 
 
 def study_of(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, read_samples
@@ -24,7 +24,7 @@ from onnxprune.pruning.prepare import Ready, held_out_batches, prepare_run
 from onnxprune.pruning.quality import divided, known_labels
 from onnxprune.pruning.results import Outcome, PruneResult
 from onnxprune.pruning.run import prune_ready
-from onnxprune.pruning.studies.study import study_of
+from onnxprune.pruning.studies.study import study_of, study_options
 from onnxprune.pruning.studies.sweep_result import (
     Sweep,
     SweepPoint,
@@ -32,13 +32,8 @@ from onnxprune.pruning.studies.sweep_result import (
     file_stem,
     make_folder,
 )
-from onnxprune.pruning.validation import Method, check_method
 from onnxprune.verification.divergence import DivergenceEvaluator
 from onnxprune.verification.quality import QualityMeasure
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 
 TARGETS: tuple[Mapping[str, float], ...] = tuple(
     {"macs": tenths / 10} for tenths in range(9, 2, -1)
@@ -60,7 +55,7 @@ def sweep(
     save: bool = False,
     measure_latency: bool | None = None,
     progress: Progress[Any] = silent,
-    **method: Unpack[Method],
+    **method: Any,
 ) -> Sweep:
     """Prune a model to many budgets, all on one calibration.
 
@@ -80,7 +75,7 @@ def sweep(
         save: write the models and plans of the Pareto points to the folder, too.
         measure_latency: as for `prune`.
         progress: told about long loops.
-        **method: criterion, compensate and all else that says how to prune, as for `prune`.
+        **method: criterion, compensate and others, as for `prune`; not `max_drop`.
 
     Returns:
         the points. Without a folder they hold their results; models in a folder are not kept in
@@ -95,7 +90,7 @@ def sweep(
         raise InputError("a sweep compares outputs on samples; give --calibration")
     if save and folder is None:
         raise InputError("models are saved to a folder; give one")
-    options = check_method(wanted[0], calibrated=True, **method)
+    options = study_options(wanted[0], method)
     if folder is not None:
         check_folder(folder)
     loaded = load(model)

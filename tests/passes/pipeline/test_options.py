@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 import pytest
-from onnxprune.passes.pipeline.options import PassOption, check_options, options_of
+from onnxprune.passes.pipeline.options import options_of
 from onnxprune.passes.prune import Prune
 
+from onnxprune.declaration import Option, read_options
 from onnxprune.errors import InputError
 from onnxprune.model.runtime import Runtime
 
@@ -45,7 +46,7 @@ class Example(ir.passes.InPlacePass):
 
 
 def checked(**given: Any) -> dict[str, Any]:
-    return check_options(options_of(Example), {"amount": 1.0, **given}, "here")
+    return read_options(options_of(Example), {"amount": 1.0, **given}, "here")
 
 
 def test_names_defaults_and_help_come_from_the_constructor() -> None:
@@ -78,15 +79,15 @@ def test_values_of_the_right_type(given: dict[str, Any], taken: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"amount": "much"}, "amount is a number, not 'much'"),
-        ({"amount": True}, "amount is a number"),
-        ({"mode": "c"}, "mode is one of a, b, not 'c'"),
-        ({"names": "x"}, "names is a list of text"),
-        ({"names": [1]}, "names is a list of text"),
-        ({"count": 1.5}, "count is a whole number"),
-        ({"count": True}, "count is a whole number"),
-        ({"on": 1}, "on is true or false"),
-        ({"shares": {"macs": "x"}}, "shares is a mapping of a number"),
+        ({"amount": "much"}, "amount must be a number, not 'much'"),
+        ({"amount": True}, "amount must be a number"),
+        ({"mode": "c"}, "mode must be one of a, b, not 'c'"),
+        ({"names": "x"}, "names must be a list of text"),
+        ({"names": [1]}, "names must be a list of text"),
+        ({"count": 1.5}, "count must be a whole number"),
+        ({"count": True}, "count must be a whole number"),
+        ({"on": 1}, "on must be true or false"),
+        ({"shares": {"macs": "x"}}, "shares must be a mapping of names to numbers"),
     ],
 )
 def test_values_of_another_type_say_what_was_expected(given: dict[str, Any], expected: str) -> None:
@@ -102,14 +103,14 @@ def test_an_unknown_option_names_the_nearest() -> None:
 
 def test_a_missing_option_says_what_it_is() -> None:
     with pytest.raises(InputError, match=r"needs the option 'amount' \(a number\)"):
-        check_options(options_of(Example), {}, "here")
+        read_options(options_of(Example), {}, "here")
 
 
 def test_a_hyphen_is_as_good_as_an_underscore() -> None:
-    found = check_options(options_of(Prune), {"max-drop": 1}, "here")
+    found = read_options(options_of(Prune), {"max-drop": 1}, "here")
     assert found == {"max_drop": 1.0}
     with pytest.raises(InputError, match="given twice"):
-        check_options(options_of(Prune), {"max-drop": 1, "max_drop": 2}, "here")
+        read_options(options_of(Prune), {"max-drop": 1, "max_drop": 2}, "here")
 
 
 def test_the_pass_prune_has_the_options_of_prune() -> None:
@@ -119,7 +120,7 @@ def test_the_pass_prune_has_the_options_of_prune() -> None:
 
 
 @pytest.mark.parametrize("option", options_of(Prune), ids=lambda one: one.name)
-def test_the_pass_prune_takes_every_option_of_prune(option: PassOption) -> None:
+def test_the_pass_prune_takes_every_option_of_prune(option: Option) -> None:
     assert Prune(None, Runtime(), **{option.name: option.default}).plan is None
 
 

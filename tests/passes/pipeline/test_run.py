@@ -156,7 +156,7 @@ def test_a_function_of_a_file_takes_options(tmp_path: Path) -> None:
     path.write_text("def rename(graph, name: str = 'a'):\n    graph.name = name\n")
     result = ran({f"{path}:rename": {"name": "b"}})
     assert result.model.graph.name == "b"
-    with pytest.raises(InputError, match="name is text, not 3"):
+    with pytest.raises(InputError, match="name must be text, not 3"):
         ran({f"{path}:rename": {"name": 3}})
 
 

@@ -16,6 +16,7 @@ from onnxprune.passes.pipeline.targets import OF, given_target, with_of
 import onnxprune
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.errors import InputError, TargetUnreachable
+from onnxprune.options import check_targets
 
 X = images(48, 8)
 
@@ -105,7 +106,8 @@ def test_passes_with_a_mapping_of_targets_have_the_option() -> None:
     def with_target(model: Any, target: Mapping[str, float] | None = None) -> None: ...
     def with_word(model: Any, target: str = "all") -> None: ...
 
-    assert OF in with_of(options_of(with_target, skip=1))
+    target, of = with_of(options_of(with_target, skip=1))
+    assert (target.check, of) == (check_targets, OF)
     assert OF not in with_of(options_of(with_word, skip=1))
 
 
@@ -114,5 +116,5 @@ def test_mistakes_are_found_before_anything_runs() -> None:
         read_steps(["remove-lossless", {"prune": {"target": {"mac": 0.5}}}])
     with pytest.raises(InputError, match=r"pass 1 \(prune\): target macs=2.* out of range"):
         read_steps([prune(2)])
-    with pytest.raises(InputError, match="of is one of original, current, not 'curent'"):
+    with pytest.raises(InputError, match="of must be one of original, current, not 'curent'"):
         read_steps([prune(0.5, of="curent")])
