@@ -6,6 +6,7 @@ marked otherwise are not.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shutil
@@ -17,9 +18,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from helpers.paths import ROOT
+from helpers.rules import Case, check
 
 import onnxprune
-from onnxprune.importance import criterion
+from onnxprune.coupling.operators import elementwise
+from onnxprune.importance import registry
 
 
 def blocks(document, language):
@@ -116,9 +119,19 @@ def test_links_lead_somewhere(document):
         assert not anchor or anchor in headings(home), target
 
 
-def contributed(text):
+def contributed(text, language="python"):
     """The worked example of CONTRIBUTING.md that has this text."""
-    return next(block for block in blocks("CONTRIBUTING.md", "python") if text in block)
+    return next(block for block in blocks("CONTRIBUTING.md", language) if text in block)
+
+
+def test_operator_example():
+    rule, source = contributed("def _where", "py"), inspect.getsource(elementwise)
+    code = [line for line in rule.splitlines() if line.startswith(("def", "    "))]
+    statements = [line for line in code if not line.strip().startswith("#")]
+    assert "\n".join(statements) in source
+    names = {"Case": Case, "check": check}
+    exec(compile(contributed("def test_where", "py"), "CONTRIBUTING.md", "exec"), names)
+    names["test_where"]()
 
 
 def test_criterion_example(monkeypatch):
@@ -133,7 +146,7 @@ def test_criterion_example(monkeypatch):
     def entry_points(**_selection):
         return EntryPoints([Installed("smallest", "package:Smallest", "onnxprune.criteria")])
 
-    monkeypatch.setattr(criterion, "entry_points", entry_points)
+    monkeypatch.setattr(registry, "entry_points", entry_points)
     result = onnxprune.prune(
         ROOT / "models" / "digits_mlp.onnx", criterion="smallest", measure_latency=False
     )
