@@ -297,16 +297,9 @@ class _Search:
         if self.options.repair == "mean":
             return plain
         target = EditableModel(smaller.clone(), trace(smaller, observe_model(smaller, context)))
-        LeastSquares(
-            target,
-            self.candidates.model,
-            [],
-            self.feeds,
-            context.runtime,
-            seed=context.seed,
-            progress=context.progress,
-            altered=[block.name for block in removed],
-        )(target.model)
+        LeastSquares(target, self.candidates.model, self.feeds, context).fit(
+            altered=[block.name for block in removed]
+        )
         repaired = self.evaluator.divergence(target.model)
         if repaired >= mean_only:
             return plain

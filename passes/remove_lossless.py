@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
-from onnxprune.compensation.lossless.remove import RemoveLossless
+from onnxprune.compensation.lossless.remove import remove_lossless
 from onnxprune.coupling.analysis import analyse
 from onnxprune.coupling.cut import Removal
 from onnxprune.model.runtime import Runtime
@@ -82,15 +82,13 @@ def removed_exactly(
     analysis = analyse(model, RunContext(samples, None, options.runtime, options.seed))
     full = EditableModel(model.clone(), analysis.coupling)
     feeds = [samples.take(2)] if samples is not None else None
-    removing = RemoveLossless(full, analysis.groups, options.runtime, feeds)
-    removing(full.model)
-    if not removing.found:
+    removal = remove_lossless(full, analysis.groups, options.runtime, feeds)
+    if not removal.groups:
         return None
     rewritten = replace(analysis, model=full.model, coupling=full.coupling)
-    found = {name: tuple(one.units) for name, one in removing.found.items()}
-    built = build(rewritten, Removal(found), options, None)
+    built = build(rewritten, Removal(removal.units), options, None)
     units = {
         name: {"dead": len(one.dead), "constant": len(one.constant), "merged": len(one.merged)}
-        for name, one in removing.found.items()
+        for name, one in removal.groups.items()
     }
     return Exact(built.model, {"units": units, "certificate": vars(built.certificate)})

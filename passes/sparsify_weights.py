@@ -172,12 +172,8 @@ class SparsifyWeights(ir.passes.InPlacePass):
             solved: set[str] = set()
             if self.criterion == "obs":
                 zeros = ZerosOnceSolved(dict(zip(names, amounts, strict=True)), self.pattern)
-                solving = LeastSquares(
-                    target, model.clone(), (), feeds, context.runtime,
-                    seed=context.seed, progress=context.progress, finish=zeros,
-                )  # fmt: skip
-                solving(model)
-                solved = {repair.node for repair in solving.repairs if repair.solved}
+                fitting = LeastSquares(target, model.clone(), feeds, context, weight_hook=zeros)
+                solved = fitting.fit().solved
             for layer, name, share, seen in zip(layers, names, amounts, moments, strict=True):
                 if name not in solved:
                     self._set_to_zero(target, layer, share, seen)

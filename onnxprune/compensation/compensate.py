@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxprune.calibration.batches import held_out_part
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import Calibration
-from onnxprune.compensation.fold_means import FoldMeans
+from onnxprune.compensation.fold_means import fold_means
 from onnxprune.compensation.least_squares import LayerFit, LeastSquares, OpenChoice, Settings
 from onnxprune.compensation.regression.find import replaceable_layers
 from onnxprune.coupling.analysis import Analysis
@@ -70,38 +71,25 @@ def compensate(
         return Compensated(full, removal)
     cut = Cut(analysis.coupling, removal.removed_units())
     solvable = _solvable(full, cut, settings) if options.compensate == "least-squares" else set()
-    fold = FoldMeans(
-        full,
-        cut,
-        calibration.moments,
-        calibration.samples.take(1),
-        options.runtime,
-        skip=frozenset(solvable),
-    )
-    fold(full.model)
+    sample = calibration.samples.take(1)
+    fold_means(full, cut, calibration.moments, sample, options.runtime, solvable)
     if options.compensate != "least-squares":
         return Compensated(full, removal)
     curves = find_criterion(options.criterion).measures_curves
     choices = _open_choices(analysis.groups, removal, solvable) if open_groups and curves else []
     fixed = {n: c for n, c in removal.units.items() if n not in {o.group.name for o in choices}}
-    solving = LeastSquares(
+    refit = LeastSquares(
         full,
         analysis.original,
-        Removal(fixed).removed_units(),
         calibration.feeds,
-        options.runtime,
-        choices,
+        RunContext(runtime=options.runtime, seed=options.seed, progress=progress),
         settings or Settings(rows=Settings.rows * (1 + len(options.augment))),
-        options.seed,
-        progress,
-        analysis.altered,
-    )
-    solving(full.model)
+    ).fit(Removal(fixed).removed_units(), choices, analysis.altered)
     return Compensated(
         full,
-        Removal(fixed | solving.chosen),
-        tuple(solving.repairs),
-        divergence(analysis.original, held_out_part(solving.outputs)),
+        Removal({**fixed, **refit.chosen}),
+        refit.layers,
+        divergence(analysis.original, held_out_part(refit.outputs)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Mean folding: what the removed channels contributed on average goes into their readers' biases.
+"""Bias folding: the mean contribution of removed channels goes into the biases of their readers.
 
 Formula, for a linear node y = W x + b that reads kept channels S and removed channels P::
 
@@ -43,7 +43,7 @@ Source: An et al. 2024 (FLAP).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.linear import LINEAR_OPS, apply_linear, axes_of_weight, linear_node
 
 _SAME = 1e-6
+"""Relative difference up to which float32 values count as equal."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,16 @@ class _Removed:
     uneven: NDArray[np.float64]
 
 
-class FoldMeans(ir.passes.InPlacePass):
+def fold_means(
+    target: EditableModel,
+    cut: Cut,
+    moments: Mapping[Tap, Moments],
+    sample: Mapping[str, NDArray[Any]],
+    runtime: Runtime,
+    skip: Collection[str] = (),
+    *,
+    exact: bool = False,
+) -> bool:
     """Fold the mean contribution of removed channels into their readers.
 
     Args:
@@ -89,39 +99,31 @@ class FoldMeans(ir.passes.InPlacePass):
         moments: activation statistics by tap, for every reader.
         sample: one calibration feed, to read the values of constant channels from.
         runtime: how to run the model.
-        skip: outputs of nodes that something else takes care of.
+        skip: outputs of nodes that are not folded into, as they are re-fitted.
         exact: add constants of any size; else of a large constant map that outnumbers the weights
-            it makes up for only the mean is folded.
+            it replaces only the mean is folded.
+
+    Returns:
+        Whether anything was changed.
     """
+    return _Folding(target, cut, moments, sample, runtime, skip, exact).apply()
 
-    def __init__(
-        self,
-        target: EditableModel,
-        cut: Cut,
-        moments: Mapping[Tap, Moments],
-        sample: Mapping[str, NDArray[Any]],
-        runtime: Runtime,
-        skip: frozenset[str] = frozenset(),
-        *,
-        exact: bool = False,
-    ) -> None:
-        super().__init__()
-        self.target = target
-        self.cut = cut
-        self.moments = moments
-        self.sample = sample
-        self.runtime = runtime
-        self.skip = skip
-        self.exact = exact
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Fold into the model that `target` holds.
+@dataclass(frozen=True)
+class _Folding:
+    """The arguments of `fold_means`."""
 
-        Raises:
-            ValueError: when called with another model.
-        """
-        if model is not self.target.model:
-            raise ValueError("FoldMeans changes the model its target was made with")
+    target: EditableModel
+    cut: Cut
+    moments: Mapping[Tap, Moments]
+    sample: Mapping[str, NDArray[Any]]
+    runtime: Runtime
+    skip: Collection[str]
+    exact: bool
+
+    def apply(self) -> bool:
+        """Fold; returns whether anything was changed."""
+        model = self.target.model
         weights = ConstantValues(model, self.cut.coupling.facts.constants)
         work = [
             (consumer, label)
@@ -137,7 +139,7 @@ class FoldMeans(ir.passes.InPlacePass):
                 # a weight that the model picks by its input has no value to fold with
                 with contextlib.suppress(KeyError):
                     originals[consumer.weight] = weights[consumer.weight]
-        values = self._constant_values(model, work)
+        values = self._constant_values(work)
         modified = False
         for consumer, label in work:
             node = linear_node(self.target.nodes, consumer.node)
@@ -146,12 +148,10 @@ class FoldMeans(ir.passes.InPlacePass):
             if node.op_type not in LINEAR_OPS:
                 continue
             removed = self._removed(consumer, label, values.get(consumer.tensor))
-            modified |= self._fold(model, node, consumer, removed, originals[consumer.weight])
-        return ir.passes.PassResult(model, modified)
+            modified |= self._fold(node, consumer, removed, originals[consumer.weight])
+        return modified
 
-    def _constant_values(
-        self, model: ir.Model, work: list[tuple[Consumer, AxisLabel]]
-    ) -> dict[str, NDArray[Any]]:
+    def _constant_values(self, work: list[tuple[Consumer, AxisLabel]]) -> dict[str, NDArray[Any]]:
         """Values, in one sample, of activations with removed channels that never change."""
         names = []
         for consumer, label in work:
@@ -161,7 +161,7 @@ class FoldMeans(ir.passes.InPlacePass):
                 names.append(consumer.tensor)
         if not names:
             return {}
-        probe = model.clone()
+        probe = self.target.model.clone()
         known = {value.name for value in probe.graph.outputs}
         produced = (value for node in probe.graph for value in node.outputs)
         inputs = {name: self.sample[name] for name in names if name in self.sample}
@@ -184,10 +184,10 @@ class FoldMeans(ir.passes.InPlacePass):
             shape = list(values.shape)
         if 0 not in label.axes:
             shape[0] = 1
-        dead = ~self.cut.alive(label)
-        steady = dead & moments.steady & (values is not None)
+        removed = ~self.cut.alive(label)
+        steady = removed & moments.steady & (values is not None)
         means, even, uneven = (np.zeros(shape) for _ in range(3))
-        _along(means, label.axes)[...] = np.where(dead & ~steady, moments.mean, 0.0)
+        _along(means, label.axes)[...] = np.where(removed & ~steady, moments.mean, 0.0)
         if values is not None and steady.any():
             constants = _along(values[:1].astype(np.float64), label.axes)
             others = tuple(range(constants.ndim - steady.ndim))
@@ -199,7 +199,6 @@ class FoldMeans(ir.passes.InPlacePass):
 
     def _fold(
         self,
-        model: ir.Model,
         node: ir.Node,
         consumer: Consumer,
         removed: _Removed,
@@ -209,7 +208,7 @@ class FoldMeans(ir.passes.InPlacePass):
         slot = next(
             i for i, value in enumerate(node.inputs) if value and value.name == consumer.weight
         )
-        opset = model.opset_imports.get("", 1)
+        opset = self.target.model.opset_imports.get("", 1)
         varying = apply_linear(node, opset, removed.means, weight, slot)
         own = axes_of_weight(node, slot, weight.shape, varying.ndim)
         others = tuple(axis for axis in range(varying.ndim) if axis not in own)
@@ -218,23 +217,23 @@ class FoldMeans(ir.passes.InPlacePass):
         for constants in (removed.even, removed.uneven):
             if not constants.any():
                 continue
-            given = [
-                apply_linear(node, opset, one, weight, slot)
-                for one in self._at_all_sizes(node, constants, constants is removed.even)
+            maps = [
+                apply_linear(node, opset, levels, weight, slot)
+                for levels in self._at_all_sizes(node, constants, constants is removed.even)
             ]
-            average = given[0].mean(axis=others, keepdims=True)
-            alike = all(np.abs(one - average).max() <= _SAME * np.abs(one).max() for one in given)
+            average = maps[0].mean(axis=others, keepdims=True)
+            alike = all(np.abs(each - average).max() <= _SAME * np.abs(each).max() for each in maps)
             stored = constants is removed.uneven and not self.exact
-            if alike or (stored and not self._pays_off(consumer, constants, given[0], weight)):
+            if alike or (stored and not self._pays_off(consumer, constants, maps[0], weight)):
                 delta = delta + average
             else:
-                rests.append((constants, given[0]))
+                rests.append((constants, maps[0]))
         if np.any(delta):
             self.target.add_to_output(node, delta, weight.dtype)
-        for constants, given_here in rests:
+        for constants, contribution in rests:
             even = constants is removed.even
             add_border_exact_constant(
-                self.target, node, consumer, constants, even, given_here, weight, own
+                self.target, node, consumer, constants, even, contribution, weight, own
             )
         return bool(np.any(delta)) or bool(rests)
 
@@ -242,13 +241,13 @@ class FoldMeans(ir.passes.InPlacePass):
         self,
         consumer: Consumer,
         constants: NDArray[np.float64],
-        given: NDArray[np.float64],
+        contribution: NDArray[np.float64],
         weight: NDArray[Any],
     ) -> bool:
-        """Whether a constant map of what they gave is no larger than the weights that go."""
+        """Whether a constant map of the contribution is no larger than the removed weights."""
         others = tuple(axis for axis in range(constants.ndim) if axis != consumer.axis)
         share = float(constants.any(axis=others).mean())
-        return given.size <= max(share * weight.size, SMALL_MAP)
+        return contribution.size <= max(share * weight.size, SMALL_MAP)
 
     def _at_all_sizes(
         self, node: ir.Node, constants: NDArray[np.float64], even: bool

@@ -1,4 +1,35 @@
-"""What can be done to the weights of layers once these are solved, before later ones are."""
+"""Least squares: layers whose input or output was cut are re-fitted, from the front to the back.
+
+Formula, for a layer y = W x + b, its input x~ in the pruned model, kept unknowns S, ridge lam::
+
+    W', b' = argmin  E || t - W' x~_S - b' ||^2 + lam || W' - W_S ||^2
+
+with t the output of the layer in the *original* model, corrected for what the other terms of a sum
+behind it (a residual stream) have lost. `regression/gram.py` has the solution.
+
+Before (channels 3 and 17 of x are to go)::
+
+    x~ [N,64,H,W] -> Conv(W [32,64,3,3], b [32]) -> y~        y~ differs from y
+
+After::
+
+    x~ [N,64,H,W] -> Conv(W' with zeros for 3, 17, b') -> y'   the closest to y there is
+
+* Readers of removed units make up for them; a layer that makes units of which some go, or that
+  merely reads what has changed before, is fitted to the original too (`regression/problem.py`).
+* Which units of a group go can be left open until its only reader is reached: it is then decided
+  on what the pruned model really computes there, starting from the weights fitted to that.
+* Original and pruned model walk in lockstep, so everything costs about two forward passes.
+* Half of the batches fit, half judge: they choose the ridge, and weights that do not do better than
+  the old ones are thrown away. Then both halves fit.
+
+Conditions: float weights that one node alone reads, of Conv, ConvTranspose, Gemm, MatMul, Einsum
+(a stack of matrices excepted); unknowns up to `Settings.largest`. A layer that gives what the model
+returns (a classifier) is only touched when its own input was cut, and then with a strong ridge:
+calibration samples are often training samples, on which outputs are over-confident.
+
+Source: Kwon et al. 2022; Frantar et al. 2022 (OBC).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +42,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.batches import BatchBudget, drawn_rows
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.walk import Walk
 from onnxprune.compensation.regression.elimination import Elimination, cheapest_first
 from onnxprune.compensation.regression.find import reading_unknowns, replaceable_layers
@@ -21,37 +53,14 @@ from onnxprune.compensation.regression.targets import Sum, flat_parts, sum_behin
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import Group
 from onnxprune.model.observe import ConstantValues
-from onnxprune.model.runtime import Runtime
-from onnxprune.progress import Progress, silent
 from onnxprune.surgery.editable_model import EditableModel
-
-
-class Finish(Protocol):
-    """A last step on the weights of some layers; later layers are fitted to what it leaves."""
-
-    def applies(self, layer: LinearLayer) -> bool:
-        """Whether weights of this layer are changed; it is then solved whatever it reads."""
-        ...
-
-    def finished(
-        self, layer: LinearLayer, weight: NDArray[np.float64], gram: Gram
-    ) -> NDArray[np.float64]:
-        """Weights to take instead.
-
-        Args:
-            layer: where they are.
-            weight: as solved, [g, O, D].
-            gram: sums over all rows.
-        """
-        ...
-
 
 _BEHIND_SCORES = frozenset({"Add", "Softmax", "LogSoftmax", "Sigmoid", "Identity", "Flatten"})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How layers are solved.
+    """How layers are re-fitted.
 
     Attributes:
         rows: rows of each regression over all samples.
@@ -76,7 +85,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class OpenChoice:
-    """A group without constraints and with one reader, of which `count` units are to go."""
+    """A group without constraints and with one reader, of which `count` units are removed."""
 
     group: Group
     count: int
@@ -84,14 +93,14 @@ class OpenChoice:
 
 @dataclass(frozen=True)
 class LayerFit:
-    """What became of one layer.
+    """Least-squares fit of one layer.
 
     Attributes:
         node: name of the layer's output.
-        before: error on the judging half without what is removed, its mean folded in, as a share
-            of the variance of the layer's output.
+        before: error on the held-out half of the samples with bias folding alone, as a share of
+            the variance of the layer's output.
         after: the same with the weights it has now.
-        solved: whether the weights were solved anew.
+        solved: whether the weights were re-fitted.
         reason: why not.
     """
 
@@ -102,103 +111,132 @@ class LayerFit:
     reason: str = ""
 
 
-class LeastSquares(ir.passes.InPlacePass):
-    """Solve the layers of a model under a cut anew.
+class WeightHook(Protocol):
+    """A last step on the weights of some layers; later layers are fitted to what it leaves."""
+
+    def applies(self, layer: LinearLayer) -> bool:
+        """Whether weights of this layer are changed; it is then re-fitted whatever it reads."""
+        ...
+
+    def adjusted(
+        self, layer: LinearLayer, weight: NDArray[np.float64], gram: Gram
+    ) -> NDArray[np.float64]:
+        """Weights to use instead.
+
+        Args:
+            layer: where they are.
+            weight: as fitted, [g, O, D].
+            gram: sums over all rows.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Layers after least squares.
+
+    Attributes:
+        layers: the fit of every layer that was looked at.
+        chosen: units removed of the groups that were left open, by group name.
+        outputs: of the reference and of the pruned model, batch by batch.
+    """
+
+    layers: tuple[LayerFit, ...]
+    chosen: Mapping[str, tuple[int, ...]]
+    outputs: Sequence[tuple[dict[str, Any], dict[str, Any]]]
+
+    @property
+    def solved(self) -> set[str]:
+        """Outputs of the layers whose weights were re-fitted."""
+        return {layer.node for layer in self.layers if layer.solved}
+
+
+class LeastSquares:
+    """Re-fits the layers of a model under a cut.
 
     Args:
-        target: the model at full size and its coupling; both are updated, what is removed is
-            set to zero.
-        original: the model as it was.
-        dead: units that go.
+        target: the model at full size and its coupling; both are updated.
+        reference: the model whose layers are aimed at.
         feeds: calibration batches.
-        runtime: how to run both models.
-        open_choices: groups of which only the number of units is known; `chosen` holds afterwards
-            the units that are removed.
+        context: how to run both models, seed of the rows that are drawn, progress callback.
         settings: how to solve.
-        seed: of the rows that are drawn.
-        progress: told about every layer.
-        altered: sums that a term was taken out of: the layers that are left in them are solved
-            anew although they read what they did, and so is a classifier that is not cut.
-        finish: what is done to solved weights; None for nothing.
+        weight_hook: what is done to fitted weights; None for nothing.
     """
 
     def __init__(
         self,
         target: EditableModel,
-        original: ir.Model,
-        dead: Sequence[int],
+        reference: ir.Model,
         feeds: Sequence[Mapping[str, NDArray[Any]]],
-        runtime: Runtime,
-        open_choices: Sequence[OpenChoice] = (),
+        context: RunContext,
         settings: Settings | None = None,
-        seed: int = 0,
-        progress: Progress[Any] = silent,
-        altered: Collection[str] = (),
-        finish: Finish | None = None,
+        weight_hook: WeightHook | None = None,
     ) -> None:
-        super().__init__()
-        self.finish = finish
         self.target = target
-        self.original = original
-        self.altered = altered
-        self.dead = list(dead)
         self.feeds = feeds
-        self.runtime = runtime
-        self.open_choices = {one.group.readings[0].consumer.node: one for one in open_choices}
+        self.context = context
         self.settings = settings or Settings()
-        self.seed = seed
-        self.progress = progress
-        self.repairs: list[LayerFit] = []
-        self.chosen: dict[str, tuple[int, ...]] = {}
-        self.outputs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.weight_hook = weight_hook
+        self._budget = BatchBudget(reference.graph, target.coupling.facts.first, feeds, 2)
+        held = feeds[: self._budget.at_start]
+        self._reference, self._pruned = (
+            Walk(model, held, context.runtime) for model in (reference, target.model)
+        )
+        self._makers = {v.name: n for n in reference.graph for v in n.outputs}
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Solve the layers of the model that `target` holds.
+    def fit(
+        self,
+        removed: Sequence[int] = (),
+        open_choices: Sequence[OpenChoice] = (),
+        altered: Collection[str] = (),
+    ) -> Refit:
+        """Re-fit the layers of the target, once.
 
-        Raises:
-            ValueError: when called with another model.
+        Args:
+            removed: units to remove; they are set to zero.
+            open_choices: groups of which only the number of units is known.
+            altered: sums that a term was taken out of: the layers that are left in them are
+                re-fitted although they read what they did, and so is a classifier that is not cut.
         """
-        if model is not self.target.model:
-            raise ValueError("LeastSquares changes the model its target was made with")
-        self._cut = Cut(self.target.coupling, self.dead)
+        self._removed, self._altered = list(removed), altered
+        self._open = {choice.group.readings[0].consumer.node: choice for choice in open_choices}
+        self._chosen: dict[str, tuple[int, ...]] = {}
+        self._cut = Cut(self.target.coupling, self._removed)
         self.target.mask(self._cut)
-        first = self.target.coupling.facts.first
-        self._admission = BatchBudget(self.original.graph, first, self.feeds, 2)
-        feeds = self.feeds[: self._admission.at_start]
-        self._reference = Walk(self.original, feeds, self.runtime)
-        self._pruned = Walk(model, feeds, self.runtime)
-        self._makers = {v.name: n for n in self.original.graph for v in n.outputs}
-        layers = replaceable_layers(model, self.target.coupling)
-        last = _give_scores(model.graph, [layer.node for layer in layers])
-        for number, layer in enumerate(self.progress(layers, "solving layers", len(layers))):
-            repair = self._repair(layer, number, layer.node in last)
-            self.repairs += [repair] if repair is not None else []
+        graph = self.target.model.graph
+        layers = replaceable_layers(self.target.model, self.target.coupling)
+        last = _give_scores(graph, [layer.node for layer in layers])
+        fits = [
+            self._fit(layer, number, layer.node in last)
+            for number, layer in enumerate(
+                self.context.progress(layers, "solving layers", len(layers))
+            )
+        ]
         for walk in (self._reference, self._pruned):
             walk.advance(None)
-        names = [value.name or "" for value in model.graph.outputs]
+        names = [value.name or "" for value in graph.outputs]
         pairs = zip(self._reference.values(names), self._pruned.values(names), strict=True)
-        self.outputs = list(pairs)
-        return ir.passes.PassResult(model, any(one.solved for one in self.repairs))
+        return Refit(tuple(fit for fit in fits if fit is not None), self._chosen, list(pairs))
 
-    def _repair(self, layer: LinearLayer, number: int, is_last: bool) -> LayerFit | None:
-        """Solve one layer; None when it has nothing to make up for."""
+    def _fit(self, layer: LinearLayer, number: int, is_last: bool) -> LayerFit | None:
+        """Fit one layer; None when it has nothing to make up for."""
         name = layer.node.outputs[0].name or ""
         self._pruned.advance(layer.node)
         self._admit(layer)
         problem: Problem | None = None
         grams: tuple[Gram, Gram] | None = None
-        if name in self.open_choices:
+        if name in self._open:
             problem = self._problem(layer, number)
             assert problem is not None
             grams = problem.fit.gram(), problem.judge.gram()
-            self._choose(layer, problem.weight, grams, self.open_choices[name])
+            self._choose(layer, problem.weight, grams, self._open[name])
         kept = layer.kept_unknowns(self._cut)
         if kept is None:
             return None
         whole = bool(kept.all() and layer.kept_outputs(self._cut).all())
-        if whole and not self._finishes(layer):
-            given_up = is_last and not self.altered
-            if given_up or not self.settings.refit or self._unchanged(layer):
+        if whole and not self._hooked(layer):
+            left_alone = is_last and not self._altered
+            if left_alone or not self.settings.refit or self._unchanged(layer):
                 return None
         if kept.shape[1] > self.settings.largest:
             reason = f"{kept.shape[1]} unknowns are more than {self.settings.largest}"
@@ -211,8 +249,8 @@ class LeastSquares(ir.passes.InPlacePass):
             self._install(layer, outcome, problem)
         return LayerFit(name, outcome.before, outcome.after, outcome.solved)
 
-    def _finishes(self, layer: LinearLayer) -> bool:
-        return self.finish is not None and self.finish.applies(layer)
+    def _hooked(self, layer: LinearLayer) -> bool:
+        return self.weight_hook is not None and self.weight_hook.applies(layer)
 
     def _outcome(
         self,
@@ -222,22 +260,22 @@ class LeastSquares(ir.passes.InPlacePass):
         is_last: bool,
         grams: tuple[Gram, Gram] | None,
     ) -> Outcome:
-        """Weights and bias for the unknowns that are kept, finished where that is asked for."""
+        """Weights and bias for the kept unknowns, adjusted by the hook where it applies."""
         ridges = self.settings.last_ridges if is_last else self.settings.ridges
         both_halves = self.settings.both_halves
-        if self.finish is None or not self.finish.applies(layer):
+        if self.weight_hook is None or not self.weight_hook.applies(layer):
             return problem.solve(kept, ridges, both_halves=both_halves, grams=grams)
         grams = grams or (problem.fit.gram(), problem.judge.gram())
         outcome = problem.solve(kept, ridges, both_halves=both_halves, grams=grams)
         gram = grams[0] + grams[1]
-        weight = self.finish.finished(layer, outcome.solution.weight, gram)
+        weight = self.weight_hook.adjusted(layer, outcome.solution.weight, gram)
         return replace(outcome, solution=gram.with_bias(weight), solved=True)
 
     def _admit(self, layer: LinearLayer) -> None:
         """Take along more batches where there is room, and few rows in those there are."""
         held = len(self._pruned)
         rows = sum(layer.rows_of(x.shape) for x in self._pruned[layer.data])
-        count = self._admission.at(layer.node, held, rows, layer.shape[2], self.settings.rows)
+        count = self._budget.at(layer.node, held, rows, layer.shape[2], self.settings.rows)
         for walk in (self._reference, self._pruned):
             walk.admit(self.feeds[held:count])
 
@@ -259,15 +297,15 @@ class LeastSquares(ir.passes.InPlacePass):
         assert units is not None
         running = Elimination(weight[0], regression.inverses[0], units[0])
         order, _ = cheapest_first([running], [1.0], group.size, group.size - choice.count)
-        gone = sorted(unit for step in order for unit in step)
-        self.chosen[group.name] = tuple(int(group.units[unit]) for unit in gone)
-        self.dead += self.chosen[group.name]
-        self._cut = Cut(self.target.coupling, self.dead)
+        units_removed = sorted(unit for step in order for unit in step)
+        self._chosen[group.name] = tuple(int(group.units[unit]) for unit in units_removed)
+        self._removed += self._chosen[group.name]
+        self._cut = Cut(self.target.coupling, self._removed)
 
     def _unchanged(self, layer: LinearLayer) -> bool:
         """Whether the layer reads, and is added to, exactly what it is in the original."""
         total = self._sum(layer)
-        if total.name in self.altered:
+        if total.name in self._altered:
             return False
         names = [layer.data, *total.others]
         for name in names:
@@ -297,7 +335,7 @@ class LeastSquares(ir.passes.InPlacePass):
         outputs = layer.kept_outputs(self._cut)
         counts = [layer.row_count(one.shape) for one in wanted]
         limit = self.settings.row_bytes // (4 * (weight[:, 0].size + 3 * weight[:, :, 0].size))
-        drawn = drawn_rows(counts, min(self.settings.rows, limit), [self.seed, number])
+        drawn = drawn_rows(counts, min(self.settings.rows, limit), [self.context.seed, number])
         halves: tuple[list[Half], list[Half]] = ([], [])
         for batch, (x, t, ids) in enumerate(zip(data, wanted, drawn, strict=True)):
             others = self._others(layer, total, batch, t.shape, ids) * outputs

@@ -16,8 +16,8 @@ import numpy as np
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import Calibration
 from onnxprune.compensation.compensate import Compensated
-from onnxprune.compensation.components.align import AlignComponents
-from onnxprune.compensation.lossless.remove import RemoveLossless
+from onnxprune.compensation.components.align import align_components
+from onnxprune.compensation.lossless.remove import remove_lossless
 from onnxprune.coupling.activation_statistics import statistics_of
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, Removal
@@ -84,22 +84,17 @@ def prepare(
     full = EditableModel(analysis.model.clone(), analysis.coupling)
     lossless: dict[str, tuple[int, ...]] = {}
     if options.lossless:
-        removing = RemoveLossless(
+        lossless = remove_lossless(
             full,
             groups,
             options.runtime,
             feeds=[calibration.samples.take(2)] if calibration is not None else None,
             moments=calibration.moments if calibration is not None else None,
-        )
-        removing(full.model)
-        lossless = {name: tuple(found.units) for name, found in removing.found.items()}
+        ).units
     aligned: tuple[str, ...] = ()
     if options.components and options.compensate == "least-squares" and calibration is not None:
-        aligning = AlignComponents(
-            full, groups, calibration.feeds, options.runtime, options.seed, progress
-        )
-        aligning(full.model)
-        aligned = tuple(aligning.aligned)
+        context = RunContext(runtime=options.runtime, seed=options.seed, progress=progress)
+        aligned = tuple(align_components(full, groups, calibration.feeds, context).sets)
     if not lossless and not aligned:
         return Prepared(analysis, calibration)
     rewritten = replace(analysis, model=full.model, coupling=full.coupling)

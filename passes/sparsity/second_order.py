@@ -164,7 +164,7 @@ class ZerosOnceSolved:
         """Whether the layer is to lose weights."""
         return _name(layer) in self.amounts
 
-    def finished(
+    def adjusted(
         self, layer: LinearLayer, weight: NDArray[np.float64], gram: Gram
     ) -> NDArray[np.float64]:
         """Weights [g, O, D] with zeros."""

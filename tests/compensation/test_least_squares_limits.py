@@ -1,4 +1,4 @@
-"""What solving layers anew leaves alone, open choices, and the pass itself."""
+"""What solving layers anew leaves alone, open choices, and its result."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers.oracle import ONE_THREAD, difference, outputs, parse, traced
+from helpers.oracle import difference, outputs, parse, traced
 from helpers.quantised import ONE_STEP
 from helpers.solving import (
+    CONTEXT,
     EXACT,
     HEAD,
     batches,
@@ -62,7 +63,7 @@ def test_the_last_layer_is_only_touched_where_its_own_input_is_cut() -> None:
     assert "b" in found.repaired()
     masked_only(found, "w3", 0, ())
     masked_only(found, "b3", 0, ())
-    assert "y" not in {one.node for one in found.solving.repairs}
+    assert "y" not in {one.node for one in found.refit.layers}
     cut = solve(proto, classes_of(proto, "w2", 1, range(6)), feeds)
     assert "y" in cut.repaired()
     assert (cut.weight("w3")[6:] != found.weight("w3")[6:]).any()
@@ -71,17 +72,17 @@ def test_the_last_layer_is_only_touched_where_its_own_input_is_cut() -> None:
 
 def test_layers_that_read_what_they_did_before_keep_their_weights() -> None:
     proto, feeds = mlp(), batches({"x": images(96, 8)})
-    assert not solve(proto, [], feeds).solving.repairs
+    assert not solve(proto, [], feeds).refit.layers
     without = solve(proto, classes_of(proto, "w1", 1, (0,)), feeds, Settings(refit=False))
-    assert {one.node for one in without.solving.repairs} <= {"a", "b"}
+    assert {one.node for one in without.refit.layers} <= {"a", "b"}
 
 
 def test_too_many_unknowns_are_a_reason() -> None:
     proto, feeds = mlp(), batches({"x": images(96, 8)})
     found = solve(proto, classes_of(proto, "w1", 1, (0,)), feeds, Settings(largest=10))
-    (reason,) = (one.reason for one in found.solving.repairs if one.node == "b")
+    (reason,) = (one.reason for one in found.refit.layers if one.node == "b")
     assert "12 unknowns" in reason
-    assert not found.solving.repairs[0].reason
+    assert not found.refit.layers[0].reason
 
 
 @pytest.mark.parametrize("count", [1, 5, 11])
@@ -90,7 +91,7 @@ def test_an_open_group_loses_as_many_units_as_asked(count: int) -> None:
     subject = traced(proto)
     group = next(one for one in subject.groups if one.name == "w1[1]")
     found = solve(proto, [], feeds, choices=[OpenChoice(group, count)])
-    chosen = found.solving.chosen["w1[1]"]
+    chosen = found.refit.chosen["w1[1]"]
     assert len(set(chosen)) == count
     assert set(chosen) <= set(group.units.tolist())
     shapes = {one.name: tuple(one.dims) for one in found.sliced.graph.initializer}
@@ -109,29 +110,21 @@ def test_an_open_group_loses_what_can_be_made_up_for() -> None:
     feeds = batches({"x": images(96, 8)})
     group = next(one for one in traced(proto).groups if one.name == "w1[1]")
     found = solve(proto, [], feeds, EXACT, [OpenChoice(group, 3)])
-    units = {group.units.tolist().index(one) for one in found.solving.chosen["w1[1]"]}
+    units = {group.units.tolist().index(one) for one in found.refit.chosen["w1[1]"]}
     assert len(units & {0, 2, 7}) == 2
     assert len(units & {5, 9}) == 1
     fresh = {"x": images(30, 8, seed=7)}
     assert difference(outputs(proto, fresh), outputs(found.sliced, fresh)) < 1e-3
 
 
-def test_the_pass_says_whether_it_changed_anything() -> None:
+def test_it_says_whether_it_changed_anything() -> None:
     proto, feeds = mlp(), batches({"x": images(96, 8)})
     subject = traced(proto)
     for units, modified in (((), False), ((0, 1), True)):
         full = EditableModel(subject.model.clone(), subject.coupling)
         dead = classes_of(proto, "w1", 1, units)
-        result = LeastSquares(full, subject.model, dead, feeds, ONE_THREAD)(full.model)
-        assert result.modified is modified
-
-
-def test_the_model_has_to_be_the_one_that_is_compensated() -> None:
-    subject = traced(mlp())
-    full = EditableModel(subject.model.clone(), subject.coupling)
-    solving = LeastSquares(full, subject.model, [], batches({"x": images(8, 8)}), ONE_THREAD)
-    with pytest.raises(Exception, match="LeastSquares"):
-        solving(subject.model.clone())
+        refit = LeastSquares(full, subject.model, feeds, CONTEXT).fit(dead)
+        assert bool(refit.solved) is modified
 
 
 def test_the_same_every_time() -> None:

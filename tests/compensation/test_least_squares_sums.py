@@ -41,7 +41,7 @@ def test_a_branch_repairs_what_the_residual_stream_has_lost() -> None:
     proto = residual()
     feeds = batches({"input": images(200, 6)}, 25)
     found = solve(proto, classes_of(proto, "w1", 1, (0, 3)), feeds, EXACT)
-    by_node = {one.node: one for one in found.solving.repairs}
+    by_node = {one.node: one for one in found.refit.layers}
     assert by_node["f"].after > 0.05, "not to be restored where it was lost"
     assert by_node["d"].before > 0.01
     fresh = {"input": images(30, 6, seed=7)}
@@ -78,7 +78,7 @@ def test_a_context_that_is_added_to_every_position() -> None:
     proto = parse(body, weights)
     feeds = batches({"x": images(96, 3, 4, 4)})
     found = solve(proto, classes_of(proto, "w1", 0, (4,)), feeds)
-    assert found.solving.repairs
+    assert found.refit.layers
 
 
 def test_an_embedding_of_positions_is_not_learnt_twice() -> None:

@@ -10,11 +10,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from helpers.oracle import BATCHES, ONE_THREAD, Traced, difference, feed, outputs, parse, traced
-from onnxprune.compensation.components.align import AlignComponents
+from onnxprune.calibration.context import RunContext
+from onnxprune.compensation.components.align import Alignment, align_components
 from onnxprune.surgery.editable_model import EditableModel
 
 Weights = dict[str, NDArray[Any]]
 Feeds = list[dict[str, NDArray[Any]]]
+CONTEXT = RunContext(runtime=ONE_THREAD)
 
 
 def weights(**shapes: tuple[int, ...]) -> Weights:
@@ -30,14 +32,13 @@ def batches(proto: onnx.ModelProto, count: int = 4) -> Feeds:
     return [dict(feed(proto, 8, seed=seed)) for seed in range(count)]
 
 
-def align(proto: onnx.ModelProto) -> tuple[AlignComponents, Traced, Feeds]:
-    """Run the pass, and check that it changes no output."""
+def align(proto: onnx.ModelProto) -> tuple[Alignment, EditableModel, Traced, Feeds]:
+    """Align, and check that it changes no output."""
     subject, feeds = traced(proto), batches(proto)
     full = EditableModel(subject.model.clone(), subject.coupling)
-    pass_ = AlignComponents(full, subject.groups, feeds, ONE_THREAD)
-    assert pass_(full.model).modified == bool(pass_.aligned)
-    assert not pass_.dropped
-    for group in pass_.aligned.values():
+    alignment = align_components(full, subject.groups, feeds, CONTEXT)
+    assert not alignment.dropped
+    for group in alignment.sets.values():
         for one in group:
             assert (np.diff(one.energies) <= 0).all()
     result = ir.to_proto(full.model)
@@ -45,12 +46,12 @@ def align(proto: onnx.ModelProto) -> tuple[AlignComponents, Traced, Feeds]:
     for batch in BATCHES:
         inputs = feed(proto, batch, seed=batch)
         assert difference(outputs(proto, inputs), outputs(result, inputs)) < 1e-5
-    return pass_, subject, feeds
+    return alignment, full, subject, feeds
 
 
-def sizes(pass_: AlignComponents) -> list[tuple[int, bool]]:
+def sizes(alignment: Alignment) -> list[tuple[int, bool]]:
     """Units of each set, and whether a product reads it."""
-    return sorted((len(one.units), one.product) for g in pass_.aligned.values() for one in g)
+    return sorted((len(one.units), one.product) for g in alignment.sets.values() for one in g)
 
 
 def fetch(model: ir.Model, names: list[str], feeds: Feeds) -> list[dict[str, NDArray[Any]]]:

@@ -15,7 +15,7 @@ from helpers.networks import Net
 from helpers.oracle import ONE_THREAD, Traced, difference, outputs, traced
 from onnxprune.calibration.moments import Moments, Tap, collect
 from onnxprune.calibration.samples import read_samples
-from onnxprune.compensation.fold_means import FoldMeans
+from onnxprune.compensation.fold_means import fold_means
 from onnxprune.coupling.activation_statistics import tap_of
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.inputs import input_specs
@@ -37,8 +37,7 @@ def fold(subject: Traced, dead: Sequence[int], samples: Samples) -> tuple[Editab
     read = read_samples(samples, input_specs(subject.model))
     full = EditableModel(subject.model.clone(), subject.coupling)
     moments = moments_of(subject, samples)
-    pass_ = FoldMeans(full, subject.cut(list(dead)), moments, read.take(1), ONE_THREAD)
-    pass_(full.model)
+    fold_means(full, subject.cut(list(dead)), moments, read.take(1), ONE_THREAD)
     return full, Cut(full.coupling, dead)
 
 

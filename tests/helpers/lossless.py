@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from helpers.oracle import BATCHES, ONE_THREAD, difference, feed, outputs, traced
 from onnxprune.calibration.moments import Tap, collect
 from onnxprune.calibration.samples import read_samples
-from onnxprune.compensation.lossless.remove import Found, RemoveLossless
-from onnxprune.coupling.cut import Cut
+from onnxprune.compensation.lossless.remove import RedundantUnits, remove_lossless
+from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.model.inputs import input_specs
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.slicing import slice_removed, zero_removed
@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 
 def without(
     proto: onnx.ModelProto, samples: dict[str, NDArray[Any]] | None = None
-) -> tuple[dict[str, Found], onnx.ModelProto]:
+) -> tuple[dict[str, RedundantUnits], onnx.ModelProto]:
     """Run the pass, cut, and check all that is promised of it; returns what went, and the rest.
 
     With samples, what never changes in them counts as constant, and outputs agree on them.
@@ -40,14 +40,13 @@ def without(
         read = read_samples(samples, input_specs(subject.model))
         moments = collect(subject.model, taps, read, ONE_THREAD)
         more = {"feeds": [samples], "moments": moments}
-    pass_ = RemoveLossless(full, subject.groups, ONE_THREAD, **more)
-    modified = pass_(full.model).modified
-    assert not pass_.dropped, "a wrong proof"
-    assert modified == bool(pass_.found) == bool(pass_.dead)
-    if not modified:
+    removal = remove_lossless(full, subject.groups, ONE_THREAD, **more)
+    assert not removal.dropped, "a wrong proof"
+    assert all(removal.units.values())
+    if not removal.groups:
         assert ir.to_proto(full.model).SerializeToString(deterministic=True) == before
         return {}, proto
-    cut = Cut(full.coupling, pass_.dead)
+    cut = Cut(full.coupling, Removal(removal.units).removed_units())
     masked, sliced = full.model.clone(), full.model
     zero_removed(masked, cut)
     slice_removed(sliced, cut)
@@ -62,11 +61,11 @@ def without(
         assert difference(original, outputs(result, inputs)) < TOLERANCE
     again = traced(result)
     rest = EditableModel(again.model, again.coupling)
-    assert not RemoveLossless(rest, again.groups, ONE_THREAD)(rest.model).modified
-    return pass_.found, result
+    assert not remove_lossless(rest, again.groups, ONE_THREAD).groups
+    return dict(removal.groups), result
 
 
-def merged(found: dict[str, Found]) -> set[frozenset[int]]:
+def merged(found: dict[str, RedundantUnits]) -> set[frozenset[int]]:
     """Sets of units that became one."""
     together: dict[tuple[str, int], set[int]] = {}
     for name, one in found.items():

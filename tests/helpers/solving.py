@@ -12,7 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from helpers.oracle import ONE_THREAD, Traced, difference, outputs, parse, traced
-from onnxprune.compensation.least_squares import LeastSquares, OpenChoice, Settings
+from onnxprune.calibration.context import RunContext
+from onnxprune.compensation.least_squares import LeastSquares, OpenChoice, Refit, Settings
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.runtime import matrix_threads
 from onnxprune.surgery.editable_model import EditableModel
@@ -21,6 +22,7 @@ from onnxprune.surgery.slicing import slice_removed, zero_removed
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 EXACT = Settings(ridges=(1e-7,), last_ridges=(1e-7,))
 """So weak a ridge that what can be restored exactly is."""
+CONTEXT = RunContext(runtime=ONE_THREAD)
 
 Feed = Mapping[str, NDArray[Any]]
 
@@ -31,7 +33,8 @@ class Solved:
 
     subject: Traced
     full: EditableModel
-    solving: LeastSquares
+    refit: Refit
+    removed: Sequence[int]
     sliced: onnx.ModelProto
 
     def weight(self, name: str) -> NDArray[Any]:
@@ -39,7 +42,7 @@ class Solved:
         return self.full.coupling.facts.constants[name].numpy()
 
     def repaired(self) -> set[str]:
-        return {one.node for one in self.solving.repairs if one.solved}
+        return self.refit.solved
 
 
 def batches(samples: Feed, size: int = 16) -> list[Feed]:
@@ -61,21 +64,22 @@ def solve(
     """Solve and slice; what is sliced has to compute what is masked, and the pass what both do."""
     subject = traced(proto)
     full = EditableModel(subject.model.clone(), subject.coupling)
-    solving = LeastSquares(full, subject.model, dead, feeds, ONE_THREAD, choices, chosen_settings)
+    fitting = LeastSquares(full, subject.model, feeds, CONTEXT, chosen_settings)
     with matrix_threads(1):
-        solving(full.model)
-    cut = Cut(full.coupling, solving.dead)
+        refit = fitting.fit(dead, choices)
+    removed = [*dead, *(unit for units in refit.chosen.values() for unit in units)]
+    cut = Cut(full.coupling, removed)
     masked, sliced = full.model.clone(), full.model.clone()
     zero_removed(masked, cut)
     slice_removed(sliced, cut)
     result, wanted = ir.to_proto(sliced), ir.to_proto(masked)
     onnx.checker.check_model(result, full_check=True)
-    for feed, (first, second) in zip(feeds, solving.outputs, strict=True):
+    for feed, (first, second) in zip(feeds, refit.outputs, strict=True):
         assert difference(outputs(wanted, feed), outputs(result, feed)) < tolerance
         assert difference(outputs(proto, feed), first) < tolerance
         if not choices:
             assert difference(outputs(wanted, feed), second) < tolerance
-    return Solved(subject, full, solving, result)
+    return Solved(subject, full, refit, removed, result)
 
 
 def classes_of(proto: onnx.ModelProto, weight: str, axis: int, units: Sequence[int]) -> list[int]:

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.batches import BatchBudget
+from onnxprune.calibration.batches import BatchBudget, drawn_rows
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.walk import Walk
 from onnxprune.compensation.components.linear_paths import LinearSet
 from onnxprune.compensation.components.linear_walk import Product, Regressor
@@ -35,13 +35,18 @@ from onnxprune.compensation.components.unit_positions import Places
 from onnxprune.compensation.regression.layers import LinearLayer
 from onnxprune.coupling.trace import Coupling
 from onnxprune.model.observe import ConstantValues
-from onnxprune.model.runtime import Runtime
-from onnxprune.progress import Progress, silent
+from onnxprune.surgery.editable_model import EditableModel
 
 _WORST_CONDITION = 1e4
+"""Condition number of T up to which float32 weights stay accurate to about 1e-3."""
 _MASKS = frozenset({"Mul", "Div", "Add", "Sub", "Where", "Cast", "Identity"})
 _LONGEST = 8
+"""Nodes that may lie between a product and its softmax."""
+_ROWS = 8192
+"""Rows that moments are taken of, over all batches."""
+
 _TABLE = 40_000_000
+"""Elements of the table of what one layer reads at most."""
 
 
 @dataclass(frozen=True)
@@ -127,32 +132,25 @@ def _diagonal(matrix: NDArray[np.float64], moments: NDArray[np.float64]) -> NDAr
 
 
 def measure(
-    model: ir.Model,
-    coupling: Coupling,
+    target: EditableModel,
     sets: Sequence[LinearSet],
     feeds: Sequence[Mapping[str, NDArray[Any]]],
-    runtime: Runtime,
-    rows: int = 8192,
-    seed: int = 0,
-    progress: Progress[Any] = silent,
+    context: RunContext,
 ) -> list[Moments | None]:
     """Take the moments of all sets in one walk through the model.
 
     Args:
-        model: the model.
-        coupling: its labels.
+        target: the model and its labels.
         sets: the sets.
         feeds: calibration batches.
-        runtime: how to run it.
-        rows: rows that moments are taken of, over all batches.
-        seed: of the rows that are drawn.
-        progress: told about every reader.
+        context: runtime, seed of the rows that are drawn, progress callback.
 
     Returns:
         None for a set whose places at the size of the batches are unknown.
     """
-    admission = BatchBudget(model.graph, coupling.facts.first, feeds, 1)
-    walk = Walk(model, feeds[: admission.at_start], runtime)
+    model, coupling = target.model, target.coupling
+    budget = BatchBudget(model.graph, coupling.facts.first, feeds, 1)
+    walk = Walk(model, feeds[: budget.at_start], context.runtime)
     constants = ConstantValues(model, coupling.facts.constants)
     place = {id(node): number for number, node in enumerate(model.graph)}
     readers: dict[int, list[tuple[int, Regressor]]] = defaultdict(list)
@@ -166,21 +164,21 @@ def measure(
     unknown: set[int] = set()
     nodes = list(model.graph)
     stops = sorted({*readers, *products})
-    for at in progress(stops, "finding components", len(stops)):
+    for at in context.progress(stops, "finding components", len(stops)):
         walk.advance(nodes[at])
-        drawn = _Draw(rows, seed, at)
+        seed = [context.seed, at]
         if at in readers:
             layer = readers[at][0][1].layer
             weight = layer.matrix(np.asarray(constants[layer.weight]))[0]
-            table = drawn.rows_of(layer, walk[layer.data])
+            table = _rows_of(layer, walk[layer.data], seed)
             for number, reader in readers[at]:
                 found[number].append(_of_reader(table, weight, reader))
         for number, product in products.get(at, ()):
             try:
                 shifted = _ignored_by_softmax(product, coupling)
                 first, second = (
-                    _moments(drawn.places_of(one, walk[name]), central=name == shifted)
-                    for name, one in zip(product.names, product.places, strict=True)
+                    _moments(_rows_at(places, walk[name], seed), central=name == shifted)
+                    for name, places in zip(product.names, product.places, strict=True)
                 )
                 found[number].append(Moments(first, second))
             except ValueError:
@@ -188,38 +186,24 @@ def measure(
     return [None if number in unknown else _total(one) for number, one in enumerate(found)]
 
 
-class _Draw:
-    """Draws the same share of the rows of each batch."""
+def _rows_of(
+    layer: LinearLayer, data: Sequence[NDArray[Any]], seed: Sequence[int]
+) -> NDArray[np.float32]:
+    """What a layer reads in rows drawn from all batches, [rows, unknowns]."""
+    counts = [layer.rows_of(x.shape) for x in data]
+    drawn = drawn_rows(counts, min(_ROWS, _TABLE // layer.shape[2]), seed)
+    return np.concatenate([layer.rows(x, ids)[:, 0] for x, ids in zip(data, drawn, strict=True)])
 
-    def __init__(self, rows: int, seed: int, at: int) -> None:
-        self._rows, self._seed, self._at = rows, seed, at
 
-    def rows_of(self, layer: LinearLayer, data: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        """What a layer reads, [rows, unknowns]."""
-        most = _TABLE // layer.shape[2]
-        chosen = self._chosen([layer.rows_of(x.shape) for x in data], most)
-        return np.concatenate(
-            [layer.rows(x, ids)[:, 0] for x, ids in zip(data, chosen, strict=True)]
-        )
-
-    def places_of(self, places: Places, data: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        """What an operand holds at the places of a set: [rows, copies, units]."""
-        parts = [places.gathered(x) for x in data]
-        chosen = self._chosen([len(one) for one in parts])
-        taken = [part[ids].astype(np.float32) for part, ids in zip(parts, chosen, strict=True)]
-        # a batch that was merged into the copies makes their number differ between batches
-        return np.concatenate([one.reshape(-1, 1, one.shape[2]) for one in taken])
-
-    def _chosen(self, counts: Sequence[int], most: int = _TABLE) -> list[NDArray[np.int64]]:
-        share = min(1.0, min(self._rows, most) / max(sum(counts), 1))
-        return [
-            np.sort(
-                np.random.default_rng([self._seed, self._at, batch]).choice(
-                    count, max(int(count * share), 1), replace=False
-                )
-            )
-            for batch, count in enumerate(counts)
-        ]
+def _rows_at(
+    places: Places, data: Sequence[NDArray[Any]], seed: Sequence[int]
+) -> NDArray[np.float32]:
+    """What an operand holds at the places of a set in rows drawn from all batches."""
+    parts = [places.gathered(x) for x in data]
+    drawn = drawn_rows([len(part) for part in parts], _ROWS, seed)
+    taken = [part[ids].astype(np.float32) for part, ids in zip(parts, drawn, strict=True)]
+    # a batch that was merged into the copies makes their number differ between batches
+    return np.concatenate([part.reshape(-1, 1, part.shape[2]) for part in taken])
 
 
 def _of_reader(

@@ -3,7 +3,7 @@
 Formula, for a reader y = W x + b and units whose values (`surgery/numbering.py`) are x_u::
 
     dead         x_u = 0, or W[:, u] = 0, at every reader:   u goes
-    constant     x_u = c, whatever the input:                b += W[:, u] c, u goes (FoldMeans)
+    constant     x_u = c, whatever the input:                b += W[:, u] c, u goes (fold_means)
     duplicate    x_u = x_v at every reader:                  W[:, v] += W[:, u], u goes
     proportional x_u = a x_v at every reader:                W[:, v] += a W[:, u], u goes
 
@@ -19,8 +19,8 @@ After::
     x [N,3,H,W] -> Conv(W1 [62,3,3,3], b1) -> Relu -> Conv(W2 [32,62,3,3]) -> y
     with W2[:, 1] + W2[:, 5] in place of W2[:, 1]
 
-The pass changes weights at full size, sets what goes to zero, and lists it in `found`; the usual
-mask, slice and certificate do the rest. What goes may make more go (the readers of merged units
+Weights are changed at full size, and what goes is set to zero and listed; the usual mask, slice
+and certificate do the rest. What goes may make more go (the readers of merged units
 become equal, the producers of dead ones are read by nobody), so groups are looked at until nothing
 is left, constants last.
 
@@ -43,7 +43,7 @@ Source: Srinivas & Babu 2015 (equal neurons).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,27 +52,26 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.moments import Moments, Tap
-from onnxprune.compensation.fold_means import FoldMeans
+from onnxprune.compensation.agreement import agreeing_groups
+from onnxprune.compensation.fold_means import fold_means
 from onnxprune.compensation.lossless.redundant_units import SpareUnits
 from onnxprune.compensation.lossless.value_numbers import Carriers, Numbering
 from onnxprune.coupling.closure import close
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import Group
 from onnxprune.coupling.step import Consumer
-from onnxprune.errors import RuntimeFailure
 from onnxprune.model.observe import constants_of as constants_of_graph
 from onnxprune.model.runtime import Runtime
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.merge import blank, constants_of
-from onnxprune.verification.certificate import probe, tolerance_for
-from onnxprune.verification.comparison import largest_difference
 
 _ROUNDS = 20
+"""Passes over all groups at most; each removes what became redundant in the one before."""
 
 
 @dataclass
-class Found:
-    """Units of one group that go without a trace.
+class RedundantUnits:
+    """Units of one group whose removal changes no output.
 
     Attributes:
         dead: units that are zero or that nobody reads.
@@ -87,7 +86,31 @@ class Found:
     units: list[int] = field(default_factory=list)
 
 
-class RemoveLossless(ir.passes.InPlacePass):
+@dataclass(frozen=True)
+class LosslessRemoval:
+    """What was made ready to be cut away.
+
+    Attributes:
+        groups: the redundant units by name of their group; groups without any are left out.
+        dropped: groups left as they were because the result differed from the original.
+    """
+
+    groups: Mapping[str, RedundantUnits]
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def units(self) -> dict[str, tuple[int, ...]]:
+        """What is removed, by name of the group."""
+        return {name: tuple(group.units) for name, group in self.groups.items()}
+
+
+def remove_lossless(
+    target: EditableModel,
+    groups: Sequence[Group],
+    runtime: Runtime,
+    feeds: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    moments: Mapping[Tap, Moments] | None = None,
+) -> LosslessRemoval:
     """Find units whose removal changes nothing, and make them ready to be cut away.
 
     Args:
@@ -97,88 +120,27 @@ class RemoveLossless(ir.passes.InPlacePass):
         feeds: inputs to compare original and result on; default: those the model was traced on.
         moments: activation statistics by tap; units that were steady in all samples then count as
             constant. The feeds should be calibration samples then.
-
-    Attributes:
-        found: what goes, by group name; filled by the call.
-        dropped: groups left as they were because the result differed from the original.
     """
+    facts, here = target.coupling.facts, constants_of_graph(target.model.graph)
+    groups = [group for group in groups if all(own.tensor in here for own in group.owned)]
+    feeds = feeds if feeds is not None else [facts.first.feed, facts.second.feed]
 
-    def __init__(
-        self,
-        target: EditableModel,
-        groups: Sequence[Group],
-        runtime: Runtime,
-        feeds: Sequence[Mapping[str, NDArray[Any]]] | None = None,
-        moments: Mapping[Tap, Moments] | None = None,
-    ) -> None:
-        super().__init__()
-        facts = target.coupling.facts
-        self.target = target
-        here = constants_of_graph(target.model.graph)
-        self.groups = [one for one in groups if all(own.tensor in here for own in one.owned)]
-        self.runtime = runtime
-        self.feeds = feeds if feeds is not None else [facts.first.feed, facts.second.feed]
-        self.moments = moments or {}
-        self.found: dict[str, Found] = {}
-        self.dropped: tuple[str, ...] = ()
+    def removed(model: EditableModel, names: Collection[str]) -> dict[str, RedundantUnits]:
+        search = _Search(model, [group for group in groups if group.name in names], moments or {})
+        return search.run(feeds[0], runtime)
 
-    @property
-    def dead(self) -> list[int]:
-        """All units that are removed."""
-        return [one for found in self.found.values() for one in found.units]
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Change the model that `target` holds.
-
-        Raises:
-            ValueError: when called with another model.
-        """
-        if model is not self.target.model:
-            raise ValueError("RemoveLossless changes the model its target was made with")
-        wanted: list[dict[str, Any]] = []
-        chosen = list(self.groups)
-        found = self._tried(chosen, wanted)
-        if found is None:
-            chosen = [group for group in chosen if self._tried([group], wanted)]
-            found = self._tried(chosen, wanted)
-            left = {group.name for group in chosen} if found else set()
-            self.dropped = tuple(one.name for one in self.groups if one.name not in left)
-        if found:
-            self.found = self._sweep(self.target, chosen)
-        return ir.passes.PassResult(model, modified=bool(found))
-
-    def _tried(
-        self, groups: Sequence[Group], wanted: list[dict[str, Any]]
-    ) -> dict[str, Found] | None:
-        """What a copy loses; None when it then computes something else than the original."""
-        model = self.target.model
-        trial = EditableModel(model.clone(), self.target.coupling)
-        try:
-            found = self._sweep(trial, groups)
-            if not found:
-                return {}
-            if not wanted:
-                wanted += probe(model, self.runtime, self.feeds).compared
-            got = probe(trial.model, self.runtime, self.feeds).compared
-        except RuntimeFailure:
-            return None
-        apart = max(map(largest_difference, wanted, got), default=0.0)
-        return found if apart <= tolerance_for(model) else None
-
-    def _sweep(self, target: EditableModel, groups: Sequence[Group]) -> dict[str, Found]:
-        """Remove from the groups what can go until nothing is left to go."""
-        search = _Search(target, groups, self.moments)
-        for _ in range(_ROUNDS):
-            if not sum(search.remove(number) for number in range(len(groups))):
-                break
-        search.fold_constants(self.feeds[0], self.runtime)
-        return {
-            group.name: one for group, one in zip(groups, search.found, strict=True) if one.units
-        }
+    kept, dropped = agreeing_groups(
+        target,
+        [group.name for group in groups],
+        lambda trial, names: bool(removed(trial, names)),
+        feeds,
+        runtime,
+    )
+    return LosslessRemoval(removed(target, kept) if kept else {}, dropped)
 
 
 class _Search:
-    """What goes in each group of a model that is being changed."""
+    """Redundant units of each group of a model that is being changed."""
 
     def __init__(
         self, target: EditableModel, groups: Sequence[Group], moments: Mapping[Tap, Moments]
@@ -186,7 +148,7 @@ class _Search:
         self.target = target
         self.groups = groups
         self.moments = moments
-        self.found = [Found() for _ in groups]
+        self.found = [RedundantUnits() for _ in groups]
         self.dead = np.zeros(target.coupling.relations.count, bool)
         self._constant: list[NDArray[np.bool_]] = [np.zeros(one.size, bool) for one in groups]
         self._carriers = Carriers(target.coupling, groups, target.model.graph)
@@ -194,6 +156,17 @@ class _Search:
         for consumer in target.coupling.consumers:
             self._consumers[consumer.node].append(consumer)
         self._looked_at: dict[int, list[ir.TensorProtocol]] = {}
+
+    def run(
+        self, sample: Mapping[str, NDArray[Any]], runtime: Runtime
+    ) -> dict[str, RedundantUnits]:
+        """Remove until nothing more can be removed; returns what was, by name of the group."""
+        for _ in range(_ROUNDS):
+            if not sum(self.remove(number) for number in range(len(self.groups))):
+                break
+        self.fold_constants(sample, runtime)
+        pairs = zip(self.groups, self.found, strict=True)
+        return {group.name: units for group, units in pairs if units.units}
 
     def remove(self, number: int) -> bool:
         """Take what is dead or merged out of a group; say whether anything was."""
@@ -248,11 +221,11 @@ class _Search:
                     nothing, some = np.zeros(gone.shape), gone.astype(np.float64)
                     seen = Moments(1, nothing, some, some, gone, gone)
                     moments[Tap(consumer.tensor, label.axes, rank)] = seen
-        FoldMeans(self.target, cut, moments, sample, runtime, exact=True)(self.target.model)
+        fold_means(self.target, cut, moments, sample, runtime, exact=True)
         for group, found in zip(self.groups, self.found, strict=True):
             blank(self.target, group, found.constant)
 
-    def _legal(self, found: Found, group: Group, units: Iterable[int]) -> list[int]:
+    def _legal(self, found: RedundantUnits, group: Group, units: Iterable[int]) -> list[int]:
         """Mark those of the units dead that can go without anything else; return them."""
         wanted = dict.fromkeys(units)
         if not wanted:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from helpers.aligning import align, batches, chain, fetch, sizes, weights
-from helpers.oracle import ONE_THREAD, difference, feed, outputs, traced
+from helpers.aligning import CONTEXT, align, batches, chain, fetch, sizes, weights
+from helpers.oracle import difference, feed, outputs, traced
 
-from onnxprune.compensation.components.align import AlignComponents
+from onnxprune.compensation.components.align import align_components
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.merge import blank
 
@@ -47,13 +47,13 @@ CHAINS = {
 @pytest.mark.parametrize("which", CHAINS)
 def test_dropping_the_last_components_costs_their_energies(which: str) -> None:
     proto = chain(*CHAINS[which])
-    pass_, subject, feeds = align(proto)
-    ((name, (one,)),) = pass_.aligned.items()
+    alignment, aligned, subject, feeds = align(proto)
+    ((name, (one,)),) = alignment.sets.items()
     group = next(g for g in subject.groups if g.name == name)
     assert sorted(one.units) == list(range(8))
     wanted = fetch(subject.model, ["y"], feeds)
     for kept in range(1, 8):
-        full = EditableModel(pass_.target.model.clone(), pass_.target.coupling)
+        full = EditableModel(aligned.model.clone(), aligned.coupling)
         blank(full, group, one.units[kept:])
         got = fetch(full.model, ["y"], feeds)
         apart = np.concatenate([w["y"] - g["y"] for w, g in zip(wanted, got, strict=True)])
@@ -64,11 +64,11 @@ def test_dropping_the_last_components_costs_their_energies(which: str) -> None:
 
 def test_no_other_rank_of_a_layer_has_less_error() -> None:
     text, values = CHAINS["MatMul"]
-    pass_, subject, feeds = align(chain(text, values))
+    alignment, _, subject, feeds = align(chain(text, values))
     x = np.concatenate([one["h"] for one in fetch(subject.model, ["h"], feeds)]).astype(float)
     w = values["w2"].T.astype(float)
     singular = np.linalg.svd((x - x.mean(0)) @ w.T, compute_uv=False)[:5]
-    (one,) = next(iter(pass_.aligned.values()))
+    (one,) = next(iter(alignment.sets.values()))
     np.testing.assert_allclose(one.energies[:5], singular**2 / len(x), rtol=1e-3)
     np.testing.assert_allclose(one.energies[5:], 0, atol=1e-4)
 
@@ -76,15 +76,15 @@ def test_no_other_rank_of_a_layer_has_less_error() -> None:
 @pytest.mark.parametrize("pads", ["pads = [1, 1, 1, 1]", "strides = [2, 2]"])
 def test_a_kernel_may_read_the_set_padded_or_not(pads: str) -> None:
     text = f"{MAP} {{ h = Conv(x, w1, b1) y = Conv<{pads}>(h, w2) }}"
-    pass_, _, _ = align(chain(text, weights(w1=(8, 4, 1, 1), b1=(8,), w2=(5, 8, 3, 3))))
-    assert sizes(pass_) == [(8, False)]
+    alignment, *_ = align(chain(text, weights(w1=(8, 4, 1, 1), b1=(8,), w2=(5, 8, 3, 3))))
+    assert sizes(alignment) == [(8, False)]
 
 
 def test_a_flattened_map_shares_one_matrix() -> None:
     text = """(float[N, 4, 3, 3] x) => (float[N, 5] y)
         { h = Conv(x, w1, b1) f = Flatten(h) y = Gemm(f, w2) }"""
-    pass_, _, _ = align(chain(text, weights(w1=(8, 4, 1, 1), b1=(8,), w2=(72, 5))))
-    assert sizes(pass_) == [(8, False)]
+    alignment, *_ = align(chain(text, weights(w1=(8, 4, 1, 1), b1=(8,), w2=(72, 5))))
+    assert sizes(alignment) == [(8, False)]
 
 
 def test_a_linear_residual_stream_is_one_set() -> None:
@@ -93,10 +93,10 @@ def test_a_linear_residual_stream_is_one_set() -> None:
         s = Add(a, e) f = Conv(s, w4) t = Add(s, f) y = Conv(t, w5) }}"""
     shapes = {"w1": (8, 4, 1, 1), "b1": (8,), "w2": (12, 8, 1, 1), "b2": (12,)}
     shapes |= {"w3": (8, 12, 1, 1), "w4": (8, 8, 1, 1), "w5": (5, 8, 1, 1)}
-    pass_, _, _ = align(chain(text, weights(**shapes)))
-    assert sizes(pass_) == [(8, False)]
-    assert next(iter(pass_.aligned.values()))[0].readers == ("c", "f", "y")
-    assert [one.reason for one in pass_.left_alone] == ["Relu does not treat all units alike"]
+    alignment, *_ = align(chain(text, weights(**shapes)))
+    assert sizes(alignment) == [(8, False)]
+    assert next(iter(alignment.sets.values()))[0].readers == ("c", "f", "y")
+    assert [one.reason for one in alignment.left_alone] == ["Relu does not treat all units alike"]
 
 
 LEFT_ALONE = {
@@ -134,19 +134,10 @@ def test_what_is_not_linear_or_not_alike_is_left_alone(which: str) -> None:
     body, more = LEFT_ALONE[which]
     values = weights(w1=(6, 8), w2=(8, 5), **more)
     values |= {"u": np.ones(8, np.float32)} if "u" in more else {}
-    pass_, _, _ = align(chain(f"{PLAIN} {{ {body} }}", values))
+    alignment, *_ = align(chain(f"{PLAIN} {{ {body} }}", values))
     assert [
-        len(one.units) for g in pass_.aligned.values() for one in g if len(one.units) == 8
+        len(one.units) for g in alignment.sets.values() for one in g if len(one.units) == 8
     ] == []
-
-
-def test_a_wrong_model_is_not_touched() -> None:
-    proto = chain(*CHAINS["MatMul"])
-    subject = traced(proto)
-    full = EditableModel(subject.model.clone(), subject.coupling)
-    pass_ = AlignComponents(full, subject.groups, batches(proto), ONE_THREAD)
-    with pytest.raises(ValueError, match="target"):
-        pass_(subject.model)
 
 
 def test_half_precision() -> None:
@@ -157,8 +148,8 @@ def test_half_precision() -> None:
     subject = traced(proto)
     full = EditableModel(subject.model.clone(), subject.coupling)
     feeds = [{"x": one["x"].astype(np.float16)} for one in batches(proto)]
-    pass_ = AlignComponents(full, subject.groups, feeds, ONE_THREAD)
-    assert pass_(full.model).modified
+    alignment = align_components(full, subject.groups, feeds, CONTEXT)
+    assert alignment.sets
     inputs = feed(proto, 2, seed=2)
     assert difference(outputs(proto, inputs), outputs(ir.to_proto(full.model), inputs)) < 2e-2
 
@@ -166,17 +157,17 @@ def test_half_precision() -> None:
 def test_nothing_varies() -> None:
     text, values = CHAINS["MatMul"]
     values = values | {"w1": np.zeros_like(values["w1"])}
-    assert not align(chain(text, values))[0].aligned
+    assert not align(chain(text, values))[0].sets
 
 
-def test_units_that_another_pass_has_blanked_stay_where_they_are() -> None:
+def test_units_that_were_blanked_before_stay_where_they_are() -> None:
     text, values = CHAINS["MatMul"]
     values = {name: array.copy() for name, array in values.items()}
     for unit in (0, 3):
         values["w1"][:, unit] = values["b1"][unit] = values["w2"][unit] = 0
-    pass_, _, _ = align(chain(text, values))
-    ((one,),) = pass_.aligned.values()
+    alignment, aligned, *_ = align(chain(text, values))
+    ((one,),) = alignment.sets.values()
     assert one.units[:5] == (1, 2, 4, 5, 6)
-    after = {name: t.numpy() for name, t in pass_.target.coupling.facts.constants.items()}
+    after = {name: t.numpy() for name, t in aligned.coupling.facts.constants.items()}
     assert not np.concatenate([after["w1"][:, [0, 3]].T, after["w2"][[0, 3]]], axis=1).any()
     assert not after["b1"][[0, 3]].any()

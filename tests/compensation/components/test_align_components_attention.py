@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers.aligning import Weights, align, chain, fetch, ints, sizes, weights
-from helpers.oracle import ONE_THREAD, difference, feed, outputs
+from helpers.aligning import CONTEXT, Weights, align, chain, fetch, ints, sizes, weights
+from helpers.oracle import difference, feed, outputs
 from helpers.paths import MODELS
 
-from onnxprune.compensation.components.align import AlignComponents, Aligned
+from onnxprune.compensation.components.align import Aligned, Alignment, align_components
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.load import load
 from onnxprune.surgery.editable_model import EditableModel
@@ -92,10 +92,10 @@ LAYOUTS: dict[str, tuple[str, Weights, int]] = {
 @pytest.mark.parametrize("which", LAYOUTS)
 def test_each_head_has_a_set_of_values_and_one_of_queries_and_keys(which: str) -> None:
     body, values, heads = LAYOUTS[which]
-    pass_, _, _ = align(chain(f"{TOKENS} {{ {body} }}", values))
+    alignment, *_ = align(chain(f"{TOKENS} {{ {body} }}", values))
     size = 12 // heads
-    assert sizes(pass_) == [(size, False)] * heads + [(size, True)] * heads
-    assert not pass_.left_alone
+    assert sizes(alignment) == [(size, False)] * heads + [(size, True)] * heads
+    assert not alignment.left_alone
 
 
 def test_key_value_heads_that_serve_several_queries() -> None:
@@ -108,8 +108,8 @@ def test_key_value_heads_that_serve_several_queries() -> None:
     values = projections(16, 8) | {"to_heads": ints(0, 5, 4, SIZE), "together": ints(0, 5, 16)}
     values |= {"to_served": ints(0, 5, 2, SIZE), "two": ints(2)}
     values |= {"spread": ints(1, 2, 2, 5, SIZE), "heads": ints(0, 4, 5, SIZE)}
-    pass_, _, _ = align(chain(f"{TOKENS} {{ {body} }}", values))
-    assert sizes(pass_) == [(SIZE, False)] * 2 + [(SIZE, True)] * 2
+    alignment, *_ = align(chain(f"{TOKENS} {{ {body} }}", values))
+    assert sizes(alignment) == [(SIZE, False)] * 2 + [(SIZE, True)] * 2
 
 
 def rotary(size: int) -> tuple[str, Weights]:
@@ -138,8 +138,8 @@ def test_rotary_dims_are_left_alone_and_the_others_are_not(
     lines, more = rotary(size)
     body = f"""{PROJECT} {SPLIT} kh = Transpose<perm = [0, 2, 1, 3]>(kr) {lines}
         kk = Transpose<perm = [0, 1, 3, 2]>(kt) s = MatMul(qt, kk) {ATTEND}"""
-    pass_, _, _ = align(chain(f"{TOKENS} {{ {body} }}", projections() | APART | more))
-    assert sizes(pass_) == sorted(aligned + [(SIZE, False)] * HEADS)
+    alignment, *_ = align(chain(f"{TOKENS} {{ {body} }}", projections() | APART | more))
+    assert sizes(alignment) == sorted(aligned + [(SIZE, False)] * HEADS)
 
 
 def test_queries_that_are_their_own_keys_are_left_alone() -> None:
@@ -148,12 +148,12 @@ def test_queries_that_are_their_own_keys_are_left_alone() -> None:
         kt = Transpose<perm = [0, 2, 3, 1]>(qr) s = MatMul(qh, kt)
         vr = Reshape(vb, to_heads) vh = Transpose<perm = [0, 2, 1, 3]>(vr) {ATTEND}"""
     values = {k: v for k, v in projections().items() if k not in ("bq", "wk", "bk")}
-    pass_, _, _ = align(chain(f"{TOKENS} {{ {body} }}", values | APART))
-    assert sizes(pass_) == [(SIZE, False)] * HEADS
+    alignment, *_ = align(chain(f"{TOKENS} {{ {body} }}", values | APART))
+    assert sizes(alignment) == [(SIZE, False)] * HEADS
 
 
-def heads_of(pass_: AlignComponents, *, product: bool) -> list[Aligned]:
-    (sets,) = pass_.aligned.values()
+def heads_of(alignment: Alignment, *, product: bool) -> list[Aligned]:
+    (sets,) = alignment.sets.values()
     return [one for one in sets if one.product == product]
 
 
@@ -163,17 +163,17 @@ def attention() -> onnx.ModelProto:
 
 
 def test_dropping_components_of_a_head_costs_their_energies() -> None:
-    pass_, subject, feeds = align(attention())
+    alignment, aligned, subject, feeds = align(attention())
     wanted = fetch(subject.model, ["y", "s"], feeds)
-    for one in heads_of(pass_, product=False):
-        full = EditableModel(pass_.target.model.clone(), pass_.target.coupling)
+    for one in heads_of(alignment, product=False):
+        full = EditableModel(aligned.model.clone(), aligned.coupling)
         blank(full, subject.groups[0], one.units[2:])
         got = fetch(full.model, ["y"], feeds)
         apart = np.concatenate([w["y"] - g["y"] for w, g in zip(wanted, got, strict=True)])
         measured = apart.var(axis=(0, 1), dtype=np.float64).sum()
         assert measured == pytest.approx(one.energies[2:].sum(), rel=1e-3)
-    for head, one in enumerate(heads_of(pass_, product=True)):
-        full = EditableModel(pass_.target.model.clone(), pass_.target.coupling)
+    for head, one in enumerate(heads_of(alignment, product=True)):
+        full = EditableModel(aligned.model.clone(), aligned.coupling)
         blank(full, subject.groups[0], one.units[2:])
         got = fetch(full.model, ["s"], feeds)
         apart = np.concatenate([w["s"] - g["s"] for w, g in zip(wanted, got, strict=True)])
@@ -183,11 +183,11 @@ def test_dropping_components_of_a_head_costs_their_energies() -> None:
 
 
 def test_the_cut_model_is_the_masked_one() -> None:
-    pass_, subject, _ = align(attention())
-    group, coupling = subject.groups[0], pass_.target.coupling
-    sets = [*heads_of(pass_, product=False), *heads_of(pass_, product=True)]
+    alignment, aligned, subject, _ = align(attention())
+    group, coupling = subject.groups[0], aligned.coupling
+    sets = [*heads_of(alignment, product=False), *heads_of(alignment, product=True)]
     dead = [int(group.units[unit]) for one in sets for unit in one.units[-1:]]
-    masked, sliced = pass_.target.model.clone(), pass_.target.model.clone()
+    masked, sliced = aligned.model.clone(), aligned.model.clone()
     zero_removed(masked, Cut(coupling, dead))
     slice_removed(sliced, Cut(coupling, dead))
     smaller = ir.to_proto(sliced)
@@ -201,17 +201,17 @@ def test_the_cut_model_is_the_masked_one() -> None:
 def test_a_trained_transformer_keeps_more_with_fewer_dims() -> None:
     proto = onnx.load(MODELS / "digits_transformer.onnx")
     rows = dict(np.load(MODELS / "digits_transformer_calibration.npz"))
-    pass_, subject, _ = align(proto)
+    _, _, subject, _ = align(proto)
     full = EditableModel(subject.model.clone(), subject.coupling)
-    pass_ = AlignComponents(full, subject.groups, [rows], ONE_THREAD)
-    assert pass_(full.model).modified
-    assert sizes(pass_) == [(8, False)] * 8 + [(8, True)] * 8
+    alignment = align_components(full, subject.groups, [rows], CONTEXT)
+    assert alignment.sets
+    assert sizes(alignment) == [(8, False)] * 8 + [(8, True)] * 8
     assert difference(outputs(proto, rows), outputs(ir.to_proto(full.model), rows)) < 1e-5
     wanted = next(iter(outputs(proto, rows).values())).astype(np.float64)
     errors = []
     for target in (EditableModel(load(proto).model, subject.coupling), full):
         for group in subject.groups:
-            for one in pass_.aligned.get(group.name, ()):
+            for one in alignment.sets.get(group.name, ()):
                 blank(target, group, one.units[3:])
         got = next(iter(outputs(ir.to_proto(target.model), rows).values()))
         errors.append(float(np.square(got - wanted).sum() / np.square(wanted).sum()))

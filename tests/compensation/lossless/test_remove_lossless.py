@@ -11,7 +11,7 @@ from helpers.oracle import ONE_THREAD, parse, traced
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxprune.compensation.lossless.remove import RemoveLossless
+from onnxprune.compensation.lossless.remove import remove_lossless
 from onnxprune.surgery.editable_model import EditableModel
 
 Weights = dict[str, NDArray[Any]]
@@ -331,6 +331,5 @@ def test_half_precision_is_merged_only_where_it_is_exact() -> None:
     half = {name: one.astype(np.float16) for name, one in w.items()}
     subject = traced(parse(text, half))
     full = EditableModel(subject.model.clone(), subject.coupling)
-    pass_ = RemoveLossless(full, subject.groups, ONE_THREAD)
-    pass_(full.model)
-    assert merged(pass_.found) == {frozenset({1, 5})}
+    removal = remove_lossless(full, subject.groups, ONE_THREAD)
+    assert merged(dict(removal.groups)) == {frozenset({1, 5})}

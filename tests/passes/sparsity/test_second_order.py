@@ -7,13 +7,13 @@ from itertools import product
 import numpy as np
 import onnx_ir as ir
 import pytest
-from helpers.oracle import ONE_THREAD, difference, outputs, traced
-from helpers.solving import batches, images, mlp
+from helpers.oracle import difference, outputs, traced
+from helpers.solving import CONTEXT, batches, images, mlp
 from numpy.typing import NDArray
 from onnxprune.passes.sparsity.patterns import Pattern, parse_pattern
 from onnxprune.passes.sparsity.second_order import ZerosOnceSolved, sparse_weights
 
-from onnxprune.compensation.least_squares import LeastSquares, Settings
+from onnxprune.compensation.least_squares import LeastSquares, Refit, Settings
 from onnxprune.surgery.editable_model import EditableModel
 
 PATTERNS = ["unstructured", "2:4", "4:8", "2x1", "1x4", "3x8"]
@@ -130,16 +130,12 @@ X = images(256, 8)
 
 def solved(
     amounts: dict[str, float], settings: Settings | None = None
-) -> tuple[EditableModel, LeastSquares]:
+) -> tuple[EditableModel, Refit]:
     subject = traced(mlp())
     full = EditableModel(subject.model.clone(), subject.coupling)
     zeros = ZerosOnceSolved(amounts, Pattern())
     feeds = batches({"x": X})
-    solving = LeastSquares(
-        full, subject.model, (), feeds, ONE_THREAD, settings=settings, finish=zeros
-    )
-    solving(full.model)
-    return full, solving
+    return full, LeastSquares(full, subject.model, feeds, CONTEXT, settings, zeros).fit()
 
 
 def share_of_zeros(full: EditableModel, name: str) -> float:
@@ -147,22 +143,22 @@ def share_of_zeros(full: EditableModel, name: str) -> float:
 
 
 def test_only_layers_with_an_amount_lose_weights() -> None:
-    full, solving = solved({"b": 0.5})
+    full, refit = solved({"b": 0.5})
     assert [share_of_zeros(full, name) for name in ("w1", "w2", "w3")] == [0, 0.5, 0]
-    assert "b" in {one.node for one in solving.repairs if one.solved}
+    assert "b" in {one.node for one in refit.layers if one.solved}
 
 
 def test_without_amounts_nothing_changes() -> None:
-    full, solving = solved({})
-    assert solving.repairs == []
+    full, refit = solved({})
+    assert not refit.layers
     made = ir.to_proto(full.model)
     assert difference(outputs(mlp(), {"x": X}), outputs(made, {"x": X})) == 0
 
 
 def test_a_layer_of_too_many_unknowns_keeps_its_weights_and_says_so() -> None:
-    full, solving = solved({"a": 0.5, "b": 0.5}, Settings(largest=10))
+    full, refit = solved({"a": 0.5, "b": 0.5}, Settings(largest=10))
     assert [share_of_zeros(full, name) for name in ("w1", "w2")] == [0.5, 0]
-    refused = {one.node: one.reason for one in solving.repairs if not one.solved}
+    refused = {one.node: one.reason for one in refit.layers if not one.solved}
     assert refused["b"] == "12 unknowns are more than 10"
 
 
