@@ -39,11 +39,9 @@ class Reconstruction(Criterion):
         ranked: dict[int, RankedGroup] = {}
         for number, regressions in survey.groups(groups):
             view = views[number]
+            whole = _ranked(view.group, whole_curve(view, regressions, inputs.goal))
             parts = [] if inputs.goal is not None else part_curves(view, regressions)
-            ranked[number] = replace(
-                _ranked(view.group, whole_curve(view, regressions, inputs.goal)),
-                parts=tuple(_ranked(view.group, part) for part in parts),
-            )
+            ranked[number] = replace(whole, parts=tuple(_ranked(view.group, p) for p in parts))
         return [ranked[number] for number in range(len(groups))]
 
 
