@@ -36,7 +36,7 @@ from onnxprune.model.tensors import (
     mark_filled,
     swapped,
 )
-from onnxprune.model.wellformed import check_wellformed, is_sorted
+from onnxprune.model.wellformed import check_wellformed
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -233,8 +233,7 @@ def _not_onnx(data: bytes) -> str:
 def _deserialise(proto: onnx.ModelProto, name: str) -> ir.Model:
     try:
         model = from_proto(proto)
-        if not is_sorted(proto.graph):
-            model.graph.sort()
+        model.graph.sort()
         # a damaged string shows only when it is written
         skeleton(model)
     except Exception as error:

@@ -18,14 +18,6 @@ OLDEST_OPSET = 7
 _OLDEST_IR_VERSION = 3
 _LARGEST_DIVISOR = 2**31 - 1
 _DEFAULT_DOMAINS = ("", "ai.onnx")
-_TYPED_FIELDS = {
-    ir.DataType.FLOAT: "float_data",
-    ir.DataType.DOUBLE: "double_data",
-    ir.DataType.INT64: "int64_data",
-    ir.DataType.UINT32: "uint64_data",
-    ir.DataType.UINT64: "uint64_data",
-    ir.DataType.STRING: "string_data",
-}
 # onnxruntime divides by them unseen, which ends the process.
 _DIVIDING_ATTRIBUTES = ("group", "blocksize", "q_num_heads", "kv_num_heads")
 _CONSTANT_ATTRIBUTES = {
@@ -62,41 +54,21 @@ def check_wellformed(proto: onnx.ModelProto, name: str) -> None:
         _check_nodes(function.node, set(function.input), (), function.output, name)
 
 
-def is_sorted(graph: onnx.GraphProto) -> bool:
-    """Say whether every node of the graph and its subgraphs comes after what it reads."""
-    produced_later = {output for node in graph.node for output in node.output if output}
-    for node in graph.node:
-        if any(read in produced_later for read in _reads(node)):
-            return False
-        if not all(is_sorted(subgraph) for subgraph in _subgraphs(node)):
-            return False
-        produced_later.difference_update(node.output)
-    return True
-
-
 def _check_versions(proto: onnx.ModelProto, name: str) -> None:
-    if proto.ir_version > onnx.IR_VERSION:
-        raise InputError(
-            f"{name}: has IR version {proto.ir_version}, the installed onnx {onnx.__version__} "
-            f"knows up to {onnx.IR_VERSION}; upgrade onnx"
-        )
-    if proto.ir_version < _OLDEST_IR_VERSION:
-        raise InputError(
-            f"{name}: has IR version {proto.ir_version}, the oldest supported is "
-            f"{_OLDEST_IR_VERSION}; convert the model with onnx.version_converter"
-        )
-    newest = onnx.defs.onnx_opset_version()
-    for opset in proto.opset_import:
-        if opset.domain not in _DEFAULT_DOMAINS:
-            continue
-        if opset.version > newest:
+    known_opset, older = onnx.defs.onnx_opset_version(), ", or export with an older opset"
+    opsets = (entry.version for entry in proto.opset_import if entry.domain in _DEFAULT_DOMAINS)
+    for says, version, oldest, newest, remedy in (
+        ("has IR version", proto.ir_version, _OLDEST_IR_VERSION, int(onnx.IR_VERSION), ""),
+        *(("uses opset", version, OLDEST_OPSET, known_opset, older) for version in opsets),
+    ):
+        if version > newest:
             raise InputError(
-                f"{name}: uses opset {opset.version}, the installed onnx {onnx.__version__} knows "
-                f"up to {newest}; upgrade onnx, or export with an older opset"
+                f"{name}: {says} {version}, the installed onnx {onnx.__version__} knows up to "
+                f"{newest}; upgrade onnx{remedy}"
             )
-        if opset.version < OLDEST_OPSET:
+        if version < oldest:
             raise InputError(
-                f"{name}: uses opset {opset.version}, the oldest supported is {OLDEST_OPSET}; "
+                f"{name}: {says} {version}, the oldest supported is {oldest}; "
                 "convert the model with onnx.version_converter"
             )
 
@@ -211,17 +183,13 @@ def _check_tensor(tensor: onnx.TensorProto, name: str) -> None:
             "the file is damaged, export it again"
         )
     if tensor.HasField("raw_data"):
-        expected = math.ceil(count * dtype.bitwidth / 8)
-        got = len(tensor.raw_data)
-    elif dtype in _TYPED_FIELDS:
-        expected = count
-        got = len(getattr(tensor, _TYPED_FIELDS[dtype]))
-    elif dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
-        expected = 2 * count
-        got = len(tensor.float_data) + len(tensor.double_data)
+        expected, got = math.ceil(count * dtype.bitwidth / 8), len(tensor.raw_data)
     else:
-        expected = math.ceil(count * min(dtype.bitwidth, 8) / 8)
-        got = len(tensor.int32_data)
+        # entries below a byte share an element, complex ones have two
+        bits = 8 if dtype == ir.DataType.STRING else min(dtype.bitwidth, 8)
+        parts = 2 if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128) else 1
+        expected = math.ceil(count * bits / 8) * parts
+        got = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type)))
     if got != expected:
         raise InputError(
             f"{name}: the tensor {tensor.name!r} of shape {list(tensor.dims)} holds {got} "
@@ -236,17 +204,6 @@ def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield attribute.g
         elif attribute.type == onnx.AttributeProto.GRAPHS and not attribute.ref_attr_name:
             yield from attribute.graphs
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names a node reads itself or through its subgraphs from the scopes around."""
-    yield from node.input
-    for subgraph in _subgraphs(node):
-        own = {value.name for value in subgraph.input}
-        own.update(tensor.name for tensor in subgraph.initializer)
-        own.update(output for inner in subgraph.node for output in inner.output)
-        for inner in subgraph.node:
-            yield from (read for read in _reads(inner) if read not in own)
 
 
 def _first_duplicate(names: Iterable[str]) -> str | None:
