@@ -40,7 +40,7 @@ def demonstrate(model: str, data: str, options: str, **arguments: object) -> Non
         samples = dict(file)
     console = make_console()
     console.rule(f"{model}.onnx")
-    print("The same from the command line:\n")
+    print("On the command line:\n")
     print(f"    onnxprune prune models/{source.name} out/{small.name} \\")
     print(f"        --calibration models/{calibration.name} \\")
     print(f"        {options} --threads {THREADS}\n")
