@@ -38,9 +38,13 @@ from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError
 from onnxprune.model.execution import Execution
 from onnxprune.model.observe import Facts
-from onnxprune.surgery.blocks.constant_sums import fold_added_constants
 from onnxprune.surgery.blocks.fused_sums import separated_sums
-from onnxprune.surgery.blocks.residual import ResidualBlock, remove_block, residual_blocks
+from onnxprune.surgery.blocks.residual import (
+    ResidualBlock,
+    fold_added_constants,
+    remove_block,
+    residual_blocks,
+)
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.verification.divergence import DivergenceEvaluator
 

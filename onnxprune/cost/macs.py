@@ -25,6 +25,7 @@ from math import prod
 import onnx_ir as ir
 
 from onnxprune.model.node_view import NodeView, ShapeOf
+from onnxprune.model.observe import constant_array
 
 _MICROSOFT = "com.microsoft"
 _ENDLESS = 2**31 - 1
@@ -137,9 +138,8 @@ def _if(view: NodeView) -> int:
 
 
 def _loop(view: NodeView) -> int:
-    limit = view.node.inputs[0]
-    constant = None if limit is None else ir.convenience.get_const_tensor(limit)
-    trips = 1 if constant is None else int(constant.numpy().item())
+    limit = constant_array(view.node.inputs[0])
+    trips = 1 if limit is None else int(limit.item())
     times = max(trips, 0) if trips < _ENDLESS else 1
     return times * _graph(view.attribute("body"), view.shape_of)
 

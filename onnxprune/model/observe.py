@@ -234,6 +234,12 @@ def _infer_types(model: ir.Model) -> None:
 _BLOCK_BYTES = 8_000_000
 
 
+def constant_array(value: ir.Value | None) -> NDArray[Any] | None:
+    """Value of an initializer or of a Constant node's output; None for any other value."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None else tensor.numpy()
+
+
 def blocks(tensor: ir.TensorProtocol) -> Iterator[tuple[int, NDArray[Any]]]:
     """Read a tensor in blocks of whole entries along its first axis.
 

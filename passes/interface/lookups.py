@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxprune.coupling.step import node_id
 from onnxprune.coupling.subgraph_shapes import subgraphs
-from onnxprune.model.observe import Facts
+from onnxprune.model.observe import Facts, constant_array
 from onnxprune.surgery.integers import Editor
 
 MOVEMENTS = frozenset(
@@ -95,8 +95,8 @@ def arithmetic_of(index: ir.Value, ids: ir.Value, rows: int) -> Arithmetic | Non
 
 def _one_number(value: ir.Value | None) -> NDArray[Any] | None:
     """The constant number that a value is; None for everything else."""
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return tensor.numpy().reshape(()) if tensor is not None and tensor.size == 1 else None
+    array = constant_array(value)
+    return array.reshape(()) if array is not None and array.size == 1 else None
 
 
 @dataclass(frozen=True)
@@ -292,13 +292,13 @@ def renumber(
     editor = Editor(graph)
     for one in inputs:
         for node, slot in one.comparisons:
-            old = _constant(node.inputs[slot])
+            old = constant_array(node.inputs[slot])
             assert old is not None
             editor.set_literal(node, slot, _compared(node.op_type, slot, old, kept, size))
         for node, slot in dict.fromkeys(
             pair for each in one.lookups for pair in each.arithmetic.sizes
         ):
-            old = _constant(node.inputs[slot])
+            old = constant_array(node.inputs[slot])
             assert old is not None
             editor.set_literal(node, slot, np.full(old.shape, len(kept)))
 
@@ -335,7 +335,7 @@ def _followed(ids: ir.Value, graph: ir.Graph, facts: Facts) -> IdInput:
             elif node in working or (plain and slot == 0 and _only_moves(node)):
                 waiting += [output for output in node.outputs if output not in seen]
                 seen |= set(node.outputs)
-            elif node.op_type in _COMPARISONS and _constant(node.inputs[1 - slot]) is not None:
+            elif node.op_type in _COMPARISONS and constant_array(node.inputs[1 - slot]) is not None:
                 comparisons.append((node, 1 - slot))
             else:
                 others.append(f"{node.op_type} {node.name or node_id(node)}")
@@ -384,8 +384,3 @@ def _worked_out(graph: ir.Graph, facts: Facts) -> frozenset[str]:
         if given and found.issuperset(given) and not subgraphs(node):
             found |= {value.name for value in node.outputs if value.name}
     return frozenset(found)
-
-
-def _constant(value: ir.Value | None) -> NDArray[Any] | None:
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return tensor.numpy() if tensor is not None else None

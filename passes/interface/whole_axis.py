@@ -17,7 +17,7 @@ from onnxprune.coupling.cuttable_interface import (
 )
 from onnxprune.coupling.step import Step
 from onnxprune.errors import NothingPrunable
-from onnxprune.model.observe import Facts
+from onnxprune.model.observe import Facts, constant_array
 from onnxprune.surgery.integers import Editor
 from onnxprune.surgery.linear import LINEAR_OPS
 
@@ -154,9 +154,8 @@ def map_picked(graph: ir.Graph, node: ir.Node, kept: NDArray[np.int64]) -> None:
     """
     picked = node.outputs[1 if node.op_type == "TopK" else 0]
     if node.op_type == "TopK":
-        given = node.inputs[1] if len(node.inputs) > 1 else None
-        count = ir.convenience.get_const_tensor(given) if given is not None else None
-        wanted = node.attributes.get_int("k", 0) if count is None else int(count.numpy().item())
+        count = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
+        wanted = node.attributes.get_int("k", 0) if count is None else int(count.item())
         if wanted > len(kept):
             raise NothingPrunable(
                 f"TopK {node.name or picked.name} gives {wanted} of {len(kept)} entries; keep more"

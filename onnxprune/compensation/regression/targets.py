@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.observe import constant_array
+
 
 @dataclass(frozen=True)
 class Sum:
@@ -131,5 +133,5 @@ def _bound(node: ir.Node, slot: int, key: str) -> float | None:
     if key in node.attributes:
         return node.attributes[key].as_float()
     value = node.inputs[slot] if slot < len(node.inputs) else None
-    constant = ir.convenience.get_const_tensor(value) if value is not None else None
-    return float(constant.numpy().item()) if constant is not None else None
+    constant = constant_array(value)
+    return float(constant.item()) if constant is not None else None

@@ -12,9 +12,13 @@ from helpers.reducing import Weights, graph, weights
 from onnxprune.coupling.trace import trace
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
-from onnxprune.surgery.blocks.constant_sums import fold_added_constants
 from onnxprune.surgery.blocks.fused_sums import separated_sums
-from onnxprune.surgery.blocks.residual import ResidualBlock, remove_block, residual_blocks
+from onnxprune.surgery.blocks.residual import (
+    ResidualBlock,
+    fold_added_constants,
+    remove_block,
+    residual_blocks,
+)
 from onnxprune.surgery.editable_model import EditableModel
 
 SQUARE = weights(a=(4, 4), b=(4, 4))
