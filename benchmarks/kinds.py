@@ -150,9 +150,9 @@ def of_classes(judge: DivergenceEvaluator, scores: Any) -> dict[str, float]:
 
 def tokens(subject: Subject, folder: Path) -> Path:
     """A file of the ids that occur in the samples of a subject."""
-    found = [np.unique(load_arrays(one)[IDS]) for one in (subject.calibration, subject.test)]
+    ids = [np.unique(load_arrays(file)[IDS]) for file in (subject.calibration, subject.test)]
     path = folder / "tokens.txt"
-    path.write_text("\n".join(map(str, np.unique(np.concatenate(found)).tolist())))
+    path.write_text("\n".join(map(str, np.unique(np.concatenate(ids)).tolist())))
     return path
 
 
@@ -170,15 +170,17 @@ def row(
     return {"subject": subject, "kind": kind, "quality": quality, "bytes": size, "macs": macs}
 
 
-def line(one: Mapping[str, Any], size: int) -> str:
+def line(figures: Mapping[str, Any], size: int) -> str:
     """One line of the table."""
-    start = f"{one['subject']:18} {one['kind']:34}"
-    if "failed" in one:
-        return f"{start} {one['failed']}"
-    text = f"{start} {one['quality']:7.4f}  {one['bytes'] / size:6.1%}  {one['macs']:6.1%}"
-    if "latency" in one:
-        low, high = one["interval"]
-        text += f"  {one['latency']:6.2f} [{low:.2f} {high:.2f}]  {one['seconds']:6.1f} s"
+    start = f"{figures['subject']:18} {figures['kind']:34}"
+    if "failed" in figures:
+        return f"{start} {figures['failed']}"
+    text = (
+        f"{start} {figures['quality']:7.4f}  {figures['bytes'] / size:6.1%}  {figures['macs']:6.1%}"
+    )
+    if "latency" in figures:
+        low, high = figures["interval"]
+        text += f"  {figures['latency']:6.2f} [{low:.2f} {high:.2f}]  {figures['seconds']:6.1f} s"
     return text
 
 
@@ -197,16 +199,16 @@ def main() -> int:
     every: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subjects = [one for one in small_models(ROOT / "models") if one.name in SHOWN]
+        subjects = [subject for subject in small_models(ROOT / "models") if subject.name in SHOWN]
         subjects += cifar(arguments.cifar, folder) if arguments.cifar else []
         subjects += encoder(arguments.encoder) if arguments.encoder else []
         print(f"{'subject':18} {'kind':34} quality    size    MACs  latency [95 %]")
         for subject in subjects:
             if arguments.only not in subject.name:
                 continue
-            for one in rows(subject, kinds, arguments.threads, folder):
-                every.append(one)
-                print(line(one, subject.model.stat().st_size), flush=True)
+            for figures in rows(subject, kinds, arguments.threads, folder):
+                every.append(figures)
+                print(line(figures, subject.model.stat().st_size), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(every, indent=1))
     return 0

@@ -190,7 +190,7 @@ def main() -> int:
     parser.add_argument("--predict", action="store_true", help="ask the latency table alone")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    targets = [float(one) for one in arguments.targets.split(",")]
+    targets = [float(text) for text in arguments.targets.split(",")]
     rows = []
     for name, make in MODELS.items():
         if arguments.only not in name:

@@ -71,7 +71,7 @@ class Builder:
         graph = helper.make_graph(
             self.nodes,
             "benchmark",
-            [helper.make_tensor_value_info(name, *one) for name, one in inputs.items()],
+            [helper.make_tensor_value_info(name, *spec) for name, spec in inputs.items()],
             [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs],
             self.weights,
         )
@@ -83,8 +83,8 @@ class Builder:
 def from_zoo(name: str) -> onnx.ModelProto:
     """A model of the onnx package whose weights are constants only."""
     model = with_weights(FOLDER / f"light_{name}.onnx")
-    weights = {one.name for one in model.graph.initializer}
-    left = [one for one in model.graph.input if one.name not in weights]
+    weights = {tensor.name for tensor in model.graph.initializer}
+    left = [value for value in model.graph.input if value.name not in weights]
     del model.graph.input[:]
     model.graph.input.extend(left)
     return model

@@ -37,7 +37,7 @@ def with_weights(path: Path, seed: int = 0) -> onnx.ModelProto:
     """One of the light models with random weights instead of computed ones."""
     model, rng = onnx.load(path), np.random.default_rng(seed)
     model.ir_version = 8
-    known = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     kept, used = [], set()
     for node in model.graph.node:
         if node.op_type == "ConstantOfShape" and node.input[0] in known:
@@ -49,7 +49,7 @@ def with_weights(path: Path, seed: int = 0) -> onnx.ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(kept)
     for field in (model.graph.initializer, model.graph.input):
-        left = [one for one in field if one.name in used]
+        left = [value for value in field if value.name in used]
         del field[:]
         field.extend(left)
     return model
@@ -93,12 +93,12 @@ def examine(path: Path, channels: float) -> dict[str, Any]:
 def examine_peer(peer: Peer, path: Path, channels: float) -> dict[str, Any]:
     """Let a peer prune one model; never raises for what the peer does."""
     model = with_weights(path)
-    weights = {one.name for one in model.graph.initializer}
+    weights = {tensor.name for tensor in model.graph.initializer}
     rng = np.random.default_rng(1)
     shapes = {
-        one.name: [axis.dim_value or 1 for axis in one.type.tensor_type.shape.dim]
-        for one in model.graph.input
-        if one.name not in weights
+        value.name: [axis.dim_value or 1 for axis in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+        if value.name not in weights
     }
     feed = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     with tempfile.TemporaryDirectory(prefix="onnxprune-zoo-") as folder:

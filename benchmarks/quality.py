@@ -8,7 +8,7 @@ Subjects: a ResNet-20 for CIFAR-10 (FOLDER holds resnet20.onnx, calibration.npz,
 networks of models/, and the sentence encoder all-MiniLM-L6-v2, which is exported on first use.
 Sections, all at fractions of the MACs and judged on samples that no pruner sees:
 
-    targets      default options, next to what issue 4 asks for
+    targets      default options, next to the goals of the project
     grid         every criterion with every compensation; three seeds where one is random
     ablation     default options with one thing switched off or changed at a time
     calibration  32 to 1024 calibration samples, with default options and with the mean alone
@@ -152,14 +152,14 @@ class Bench:
         return min(tried, key=tried.__getitem__)
 
 
-def mean_of(found: list[dict[str, Any]]) -> dict[str, Any]:
+def mean_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The mean of the figures of several seeds; all failures when there is one."""
-    failures = [one["failed"] for one in found if "failed" in one]
+    failures = [figures["failed"] for figures in runs if "failed" in figures]
     if failures:
         return {"failed": "; ".join(dict.fromkeys(failures))}
     row: dict[str, Any] = {}
-    for key in found[0]:
-        values = [one[key] for one in found if isinstance(one[key], int | float)]
+    for key in runs[0]:
+        values = [figures[key] for figures in runs if isinstance(figures[key], int | float)]
         if values:
             row[key] = float(np.mean(values))
             if len(values) > 1 and key in COLUMNS:
@@ -187,9 +187,13 @@ def ablation(bench: Bench) -> Iterator[Run]:
     """Default options, then everything there is to switch off."""
     accepted = inspect.signature(onnxprune.prune).parameters
     table: list[tuple[str, dict[str, Any]]] = []
-    table += [(f"compensate={one}", {"compensate": one}) for one in COMPENSATIONS]
-    table += [(f"allocation={one}", {"allocation": one}) for one in ALLOCATIONS]
-    table += [(f"no {key}", {key: False}) for key, one in accepted.items() if one.default is True]
+    table += [(f"compensate={name}", {"compensate": name}) for name in COMPENSATIONS]
+    table += [(f"allocation={name}", {"allocation": name}) for name in ALLOCATIONS]
+    table += [
+        (f"no {key}", {key: False})
+        for key, parameter in accepted.items()
+        if parameter.default is True
+    ]
     table += ABLATIONS
     for budget in bench.budgets(HALF):
         yield Run("defaults", budget)
@@ -215,8 +219,8 @@ def peers(bench: Bench) -> Iterator[dict[str, Any]]:
     python = environment(bench.arguments.cache, "onnxsim-venv", *ONNXSIM)
     for budget in bench.budgets(bench.subject.budgets):
         for method in METHODS:
-            names = {one: f"onnxsim {method}, {one}" for one in RECOVERIES}
-            names = {one: name for one, name in names.items() if bench.wanted(name)}
+            names = {recovery: f"onnxsim {method}, {recovery}" for recovery in RECOVERIES}
+            names = {recovery: name for recovery, name in names.items() if bench.wanted(name)}
             if not names:
                 continue
             try:
@@ -295,7 +299,9 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--subject", choices=("cifar", "models", "encoder", "all"), default="all")
     parser.add_argument("--section", default="targets", help=f"of {', '.join(SECTIONS)}, or all")
-    parser.add_argument("--budgets", type=lambda text: [float(one) for one in text.split(",")])
+    parser.add_argument(
+        "--budgets", type=lambda text: [float(budget) for budget in text.split(",")]
+    )
     parser.add_argument("--only", default="", help="only lines whose name contains this")
     parser.add_argument("--option", type=option, action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--cifar", type=Path, default=ROOT.parent / "shared" / "bench" / "cifar10")

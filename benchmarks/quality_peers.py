@@ -64,7 +64,7 @@ def recovered(original: Any, model: Any, recovery: str, feeds: list[Any]) -> Any
 
 def outputs(model: Any) -> dict[str, int]:
     """Output name of every convolution -> its channels."""
-    shapes = {one.name: one.dims for one in model.graph.initializer}
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     nodes = (node for node in model.graph.node if node.op_type == "Conv")
     return {node.output[0]: shapes[node.input[1]][0] for node in nodes if node.input[1] in shapes}
 

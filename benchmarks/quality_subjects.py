@@ -27,7 +27,7 @@ class Subject:
         calibration: .npz file of unlabelled inputs.
         test: .npz file of inputs that no pruner sees, with `labels` where there are any.
         budgets: fractions of the MACs that are to remain.
-        goals: budget -> metric -> what issue 4 asks for.
+        goals: budget -> metric -> the value the project aims at.
     """
 
     name: str
@@ -168,7 +168,9 @@ def embedding_metrics(wanted: Any, got: Any) -> dict[str, float]:
     `neighbour`: samples and those they are compared with all embedded by the pruned model;
     `retrieval`: compared with an index that the original made.
     """
-    first, second = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (wanted, got))
+    first, second = (
+        vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (wanted, got)
+    )
     true = nearest(first, first)
     return {
         "cosine": float((first * second).sum(1).mean()),

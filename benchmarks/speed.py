@@ -225,7 +225,8 @@ def stages(proto: onnx.ModelProto) -> dict[str, Any]:
 def inspected(folder: Path) -> Iterator[dict[str, Any]]:
     """Time of `inspect` for every graph of a folder, imports and a first run left out."""
     paths = [
-        folder / one["path"] for one in json.loads((folder / "index.json").read_text())["models"]
+        folder / entry["path"]
+        for entry in json.loads((folder / "index.json").read_text())["models"]
     ]
     for path in [paths[0], *paths]:
         start = time.perf_counter()

@@ -150,7 +150,7 @@ def other_batch(entry: dict[str, Any]) -> dict[str, Any]:
     feed = json.loads(json.dumps(entry["feed"]))
     for name, spec in feed.items():
         declared = entry["inputs"][name]["shape"]
-        symbols = [one["shape"][0] for one in entry["inputs"].values() if one["shape"]]
+        symbols = [spec["shape"][0] for spec in entry["inputs"].values() if spec["shape"]]
         for axis, extent in enumerate(declared):
             if extent in symbols and not isinstance(extent, int):
                 spec["shape"][axis] += 1

@@ -123,7 +123,7 @@ def _complaint(original: Path, result: Path, feeds: list[dict[str, Any]]) -> str
     before, after = _session(original), _session(result)
     for kind in ("inputs", "outputs"):
         old, new = (
-            [(one.name, one.type) for one in getattr(session, f"get_{kind}")()]
+            [(value.name, value.type) for value in getattr(session, f"get_{kind}")()]
             for session in (before, after)
         )
         if old != new:
@@ -143,7 +143,7 @@ def _session(path: Path) -> ort.InferenceSession:
 def parameters(source: Path | onnx.ModelProto) -> int:
     """Parameters of a graph, counted as onnxprune's reports count them."""
     constants = constants_of(load(source).model.graph).values()
-    return sum(prod(one.shape.numpy()) for one in constants if is_parameter(one))
+    return sum(prod(constant.shape.numpy()) for constant in constants if is_parameter(constant))
 
 
 def _exit(code: int) -> str:

@@ -256,7 +256,7 @@ def test_a_pipeline_goes_on_with_these_samples() -> None:
 
 
 def test_three_digits_under_two_fifths_of_the_multiplications() -> None:
-    """What issue 7 asks for: no more than a point below the original restricted to them."""
+    """No more than a point below the original restricted to them."""
     proto, kept = onnx.load(MODELS / "digits_resnet.onnx"), [3, 7, 9]
     with np.load(MODELS / "digits_resnet_test.npz") as file:
         wanted = np.isin(file["labels"], kept)
