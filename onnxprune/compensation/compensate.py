@@ -11,7 +11,7 @@ from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import Calibration
 from onnxprune.compensation.fold_means import fold_means
 from onnxprune.compensation.least_squares import LayerFit, LeastSquares, OpenChoice, Settings
-from onnxprune.compensation.regression.find import replaceable_layers
+from onnxprune.compensation.regression.linear_layers import replaceable_layers
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.coupling.groups import Group

@@ -45,9 +45,12 @@ from onnxprune.calibration.batches import BatchBudget, drawn_rows
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.walk import Walk
 from onnxprune.compensation.regression.elimination import Elimination, cheapest_first
-from onnxprune.compensation.regression.find import reading_unknowns, replaceable_layers
 from onnxprune.compensation.regression.gram import Gram, Regression, Solution
-from onnxprune.compensation.regression.layers import LinearLayer
+from onnxprune.compensation.regression.linear_layers import (
+    LinearLayer,
+    reading_unknowns,
+    replaceable_layers,
+)
 from onnxprune.compensation.regression.problem import Half, Outcome, Problem, joined
 from onnxprune.compensation.regression.targets import Sum, flat_parts, sum_behind
 from onnxprune.coupling.cut import Cut

@@ -18,9 +18,12 @@ from onnxprune.calibration.batches import BatchBudget, drawn_rows
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.walk import Walk
 from onnxprune.compensation.regression.elimination import Reader
-from onnxprune.compensation.regression.find import linear_layer, reading_unknowns
 from onnxprune.compensation.regression.gram import MomentSums
-from onnxprune.compensation.regression.layers import LinearLayer
+from onnxprune.compensation.regression.linear_layers import (
+    LinearLayer,
+    linear_layer,
+    reading_unknowns,
+)
 from onnxprune.compensation.regression.targets import sum_behind
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.groups import Group, Reading

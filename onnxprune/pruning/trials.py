@@ -18,7 +18,7 @@ from onnxprune.calibration.batches import feed_bytes, spread_batches
 from onnxprune.calibration.moments import Calibration
 from onnxprune.compensation.compensate import compensate
 from onnxprune.compensation.least_squares import Settings
-from onnxprune.compensation.regression.find import replaceable_layers
+from onnxprune.compensation.regression.linear_layers import replaceable_layers
 from onnxprune.cost.kinds import CostModel
 from onnxprune.coupling.cut import CutError
 from onnxprune.errors import RuntimeFailure, TargetUnreachable

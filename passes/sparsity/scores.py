@@ -24,7 +24,7 @@ from onnxprune.passes.sparsity.patterns import Pattern
 from onnxprune.calibration.batches import drawn_rows
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.walk import Walk
-from onnxprune.compensation.regression.layers import LinearLayer
+from onnxprune.compensation.regression.linear_layers import LinearLayer
 
 _ROWS = 65_536
 """Rows from which the moments of a layer's inputs are taken."""

@@ -41,7 +41,7 @@ from onnxprune.passes.sparsity.patterns import Pattern
 from onnxprune.passes.sparsity.scores import input_order
 
 from onnxprune.compensation.regression.gram import Gram, positive_inverse
-from onnxprune.compensation.regression.layers import LinearLayer
+from onnxprune.compensation.regression.linear_layers import LinearLayer
 
 _COLUMNS = 128
 _DAMPING = 1e-2

@@ -26,7 +26,7 @@ from onnxprune.compensation.components.linear_walk import (
     UnitLabel,
     Unsuitable,
 )
-from onnxprune.compensation.regression.find import replaceable_layers
+from onnxprune.compensation.regression.linear_layers import replaceable_layers
 from onnxprune.coupling.groups import Group
 from onnxprune.coupling.trace import Coupling
 

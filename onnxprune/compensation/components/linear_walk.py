@@ -11,9 +11,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.compensation.components.unit_positions import Places, copies_of, places_of
-from onnxprune.compensation.regression.contraction import letters_of
-from onnxprune.compensation.regression.find import WEIGHT_MOVEMENTS
-from onnxprune.compensation.regression.layers import LinearLayer
+from onnxprune.compensation.regression.linear_layers import (
+    WEIGHT_MOVEMENTS,
+    LinearLayer,
+    letters_of,
+)
 from onnxprune.coupling.labels import AxisLabel
 from onnxprune.coupling.step import node_id
 from onnxprune.coupling.trace import Coupling

@@ -32,7 +32,7 @@ from onnxprune.calibration.walk import Walk
 from onnxprune.compensation.components.linear_paths import LinearSet
 from onnxprune.compensation.components.linear_walk import Product, Regressor
 from onnxprune.compensation.components.unit_positions import Places
-from onnxprune.compensation.regression.layers import LinearLayer
+from onnxprune.compensation.regression.linear_layers import LinearLayer
 from onnxprune.coupling.trace import Coupling
 from onnxprune.model.observe import ConstantValues
 from onnxprune.surgery.editable_model import EditableModel

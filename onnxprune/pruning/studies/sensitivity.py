@@ -16,7 +16,7 @@ from onnxprune.calibration.moments import Calibration
 from onnxprune.calibration.samples import CalibrationSource, read_samples
 from onnxprune.compensation.compensate import compensate
 from onnxprune.compensation.least_squares import Settings
-from onnxprune.compensation.regression.find import replaceable_layers
+from onnxprune.compensation.regression.linear_layers import replaceable_layers
 from onnxprune.coupling.analysis import analyse
 from onnxprune.coupling.cut import Cut, CutError, Removal
 from onnxprune.errors import InputError, RuntimeFailure, VerificationError

@@ -15,8 +15,11 @@ from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 
 from onnxprune.calibration.walk import Walk
-from onnxprune.compensation.regression.find import linear_layer, replaceable_layers
-from onnxprune.compensation.regression.layers import LinearLayer
+from onnxprune.compensation.regression.linear_layers import (
+    LinearLayer,
+    linear_layer,
+    replaceable_layers,
+)
 from onnxprune.coupling.labels import AxisLabel
 
 SIZES = {1: (7,), 2: (5, 6), 3: (5, 5, 6)}
