@@ -41,8 +41,8 @@ from onnxprune.importance.removal_order import aligned, removal_order
 from onnxprune.model.load import convert, load
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import PruneOptions
+from onnxprune.surgery.operators.normalisation import keep_statistics
 from onnxprune.surgery.slicing import slice_removed
-from onnxprune.surgery.statistics import keep_statistics
 
 SECONDS = 4.0
 SESSIONS = 4

@@ -35,7 +35,7 @@ from onnxprune.progress import Progress, silent
 from onnxprune.pruning.build import build
 from onnxprune.pruning.prepare import calibrate
 from onnxprune.surgery.editable_model import EditableModel
-from onnxprune.surgery.merge import is_mergeable, move_weights
+from onnxprune.surgery.linear import is_mergeable, move_weights
 
 
 class MergeDuplicates(ir.passes.FunctionalPass):

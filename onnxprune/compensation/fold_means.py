@@ -58,9 +58,15 @@ from onnxprune.coupling.step import Consumer
 from onnxprune.model.execution import open_session, run
 from onnxprune.model.observe import ConstantValues
 from onnxprune.model.runtime import Runtime
-from onnxprune.surgery.border import SMALL_MAP, add_border_exact_constant
 from onnxprune.surgery.editable_model import EditableModel
-from onnxprune.surgery.linear import LINEAR_OPS, apply_linear, axes_of_weight, linear_node
+from onnxprune.surgery.linear import (
+    LINEAR_OPS,
+    SMALL_MAP,
+    add_border_exact_constant,
+    apply_linear,
+    axes_of_weight,
+    linear_node,
+)
 
 _SAME = 1e-6
 """Relative difference up to which float32 values count as equal."""
@@ -232,9 +238,7 @@ class _Folding:
             self.target.add_to_output(node, delta, weight.dtype)
         for constants, contribution in rests:
             even = constants is removed.even
-            add_border_exact_constant(
-                self.target, node, consumer, constants, even, contribution, weight, own
-            )
+            add_border_exact_constant(self.target, node, constants, even, contribution, weight, own)
         return bool(np.any(delta)) or bool(rests)
 
     def _pays_off(

@@ -18,8 +18,8 @@ from onnxprune.errors import RuntimeFailure, VerificationError
 from onnxprune.importance.ranked import RankedGroup
 from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
+from onnxprune.surgery.operators.normalisation import keep_statistics, restrict_statistics
 from onnxprune.surgery.slicing import slice_removed, zero_removed
-from onnxprune.surgery.statistics import keep_statistics, restrict_statistics
 from onnxprune.verification.certificate import (
     Certificate,
     certify,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.coupling.cut import Cut
+from onnxprune.coupling.groups import Group
 from onnxprune.coupling.labels import AxisLabel, TensorLabels, rename
 from onnxprune.coupling.trace import Coupling
-from onnxprune.model.observe import constants_of
-from onnxprune.surgery.integers import Editor
-from onnxprune.surgery.linear import ADDED_TO
+from onnxprune.model.observe import ConstantValues, constants_of
+from onnxprune.surgery.editor import Editor
 from onnxprune.surgery.slicing import zero_removed
+
+ADDED_TO = "/before_bias"
+"""What the name of a tensor is followed by once something is added to it under its own name."""
 
 
 class EditableModel:
@@ -34,7 +37,7 @@ class EditableModel:
         self._shapes = (dict(facts.first.shapes), dict(facts.second.shapes))
         runs = (facts.first, facts.second)
         first, second = (
-            replace(one, shapes=own) for one, own in zip(runs, self._shapes, strict=True)
+            replace(run, shapes=own) for run, own in zip(runs, self._shapes, strict=True)
         )
         grown = replace(facts, first=first, second=second, constants=self._constants)
         self.coupling = replace(coupling, tensors=self._tensors, facts=grown)
@@ -104,7 +107,7 @@ class EditableModel:
         producer = value.producer()
         unused = not value.uses() and not value.is_graph_output()
         if producer is not None and unused and len(producer.outputs) == 1:
-            sources = [one for one in producer.inputs if one is not None]
+            sources = [value for value in producer.inputs if value is not None]
             self.model.graph.remove(producer, safe=True)
             for source in sources:
                 self._drop_chain(source)
@@ -121,28 +124,18 @@ class EditableModel:
 
     def add_value(self, name: str, value: ir.Value) -> None:
         """Put an Add of another tensor, made before it, behind a tensor; the sum takes its name."""
-        graph = self.model.graph
-        node = self.nodes[name]
-        output = next(one for one in node.outputs if one.name == name)
-        add = ir.Node("", "Add", [output, value], num_outputs=1)
-        total = add.outputs[0]
+        node, facts = self.nodes[name], self.coupling.facts
+        output = next(made for made in node.outputs if made.name == name)
+        total = self.editor.insert_behind(output, "Add", [value], suffix=ADDED_TO)
         total.type, total.shape = output.type, output.shape
-        graph.insert_after(node, add)
-        output.replace_all_uses_with(total, replace_graph_outputs=True)
-        add.replace_input_with(0, output)
-        inner = self.editor.unique_name(f"{name}{ADDED_TO}")
-        output.name = inner
-        total.name = name
+        inner, add = output.name or "", total.producer()
+        assert add is not None
         self.nodes[name], self.nodes[inner] = add, node
-        facts = self.coupling.facts
-        self.register_tensor(
-            inner,
-            (facts.first.shapes[name], facts.second.shapes[name]),
-            self.coupling.tensors[name].axis_labels,
-        )
+        shapes = facts.first.shapes[name], facts.second.shapes[name]
+        self.register_tensor(inner, shapes, self.coupling.tensors[name].axis_labels)
 
     def register_constant(self, value: ir.Value, axis_labels: tuple[AxisLabel, ...]) -> None:
-        """Tell the coupling of a constant added to the graph."""
+        """Record a constant added to the graph in the coupling."""
         tensor = value.const_value
         assert tensor is not None
         assert value.name
@@ -156,7 +149,7 @@ class EditableModel:
         axis_labels: Iterable[AxisLabel] = (),
         tensor: ir.TensorProtocol | None = None,
     ) -> None:
-        """Tell the coupling of a tensor added to the graph, or of a constant's new value.
+        """Record a tensor added to the graph, or a constant's new value, in the coupling.
 
         Args:
             name: its name.
@@ -169,6 +162,44 @@ class EditableModel:
         if tensor is not None:
             self._constants[name] = tensor
         self._tensors[name] = TensorLabels(name, shapes[0], tuple(axis_labels), tensor is not None)
+
+    def replace_constant(self, name: str, array: NDArray[Any]) -> None:
+        """Give a constant of the main graph another value of its shape and dtype."""
+        old = self.coupling.facts.constants[name]
+        tensor = ir.Tensor(array, dtype=old.dtype, name=old.name, doc_string=old.doc_string)
+        tensor.metadata_props.update(old.metadata_props)
+        shape = tuple(tensor.shape.numpy())
+        if name in self.model.graph.initializers:
+            self.model.graph.initializers[name].const_value = tensor
+        else:
+            node = self.nodes[name]
+            node.attributes.clear()
+            node.attributes["value"] = ir.AttrTensor("value", tensor)
+            node.outputs[0].const_value = None
+        self.register_tensor(name, (shape, shape), self.coupling.tensors[name].axis_labels, tensor)
+
+    def blank(self, group: Group, units: Sequence[int]) -> None:
+        """Set everything that some units own to zero, so that nothing downstream sees them.
+
+        Constants that divide, and integers, stay as they are; the masked model sees to them.
+
+        Args:
+            group: the group of the units.
+            units: their indices in the group.
+        """
+        for owned in group.owned:
+            tensor = self.coupling.facts.constants[owned.tensor]
+            removed = np.isin(owned.units, np.asarray(units, np.int64))
+            if not removed.any() or not tensor.dtype.is_floating_point():
+                continue
+            if owned.tensor not in self.coupling.divisors:
+                array = tensor.numpy().copy()
+                np.moveaxis(array, owned.axes, range(len(owned.axes)))[removed] = 0
+                self.replace_constant(owned.tensor, array)
+
+    def constants(self) -> ConstantValues:
+        """Values of the constants as they are now."""
+        return ConstantValues(self.model, self.coupling.facts.constants)
 
     def _into_slot(self, node: ir.Node, vector: NDArray[np.float64], dtype: np.dtype[Any]) -> bool:
         """Conv, ConvTranspose: input 2 is the bias, [O]."""

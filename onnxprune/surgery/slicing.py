@@ -14,10 +14,10 @@ from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.step import node_id
 from onnxprune.coupling.subgraph_shapes import subgraphs
 from onnxprune.model.observe import blocks
-from onnxprune.surgery.arithmetic import IntegerValues
-from onnxprune.surgery.attributes import ATTRIBUTES
-from onnxprune.surgery.integers import Editor, Site
-from onnxprune.surgery.patches import PATCHES
+from onnxprune.surgery.editor import Editor
+from onnxprune.surgery.integer_values import IntegerValues
+from onnxprune.surgery.operators import SIZE_RULES
+from onnxprune.surgery.operators.site import Site
 
 _LARGE = 65536
 
@@ -67,10 +67,8 @@ def _patch(editor: Editor, opset: int, cut: Cut, integers: IntegerValues) -> Non
         integers.follow(node)
         if node.graph is None:
             continue
-        site = Site(editor, node, opset, cut, integers)
-        for table in (ATTRIBUTES, PATCHES):
-            if patch := table.get((node.domain, node.op_type)):
-                patch(site)
+        if rule := SIZE_RULES.get((node.domain, node.op_type)):
+            rule(Site.of(node, editor, opset, cut, integers))
         for body in _bodies(node, cut):
             _patch(Editor(body, editor), opset, cut, integers)
 
@@ -97,12 +95,12 @@ def _cut_constants(cut: Cut) -> Iterator[tuple[str, ir.TensorProtocol]]:
 
 def _owners(graph: ir.Graph, cut: Cut) -> dict[str, ir.Value]:
     """Initializers and outputs of Constant nodes, by name."""
-    found: dict[str, ir.Value] = {}
-    for one in _graphs(graph, cut):
-        found |= one.initializers
-        made = (node.outputs[0] for node in one if node.op_type == "Constant")
-        found |= {value.name: value for value in made if value.name}
-    return found
+    owners: dict[str, ir.Value] = {}
+    for part in _graphs(graph, cut):
+        owners |= part.initializers
+        made = (node.outputs[0] for node in part if node.op_type == "Constant")
+        owners |= {value.name: value for value in made if value.name}
+    return owners
 
 
 def _zero_point(cut: Cut, name: str) -> NDArray[Any] | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnxprune.coupling.step import node_id
 from onnxprune.coupling.subgraph_shapes import subgraphs
 from onnxprune.model.observe import Facts, constant_array
-from onnxprune.surgery.integers import Editor
+from onnxprune.surgery.editor import Editor
 
 MOVEMENTS = frozenset(
     {"Expand", "Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}

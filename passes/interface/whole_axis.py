@@ -18,7 +18,7 @@ from onnxprune.coupling.cuttable_interface import (
 from onnxprune.coupling.step import Step
 from onnxprune.errors import NothingPrunable
 from onnxprune.model.observe import Facts, constant_array
-from onnxprune.surgery.integers import Editor
+from onnxprune.surgery.editor import Editor
 from onnxprune.surgery.linear import LINEAR_OPS
 
 _SUPPRESSION = "NonMaxSuppression"

@@ -22,7 +22,7 @@ from onnxprune.compensation.compensate import compensate
 from onnxprune.coupling.cut import Cut
 from onnxprune.errors import RuntimeFailure
 from onnxprune.pruning import build as building
-from onnxprune.surgery.attributes import ATTRIBUTES
+from onnxprune.surgery.operators import SIZE_RULES
 from onnxprune.surgery.slicing import slice_removed
 
 BRANCHES = """<ir_version: 8, opset_import: ["": 17]>
@@ -123,7 +123,7 @@ def test_a_wrong_surgery_is_caught_and_only_its_group_rolled_back(
 
 def test_a_result_that_does_not_run_costs_only_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody adapts the number of groups: onnxruntime refuses the cut grouped convolution."""
-    monkeypatch.delitem(ATTRIBUTES, ("", "Conv"))
+    monkeypatch.delitem(SIZE_RULES, ("", "Conv"))
     proto = branches("r = Conv<group = 6>(h, deep)")
     deep = np.ones((6, 1, 1, 1), np.float32)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(deep, "deep"))

@@ -12,9 +12,8 @@ from helpers.oracle import Traced, difference, outputs, parse, traced
 from numpy.typing import NDArray
 
 from onnxprune.coupling.cut import Cut
-from onnxprune.surgery.border import add_border_exact_constant
 from onnxprune.surgery.editable_model import EditableModel
-from onnxprune.surgery.linear import apply_linear, axes_of_weight
+from onnxprune.surgery.linear import add_border_exact_constant, apply_linear, axes_of_weight
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
 LEVELS = {1: 1.5, 4: -0.5}
@@ -55,12 +54,11 @@ def constants(size: tuple[int, int]) -> NDArray[np.float64]:
 def given_back(subject: Traced, size: tuple[int, int], uniform: bool = True) -> EditableModel:
     full = EditableModel(subject.model.clone(), subject.coupling)
     node = full.nodes["y"]
-    consumer = next(one for one in subject.coupling.consumers if one.node == "y")
     weight = subject.coupling.facts.constants["w2"].numpy()
     values = constants(size)
     contribution = apply_linear(node, 17, values, weight, 1)
     own = axes_of_weight(node, 1, weight.shape, 4)
-    add_border_exact_constant(full, node, consumer, values, uniform, contribution, weight, own)
+    add_border_exact_constant(full, node, values, uniform, contribution, weight, own)
     return full
 
 

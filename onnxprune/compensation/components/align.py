@@ -54,7 +54,6 @@ from onnxprune.compensation.components.linear_paths import LeftAlone, LinearSet,
 from onnxprune.compensation.components.matrix import Components, balance, measure
 from onnxprune.coupling.groups import Group
 from onnxprune.surgery.editable_model import EditableModel
-from onnxprune.surgery.merge import replace_constant
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +137,7 @@ def _apply(target: EditableModel, parts: Sequence[tuple[LinearSet, Components]])
             matrix = components.inverse if factor.inverse else components.matrix
             arrays[name] = factor.places.multiplied(arrays[name], matrix)
     for name, array in arrays.items():
-        replace_constant(target, name, array.astype(constants[name].dtype.numpy()))
+        target.replace_constant(name, array.astype(constants[name].dtype.numpy()))
 
 
 def _described(linear_set: LinearSet, components: Components) -> Aligned:

@@ -12,9 +12,8 @@ from onnxprune.calibration.moments import Moments, Tap
 from onnxprune.compensation.lossless.value_numbers import ABSENT, NOTHING, ZERO, Numbering
 from onnxprune.coupling.group_view import GroupView
 from onnxprune.coupling.groups import Group, Reading
-from onnxprune.surgery.border import SMALL_MAP
 from onnxprune.surgery.editable_model import EditableModel
-from onnxprune.surgery.merge import is_linear, is_mergeable, move_weights
+from onnxprune.surgery.linear import SMALL_MAP, is_linear, is_mergeable, move_weights
 
 
 class SpareUnits:

@@ -63,7 +63,6 @@ from onnxprune.coupling.step import Consumer
 from onnxprune.model.observe import constants_of as constants_of_graph
 from onnxprune.model.runtime import Runtime
 from onnxprune.surgery.editable_model import EditableModel
-from onnxprune.surgery.merge import blank, constants_of
 
 _ROUNDS = 20
 """Passes over all groups at most; each removes what became redundant in the one before."""
@@ -185,7 +184,7 @@ class _Search:
                 self._carriers.layers[number],
                 self._carriers.nodes[number],
                 self.target.coupling,
-                constants_of(self.target),
+                self.target.constants(),
                 self._consumers,
             ),
             self.moments,
@@ -199,7 +198,7 @@ class _Search:
         spare.move(merged)
         found.dead += [unit for unit in gone if unit not in merged]
         found.merged |= merged
-        blank(self.target, group, gone)
+        self.target.blank(group, gone)
         return bool(gone)
 
     def fold_constants(self, sample: Mapping[str, NDArray[Any]], runtime: Runtime) -> None:
@@ -223,7 +222,7 @@ class _Search:
                     moments[Tap(consumer.tensor, label.axes, rank)] = seen
         fold_means(self.target, cut, moments, sample, runtime, exact=True)
         for group, found in zip(self.groups, self.found, strict=True):
-            blank(self.target, group, found.constant)
+            self.target.blank(group, found.constant)
 
     def _legal(self, found: RedundantUnits, group: Group, units: Iterable[int]) -> list[int]:
         """Mark those of the units dead that can go without anything else; return them."""

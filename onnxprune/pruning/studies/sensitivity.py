@@ -32,8 +32,8 @@ from onnxprune.pruning.quality import known_labels
 from onnxprune.pruning.studies.sensitivity_result import Sensitivity
 from onnxprune.pruning.studies.study import study_of, study_options
 from onnxprune.report.records import GroupCut, GroupSensitivity
+from onnxprune.surgery.operators.normalisation import restrict_statistics
 from onnxprune.surgery.slicing import zero_removed
-from onnxprune.surgery.statistics import restrict_statistics
 from onnxprune.verification.divergence import DivergenceEvaluator
 
 KEEP = (0.75, 0.5, 0.25)

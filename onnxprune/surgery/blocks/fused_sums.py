@@ -28,7 +28,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.surgery.integers import Editor
+from onnxprune.surgery.editor import Editor
 from onnxprune.surgery.linear import LINEAR_OPS
 
 _STANDARD_SINCE = 17

@@ -24,7 +24,7 @@ from onnxprune.cost.macs import node_macs
 from onnxprune.coupling.step import node_id
 from onnxprune.model.observe import Facts, constant_array
 from onnxprune.surgery.editable_model import EditableModel
-from onnxprune.surgery.integers import Editor
+from onnxprune.surgery.editor import Editor
 from onnxprune.surgery.linear import LINEAR_OPS
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "QLinearConv"})

@@ -10,7 +10,6 @@ from helpers.oracle import difference, feed, outputs, traced
 
 from onnxprune.compensation.components.align import align_components
 from onnxprune.surgery.editable_model import EditableModel
-from onnxprune.surgery.merge import blank
 
 PLAIN = "(float[N, 6] x) => (float[N, 5] y)"
 MAP = "(float[N, 4, 7, 7] x) => (float[N, 5, A, B] y)"
@@ -54,7 +53,7 @@ def test_dropping_the_last_components_costs_their_energies(which: str) -> None:
     wanted = fetch(subject.model, ["y"], feeds)
     for kept in range(1, 8):
         full = EditableModel(aligned.model.clone(), aligned.coupling)
-        blank(full, group, one.units[kept:])
+        full.blank(group, one.units[kept:])
         got = fetch(full.model, ["y"], feeds)
         apart = np.concatenate([w["y"] - g["y"] for w, g in zip(wanted, got, strict=True)])
         axes = tuple(axis for axis in range(apart.ndim) if axis != 1)

@@ -14,7 +14,6 @@ from onnxprune.compensation.components.align import Aligned, Alignment, align_co
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.load import load
 from onnxprune.surgery.editable_model import EditableModel
-from onnxprune.surgery.merge import blank
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
 TOKENS = "(float[N, 5, 12] x) => (float[N, 5, 7] y)"
@@ -167,14 +166,14 @@ def test_dropping_components_of_a_head_costs_their_energies() -> None:
     wanted = fetch(subject.model, ["y", "s"], feeds)
     for one in heads_of(alignment, product=False):
         full = EditableModel(aligned.model.clone(), aligned.coupling)
-        blank(full, subject.groups[0], one.units[2:])
+        full.blank(subject.groups[0], one.units[2:])
         got = fetch(full.model, ["y"], feeds)
         apart = np.concatenate([w["y"] - g["y"] for w, g in zip(wanted, got, strict=True)])
         measured = apart.var(axis=(0, 1), dtype=np.float64).sum()
         assert measured == pytest.approx(one.energies[2:].sum(), rel=1e-3)
     for head, one in enumerate(heads_of(alignment, product=True)):
         full = EditableModel(aligned.model.clone(), aligned.coupling)
-        blank(full, subject.groups[0], one.units[2:])
+        full.blank(subject.groups[0], one.units[2:])
         got = fetch(full.model, ["s"], feeds)
         apart = np.concatenate([w["s"] - g["s"] for w, g in zip(wanted, got, strict=True)])
         seen = apart[:, head] - apart[:, head].mean(axis=-1, keepdims=True)
@@ -212,7 +211,7 @@ def test_a_trained_transformer_keeps_more_with_fewer_dims() -> None:
     for target in (EditableModel(load(proto).model, subject.coupling), full):
         for group in subject.groups:
             for one in alignment.sets.get(group.name, ()):
-                blank(target, group, one.units[3:])
+                target.blank(group, one.units[3:])
         got = next(iter(outputs(ir.to_proto(target.model), rows).values()))
         errors.append(float(np.square(got - wanted).sum() / np.square(wanted).sum()))
     assert errors[1] < 0.2 * errors[0]

@@ -1,4 +1,4 @@
-"""Integer inputs that must follow the cut, one small function for each op.
+"""Sizes, indices and amounts of ops that move data: computed for the pruned shape.
 
 Each function computes what a node has to say for its output to have the pruned shape, and changes
 the node only where it says something else.
@@ -6,15 +6,13 @@ the node only where it says something else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.coupling.cut import CutError
 from onnxprune.coupling.step import node_id
-from onnxprune.surgery.integers import Site, set_attribute
+from onnxprune.surgery.operators.site import Site, SizeTable
 
 _BEFORE_THE_AXIS = -(2**31) + 1
 
@@ -22,21 +20,21 @@ _BEFORE_THE_AXIS = -(2**31) + 1
 def _target(site: Site) -> None:
     """Reshape, Expand, ConstantOfShape, Resize sizes: the slot must lead to the pruned shape."""
     slot = {"ConstantOfShape": 0, "Resize": 3}.get(site.node.op_type, 1)
-    if not site.input(slot):
+    if not site.name(slot):
         return
-    wanted = [site.cut.shape(site.output(), second=which) for which in (False, True)]
-    known = [site.integers.get(site.input(slot), second=which) for which in (False, True)]
+    wanted = [site.cut.shape(site.output_name(), second=which) for which in (False, True)]
+    known = [site.integers.get(site.name(slot), second=which) for which in (False, True)]
     given = [value for value in known if value is not None]
     if len(given) < 2:
-        if site.cut.touches(site.output()):
+        if site.cut.touches(site.output_name()):
             _overrule_passed_axes(site, slot, *wanted)
         return
     corrected = [_corrected(site, given[i], wanted[i], second=bool(i)) for i in (0, 1)]
     if all(np.array_equal(c, g) for c, g in zip(corrected, given, strict=True)):
         return
-    if site.constant(slot):
+    if site.is_constant(slot):
         if not np.array_equal(corrected[0], corrected[1]):
-            raise CutError(site.output(), f"{site.input(slot)} cannot express the pruned shape")
+            raise CutError(site.output_name(), f"{site.name(slot)} cannot express the pruned shape")
         site.editor.set_literal(site.node, slot, corrected[0])
     else:
         site.overrule(slot, corrected[0], corrected[1])
@@ -49,16 +47,16 @@ def _overrule_passed_axes(
 
     That they always are follows from their own entry and those behind it, if these are known.
     """
-    name, source, target = site.output(), site.input(0), site.node.inputs[slot]
+    name, source, target = site.output_name(), site.name(0), site.node.inputs[slot]
     rows = {axis: site.cut.positions(name, axis) for axis in range(len(first))}
-    changed = {axis: one for axis, one in rows.items() if one is not None}
-    sources = [site.cut.positions(source, axis) for axis in range(len(site.old_shape(source)))]
+    changed = {axis: kept for axis, kept in rows.items() if kept is not None}
+    sources = [site.cut.positions(source, axis) for axis in range(len(site.shape_of(source)))]
     known = _known_entries(site, target) if target is not None else []
-    for axis, one in changed.items():
-        passed = any(other is not None and np.array_equal(one, other) for other in sources)
+    for axis, kept in changed.items():
+        passed = any(other is not None and np.array_equal(kept, other) for other in sources)
         follows = len(known) == len(rows) and all(known[axis:]) and first[axis] == second[axis]
         if site.node.op_type != "Reshape" or not (passed and follows):
-            raise CutError(name, f"{site.input(slot)} is only known at run time")
+            raise CutError(name, f"{site.name(slot)} is only known at run time")
     wrong = np.array([axis in changed for axis in rows])
     site.editor.replace_computed(site.node, slot, np.array(first, np.int64), wrong)
 
@@ -70,7 +68,7 @@ def _known_entries(site: Site, value: ir.Value) -> list[bool]:
         return [True] * settled.size
     node = value.producer()
     if node is not None and node.op_type in ("Cast", "Concat", "Identity") and not node.domain:
-        parts = [_known_entries(site, one) for one in node.inputs if one is not None]
+        parts = [_known_entries(site, part) for part in node.inputs if part is not None]
         return [entry for part in parts for entry in part]
     observed = site.cut.coupling.facts.first.integers.get(value.name or "")
     return [False] * (observed.size if observed is not None else 0)
@@ -78,13 +76,13 @@ def _known_entries(site: Site, value: ir.Value) -> list[bool]:
 
 def _repeats(site: Site) -> None:
     """Tile: how often an axis is repeated, for axes that grew from one entry."""
-    if not site.cut.touches(site.output()):
+    if not site.cut.touches(site.output_name()):
         return
     wanted = [_quotient(site, second) for second in (False, True)]
-    given = [site.integers.get(site.input(1), second=which) for which in (False, True)]
+    given = [site.integers.get(site.name(1), second=which) for which in (False, True)]
     if all(np.array_equal(w, g) for w, g in zip(wanted, given, strict=True) if g is not None):
         return
-    if site.constant(1):
+    if site.is_constant(1):
         site.editor.set_literal(site.node, 1, wanted[0])
     else:
         site.overrule(1, wanted[0], wanted[1])
@@ -93,7 +91,7 @@ def _repeats(site: Site) -> None:
 def _quotient(site: Site, second: bool) -> NDArray[np.int64]:
     after, before = (
         np.array(site.cut.shape(name, second=second), np.int64)
-        for name in (site.output(), site.input(0))
+        for name in (site.output_name(), site.name(0))
     )
     return after // np.maximum(before, 1)
 
@@ -104,14 +102,14 @@ def _corrected(
     """Change the entries of a shape that are wrong; -1 and a still correct 0 stay."""
     result = np.array(given)
     if site.node.op_type == "Resize":
-        before = site.old_shape(site.output())
+        before = site.shape_of(site.output_name())
         axes = site.attribute("axes") or range(len(before))
         for i, axis in enumerate(axes):
             result[i] = result[i] if wanted[axis] == before[axis] else wanted[axis]
         return result
     source: tuple[int, ...] = ()
     if site.node.op_type in ("Reshape", "Expand"):
-        source = site.cut.shape(site.input(0), second=second)
+        source = site.cut.shape(site.name(0), second=second)
     copies = site.node.op_type == "Reshape" and not site.attribute("allowzero", 0)
     offset = len(wanted) - len(given)
     padded = (1,) * (len(wanted) - len(source)) + source
@@ -128,11 +126,11 @@ def _corrected(
 
 
 def _split(site: Site) -> None:
-    axis = int(site.attribute("axis", 0)) % len(site.old_shape(site.input(0)))
+    axis = site.axis(0)
     names = [value.name or "" for value in site.node.outputs]
     if not all(names):
-        if site.cut.touches(site.input(0)):
-            raise CutError(site.input(0), "a Split with an unused part")
+        if site.cut.touches(site.name(0)):
+            raise CutError(site.name(0), "a Split with an unused part")
         return
     wanted = np.array([site.cut.shape(name)[axis] for name in names], np.int64)
     given = site.vector(1, "split")
@@ -145,7 +143,7 @@ def _split(site: Site) -> None:
             return
         site.node.attributes.pop("num_outputs", None)
         if site.opset < 13:
-            set_attribute(site.node, "split", wanted.tolist())
+            site.put_attribute("split", wanted.tolist())
         else:
             site.editor.set_literal(site.node, 1, wanted)
     elif not np.array_equal(given, wanted):
@@ -153,12 +151,12 @@ def _split(site: Site) -> None:
 
 
 def _slice(site: Site) -> None:
-    name = site.input(0)
+    name = site.name(0)
     if not site.cut.touches(name):
         return
-    rank = len(site.old_shape(name))
+    rank = len(site.shape_of(name))
     slots = ((1, "starts"), (2, "ends"))
-    old = [_old_vector(site, slot, key) for slot, key in slots]
+    old = [site.old_vector(slot, key) for slot, key in slots]
     new = [value for slot, key in slots if (value := site.vector(slot, key)) is not None]
     axes = site.vector(3, "axes")
     axes = np.arange(len(old[0])) if axes is None else axes
@@ -169,7 +167,7 @@ def _slice(site: Site) -> None:
     for i, axis in enumerate((axes % rank).tolist()):
         step = int(steps[i])
         bounds = _bounds(int(old[0][i]), int(old[1][i]), step)
-        taken[axis] = index = np.arange(site.old_shape(name)[axis])[bounds]
+        taken[axis] = index = np.arange(site.shape_of(name)[axis])[bounds]
         rows = site.cut.positions(name, axis, taken)
         if rows is None:
             continue
@@ -183,16 +181,6 @@ def _slice(site: Site) -> None:
             site.put(slot, key, value)
 
 
-def _old_vector(site: Site, slot: int, attribute: str) -> NDArray[np.int64]:
-    """Integers of an input in the original model."""
-    if not site.input(slot):
-        return np.atleast_1d(np.asarray(site.attribute(attribute), np.int64))
-    value = site.cut.coupling.value(site.input(slot))
-    if value is None:
-        raise CutError(site.output(), f"{site.input(slot)} is only known at run time")
-    return np.atleast_1d(value).astype(np.int64)
-
-
 def _bounds(start: int, end: int, step: int) -> slice:
     """ONNX start and end as a Python slice."""
     return slice(start, None if step < 0 and end < -(2**30) else end, step)
@@ -201,32 +189,32 @@ def _bounds(start: int, end: int, step: int) -> slice:
 def _ranks(site: Site, rows: NDArray[np.bool_], index: NDArray[np.int64]) -> NDArray[np.int64]:
     """New positions of the survivors among old positions, the same for every row."""
     ranks = rows.cumsum(axis=1) - 1
-    found: list[NDArray[np.int64]]
-    found = [rank[index[row[index]]] for row, rank in zip(rows, ranks, strict=True)]
-    if any(not np.array_equal(one, found[0]) for one in found[1:]):
-        raise CutError(site.output(), f"the rows of {site.input(0)} keep different positions")
-    return found[0]
+    new: list[NDArray[np.int64]]
+    new = [rank[index[row[index]]] for row, rank in zip(rows, ranks, strict=True)]
+    if any(not np.array_equal(row, new[0]) for row in new[1:]):
+        raise CutError(site.output_name(), f"the rows of {site.name(0)} keep different positions")
+    return new[0]
 
 
 def _range_of(site: Site, wanted: NDArray[np.int64], step: int) -> tuple[int, int]:
     if not len(wanted) or (np.diff(wanted) != step).any():
-        raise CutError(site.output(), f"what is left of {site.input(0)} is no range")
+        raise CutError(site.output_name(), f"what is left of {site.name(0)} is no range")
     end = int(wanted[-1]) + (1 if step > 0 else -1)
     return int(wanted[0]), end if end >= 0 else _BEFORE_THE_AXIS
 
 
 def _gather(site: Site) -> None:
     """Gather, GatherND: constant indices become ranks among the survivors."""
-    name = site.input(0)
-    rank = len(site.old_shape(name))
+    name = site.name(0)
+    rank = len(site.shape_of(name))
     nested = site.node.op_type == "GatherND"
-    axis = 0 if nested else int(site.attribute("axis", 0)) % rank
+    axis = 0 if nested else site.get_int("axis", 0) % rank
     rows = site.cut.positions(name, axis)
     if rows is None or node_id(site.node) in site.cut.coupling.renumbered:
         return
-    index = site.cut.coupling.value(site.input(1))
+    index = site.constant(1)
     if index is None:
-        raise CutError(site.output(), f"{site.input(1)} is only known at run time")
+        raise site.unknown(site.name(1))
     flat = np.asarray(index, np.int64).reshape(-1) % rows.shape[1]
     wanted = _ranks(site, rows, flat)
     shape = np.shape(index) if len(wanted) == len(flat) else (len(wanted), *np.shape(index)[1:])
@@ -235,16 +223,16 @@ def _gather(site: Site) -> None:
 
 def _pad(site: Site) -> None:
     """Pad: amounts along a labelled axis shrink with the entries they add."""
-    name = site.output()
+    name = site.output_name()
     if not site.cut.touches(name):
         return
     given = site.vector(1, "pads")
     if given is None:
         return
-    rank = len(site.old_shape(name))
+    rank = len(site.shape_of(name))
     listed = site.vector(3, "axes")
     axes = np.arange(rank) if listed is None else listed % rank
-    old = _old_vector(site, 1, "pads")
+    old = site.old_vector(1, "pads")
     wanted = np.array(given)
     for i, axis in enumerate(axes.tolist()):
         rows = site.cut.positions(name, axis)
@@ -257,24 +245,11 @@ def _pad(site: Site) -> None:
         site.put(1, "pads", wanted)
 
 
-def _trip_count(site: Site) -> None:
-    """Loop: as many iterations as before, also if they are counted along an axis that is cut."""
-    name, facts = site.input(0), site.cut.coupling.facts
-    if name and site.integers.changed(name):
-        site.overrule(0, *(np.asarray(run.integers[name]) for run in (facts.first, facts.second)))
-
-
-_BY_OP: dict[str, Callable[[Site], None]] = {
-    **dict.fromkeys(("Reshape", "Expand", "ConstantOfShape", "Resize"), _target),
-    "Tile": _repeats,
-    "Split": _split,
-    "Slice": _slice,
-    **dict.fromkeys(("Gather", "GatherND"), _gather),
-    "Pad": _pad,
-    "Loop": _trip_count,
+SIZE_RULES: SizeTable = {
+    **{("", op): _target for op in ("Reshape", "Expand", "ConstantOfShape", "Resize")},
+    ("", "Tile"): _repeats,
+    ("", "Split"): _split,
+    ("", "Slice"): _slice,
+    **{("", op): _gather for op in ("Gather", "GatherND")},
+    ("", "Pad"): _pad,
 }
-
-PATCHES: dict[tuple[str, str], Callable[[Site], None]] = {
-    ("", op): patch for op, patch in _BY_OP.items()
-}
-"""(domain, op type) -> what has to follow the cut."""

@@ -1,4 +1,6 @@
-"""Statistics over an axis that was cut: they go on counting the removed entries as zeros.
+"""Normalisation: groups of channels, and statistics over an axis that was cut.
+
+Statistics over a cut axis go on counting the removed entries as zeros.
 
 Before (mean over 64 entries, 16 of them to go), after::
 
@@ -13,16 +15,18 @@ the masked model too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.coupling.cut import Cut, CutError
 from onnxprune.coupling.step import Statistic
-from onnxprune.surgery.integers import Editor
+from onnxprune.surgery.editor import Editor
+from onnxprune.surgery.operators.site import Site, SizeTable
 
 _FIRST_OPSET = 13
+"""Pad, Slice and ReduceMean take what they need as inputs from here on."""
 
 
 def keep_statistics(model: ir.Model, cut: Cut) -> None:
@@ -36,9 +40,9 @@ def keep_statistics(model: ir.Model, cut: Cut) -> None:
             raise CutError(statistic.tensor, "cutting normalised axes needs opset 13 or newer")
         node = nodes[statistic.node]
         if statistic.widened:
-            _widen(editor, node, cut, statistic, count, kept)
+            _widen(editor, node, cut, statistic)
         else:
-            _rescale(editor, node, cut, kept / count)
+            _rescale(editor, node, kept / count)
 
 
 def restrict_statistics(model: ir.Model, cut: Cut) -> None:
@@ -51,10 +55,8 @@ def restrict_statistics(model: ir.Model, cut: Cut) -> None:
         node = nodes[statistic.node]
         alive = np.flatnonzero(cut.alive_along(statistic.tensor, statistic.axis))
         index = editor.add_initializer(f"{statistic.node}/kept", alive)
-        axis = ir.AttrInt64("axis", statistic.axis)
-        gather = ir.Node("", "Gather", [node.inputs[0], index], [axis], num_outputs=1)
-        _insert_before(editor, node, 0, gather)
-        _rescale(editor, node, cut, kept / count)
+        _feed(editor, node, 0, "Gather", index, {"axis": statistic.axis})
+        _rescale(editor, node, kept / count)
 
 
 def _nodes(model: ir.Model) -> dict[str, ir.Node]:
@@ -66,52 +68,57 @@ def _counts(cut: Cut, statistic: Statistic) -> tuple[int, int]:
     return int(alive.sum()), len(alive)
 
 
-def _rescale(editor: Editor, node: ir.Node, cut: Cut, factor: float) -> None:
+def _rescale(editor: Editor, node: ir.Node, factor: float) -> None:
     """Multiply the output of a node; the product takes over its name."""
     output = node.outputs[0]
     dtype = output.dtype.numpy() if output.dtype is not None else np.dtype(np.float32)
     value = editor.add_initializer(f"{output.name}/kept_share", np.array(factor, dtype))
-    _follow(editor, node, output, ir.Node("", "Mul", [output, value], num_outputs=1))
+    editor.insert_behind(output, "Mul", [value], suffix="/full")
 
 
-def _widen(
-    editor: Editor, node: ir.Node, cut: Cut, statistic: Statistic, count: int, kept: int
-) -> None:
+def _widen(editor: Editor, node: ir.Node, cut: Cut, statistic: Statistic) -> None:
     """Run a node at the original width: pad what is narrower, cut the outputs back."""
+    kept, count = _counts(cut, statistic)
     shapes = cut.coupling.facts.first.shapes
     rank = len(shapes[statistic.tensor])
     for slot, value in enumerate(list(node.inputs)):
         if value is None or not value.name or value.name not in shapes:
             continue
-        own = statistic.axis - rank + len(shapes[value.name])
+        own_rank = len(shapes[value.name])
+        own = statistic.axis - rank + own_rank
         if own >= 0 and shapes[value.name][own] == count and cut.touches(value.name):
-            pads = [0] * (2 * len(shapes[value.name]))
-            pads[len(shapes[value.name]) + own] = count - kept
-            amounts = editor.add_initializer(f"{statistic.node}/pads_{slot}", np.array(pads))
-            pad = ir.Node("", "Pad", [value, amounts], num_outputs=1)
-            _insert_before(editor, node, slot, pad)
+            pads = np.zeros(2 * own_rank, np.int64)
+            pads[own_rank + own] = count - kept
+            amounts = editor.add_initializer(f"{statistic.node}/pads_{slot}", pads)
+            _feed(editor, node, slot, "Pad", amounts)
     for output in list(node.outputs):
         if output.name and cut.touches(output.name):
-            bounds = _bounds(editor, f"{output.name}/kept", (0, kept, statistic.axis))
-            _follow(editor, node, output, ir.Node("", "Slice", [output, *bounds], num_outputs=1))
+            bounds = [
+                editor.add_initializer(f"{output.name}/kept_{number}", np.array([bound]))
+                for number, bound in enumerate((0, kept, statistic.axis))
+            ]
+            editor.insert_behind(output, "Slice", bounds, suffix="/full")
 
 
-def _bounds(editor: Editor, name: str, values: Sequence[int]) -> list[ir.Value]:
-    return [editor.add_initializer(f"{name}_{i}", np.array([v])) for i, v in enumerate(values)]
+def _feed(
+    editor: Editor,
+    node: ir.Node,
+    slot: int,
+    op_type: str,
+    operand: ir.Value,
+    attributes: Mapping[str, int] | None = None,
+) -> None:
+    """Have a node read what `op_type` makes of an input and another operand."""
+    name = f"{node.outputs[0].name}/input_{slot}"
+    inputs = [node.inputs[slot], operand]
+    made = editor.insert_before(node, op_type, inputs, attributes, name=name)
+    node.replace_input_with(slot, made)
 
 
-def _insert_before(editor: Editor, node: ir.Node, slot: int, made: ir.Node) -> None:
-    made.outputs[0].name = editor.unique_name(f"{node.outputs[0].name}/input_{slot}")
-    editor.graph.insert_before(node, made)
-    node.replace_input_with(slot, made.outputs[0])
+def _norm_groups(site: Site) -> None:
+    """GroupNormalization: channels left / channels of one group, which stay as many."""
+    before, after = site.shape()[1], site.new_shape()[1]
+    site.put_attribute("num_groups", site.get_int("num_groups", 1) * after // before)
 
 
-def _follow(editor: Editor, node: ir.Node, output: ir.Value, made: ir.Node) -> None:
-    """Put a node behind an output; its result takes over the name."""
-    name = output.name or ""
-    result = made.outputs[0]
-    editor.graph.insert_after(node, made)
-    output.replace_all_uses_with(result, replace_graph_outputs=True)
-    made.replace_input_with(0, output)
-    output.name = editor.unique_name(f"{name}/full")
-    result.name = name
+SIZE_RULES: SizeTable = {("", "GroupNormalization"): _norm_groups}

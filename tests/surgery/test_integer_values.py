@@ -8,7 +8,7 @@ import pytest
 from helpers.oracle import Traced, check_surgery, parse, traced
 
 from onnxprune.coupling.cut import CutError
-from onnxprune.surgery.arithmetic import IntegerValues
+from onnxprune.surgery.integer_values import IntegerValues
 
 
 def network(body: str, **values: object) -> Traced:
