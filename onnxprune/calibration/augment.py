@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import InputError
 
-_CHANNELS = (1, 3, 4)
-_SHIFT = 0.125
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+_SHIFT = 0.125  # of height and width
 
 
 def augmented(

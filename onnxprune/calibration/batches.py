@@ -21,11 +21,11 @@ T = TypeVar("T")
 WALK_BYTES = 1_200_000_000
 """What activations of two walks may take together."""
 
-_INPUT_BYTES = 300_000_000
+_INPUT_BYTES = 300_000_000  # of samples that only fit where activations are narrow
 # what comes late is run from the start, so there must not be too much of it
 _LATE_SHARE = 4
-_GOLDEN = (5**0.5 - 1) / 2
-_BATCH = 64
+_GOLDEN = (5**0.5 - 1) / 2  # golden ratio: multiples of it spread evenly
+_BATCH = 64  # samples
 _LEAST_BATCHES = 4
 
 
@@ -43,14 +43,14 @@ def load_held_batches(
         samples: calibration samples.
         model: the original.
         observed: its traced shapes.
-        views: how many samples each will be made into.
+        views: how many samples augmentation makes of each.
         largest: bytes that activations of two walks may take together.
         inputs: bytes that samples may take which only fit where activations are narrow.
 
     Returns:
         Batches; at least one, and at least four where the samples can be cut that small: half of
         them fit, half judge. Any first few of them come from all over the set when not all fit
-        everywhere; `reconstruction/admission.py` says how many fit where.
+        everywhere; `BatchBudget` says how many fit where.
     """
     traced = batch_rows(observed.feed, samples.specs) or 1
     limit = max(
@@ -58,8 +58,8 @@ def load_held_batches(
     )
     count = samples.count if samples.count is not None else _BATCH * _LEAST_BATCHES
     size = max(1, min(_BATCH, min(count, limit) // _LEAST_BATCHES))
-    one = max(feed_bytes(observed.feed) // traced, 1)
-    most = max(limit, min(inputs // views // one, _LATE_SHARE * limit))
+    sample_bytes = max(feed_bytes(observed.feed) // traced, 1)
+    most = max(limit, min(inputs // views // sample_bytes, _LATE_SHARE * limit))
     # samples may be sorted by class, so those that fit in are taken from all over the set
     share = min(most / count, 1.0) if samples.count is not None else 1.0
     feeds: list[Mapping[str, NDArray[Any]]] = []
@@ -137,14 +137,14 @@ def cuts(graph: ir.Graph, shapes: Mapping[str, Sequence[int]]) -> list[tuple[ir.
             last[value] = position
     sizes = {v: _bytes(v, shapes) for v in last if not v.is_initializer()}
     live = sum(size for value, size in sizes.items() if value.producer() is None)
-    found = []
+    live_at = []
     for position, node in enumerate(nodes):
         live += sum(sizes[value] for value in node.outputs if value in sizes)
-        found.append((node, live))
+        live_at.append((node, live))
         for value in dict.fromkeys(node_reads(node)):
             if last[value] == position and value in sizes:
                 live -= sizes[value]
-    return found
+    return live_at
 
 
 def _bytes(value: ir.Value, shapes: Mapping[str, Sequence[int]]) -> int:
@@ -154,8 +154,8 @@ def _bytes(value: ir.Value, shapes: Mapping[str, Sequence[int]]) -> int:
     return size
 
 
-_ROWS_PER_UNKNOWN = 10
-_LEAST_GROWTH = 1.5
+_ROWS_PER_UNKNOWN = 10  # of a regression; more change the solution by less than noise
+_LEAST_GROWTH = 1.5  # of the batches held, below which running the new ones is not worth it
 
 
 class BatchBudget:

@@ -16,13 +16,13 @@ Array: TypeAlias = npt.NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
 
 
-def check_names(given: Iterable[object], specs: Sequence[InputSpec], where: str) -> None:
+def check_names(keys: Iterable[object], specs: Sequence[InputSpec], where: str) -> None:
     """Require exactly the inputs of the model.
 
     Raises:
         CalibrationError: naming the first unknown or missing one.
     """
-    names = list(given)
+    names = list(keys)
     valid = ", ".join(repr(spec.name) for spec in specs)
     known = {spec.name for spec in specs}
     for name in names:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from onnxprune.progress import Progress, silent
 BATCH = 32
 """Samples per run where the model leaves it open."""
 
-_STEADY = 1e-6
+_STEADY = 1e-6  # relative spread below which values count as the same, about float32 rounding
 _REDUCTIONS = {
     "mean": "ReduceMean",
     "mean_square": "ReduceMean",
@@ -97,7 +97,7 @@ def collect(
         taps: what to watch; repeated taps are watched once.
         samples: calibration samples.
         runtime: how to run the model.
-        progress: told about every batch.
+        progress: progress callback, called for every batch.
 
     Raises:
         CalibrationError: when the samples are unusable, or an activation is NaN or infinite.
@@ -116,13 +116,12 @@ def collect(
         for tap in watched:
             batch = {key: results[name] for key, name in names[tap].items()}
             sums[tap].add(batch, tap, batch_rows(feed, samples.specs) or 1)
-    found = {tap: one.moments() for tap, one in sums.items()}
-    uneven = {tap: one.steady_if_same() for tap, one in sums.items() if 0 not in tap.axes}
+    result = {tap: running.moments() for tap, running in sums.items()}
+    uneven = {tap: running.steady_if_same() for tap, running in sums.items() if 0 not in tap.axes}
     confirmed = _same_in_every_sample(model, uneven, samples, runtime)
-    return {
-        tap: replace(one, steady=one.steady | confirmed[tap]) if tap in confirmed else one
-        for tap, one in found.items()
-    }
+    for tap, steady in confirmed.items():
+        result[tap] = replace(result[tap], steady=result[tap].steady | steady)
+    return result
 
 
 class _Sums:
@@ -283,21 +282,13 @@ def _node(op: str, inputs: list[ir.Value], **attributes: Any) -> ir.Node:
 
 
 def _value(graph: ir.Graph, name: str) -> ir.Value:
-    for value in _values(graph):
-        if value.name == name:
-            return value
-    raise KeyError(name)
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    for node in graph:
-        yield from node.outputs
+    values = (*graph.inputs, *(value for node in graph for value in node.outputs))
+    return next(value for value in values if value.name == name)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the samples told.
+    """What was measured on calibration samples.
 
     Attributes:
         samples: all of them.

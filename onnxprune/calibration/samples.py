@@ -152,7 +152,7 @@ def _name(function: object) -> str:
 
 
 _KEY = "labels"
-_LABEL_BATCH = 256
+_LABEL_BATCH = 256  # samples read at a time to count them
 
 
 def read_labels(source: Any, samples: Samples, *, whole: bool = True) -> NDArray[Any]:
@@ -200,14 +200,14 @@ def _labels_from_path(path: Path, where: str) -> NDArray[Any]:
                     f"{where}: holds {', '.join(names) or 'nothing'}; call the array of labels "
                     f"{_KEY!r}"
                 )
-            found: NDArray[Any] = file[_KEY if _KEY in names else names[0]]
-            return found
+            stored: NDArray[Any] = file[_KEY if _KEY in names else names[0]]
+            return stored
     if path.suffix == ".npy":
-        stored: NDArray[Any] = np.load(path, allow_pickle=False)
-        return stored
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+        return array
     return np.loadtxt(path, ndmin=1, delimiter=",")
 
 
 def _counted(samples: Samples) -> int:
     rows = (batch_rows(feed, samples.specs) for feed in samples.batches(_LABEL_BATCH))
-    return sum(1 if one is None else one for one in rows)
+    return sum(1 if count is None else count for count in rows)

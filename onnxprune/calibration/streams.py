@@ -392,7 +392,7 @@ def _cut(
                     yield _joined([*pending, piece], layout), block
                     pending, missing = [], block
                 else:
-                    # the arrays may be gone with their part
+                    # the arrays are closed with their part
                     pending.append({name: np.array(array) for name, array in piece.items()})
     if pending and not layout.fixed:
         yield _joined(pending, layout), block - missing
@@ -436,7 +436,7 @@ class FeedSamples(Samples):
 
 
 def _guarded(start: Callable[[], Iterable[object]], where: str) -> Iterator[object]:
-    """Go through a caller's feeds; whatever their code raises becomes one line."""
+    """Go through a caller's feeds; exceptions of their code become one line."""
     try:
         iterator = iter(start())
     except OnnxPruneError:
@@ -503,7 +503,7 @@ def _trailing(feed: Feed) -> list[tuple[int, ...]]:
 Numbered: TypeAlias = "tuple[Array, Feed]"
 """Numbers of samples, int64 [rows], and the feed they are in."""
 
-_EVERY = 4
+_EVERY = 4  # one sample in so many is held out
 
 
 def divide(samples: Samples) -> tuple[Samples, Samples]:

@@ -32,7 +32,7 @@ class Walk:
     ) -> None:
         self._model = model
         self._runtime = runtime
-        # the nodes themselves: the id of one that is gone may come back as that of a new one
+        # nodes, not ids: the id of a deleted node may be used again
         self._done: set[ir.Node] = set()
         constants = {
             value.name: value.const_value.numpy()
@@ -82,15 +82,15 @@ class Walk:
         made = [value.name for node in nodes for value in node.outputs if value.name]
         fetched = [name for name in made if name in wanted]
         if fetched:
-            found = self._run(nodes, fetched, self._values)
-            for values, new in zip(self._values, found, strict=True):
+            results = self._run(nodes, fetched, self._values)
+            for values, new in zip(self._values, results, strict=True):
                 values |= new
         for values in self._values:
             for name in values.keys() - wanted:
                 del values[name]
 
     def admit(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> None:
-        """Take further batches along: they are run through all that the others have behind them.
+        """Add batches: they are run through all nodes that have run for the others.
 
         Args:
             feeds: inputs of the model.
@@ -101,9 +101,9 @@ class Walk:
         made = {value.name for node in nodes for value in node.outputs}
         fetched = [name for name in self._values[0] if name in made]
         batches = [self._constants | dict(feed) for feed in feeds]
-        found = self._run(nodes, fetched, batches) if fetched else [{} for _ in batches]
+        results = self._run(nodes, fetched, batches) if fetched else [{} for _ in batches]
         held = self._values[0].keys() - made
-        for values, new in zip(batches, found, strict=True):
+        for values, new in zip(batches, results, strict=True):
             self._values.append({name: values[name] for name in held} | new)
 
     def _before(self, upto: ir.Node | None) -> list[ir.Node]:

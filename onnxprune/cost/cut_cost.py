@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.cost.kinds import KINDS, Classes, Costs, NodeCounter
+from onnxprune.cost.kinds import KINDS, Costs, NodeCounter, Units
 from onnxprune.cost.memory import (
     Lifetimes,
     all_constants,
@@ -89,9 +89,9 @@ class CutCost:
         self._shares = cache(partial(self._peak_shares, ()))
         self.whole: Mapping[str, float] = self.after(()) if whole is None else whole
 
-    def after(self, dead: Classes) -> Costs:
-        """Return the cost of every kind with the units `dead` removed."""
-        shape_of = shapes_after(self._coupling, dead)
+    def after(self, removed: Units) -> Costs:
+        """Return the cost of every kind with the units `removed` removed."""
+        shape_of = shapes_after(self._coupling, removed)
         bytes_of = partial(observed_bytes, self._facts.first, shape_of=shape_of)
         constants = self._constants(self._whole, shape_of)
 
@@ -112,14 +112,14 @@ class CutCost:
             }
         )
 
-    def touched(self, group: Group, dead: Classes) -> Costs:
+    def touched(self, group: Group, removed: Units) -> Costs:
         """Cost of the nodes and tensors that a group touches, with units of any groups removed.
 
         The peak of the activations is shared out among them, see `cost.memory`: near the uncut
-        model, or the cut given to `near`.
+        model, or the cut that `near` was called with.
         """
         part = self._part_of(group)
-        shape_of = shapes_after(self._coupling, dead)
+        shape_of = shapes_after(self._coupling, removed)
         constants = self._constants(part, shape_of)
 
         def activations() -> float:
@@ -138,15 +138,15 @@ class CutCost:
             }
         )
 
-    def saved_by(self, group: Group, dead: Classes) -> Costs:
+    def saved_by(self, group: Group, removed: Units) -> Costs:
         """What removing units of one group saves, counted over the nodes that group touches."""
-        before, after = self.touched(group, ()), self.touched(group, dead)
+        before, after = self.touched(group, ()), self.touched(group, removed)
         return Costs({kind: partial(_difference, before, after, kind) for kind in before})
 
-    def near(self, dead: Classes) -> CutCost:
+    def near(self, removed: Units) -> CutCost:
         """Return the same costs with the peak of the activations shared out near a cut."""
         nearer = copy(self)
-        nearer._shares = cache(partial(self._peak_shares, dead))
+        nearer._shares = cache(partial(self._peak_shares, removed))
         return nearer
 
     def _constants(self, part: _Part, shape_of: ShapeOf) -> Costs:
@@ -181,9 +181,9 @@ class CutCost:
 
     def _find_part(self, group: Group) -> _Part:
         """What depends on a group: all that carries one of its units."""
-        of_class = self._tensors_of()
+        of_unit = self._tensors_of()
         names = dict.fromkeys(
-            name for one in group.all_units.tolist() for name in of_class.get(one, ())
+            name for unit in group.all_units.tolist() for name in of_unit.get(unit, ())
         )
         nodes = {
             kind: [node for node in all_nodes if not names.keys().isdisjoint(tensors_of(node))]
@@ -199,16 +199,18 @@ class CutCost:
 
     def _find_tensors(self) -> Mapping[int, Sequence[str]]:
         """Class -> names of the tensors that carry it."""
-        found: dict[int, list[str]] = defaultdict(list)
+        names: dict[int, list[str]] = defaultdict(list)
         for name, labels in self._coupling.tensors.items():
             atoms: Iterable[np.ndarray] = (label.atoms.ravel() for label in labels.axis_labels)
-            mine = np.unique(np.concatenate([self._coupling.unit_of[one] for one in atoms] or [[]]))
-            for one in mine.astype(int).tolist():
-                found[one].append(name)
-        return found
+            carried = np.unique(
+                np.concatenate([self._coupling.unit_of[entries] for entries in atoms] or [[]])
+            )
+            for unit in carried.astype(int).tolist():
+                names[unit].append(name)
+        return names
 
-    def _peak_shares(self, dead: Classes) -> Mapping[str, float]:
-        shape_of = shapes_after(self._coupling, dead)
+    def _peak_shares(self, removed: Units) -> Mapping[str, float]:
+        shape_of = shapes_after(self._coupling, removed)
         return self._lifetimes.shares(partial(observed_bytes, self._facts.first, shape_of=shape_of))
 
 

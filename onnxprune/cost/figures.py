@@ -82,15 +82,15 @@ def dynamic_extents(specs: Sequence[InputSpec], feed: Mapping[str, NDArray[Any]]
     """
     shapes = {name: array.shape for name, array in feed.items()}
     first = next(iter(shapes.values()), ())
-    found = {"batch": first[0] if first else 1}
+    extents = {"batch": first[0] if first else 1}
     rows = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
     for spec in specs:
         traced = shapes.get(spec.name, ())
         declared = spec.shape if spec.shape is not None else (None,) * len(traced)
         for axis, (extent, size) in enumerate(zip(declared, traced, strict=True)):
             if axis > 0 and not isinstance(extent, int) and (extent is None or extent not in rows):
-                found.setdefault(extent or f"{spec.name}[{axis}]", size)
-    return found
+                extents.setdefault(extent or f"{spec.name}[{axis}]", size)
+    return extents
 
 
 BLOCKS = (8, 16)
@@ -98,21 +98,21 @@ BLOCKS = (8, 16)
 
 
 def padded_macs(
-    graph: ir.Graph, coupling: Coupling, dead: Sequence[int], block: int
+    graph: ir.Graph, coupling: Coupling, removed: Sequence[int], block: int
 ) -> tuple[int, int]:
     """Multiply-accumulates of the convolutions that a cut changes.
 
     Args:
         graph: the original's main graph.
         coupling: its labels.
-        dead: removed classes.
+        removed: removed units.
         block: channels that are computed together.
 
     Returns:
         as they are, and with every width that was cut rounded up to whole blocks; 0 and 0 where no
         convolution is cut. Grouped convolutions are not counted.
     """
-    cut, before = Cut(coupling, dead), coupling.facts.first.shapes
+    cut, before = Cut(coupling, removed), coupling.facts.first.shapes
     plain = padded = 0
     for node in graph:
         if node.op_type != "Conv" or node.attributes.get_int("group", 1) > 1:

@@ -21,7 +21,7 @@ from onnxprune.cost.macs import node_macs
 from onnxprune.coupling.groups import Group
 from onnxprune.model.node_view import ShapeOf
 
-Classes: TypeAlias = "Sequence[int] | NDArray[np.int32]"
+Units: TypeAlias = "Sequence[int] | NDArray[np.int32]"
 """Units that are removed; large arrays are looked up much faster than lists."""
 
 NodeCounter: TypeAlias = Callable[[ir.Node, ShapeOf], float]
@@ -84,16 +84,16 @@ class CostModel(Protocol):
     def whole(self) -> Mapping[str, float]:
         """What fractions refer to: the cost of the uncut model, or of one it was made from."""
 
-    def after(self, dead: Classes) -> Mapping[str, float]:
-        """Return the cost of the model without the classes `dead`, by kind."""
+    def after(self, removed: Units) -> Mapping[str, float]:
+        """Return the cost of the model without the units `removed`, by kind."""
 
-    def touched(self, group: Group, dead: Classes) -> Mapping[str, float]:
-        """Return the part of the cost that depends on a group, with classes of any groups dead."""
+    def touched(self, group: Group, removed: Units) -> Mapping[str, float]:
+        """Return the part of the cost that depends on a group, with units of any groups removed."""
 
-    def saved_by(self, group: Group, dead: Classes) -> Mapping[str, float]:
-        """Return what removing classes of one group saves in that part."""
+    def saved_by(self, group: Group, removed: Units) -> Mapping[str, float]:
+        """Return what removing units of one group saves in that part."""
 
-    def near(self, dead: Classes) -> CostModel:
+    def near(self, removed: Units) -> CostModel:
         """Return the model whose parts add up best near a cut, for kinds that are no sums."""
 
 

@@ -59,13 +59,13 @@ def is_parameter(tensor: ir.TensorProtocol) -> bool:
 
 def all_constants(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
     """Yield the values of initializers and Constant nodes, those in the bodies of nodes too."""
-    for one in (graph, *graph.subgraphs()):
-        yield from constants_of(one).values()
+    for scope in (graph, *graph.subgraphs()):
+        yield from constants_of(scope).values()
 
 
 def stored_parameters(graph: ir.Graph) -> int:
     """Parameters that a graph holds, those in the bodies of nodes too; see `is_parameter`."""
-    return sum(prod(one.shape.numpy()) for one in all_constants(graph) if is_parameter(one))
+    return sum(prod(t.shape.numpy()) for t in all_constants(graph) if is_parameter(t))
 
 
 def rest_bytes(graph: ir.Graph) -> int:
@@ -76,9 +76,9 @@ def rest_bytes(graph: ir.Graph) -> int:
     """
     empty: dict[ir.Value, ir.TensorProtocol] = {}
     inside = 0
-    for one in (graph, *graph.subgraphs()):
-        for name, tensor in constants_of(one).items():
-            value = one.initializers.get(name)
+    for scope in (graph, *graph.subgraphs()):
+        for name, tensor in constants_of(scope).items():
+            value = scope.initializers.get(name)
             if tensor.dtype == ir.DataType.STRING:
                 continue
             if value is None:
@@ -99,8 +99,8 @@ def tensors_of(node: ir.Node) -> Iterator[str]:
 BytesOf = Callable[[str], int]
 """Bytes of a tensor by name, 0 where nothing is known of it."""
 
-_SHARPNESS = 16
-_NEGLIGIBLE = 1e-4
+_SHARPNESS = 16  # exponent: moments 10 % below the peak count 0.19
+_NEGLIGIBLE = 1e-4  # share of a byte in the peak
 
 
 @dataclass(frozen=True)

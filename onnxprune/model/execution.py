@@ -34,13 +34,13 @@ from onnxprune.model.runtime import Runtime
 from onnxprune.model.save import save
 from onnxprune.model.tensors import external_initializers, initializer_bytes, inline_bytes
 
-_FATAL = 4
+_FATAL = 4  # log level of onnxruntime
 # Error codes, and places in the source code of onnxruntime.
 _NOISE = re.compile(
     r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |"
     r"\S*onnxruntime_src\S+ .*?\)>?(?: const)?(?: \[with .*?\])? (?=[A-Z]|\w+ [=!<>]{1,2} )"
 )
-_INLINE_BYTES = 64_000_000
+_INLINE_BYTES = 64_000_000  # more go through a file, which is mapped instead of copied
 _NO_PREPACKING = "session.disable_prepacking"
 _NO_SPINNING_ON = "session.force_spinning_stop"
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -215,7 +215,7 @@ def node_reads(node: ir.Node) -> Iterator[ir.Value]:
     for attribute in node.attributes.values():
         for graph in _graphs(attribute):
             inner = ir.traversal.RecursiveGraphIterator(graph)
-            captured = [value for one in inner for value in one.inputs if value is not None]
+            captured = [v for inside in inner for v in inside.inputs if v is not None]
             for value in (*captured, *_returned(graph)):
                 if value.graph is node.graph:
                     yield value
@@ -303,7 +303,7 @@ def _named(shape: ir.Shape | None) -> list[str]:
 def _shape(name: str, inferred: Sequence[Any], symbols: Set[str]) -> ir.Shape | None:
     """The shape onnxruntime inferred.
 
-    Names it made up are those of one session, where another piece means something else by them.
+    Names that onnxruntime generates mean something else in each session, so they are replaced.
     """
     dims = [
         dim if isinstance(dim, int) or dim in symbols else f"{name}/{axis}"
@@ -324,10 +324,9 @@ def _parsed(text: str) -> ir.TypeProtocol | None:
     return None if element is None else kinds[kind](element)
 
 
-_WHOLE_BYTES = 512_000_000
-_WHOLE_NODES = 8000
-_PIECE_BYTES = 128_000_000
-_PIECE_NODES = 4000
+# weights and nodes up to which a model runs as a whole, and those of a piece of a larger one
+_WHOLE_BYTES, _WHOLE_NODES = 512_000_000, 8000
+_PIECE_BYTES, _PIECE_NODES = 128_000_000, 4000
 
 
 def is_heavy(model: ir.Model) -> bool:
@@ -371,7 +370,7 @@ class Execution:
         return self.run_all([feed])[0]
 
     def run_all(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, Any]]:
-        """Run on every feed and return all outputs by name, as `runtime.run` gives them.
+        """Run on every feed and return all outputs by name, as `run` gives them.
 
         Raises:
             RuntimeFailure: when onnxruntime refuses a piece or a feed.

@@ -59,8 +59,8 @@ def _extent(dim: int | ir.SymbolicDim) -> int | str | None:
 FIRST_BATCH = 2
 """Rows of the first traced batch; the second has one more. Extent 1 would hide broadcasting."""
 
-_MOST_ELEMENTS = 2**29
-_TYPICAL_SIZES = (7, 8, 16, 32, 64, 224, 2, 1)
+_MOST_ELEMENTS = 2**29  # of one random input: 2 GiB of float32
+_TYPICAL_SIZES = (7, 8, 16, 32, 64, 224, 2, 1)  # tried for open axes other than the batch
 
 
 def size_choices(specs: Sequence[InputSpec]) -> Iterator[dict[tuple[str, int], int]]:
@@ -86,7 +86,7 @@ def size_choices(specs: Sequence[InputSpec]) -> Iterator[dict[tuple[str, int], i
         }
 
 
-def made_up_feed(
+def random_feed(
     specs: Sequence[InputSpec],
     sizes: Mapping[tuple[str, int], int],
     rng: np.random.Generator,
@@ -101,7 +101,7 @@ def made_up_feed(
         highest_integer: integers lie below it (safe as indices into a table of that size).
 
     Raises:
-        InputError: for inputs that cannot be made up (sequences, strings, unknown rank, size).
+        InputError: for inputs that cannot be generated (sequences, strings, unknown rank, size).
     """
     feed: dict[str, NDArray[Any]] = {}
     for spec in specs:
@@ -115,7 +115,7 @@ def made_up_feed(
         )
         if math.prod(shape) > _MOST_ELEMENTS:
             raise InputError(
-                f"input {spec.name!r} of shape {list(shape)} is too large to be made up; "
+                f"input {spec.name!r} of shape {list(shape)} is too large to be generated; "
                 "give --calibration"
             )
         if spec.dtype.kind in "iu":

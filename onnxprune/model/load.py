@@ -1,4 +1,4 @@
-"""Any kind of ONNX model in, an onnx-ir model that is ours to change out, and the way back.
+"""Any kind of ONNX model in, an onnx-ir model that may be changed out, and the way back.
 
 onnx-graphsurgeon does not know node metadata, dimension denotations or initializers that are also
 graph inputs, so those are lost in a graph that comes back; the computation is the same.
@@ -163,11 +163,11 @@ def _load_file(path: Path) -> LoadedModel:
 
 
 def _load_proto(proto: onnx.ModelProto, kind: ModelKind, name: str) -> LoadedModel:
-    given = proto
+    original = proto
     sparse: set[str] = set()
     if proto.graph.sparse_initializer:
         proto = onnx.ModelProto()
-        proto.CopyFrom(given)
+        proto.CopyFrom(original)
         sparse = fill_in(proto, name)
     check_wellformed(proto, name)
     model = _deserialise(proto, name)
@@ -178,7 +178,7 @@ def _load_proto(proto: onnx.ModelProto, kind: ModelKind, name: str) -> LoadedMod
         )
     adopt_external_data(model, name)
     try:
-        sha256 = hashlib.sha256(serialise(given)).hexdigest()
+        sha256 = hashlib.sha256(serialise(original)).hexdigest()
     except ValueError:  # more than 2 GB
         sha256 = fingerprint(model)
     return LoadedModel(model, kind, None, sha256)

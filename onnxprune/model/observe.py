@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import InputError, RuntimeFailure
 from onnxprune.model.execution import Execution, open_session, run
-from onnxprune.model.inputs import InputSpec, input_specs, larger_sizes, made_up_feed, size_choices
+from onnxprune.model.inputs import InputSpec, input_specs, larger_sizes, random_feed, size_choices
 from onnxprune.model.protobuf import has_map, skeleton
 from onnxprune.model.runtime import Runtime
 
-_SMALL = 4096
-_HIGHEST_INTEGERS = (2, 1)
+_SMALL = 4096  # entries up to which integers are kept
+_HIGHEST_INTEGERS = (2, 1)  # 1: only zeros, for tables with one row
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,16 @@ class Facts:
 
 def constants_of(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
     """Initializers and outputs of Constant nodes of a graph (without its subgraphs), by name."""
-    found: dict[str, ir.TensorProtocol] = {}
+    constants: dict[str, ir.TensorProtocol] = {}
     for name, value in graph.initializers.items():
         if value.const_value is not None:
-            found[name] = value.const_value
+            constants[name] = value.const_value
     for node in graph:
         if node.op_type == "Constant" and node.domain == "" and node.outputs[0].name:
             tensor = ir.convenience.get_const_tensor(node.outputs[0])
             if tensor is not None:
-                found[node.outputs[0].name] = tensor
-    return found
+                constants[node.outputs[0].name] = tensor
+    return constants
 
 
 def observe(
@@ -94,11 +94,11 @@ def observe(
     Args:
         model: unchanged.
         runtime: how to run it.
-        rng: for inputs that have to be made up.
-        sample: a real feed; it sets the first size, else one that runs is found.
+        rng: for randomly generated inputs.
+        sample: a real feed; it sets the first size, else one that runs is generated.
 
     Raises:
-        InputError: when no sample is given and no feed that runs can be made up.
+        InputError: when no sample is given and no feed that runs can be generated.
         RuntimeFailure: when the model does not run on the sample.
     """
     constants = constants_of(model.graph)
@@ -157,10 +157,10 @@ def _first_that_runs(
     for sizes in size_choices(specs):
         for highest in _HIGHEST_INTEGERS:
             try:
-                return probe.run(made_up_feed(specs, sizes, rng, highest))
+                return probe.run(random_feed(specs, sizes, rng, highest))
             except RuntimeFailure as error:
                 problem = problem or str(error)
-    raise InputError(f"the model does not run on made-up inputs, give --calibration ({problem})")
+    raise InputError(f"the model does not run on random inputs, give --calibration ({problem})")
 
 
 def _at_larger_size(
@@ -170,7 +170,7 @@ def _at_larger_size(
     for sizes in larger_sizes(specs, first.feed):
         for highest in _HIGHEST_INTEGERS:
             try:
-                return probe.run(made_up_feed(specs, sizes, rng, highest))
+                return probe.run(random_feed(specs, sizes, rng, highest))
             except (RuntimeFailure, InputError):
                 continue
     return first
@@ -231,7 +231,7 @@ def _infer_types(model: ir.Model) -> None:
             value.type = types.get(value.name or "", value.type)
 
 
-_BLOCK_BYTES = 8_000_000
+_BLOCK_BYTES = 8_000_000  # read at a time
 
 
 def constant_array(value: ir.Value | None) -> NDArray[Any] | None:
@@ -269,7 +269,7 @@ def blocks(tensor: ir.TensorProtocol) -> Iterator[tuple[int, NDArray[Any]]]:
 
 
 class ConstantValues:
-    """Reads constants by name; a derived one is computed in onnxruntime from what it is made of.
+    """Reads constants by name; a derived one is computed in onnxruntime.
 
     Args:
         model: the graph they belong to.
@@ -313,11 +313,11 @@ class ConstantValues:
         leaves: dict[str, ir.TensorProtocol] = {}
         waiting = [name]
         while waiting:
-            one = waiting.pop()
-            if one in self._constants:
-                leaves[one] = self._constants[one]
+            leaf = waiting.pop()
+            if leaf in self._constants:
+                leaves[leaf] = self._constants[leaf]
                 continue
-            node = self._producers[one]
+            node = self._producers[leaf]
             if id(node) not in nodes:
                 nodes[id(node)] = node
                 waiting += [value.name for value in node.inputs if value and value.name]

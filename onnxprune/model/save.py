@@ -75,7 +75,7 @@ def save(
         model: unchanged by the call.
         path: the file to write.
         protect: a file that must not be overwritten: the input.
-        scratch: the file is gone soon: all larger weights go to the data file, so that they can
+        scratch: the file is temporary: all larger weights go to the data file, so that they can
             be mapped, and nothing is flushed to the disk.
 
     Raises:

@@ -145,9 +145,9 @@ def _check_external(tensor: ir.ExternalTensor, name: str) -> None:
 
 
 _MARK = "onnxprune.sparse"
-_POSITION_BYTES = 8
-_OVERHEAD_BYTES = 64
-_LARGEST = 2**31
+_POSITION_BYTES = 8  # an int64 index for each value
+_OVERHEAD_BYTES = 64  # names and shapes of a sparse tensor, roughly
+_LARGEST = 2**31  # entries; a damaged shape must not fill the memory
 
 
 def mark_sparse(value: ir.Value, wanted: bool = True) -> None:
@@ -206,7 +206,7 @@ def fill_in(proto: onnx.ModelProto, name: str) -> set[str]:
     Raises:
         InputError: for one that is damaged.
     """
-    found = set()
+    names = set()
     for sparse in proto.graph.sparse_initializer:
         called = sparse.values.name
         try:
@@ -217,9 +217,9 @@ def fill_in(proto: onnx.ModelProto, name: str) -> set[str]:
                 "export the model again"
             ) from error
         proto.graph.initializer.append(dense)
-        found.add(called)
+        names.add(called)
     del proto.graph.sparse_initializer[:]
-    return found
+    return names
 
 
 def mark_filled(model: ir.Model, names: set[str]) -> None:
@@ -244,7 +244,7 @@ def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     Raises:
         ValueError: for positions outside the tensor, or without a name.
     """
-    values, places = (numpy_helper.to_array(one) for one in (sparse.values, sparse.indices))
+    values, places = map(numpy_helper.to_array, (sparse.values, sparse.indices))
     shape = tuple(sparse.dims)
     if places.ndim == 2:
         places = np.ravel_multi_index(tuple(places.T), shape)

@@ -16,7 +16,7 @@ from onnxprune.errors import InputError
 
 OLDEST_OPSET = 7
 _OLDEST_IR_VERSION = 3
-_LARGEST_DIVISOR = 2**31 - 1
+_LARGEST_DIVISOR = 2**31 - 1  # onnxruntime reads the attribute into an int32
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 # onnxruntime divides by them unseen, which ends the process.
 _DIVIDING_ATTRIBUTES = ("group", "blocksize", "q_num_heads", "kv_num_heads")

@@ -29,7 +29,7 @@ from onnxprune.verification.comparison import largest_difference
 
 @dataclass(frozen=True)
 class Probed:
-    """What a model makes of some feeds, run exactly as written; one mapping for each.
+    """Outputs of a model on some feeds, run exactly as written; one mapping for each.
 
     Attributes:
         outputs: its outputs.
@@ -56,10 +56,10 @@ def probe(model: ir.Model, runtime: Runtime, feeds: Sequence[Mapping[str, NDArra
         outputs = Execution(model, runtime, optimise=False).run_all(feeds)
         return Probed(outputs, outputs)
     watched = model.clone()
-    given = {value.name for value in (*watched.graph.inputs, *watched.graph.outputs)}
+    known = {value.name for value in (*watched.graph.inputs, *watched.graph.outputs)}
     for node in watched.graph:
-        wanted = set(inputs.values()) - given
-        watched.graph.outputs.extend(one for one in node.outputs if one.name in wanted)
+        wanted = set(inputs.values()) - known
+        watched.graph.outputs.extend(v for v in node.outputs if v.name in wanted)
     runs = Execution(watched, runtime, optimise=False).run_all(feeds)
     names = [value.name or "" for value in model.graph.outputs]
     return Probed(
@@ -69,17 +69,17 @@ def probe(model: ir.Model, runtime: Runtime, feeds: Sequence[Mapping[str, NDArra
 
 
 def saturated_outputs(model: ir.Model) -> dict[str, str]:
-    """Outputs that a Sigmoid makes -> what it is given."""
-    found = {}
+    """Outputs computed by a Sigmoid -> name of its input."""
+    inputs = {}
     for value in model.graph.outputs:
         node = output_producer(value)
         if node is not None and node.op_type == "Sigmoid" and node.inputs[0] is not None:
-            found[value.name or ""] = node.inputs[0].name or ""
-    return found
+            inputs[value.name or ""] = node.inputs[0].name or ""
+    return inputs
 
 
-_TOLERANCE = 1e-4
-_COARSE_TOLERANCE = 2e-2
+_TOLERANCE = 1e-4  # of float32 outputs, relative to their largest value
+_COARSE_TOLERANCE = 2e-2  # of half precision and integers
 _COARSE_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _QUANTISED_OPS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "MatMulInteger"}
@@ -91,7 +91,7 @@ class Certificate:
     """Outcome of comparing the sliced with the masked model.
 
     Attributes:
-        error: largest difference relative to the output's largest value, see `probing`.
+        error: largest difference relative to the output's largest value, see `largest_difference`.
         tolerance: what it may be.
         runs: number of inputs compared.
         effect: the same measure between the original and the masked model: that the outputs
@@ -118,7 +118,7 @@ def certify(
     """Compare what the models computed on the same inputs, run exactly as written.
 
     Args:
-        original: outputs of the model that was given, one mapping for each input.
+        original: outputs of the original model, one mapping for each input.
         masked: what the original computes with the removed part zero.
         sliced: what the result computes.
         tolerance: what the error may be.
@@ -159,7 +159,7 @@ def keep_loadable(model: ir.Model, runtime: Runtime) -> bool:
 
 # what a Sigmoid gives is rounded to parts of 1, however small it is
 _SMALLEST = 1e-3
-_AS_BEFORE = 2.0
+_AS_BEFORE = 2.0  # times what optimisations change in the original
 
 
 def check_result(
@@ -193,7 +193,7 @@ def check_runs(
         original: the model it was made of.
         result: the model.
         feeds: inputs to run it on.
-        outputs: what it makes of them, run exactly as written.
+        outputs: its outputs on them, run exactly as written.
         runtime: how to run it.
         tolerance: of the certificate; onnxruntime's optimisations may cost ten times that, or
             twice what they cost the original.
@@ -230,7 +230,7 @@ def _changed_by_optimising(
     optimised = Execution(model, runtime).run_all(feeds)
     saturated = dict.fromkeys(saturated_outputs(model), _SMALLEST)
     pairs = zip(outputs, optimised, strict=True)
-    return max(largest_difference(one, other, saturated) for one, other in pairs)
+    return max(largest_difference(plain, fast, saturated) for plain, fast in pairs)
 
 
 def _own_change(

@@ -1,4 +1,4 @@
-"""What pruning cost: the outputs of two models side by side on samples."""
+"""The outputs of two models compared on samples."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def relative_difference(reference: Any, other: Any, least: float = 0.0) -> float
     if isinstance(reference, (list, tuple)):
         if not isinstance(other, (list, tuple)) or len(reference) != len(other):
             return np.inf
-        found = map(relative_difference, reference, other, [least] * len(reference))
-        return max(found, default=0.0)
+        differences = map(relative_difference, reference, other, [least] * len(reference))
+        return max(differences, default=0.0)
     if isinstance(reference, dict):
         if not isinstance(other, dict) or reference.keys() != other.keys():
             return np.inf
@@ -85,13 +85,13 @@ def _array_difference(
     return float(error / scale) if scale > 0 else float(error)
 
 
-_SAMPLES = 8
-_ENTRIES = 10
+_SAMPLES = 8  # kept for each output
+_ENTRIES = 10  # kept of each sample
 
 
 @dataclass(frozen=True)
 class WorstSample:
-    """What two models make of one sample.
+    """Outputs of two models for one sample.
 
     Attributes:
         index: number of the sample, from 0, in the calibration data as it was given.
@@ -132,7 +132,7 @@ class WorstSamples:
             numbers, before, after = numbers[:1], before[None], after[None]
         if not len(numbers) or not before.size:
             return
-        a, b = (one.astype(np.float64).reshape(len(numbers), -1) for one in (before, after))
+        a, b = (array.astype(np.float64).reshape(len(numbers), -1) for array in (before, after))
         with np.errstate(invalid="ignore", over="ignore"):
             apart = np.linalg.norm(a - b, axis=1)
             scale = np.linalg.norm(a, axis=1)
@@ -141,7 +141,7 @@ class WorstSamples:
         differing = _differing(before, after)
         weight = np.zeros(len(errors)) if differing is None else differing
         worst = np.lexsort((-errors, -weight))[:_SAMPLES]
-        found = [
+        batch = [
             WorstSample(
                 index=int(numbers[row]),
                 relative_error=float(errors[row]),
@@ -153,15 +153,15 @@ class WorstSamples:
             for row in worst.tolist()
             if errors[row] > 0
         ]
-        self._kept = sorted([*self._kept, *found], key=_badness)[:_SAMPLES]
+        self._kept = sorted([*self._kept, *batch], key=_badness)[:_SAMPLES]
 
-    def found(self) -> tuple[WorstSample, ...]:
+    def worst(self) -> tuple[WorstSample, ...]:
         """The worst samples, the worst first."""
         return tuple(self._kept)
 
 
-def _badness(one: WorstSample) -> tuple[float, float, int]:
-    return -(one.differing or 0.0), -one.relative_error, one.index
+def _badness(sample: WorstSample) -> tuple[float, float, int]:
+    return -(sample.differing or 0.0), -sample.relative_error, sample.index
 
 
 def _differing(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float64] | None:
@@ -239,7 +239,7 @@ class _Sums:
             cosine=self.cosine / self.samples if measured else None,
             relative_error=float(np.sqrt(self.difference / scale)) if measured else None,
             agreement=self.equal / self.choices if self.choices else None,
-            worst=self.worst.found(),
+            worst=self.worst.worst(),
         )
 
 
@@ -260,7 +260,7 @@ def compare_outputs(
         samples: inputs.
         runtime: how to run.
         batches: stop after so many batches; None for all samples.
-        progress: told about every batch.
+        progress: progress callback, called for every batch.
 
     Raises:
         RuntimeFailure: when one of them does not run.
@@ -274,4 +274,4 @@ def compare_outputs(
         for name, value in before.items():
             if isinstance(value, np.ndarray) and value.shape == np.shape(after[name]):
                 sums.setdefault(name, _Sums()).add(numbers, value, np.asarray(after[name]))
-    return [one.finish(name) for name, one in sums.items()]
+    return [running.finish(name) for name, running in sums.items()]

@@ -23,10 +23,10 @@ from onnxprune.model.execution import Execution
 from onnxprune.model.outputs import LINEAR, ScoreLayout, output_producer
 from onnxprune.model.runtime import Runtime
 
-_SMALLEST = 1e-12
-_MASKED = -1e4
-_TEMPERATURE = 2.0
-_AS_QUANTITIES = 0.1
+_SMALLEST = 1e-12  # keeps logarithms and quotients finite
+_MASKED = -1e4  # in place of scores of minus infinity
+_TEMPERATURE = 2.0  # Hinton et al. 2015
+_AS_QUANTITIES = 0.1  # weight of the squared error where an output may be scores
 
 
 def divergence(
@@ -35,22 +35,22 @@ def divergence(
     """Average divergence over batches.
 
     Args:
-        model: the original; says what its outputs are made by.
+        model: the original; says which nodes compute its outputs.
         pairs: outputs of the original and of the pruned model by name, for each batch.
 
     Returns:
         0 for equal outputs; infinity when the pruned model gives NaN or infinite values.
     """
     opset = model.opset_imports.get("", 1)
-    found = []
+    divergences = []
     for value in model.graph.outputs:
         name = value.name or ""
         arrays = [(a[name], b[name]) for a, b in pairs if _is_float(a[name]) and a[name].size]
         if any(a.shape != b.shape for a, b in arrays):
-            found.append(1.0)
+            divergences.append(1.0)
         elif arrays:
-            found.append(_of_output(output_producer(value), arrays, opset))
-    return float(np.mean(found)) if found else 0.0
+            divergences.append(_of_output(output_producer(value), arrays, opset))
+    return float(np.mean(divergences)) if divergences else 0.0
 
 
 def _of_output(
@@ -76,15 +76,15 @@ def _is_float(array: Any) -> bool:
 
 
 def _kl(pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
-    found = []
+    samples = []
     for wanted, got in pairs:
         masked = ~np.isfinite(wanted)
         first, second = (
             _normalised(np.where(masked, _MASKED, scores) / _TEMPERATURE)
             for scores in (wanted, got)
         )
-        found.append((np.exp(first) * (first - second)).sum(axis=1))
-    return max(float(np.concatenate(found).mean()), 0.0)
+        samples.append((np.exp(first) * (first - second)).sum(axis=1))
+    return max(float(np.concatenate(samples).mean()), 0.0)
 
 
 def _normalised(scores: NDArray[np.float64]) -> NDArray[np.float64]:

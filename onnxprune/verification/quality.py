@@ -1,6 +1,6 @@
 """How good a model's answers are, in one number that is higher for better ones.
 
-* With a metric: what that function makes of the outputs (and labels).
+* With a metric: the value of that function of the outputs (and labels).
 * With labels: accuracy, the percentage of samples whose greatest score is at the label.
 * Without: percentage of the original's answers that stay. Class scores - what a Softmax gives, or a
   linear layer - are compared by the place of their greatest entry (agreement), other outputs by
@@ -24,7 +24,7 @@ from onnxprune.model.execution import open_session, run
 from onnxprune.model.outputs import gives_scores, output_producer
 from onnxprune.model.runtime import Runtime
 
-_BATCH = 32
+_BATCH = 32  # samples per run
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ class QualityMeasure:
     def _outputs(self, model: ir.Model) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
         """All outputs of all samples, and the numbers of these."""
         session = open_session(model, self._runtime)
-        found: dict[str, list[Any]] = {}
+        batches: dict[str, list[Any]] = {}
         numbers = []
         for places, feed in numbered(self._samples, _BATCH):
             numbers.append(places)
             for name, value in run(session, feed).items():
-                found.setdefault(name, []).append(value)
-        return {name: _joined(parts) for name, parts in found.items()}, np.concatenate(numbers)
+                batches.setdefault(name, []).append(value)
+        return {name: _joined(parts) for name, parts in batches.items()}, np.concatenate(numbers)
 
     def _measured(self, outputs: Mapping[str, NDArray[Any]]) -> tuple[str, float]:
         if self._metric is not None:
@@ -189,7 +189,7 @@ def _accuracy(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> floa
 
 def _cosine(wanted: NDArray[Any], got: NDArray[Any]) -> float:
     rows = len(wanted) if wanted.ndim > 1 else 1
-    a, b = (one.astype(np.float64).reshape(rows, -1) for one in (wanted, got))
+    a, b = (array.astype(np.float64).reshape(rows, -1) for array in (wanted, got))
     if not np.isfinite(b[np.isfinite(a)]).all():
         return 0.0
     a, b = np.where(np.isfinite(a), a, 0.0), np.where(np.isfinite(b), b, 0.0)

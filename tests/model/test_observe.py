@@ -147,7 +147,7 @@ def test_a_sample_that_does_not_run_is_not_replaced() -> None:
 def test_without_a_feed_that_runs_calibration_is_asked_for() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 3] x, float[M, 4] z) => (float[N, 3] y) { y = MatMul(x, z) }"""
-    with pytest.raises(InputError, match="does not run on made-up inputs, give --calibration"):
+    with pytest.raises(InputError, match="does not run on random inputs, give --calibration"):
         observed(parse(text))
     text = """<ir_version: 8, opset_import: ["": 17]>
         g (seq(float[N]) x) => (float[N] y) { y = SequenceAt(x, zero) }"""
@@ -207,7 +207,7 @@ def test_names_like_those_of_the_probe_are_no_trouble() -> None:
 def test_inputs_too_large_to_make_up_are_refused() -> None:
     proto = parse("""<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 1099511627776] x) => (float[N] y) { y = ReduceMean<axes = [1]>(x) }""")
-    with pytest.raises(InputError, match=r"'x' of shape .* is too large to be made up"):
+    with pytest.raises(InputError, match=r"'x' of shape .* is too large to be generated"):
         observed(proto)
 
 

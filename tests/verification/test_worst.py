@@ -13,7 +13,7 @@ def worst(before, after, numbers=None):
     before, after = np.float32(before), np.float32(after)
     numbers = np.arange(len(before)) if numbers is None else np.array(numbers)
     found.add(numbers, before, after)
-    return found.found()
+    return found.worst()
 
 
 def test_another_answer_is_worse_than_any_error():
@@ -48,7 +48,7 @@ def test_few_are_kept_over_all_batches():
         numbers = np.arange(start, start + 10)
         before = np.ones((10, 1), np.float32)
         found.add(numbers, before, before + numbers[:, None].astype(np.float32))
-    kept = [one.index for one in found.found()]
+    kept = [one.index for one in found.worst()]
     assert kept == sorted(range(100), reverse=True)[: len(kept)]
     assert 1 < len(kept) < 20
 

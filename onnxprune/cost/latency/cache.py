@@ -93,11 +93,11 @@ class TimingCache:
         if self._folder is None:
             return {}
         try:
-            found = json.loads(self._path(self._folder, key).read_bytes())
+            content = json.loads(self._path(self._folder, key).read_bytes())
             expected = (_FORMAT, _VERSION, dict(key))
-            if (found["format"], found["version"], found["key"]) != expected:
+            if (content["format"], content["version"], content["key"]) != expected:
                 return {}
-            timings = {str(name): float(value) for name, value in found["timings"].items()}
+            timings = {str(name): float(value) for name, value in content["timings"].items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return {}
         return {name: value for name, value in timings.items() if isfinite(value) and value >= 0}

@@ -30,13 +30,13 @@ from onnxprune.model.runtime import Runtime
 
 ALIGNMENT = 4
 _STEPS = (1, 4, 8, 16, 32)
-_MIDDLE = 64
-_BELOW = (0, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32)
-_SMALLEST = 16
-_EXACT = 0.012
-_ALIKE = 1.5
-_SLOWER = 1.05
-_GAIN = 0.015
+_MIDDLE = 64  # width around which steps are looked for
+_BELOW = (0, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32)  # what timed widths are below the middle
+_SMALLEST = 16  # width
+_EXACT = 0.012  # relative misfit of a staircase that is noise on a quiet machine
+_ALIKE = 1.5  # times the misfit of the best step that still counts as equal
+_SLOWER = 1.05  # ratio of times from which unaligned widths are avoided
+_GAIN = 0.015  # share of an axis that rounding has to save
 
 
 def widths_to_time(full: int) -> tuple[int, ...]:
@@ -105,10 +105,10 @@ def _misfit(widths: NDArray[np.int64], seconds: NDArray[np.float64], step: int) 
     return float(np.sqrt(np.mean(left**2)) / seconds.mean())
 
 
-_FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)
-_OTHER_WIDTH = 256
-_ALL_TIMED = 32
-_VISIBLE = 50e-6
+_FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the full width, timed; between: linear
+_OTHER_WIDTH = 256  # of the other axes while steps are looked for
+_ALL_TIMED = 32  # width up to which every width is timed
+_VISIBLE = 50e-6  # seconds from which the clock of the profiler (1 us) is fine enough
 
 
 class KernelTimes:

@@ -21,13 +21,11 @@ from numpy.typing import NDArray
 from onnxprune.model.execution import open_session, run
 from onnxprune.model.runtime import Runtime
 
-_LEAST_PAIRS = 6
-_MOST_PAIRS = 400
-_SHORTEST = 2e-3
-_SESSIONS = 3
+_LEAST_PAIRS, _ENOUGH_PAIRS, _MOST_PAIRS = 6, 25, 400  # in each session
+_SHORTEST = 2e-3  # seconds of a timed run; shorter models are run several times
+_SESSIONS = 3  # of each model
 _CONFIDENCE = 0.95
-_CLOSE_ENOUGH = 0.005
-_ENOUGH_PAIRS = 25
+_CLOSE_ENOUGH = 0.005  # half width of the interval of the ratio
 
 
 @dataclass(frozen=True)

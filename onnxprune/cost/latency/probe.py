@@ -37,13 +37,13 @@ from onnxprune.model.execution import open_session, run
 from onnxprune.model.node_view import ShapeOf
 from onnxprune.model.runtime import Runtime
 
-_FATAL = 4
+_FATAL = 4  # log level of onnxruntime
 _AROUND = frozenset({"ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear"})
-_BUDGET = 12e-3
-_FEWEST, _MOST = 4, 150
-_AGREEING = 1.06
-_PATIENCE = 8
-_FILL = 0.01
+_BUDGET = 12e-3  # seconds for each kernel and width
+_FEWEST, _MOST = 4, 150  # runs
+_AGREEING = 1.06  # ratio of times that count as the same
+_PATIENCE = 8  # budgets to spend on a busy machine
+_FILL = 0.01  # entries of weights, small so that nothing overflows
 _MICROSECONDS = 1e-6
 
 
@@ -92,13 +92,11 @@ class Kernel:
         kept = onnx.NodeProto()
         kept.CopyFrom(self.node)
         derived = self.family.attributes(self.widths)
-        attributes = [one for one in kept.attribute if one.name not in derived]
-        described = sorted(f"{one.name}={helper.get_attribute_value(one)}" for one in attributes)
+        attributes = [a for a in kept.attribute if a.name not in derived]
+        described = sorted(f"{a.name}={helper.get_attribute_value(a)}" for a in attributes)
         operands = [
-            "-"
-            if one is None
-            else f"{one.dtype.name}{'c' if one.constant else ''}{'q' if one.quantised else ''}"
-            for one in self.operands
+            "-" if op is None else f"{op.dtype.name}{'c' * op.constant}{'q' * op.quantised}"
+            for op in self.operands
         ]
         return {
             "operator": f"{self.node.domain}::{self.node.op_type}",
@@ -153,8 +151,8 @@ def kernel_of(
     proto.ClearField("doc_string")
     proto.ClearField("metadata_props")
     del proto.input[:], proto.output[:]
-    proto.input.extend(f"i{n}" if one is not None else "" for n, one in enumerate(node.inputs))
-    proto.output.extend(f"o{n}" if one.name else "" for n, one in enumerate(node.outputs))
+    proto.input.extend(f"i{n}" if value is not None else "" for n, value in enumerate(node.inputs))
+    proto.output.extend(f"o{n}" if value.name else "" for n, value in enumerate(node.outputs))
     weight = node.inputs[family.slots.weight]
     operands = tuple(_operand(value, weight, constants) for value in node.inputs)
     return Kernel(proto, family, operands, shapes, widths, _quantised_output(node), dict(opsets))
@@ -183,19 +181,19 @@ def time_kernel(kernel: Kernel, widths: Widths, runtime: Runtime) -> float:
         except Exception as error:
             raise RuntimeFailure(f"{kernel.node.op_type} at {widths} does not run alone") from error
         events = read_profile(session.end_profiling())
-    return sum(typical(one) for (_, op), one in events.items() if op not in _AROUND)
+    return sum(typical(calls) for (_, op), calls in events.items() if op not in _AROUND)
 
 
 def read_profile(path: str) -> dict[tuple[str, str], list[float]]:
     """Seconds of every kernel call in a profile that onnxruntime wrote, by (name, operator)."""
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    calls: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in json.loads(Path(path).read_bytes()):
         name = event.get("name", "")
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
             operator = event.get("args", {}).get("op_name", "")
             seconds = event["dur"] * _MICROSECONDS
-            found[name.removesuffix("_kernel_time"), operator].append(seconds)
-    return found
+            calls[name.removesuffix("_kernel_time"), operator].append(seconds)
+    return calls
 
 
 def typical(seconds: list[float]) -> float:
@@ -205,7 +203,7 @@ def typical(seconds: list[float]) -> float:
     """
     ordered = sorted(seconds)
     limit = ordered[0] * _AGREEING + _MICROSECONDS
-    fastest = [one for one in ordered[: max(1, len(ordered) // 3)] if one <= limit]
+    fastest = [call for call in ordered[: max(1, len(ordered) // 3)] if call <= limit]
     return sum(fastest) / len(fastest)
 
 
@@ -304,7 +302,7 @@ def _alone(kernel: Kernel, widths: Widths) -> tuple[onnx.ModelProto, dict[str, N
                 model.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"i{slot}"]))
     _set_attributes(node, family.attributes(widths))
     model.nodes.append(node)
-    output = next(one for one in node.output if one)
+    output = next(name for name in node.output if name)
     if kernel.quantised_output is not None:
         point = model.scale(output, kernel.quantised_output)
         model.nodes.append(helper.make_node("QuantizeLinear", [output, *point], ["q"]))
@@ -312,7 +310,7 @@ def _alone(kernel: Kernel, widths: Widths) -> tuple[onnx.ModelProto, dict[str, N
     # onnxruntime finds out the type of an output that has none
     outputs = [onnx.ValueInfoProto(name=output)]
     graph = helper.make_graph(model.nodes, "probe", model.inputs, outputs, model.weights)
-    opsets = [helper.make_opsetid(*one) for one in sorted(kernel.opsets.items())]
+    opsets = [helper.make_opsetid(*entry) for entry in sorted(kernel.opsets.items())]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10), feed
 
 
@@ -351,20 +349,19 @@ def _values(dtype: ir.DataType, shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 def _set_attributes(node: onnx.NodeProto, attributes: Mapping[str, int]) -> None:
-    kept = [one for one in node.attribute if one.name not in attributes]
+    kept = [a for a in node.attribute if a.name not in attributes]
     del node.attribute[:]
     node.attribute.extend(kept)
-    node.attribute.extend(helper.make_attribute(*one) for one in attributes.items())
+    node.attribute.extend(helper.make_attribute(*item) for item in attributes.items())
 
 
 _NAME = "onnxprune_node_"
 _BODY = "onnxprune_body_"
 _BLOCKED = "_nchwc"
-_SECONDS = 0.6
+_SECONDS = 0.6  # budget of a profile
 _MOST_RUNS = 300
-_FUSED = 6
-# More is no call but a machine that was busy with something else.
-_LONGEST_CALL = 2e-6
+_FUSED = 6  # nodes before an output among which its fused kernel is looked for
+_LONGEST_CALL = 2e-6  # seconds; more comes from a machine that is busy with something else
 _CONSTANT = ("Constant", "Identity")
 
 
@@ -420,7 +417,7 @@ def profile_model(
     session = open_session(model, runtime)
     walls = run_often(session, feed, _SECONDS, _MOST_RUNS)
     kernels = seconds_by_node(named.graph, seconds, shapes)
-    running = max(sum(one > 0 for one in kernels), 1)
+    running = max(sum(time_ > 0 for time_ in kernels), 1)
     call = min(max(min(walls) - sum(kernels), 0.0) / running, _LONGEST_CALL)
     return Profile(kernels, call, sum(kernels) + running * call)
 
@@ -457,7 +454,7 @@ def seconds_by_node(
             left += time_
     makers = {value.name: node for node in nodes for value in node.outputs if value.name}
     for name, operator, time_ in moved:
-        node = _behind(makers.get(name), operator, lambda one: not kernels[number_of[id(one)]])
+        node = _behind(makers.get(name), operator, lambda free: not kernels[number_of[id(free)]])
         if node is None:
             left += time_
         else:
@@ -476,11 +473,11 @@ def _behind(node: ir.Node | None, operator: str, free: Any) -> ir.Node | None:
     """The nearest node of an operator before the value that its fused kernel is named after."""
     waiting, seen = deque([node] if node is not None else []), set[int]()
     while waiting and len(seen) <= _FUSED:
-        one = waiting.popleft()
-        if one.op_type == operator and free(one):
-            return one
-        seen.add(id(one))
-        for value in one.inputs:
+        near = waiting.popleft()
+        if near.op_type == operator and free(near):
+            return near
+        seen.add(id(near))
+        for value in near.inputs:
             producer = value.producer() if value is not None else None
             if producer is not None and id(producer) not in seen:
                 waiting.append(producer)

@@ -33,7 +33,7 @@ from onnxprune.model.node_view import ShapeOf
 from onnxprune.model.observe import Facts
 from onnxprune.model.runtime import Runtime
 
-_LAUNCH = 1e-6
+_LAUNCH = 1e-6  # seconds of a kernel that do not fall with its work
 
 
 class LatencyTable:
@@ -159,9 +159,9 @@ def _work(node: ir.Node, shape_of: ShapeOf) -> float:
         return 0.0
 
 
-_ENOUGH_OF_GROUP = 0.3
-_ENOUGH_OF_MODEL = 0.002
-_SEEDS = 8
+_ENOUGH_OF_GROUP = 0.3  # share of the time of a group that a multiple has to speed up
+_ENOUGH_OF_MODEL = 0.002  # share of the time of the model below which a group is not rounded
+_SEEDS = 8  # axes of a group that are looked at
 
 
 def group_multiples(
@@ -203,10 +203,12 @@ def _multiple(
     for removed in _small_removals(group):
         shape_of = shapes_after(coupling, removed)
         units = set(removed)
-        gone = max(len(units.intersection(group.units[list(axis)].tolist())) for axis in group.axes)
+        count = max(
+            len(units.intersection(group.units[list(axis)].tolist())) for axis in group.axes
+        )
         for number, node in nodes.items():
             for change, step in table.multiples(node, shape_of).values():
-                multiples[number] = max(multiples.get(number, 1), _in_units(step, change, gone))
+                multiples[number] = max(multiples.get(number, 1), _in_units(step, change, count))
     shares: dict[int, float] = defaultdict(float)
     observed = coupling.facts.first.shapes.__getitem__
     for number, multiple in multiples.items():
@@ -215,9 +217,9 @@ def _multiple(
     if total < _ENOUGH_OF_MODEL * table.measured:
         return 1
     fitting = [
-        one
-        for one in shares
-        if sum(share for other, share in shares.items() if other >= one) >= _ENOUGH_OF_GROUP * total
+        multiple
+        for multiple in shares
+        if sum(s for other, s in shares.items() if other >= multiple) >= _ENOUGH_OF_GROUP * total
     ]
     multiple = max(fitting, default=1)
     shortest = min(len(axis) for axis in group.axes)
@@ -227,14 +229,14 @@ def _multiple(
 
 
 def _small_removals(group: Group) -> Iterator[list[int]]:
-    """What goes when one unit goes, for a unit of every axis; nothing where none can."""
+    """Units that are removed with one unit, for a unit of every axis; nothing where none can be."""
     by_unit = group.constraints.by_unit()
     cost = np.zeros(int(group.all_units.max()) + 1)
     seeds = dict.fromkeys(int(group.units[axis[0]]) for axis in group.axes)
     for seed in islice(seeds, _SEEDS):
-        killed = close(group.constraints, by_unit, np.zeros(len(cost), bool), [seed], cost)
-        if killed is not None:
-            yield [int(one) for one in killed]
+        removed = close(group.constraints, by_unit, np.zeros(len(cost), bool), [seed], cost)
+        if removed is not None:
+            yield [int(unit) for unit in removed]
 
 
 def _in_units(step: int, change: int, units: int) -> int:
