@@ -55,7 +55,7 @@ from onnxprune.passes.interface.axis_cut import apply, check, find_cut
 from onnxprune.passes.interface.interface_pass import InterfacePass, note_kept
 from onnxprune.passes.interface.parts import Part, find_parts, select_outputs
 from onnxprune.passes.interface.selection import KeptSamples, read_entries, resolve, samples_of
-from onnxprune.passes.interface.whole_axis import axes_chosen_along
+from onnxprune.passes.interface.whole_axis import axes_picked_along
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
@@ -215,7 +215,7 @@ class KeepClasses(InterfacePass):
         found = {value.name or "": find_parts(value, facts, size, self.first) for value in scores}
         found = {name: parts for name, parts in found.items() if parts}
         if not found and self.outputs is None:
-            chosen = axes_chosen_along(model.graph, facts)
+            chosen = axes_picked_along(model.graph, facts)
             shapes = facts.first.shapes
             found = {name: [Part(a)] for name, a in chosen.items() if shapes[name][a] == size}
         if not found and not scores:

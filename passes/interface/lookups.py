@@ -1,8 +1,8 @@
-"""What a graph makes of a token id before it is looked up.
+"""Token ids: the tables they are looked up in, the arithmetic on the way, and new ids for old.
 
 Exporters write more than `Gather(table, ids)`: frameworks that count from the end write
-`Where(ids < 0, ids + rows, ids)`, others keep some rows for themselves and look up `ids + 2`. Such
-arithmetic treats every id alike, so that it is known once it has been worked out for each id.
+`Where(ids < 0, ids + rows, ids)`, others reserve some rows and look up `ids + 2`. Such arithmetic
+is elementwise, so it is known once it has been evaluated for every id.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onnxprune.coupling.subgraph_shapes import subgraphs
 from onnxprune.model.observe import Facts, constant_array
 from onnxprune.surgery.editor import Editor
 
-MOVEMENTS = frozenset(
+_MOVEMENTS = frozenset(
     {"Expand", "Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 )
 """Ops that move ids and leave their values as they are."""
@@ -49,14 +49,14 @@ _FUNCTIONS: Mapping[tuple[str, int], Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a row number is worked out from an id.
+    """How a row number is computed from an id.
 
     Attributes:
-        nodes: that do it.
+        nodes: that compute it.
         shift: the row of id 0, where the row of every other id follows at its distance and ids
             below 0 have no meaning of their own; None for anything else.
-        sizes: (node, input slot) of constants that are the number of rows, which ids below 0 are
-            counted from.
+        sizes: (node, input slot) of constants that are the number of rows, from which ids below 0
+            count.
     """
 
     nodes: frozenset[ir.Node]
@@ -65,7 +65,7 @@ class Arithmetic:
 
 
 def arithmetic_of(index: ir.Value, ids: ir.Value, rows: int) -> Arithmetic | None:
-    """Work out which row of a table every id leads to.
+    """Evaluate which row of a table every id leads to.
 
     Args:
         index: what the table is looked up with.
@@ -73,23 +73,23 @@ def arithmetic_of(index: ir.Value, ids: ir.Value, rows: int) -> Arithmetic | Non
         rows: of the table.
 
     Returns:
-        None when the index is made of other things than these ids and constant numbers.
+        None when the index depends on anything but these ids and constant numbers.
     """
-    trial = _Work(ids, np.arange(-rows, rows))
+    trial = _Evaluation(ids, np.arange(-rows, rows))
     trial.of(index)
-    outside = {one + step for one in trial.constants for step in (-1, 0, 1)} - {*range(-rows, rows)}
-    numbers = np.array([*range(-rows, rows), *sorted(outside)])
-    work = _Work(ids, numbers)
-    found = work.of(index)
-    if found is None or found.order is None:
+    near = {number + step for number in trial.constants for step in (-1, 0, 1)}
+    numbers = np.array([*range(-rows, rows), *sorted(near - {*range(-rows, rows)})])
+    evaluation = _Evaluation(ids, numbers)
+    result = evaluation.of(index)
+    if result is None or result.order is None:
         return None
-    made = np.broadcast_to(found.numbers, numbers.shape).astype(np.int64)
-    nodes = frozenset(work.nodes)
-    shift = int(made[rows])
-    if 0 <= shift < rows and (made == numbers + shift).all():
+    row = np.broadcast_to(result.numbers, numbers.shape).astype(np.int64)
+    nodes = frozenset(evaluation.nodes)
+    shift = int(row[rows])
+    if 0 <= shift < rows and (row == numbers + shift).all():
         return Arithmetic(nodes, shift)
-    if (made == np.where(numbers < 0, numbers + rows, numbers)).all():
-        return Arithmetic(nodes, 0, tuple(_constants_of_value(work.nodes, rows)))
+    if (row == np.where(numbers < 0, numbers + rows, numbers)).all():
+        return Arithmetic(nodes, 0, tuple(_added_constants(evaluation.nodes, rows)))
     return Arithmetic(nodes, None)
 
 
@@ -100,7 +100,7 @@ def _one_number(value: ir.Value | None) -> NDArray[Any] | None:
 
 
 @dataclass(frozen=True)
-class _Worked:
+class _Result:
     """What a tensor holds for every id.
 
     Attributes:
@@ -112,51 +112,47 @@ class _Worked:
     order: tuple[ir.Node, ...] | None
 
 
-class _Work:
-    """Works tensors out from ids, and notes nodes and whole constants on the way."""
+class _Evaluation:
+    """Evaluates tensors for ids, and notes nodes and whole constants on the way."""
 
     def __init__(self, ids: ir.Value, numbers: NDArray[np.int64]) -> None:
         self.nodes: dict[ir.Node, None] = {}
         self.constants: set[int] = set()
-        self._known: dict[ir.Value, _Worked | None] = {ids: _Worked(numbers, ())}
+        self._known: dict[ir.Value, _Result | None] = {ids: _Result(numbers, ())}
 
-    def of(self, value: ir.Value) -> _Worked | None:
+    def of(self, value: ir.Value) -> _Result | None:
         """What a tensor holds; None when that is not known."""
         if value not in self._known:
             constant = _one_number(value)
             node = value.producer()
             if constant is not None:
                 self.constants |= {int(constant)} if np.isfinite(constant) else set()
-                self._known[value] = _Worked(constant, None)
+                self._known[value] = _Result(constant, None)
             else:
-                self._known[value] = self._made(node) if node is not None else None
+                self._known[value] = self._computed(node) if node is not None else None
         return self._known[value]
 
-    def _made(self, node: ir.Node) -> _Worked | None:
-        given = [value for value in node.inputs if value is not None]
-        if node.domain != "" or not given or len(given) < len(node.inputs):
+    def _computed(self, node: ir.Node) -> _Result | None:
+        inputs = [value for value in node.inputs if value is not None]
+        if node.domain != "" or not inputs or len(inputs) < len(node.inputs):
             return None
-        if node.op_type in MOVEMENTS:
-            moved = self.of(given[0])
+        if node.op_type in _MOVEMENTS:
+            moved = self.of(inputs[0])
             if moved is None or moved.order is None:
                 return moved
             self.nodes[node] = None
-            return _Worked(moved.numbers, (*moved.order, node))
-        compute = _cast(node) if node.op_type == "Cast" else _FUNCTIONS.get(_form(node))
+            return _Result(moved.numbers, (*moved.order, node))
+        signature = node.op_type, len(node.inputs)
+        compute = _cast(node) if node.op_type == "Cast" else _FUNCTIONS.get(signature)
         if compute is None:
             return None
-        operands = [self.of(value) for value in given]
-        known = [one for one in operands if one is not None]
-        orders = {one.order for one in known if one.order is not None}
-        if len(known) < len(operands) or len(orders) > 1:
+        operands = [operand for value in inputs if (operand := self.of(value)) is not None]
+        orders = {operand.order for operand in operands if operand.order is not None}
+        if len(operands) < len(inputs) or len(orders) > 1:
             return None
         self.nodes[node] = None
         order = orders.pop() if orders else None
-        return _Worked(compute(*(one.numbers for one in known)), order)
-
-
-def _form(node: ir.Node) -> tuple[str, int]:
-    return node.op_type, len(node.inputs)
+        return _Result(compute(*(operand.numbers for operand in operands)), order)
 
 
 def _cast(node: ir.Node) -> Callable[..., Any]:
@@ -164,8 +160,8 @@ def _cast(node: ir.Node) -> Callable[..., Any]:
     return lambda numbers: numbers.astype(dtype)
 
 
-def _constants_of_value(nodes: Mapping[ir.Node, None], wanted: int) -> list[tuple[ir.Node, int]]:
-    """Where nodes add a constant number."""
+def _added_constants(nodes: Mapping[ir.Node, None], wanted: int) -> list[tuple[ir.Node, int]]:
+    """Node and slot of the constants of a value that nodes add."""
     return [
         (node, slot)
         for node in nodes
@@ -186,7 +182,7 @@ _SIZE_READERS = frozenset({"Shape", "Size"})
 _ORDER_READERS = frozenset({"ArgMax", "ArgMin"})
 _COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _FROM_ABOVE = frozenset({("Greater", 1), ("LessOrEqual", 1), ("Less", 0), ("GreaterOrEqual", 0)})
-"""Comparisons, with the slot of the number, that part the ids up to the number from those above."""
+"""Comparisons and slots of the number that separate the ids up to the number from those above."""
 
 _NO_ID = -(2**31)
 
@@ -200,7 +196,7 @@ class Lookup:
         index_slot: input slot of the row numbers.
         table_slot: input slot of the table.
         rows: of the table.
-        arithmetic: how a row number is worked out from an id.
+        arithmetic: how a row number is computed from an id.
     """
 
     node: ir.Node
@@ -229,8 +225,8 @@ class IdInput:
         name: of the input.
         lookups: nodes that look it up.
         comparisons: nodes that compare it with constant numbers, with the input slot of these.
-        ordered: whether something reads which ids are above which.
-        others: what else uses its values, in words.
+        ordered: whether a node depends on the order of the ids, as ArgMax does.
+        others: what else uses its values, for messages.
     """
 
     name: str
@@ -241,7 +237,7 @@ class IdInput:
 
 
 def find_id_inputs(model: ir.Model, facts: Facts) -> list[IdInput]:
-    """Follow every integer input to the tables it is looked up in, and to its other readers."""
+    """Follow every integer input to the tables it is looked up in, and to its other consumers."""
     return [
         _followed(value, model.graph, facts)
         for value in model.graph.inputs
@@ -251,37 +247,37 @@ def find_id_inputs(model: ir.Model, facts: Facts) -> list[IdInput]:
 
 
 def map_ids(graph: ir.Graph, lookups: Iterable[Lookup], table: NDArray[np.int64]) -> None:
-    """Let nodes look up `table[row]` instead of the row: a Gather in front of their indices.
+    """Make nodes look up `table[row]` instead of the row: a Gather before their indices.
 
     Args:
         graph: changed in place.
-        lookups: what looks up.
+        lookups: the nodes that look up.
         table: new row of every old one, int64 [old rows].
     """
     editor = Editor(graph)
     mapped: dict[ir.Value, ir.Value] = {}
-    for one in lookups:
-        index = one.node.inputs[one.index_slot]
+    for lookup in lookups:
+        index = lookup.node.inputs[lookup.index_slot]
         assert index is not None
         if index not in mapped:
-            # EmbedLayerNormalization takes int32 alone
-            dtype = np.int64 if one.op == "Gather" else np.int32
+            # EmbedLayerNormalization takes int32 only
+            dtype = np.int64 if lookup.op == "Gather" else np.int32
             literal = editor.add_initializer(f"{index.name}/new_rows", table.astype(dtype))
             gather = ir.Node("", "Gather", [literal, index], num_outputs=1)
             gather.outputs[0].name = editor.unique_name(f"{index.name}/renumbered")
-            graph.insert_before(one.node, gather)
+            graph.insert_before(lookup.node, gather)
             mapped[index] = gather.outputs[0]
-        one.node.replace_input_with(one.index_slot, mapped[index])
+        lookup.node.replace_input_with(lookup.index_slot, mapped[index])
 
 
 def renumber(
     graph: ir.Graph, inputs: Iterable[IdInput], kept: NDArray[np.int64], size: int
 ) -> None:
-    """Give constants that ids meet the numbers they have among the ids that are kept.
+    """Renumber the constants that ids are compared with or counted from.
 
-    New ids are in the order of the old ones. So a comparison comes out as before when it is with
-    the nearest kept id, and one for equality when it is with the new id of a number; where that
-    is gone, with a number that no id is. Ids below 0 count from the new number of rows.
+    New ids are in the order of the old ones, so a comparison gives the same result with the nearest
+    kept id, and one for equality with the new id of the number or, where that is removed, with a
+    number that is no id. Ids below 0 count from the new number of rows.
 
     Args:
         graph: changed in place.
@@ -290,14 +286,13 @@ def renumber(
         size: how many there were.
     """
     editor = Editor(graph)
-    for one in inputs:
-        for node, slot in one.comparisons:
+    for ids in inputs:
+        for node, slot in ids.comparisons:
             old = constant_array(node.inputs[slot])
             assert old is not None
             editor.set_literal(node, slot, _compared(node.op_type, slot, old, kept, size))
-        for node, slot in dict.fromkeys(
-            pair for each in one.lookups for pair in each.arithmetic.sizes
-        ):
+        sizes = (place for lookup in ids.lookups for place in lookup.arithmetic.sizes)
+        for node, slot in dict.fromkeys(sizes):
             old = constant_array(node.inputs[slot])
             assert old is not None
             editor.set_literal(node, slot, np.full(old.shape, len(kept)))
@@ -306,7 +301,7 @@ def renumber(
 def _compared(
     op: str, slot: int, old: NDArray[Any], kept: NDArray[np.int64], size: int
 ) -> NDArray[Any]:
-    """What new ids are to be compared with, in place of the numbers that the old ones were."""
+    """What new ids are compared with, for the numbers that old ids were compared with."""
     if op == "Equal":
         new = np.where(np.isin(old, kept), np.searchsorted(kept, old), _NO_ID)
     elif (op, slot) in _FROM_ABOVE:
@@ -318,8 +313,8 @@ def _compared(
 
 def _followed(ids: ir.Value, graph: ir.Graph, facts: Facts) -> IdInput:
     lookups = tuple(_lookups(ids, graph, facts))
-    working = frozenset().union(*(one.arithmetic.nodes for one in lookups))
-    looking_up = {(one.node, one.index_slot) for one in lookups}
+    arithmetic = frozenset().union(*(lookup.arithmetic.nodes for lookup in lookups))
+    indices = {(lookup.node, lookup.index_slot) for lookup in lookups}
     comparisons, others, ordered = [], [], False
     seen, waiting = {ids}, [ids]
     while waiting:
@@ -328,11 +323,11 @@ def _followed(ids: ir.Value, graph: ir.Graph, facts: Facts) -> IdInput:
             others.append(f"output {value.name!r}")
         for node, slot in value.uses():
             plain = node.domain == ""
-            if (node, slot) in looking_up or (plain and node.op_type in _SIZE_READERS):
+            if (node, slot) in indices or (plain and node.op_type in _SIZE_READERS):
                 continue
             if plain and node.op_type in _ORDER_READERS:
                 ordered = True
-            elif node in working or (plain and slot == 0 and _only_moves(node)):
+            elif node in arithmetic or (plain and slot == 0 and _only_moves(node)):
                 waiting += [output for output in node.outputs if output not in seen]
                 seen |= set(node.outputs)
             elif node.op_type in _COMPARISONS and constant_array(node.inputs[1 - slot]) is not None:
@@ -343,12 +338,12 @@ def _followed(ids: ir.Value, graph: ir.Graph, facts: Facts) -> IdInput:
 
 
 def _only_moves(node: ir.Node) -> bool:
-    return node.op_type in MOVEMENTS | {"Cast", "Identity"}
+    return node.op_type in _MOVEMENTS | {"Cast", "Identity"}
 
 
 def _lookups(ids: ir.Value, graph: ir.Graph, facts: Facts) -> Iterator[Lookup]:
-    """Nodes whose row numbers are worked out from an input alone."""
-    weights = _worked_out(graph, facts)
+    """Nodes whose row numbers depend on an input alone."""
+    weights = _constant_names(graph, facts)
     for node in graph:
         for index_slot, table_slot in _TABLES.get((node.domain, node.op_type), {}).items():
             index = node.inputs[index_slot] if index_slot < len(node.inputs) else None
@@ -367,20 +362,17 @@ def _table_rows(node: ir.Node, slot: int, weights: Container[str], facts: Facts)
     shape = facts.first.shapes.get(name, ())
     if table is None or not shape or node.attributes.get_int("axis", 0) % len(shape) != 0:
         return None
-    # a list of whole numbers says something about ids, it is no weight
-    counted = len(shape) == 1 and not _is_real(name, facts)
-    return None if counted or name not in weights else shape[0]
+    # a list of whole numbers describes ids, it is no weight
+    kind = facts.first.types.get(name, ir.DataType.UNDEFINED)
+    describes_ids = len(shape) == 1 and not kind.is_floating_point()
+    return None if describes_ids or name not in weights else shape[0]
 
 
-def _is_real(name: str, facts: Facts) -> bool:
-    return facts.first.types.get(name, ir.DataType.UNDEFINED).is_floating_point()
-
-
-def _worked_out(graph: ir.Graph, facts: Facts) -> frozenset[str]:
-    """Constants, and what is worked out from them alone."""
-    found = set(facts.constants)
+def _constant_names(graph: ir.Graph, facts: Facts) -> frozenset[str]:
+    """Names of constants, and of what is computed from them alone."""
+    names = set(facts.constants)
     for node in graph:
-        given = [value.name for value in node.inputs if value is not None]
-        if given and found.issuperset(given) and not subgraphs(node):
-            found |= {value.name for value in node.outputs if value.name}
-    return frozenset(found)
+        inputs = [value.name for value in node.inputs if value is not None]
+        if inputs and names.issuperset(inputs) and not subgraphs(node):
+            names |= {value.name for value in node.outputs if value.name}
+    return frozenset(names)

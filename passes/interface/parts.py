@@ -1,17 +1,18 @@
-"""Where the entries that are to be cut lie in an output: a whole axis, or a part of one.
+"""Where the entries of classes or tokens lie in an output: a whole axis, or a part of one.
 
 A detection head often joins what belongs to a box with what belongs to the classes::
 
     Concat(boxes [N,4,A], Sigmoid(scores [N,C,A]), axis=1) -> [N,4+C,A]
 
-The Concat says which part is what: the part of C entries starts at 4. It is found behind the
-output through nodes that leave the axis as it is.
+The part of C entries starts at 4: that is read from the Concat, which is searched for from the
+output back through nodes that leave the axis as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import onnx_ir as ir
 
@@ -42,14 +43,13 @@ class Part:
 def select_outputs(
     model: ir.Model, facts: Facts, outputs: Sequence[str] | None, *, scores: bool = False
 ) -> list[ir.Value]:
-    """Outputs in which the entries are looked for.
+    """Outputs that may have the entries.
 
     Args:
         model: the model.
         facts: its element types.
         outputs: names; None for all.
-        scores: of those, only the ones with real numbers, truth values or bytes, which name no
-            entry of anything.
+        scores: only those of floats, booleans or bytes, which cannot be indices of entries.
 
     Raises:
         InputError: for a name that no output has.
@@ -84,10 +84,10 @@ def find_parts(value: ir.Value, facts: Facts, size: int, first: int | None = Non
         facts: shapes at two sizes.
         size: how many entries there are.
         first: where they begin, on an axis that ends with them or, where there is none, on a
-            longer one; None for what the graph says.
+            longer one; None to read it from the graph.
 
     Returns:
-        One part for each axis that has any, none where there are none.
+        One part for each axis that has any.
 
     Raises:
         InputError: when several parts of one axis have `size` entries.
@@ -122,7 +122,7 @@ def _only_start(value: ir.Value, axis: int, facts: Facts, size: int) -> list[int
     if len(starts) > 1:
         raise InputError(
             f"axis {axis} of output {value.name!r} has several parts of {size} entries, which "
-            f"begin at {starts}; say which one is meant with first=N, or which outputs are with "
+            f"begin at {starts}; say which part is meant with first=N, or which outputs are with "
             "outputs=[...]"
         )
     return starts
@@ -132,11 +132,10 @@ def _segments(value: ir.Value, axis: int, facts: Facts) -> Iterator[tuple[int, i
     """Start and length of all that Concat joins along an axis, outermost first."""
     waiting, seen = [(value, axis, 0)], set()
     while waiting:
-        one = waiting.pop()
-        if one in seen:
+        item = joined, place, start = waiting.pop()
+        if item in seen:
             continue
-        seen.add(one)
-        joined, place, start = one
+        seen.add(item)
         node, shapes = joined.producer(), facts.first.shapes
         if node is None or node.domain != "":
             continue
@@ -154,7 +153,7 @@ def _segments(value: ir.Value, axis: int, facts: Facts) -> Iterator[tuple[int, i
 def _sources(
     node: ir.Node, value: ir.Value, axis: int, facts: Facts
 ) -> Iterator[tuple[ir.Value, int]]:
-    """Inputs whose axis is the given one of a node's output, with that axis."""
+    """Inputs that have the same axis as a node's output, with its number there."""
     made = facts.first.shapes.get(value.name or "", ())
     for operand in node.inputs:
         name = operand.name or "" if operand is not None else ""
@@ -174,9 +173,4 @@ def _sources(
 
 def _same_axis(before: tuple[int, ...], old: int, after: tuple[int, ...], new: int) -> bool:
     """Whether a reshape leaves an axis as it is: same extent, same count in front of it."""
-    fronts = [1, 1]
-    for extent in before[:old]:
-        fronts[0] *= extent
-    for extent in after[:new]:
-        fronts[1] *= extent
-    return before[old] == after[new] and fronts[0] == fronts[1]
+    return before[old] == after[new] and prod(before[:old]) == prod(after[:new])

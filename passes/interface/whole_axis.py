@@ -29,10 +29,10 @@ _WEIGHING = LINEAR_OPS | {"Attention", "GRU", "LSTM", "RNN", "MatMulInteger", "Q
 
 
 def whole_axis_readers(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Nodes that may run over what is left of an axis without changing what that means.
+    """Nodes that may run over the rest of an axis without changing the meaning of their result.
 
-    ArgMax and its like may always; Softmax, also as sum of exponentials, and ReduceMax may where
-    nothing behind them weighs their results, which would else be weighted with other shares.
+    ArgMax and its like always may; Softmax, also as sum of exponentials, and ReduceMax may where
+    nothing after them multiplies their results with weights: the shares would be others.
     """
     for node in graph:
         among = node.domain == "" and node.op_type in _NORMALISERS | _EXTREMES
@@ -51,12 +51,12 @@ def rule_among(node: ir.Node) -> Callable[[Step], None]:
 
 
 def cut_readers(graph: ir.Graph, cut: Cut) -> list[ir.Node]:
-    """Those of `whole_axis_readers` that read a tensor which loses something."""
+    """Those of `whole_axis_readers` that read a tensor which loses entries."""
     return [node for node in whole_axis_readers(graph) if cut.touches(_read(node).name or "")]
 
 
-def axes_chosen_along(graph: ir.Graph, facts: Facts) -> dict[str, int]:
-    """Tensors along an axis of which a node gives positions, with that axis."""
+def axes_picked_along(graph: ir.Graph, facts: Facts) -> dict[str, int]:
+    """Tensors along an axis of which a node returns positions, with that axis."""
     shapes = facts.first.shapes
     names = {node: _read(node).name or "" for node in graph if _is_picker(node)}
     return {
@@ -83,7 +83,7 @@ def common_positions(cut: Cut, name: str, axis: int) -> NDArray[np.int64] | None
 
 
 def picked_positions(node: ir.Node, cut: Cut) -> NDArray[np.int64] | None:
-    """Positions left among which a node chooses; None where it gives none or may choose any.
+    """Remaining positions that a node picks among; None where it returns none or all remain.
 
     Raises:
         NothingPrunable: when they differ from row to row, or depend on the size of the input.
@@ -95,19 +95,19 @@ def picked_positions(node: ir.Node, cut: Cut) -> NDArray[np.int64] | None:
     kept = common_positions(cut, name, axis)
     if kept is not None and facts.first.shapes[name][axis] != facts.second.shapes[name][axis]:
         raise NothingPrunable(
-            f"{node.op_type} {node.name or node.outputs[0].name} gives positions along an axis "
-            "whose length depends on the input; they cannot be turned into the old ones"
+            f"{node.op_type} {node.name or node.outputs[0].name} returns positions along an axis "
+            "whose length depends on the input; they cannot be mapped to the old ones"
         )
     return kept
 
 
 def mask_removed(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
-    """Give the entries that go a value that loses every comparison, or adds nothing to a sum.
+    """Give removed entries a value that loses every comparison, or adds nothing to a sum.
 
     Args:
         graph: changed in place.
         node: one of `whole_axis_readers`.
-        cut: what goes.
+        cut: what is removed.
     """
     value = _read(node)
     name = value.name or ""
@@ -118,7 +118,7 @@ def mask_removed(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
         if not kept.all():
             extents = [n if a in label.axes else 1 for a, n in enumerate(labels.shape)]
             alive = alive & kept.reshape(extents)
-    for axis in range(alive.ndim):  # what does not depend on an axis serves any length of it
+    for axis in range(alive.ndim):  # a mask that does not depend on an axis fits any length
         same = alive.take([0], axis)
         alive = same if (alive == same).all() else alive
     smallest = node.op_type in ("ArgMin", "ReduceMin") or (
@@ -126,8 +126,8 @@ def mask_removed(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
     )
     editor = Editor(graph)
     dtype = cut.coupling.facts.first.types[name].numpy()
-    lost = np.inf if smallest else -np.inf
-    worst = np.array(0 if _sums_exponentials(node) else lost, dtype)
+    losing = np.inf if smallest else -np.inf
+    worst = np.array(0 if _sums_exponentials(node) else losing, dtype)
     base = f"{node.outputs[0].name}/excluded"
     mask, literal = (editor.add_initializer(base, array) for array in (alive, worst))
     where = ir.Node("", "Where", [mask, value, literal], num_outputs=1)
@@ -142,7 +142,7 @@ def mask_removed(graph: ir.Graph, node: ir.Node, cut: Cut) -> None:
 
 
 def map_picked(graph: ir.Graph, node: ir.Node, kept: NDArray[np.int64]) -> None:
-    """Turn positions among the entries that stay into those they had: a Gather behind the node.
+    """Map positions among the entries that stay to the old ones: a Gather after the node.
 
     Args:
         graph: changed in place.
@@ -150,7 +150,7 @@ def map_picked(graph: ir.Graph, node: ir.Node, kept: NDArray[np.int64]) -> None:
         kept: the entries that stay.
 
     Raises:
-        NothingPrunable: when a TopK asks for more entries than there are left.
+        NothingPrunable: when a TopK returns more entries than remain.
     """
     picked = node.outputs[1 if node.op_type == "TopK" else 0]
     if node.op_type == "TopK":
@@ -164,17 +164,16 @@ def map_picked(graph: ir.Graph, node: ir.Node, kept: NDArray[np.int64]) -> None:
         return
     editor = Editor(graph)
     table = editor.add_initializer(f"{picked.name}/kept", kept)
-    made = (
+    nodes = (
         _columns_mapped(editor, picked, table)
         if node.op_type == _SUPPRESSION
         else [ir.Node("", "Gather", [table, picked], num_outputs=1)]
     )
-    mapped = made[-1].outputs[0]
+    mapped = nodes[-1].outputs[0]
     mapped.type, mapped.shape = picked.type, picked.shape
-    graph.insert_after(node, made)
-    readers = [use for use in picked.uses() if use.node not in made]
-    for reader, slot in readers:
-        reader.replace_input_with(slot, mapped)
+    graph.insert_after(node, nodes)
+    for consumer, slot in [use for use in picked.uses() if use.node not in nodes]:
+        consumer.replace_input_with(slot, mapped)
     for slot, value in enumerate(graph.outputs):
         if value is picked:
             graph.outputs[slot] = mapped
@@ -230,7 +229,7 @@ def _picked_axis(node: ir.Node, rank: int) -> int:
 
 
 def _is_weighed(node: ir.Node) -> bool:
-    """Whether a result is multiplied with weights, or with another activation, further on."""
+    """Whether a result is multiplied with weights, or with another activation, later on."""
     waiting, seen = [node], {node}
     while waiting:
         for value in waiting.pop().outputs:

@@ -76,7 +76,9 @@ def test_number_of_classes_comes_from_their_names() -> None:
 
 def test_as_many_box_entries_as_classes_are_ambiguous() -> None:
     proto = anchor_free(boxes=6)
-    with pytest.raises(InputError, match=r"begin at \[0, 6\]; say which one is meant with first=N"):
+    with pytest.raises(
+        InputError, match=r"begin at \[0, 6\]; say which part is meant with first=N"
+    ):
         changed(KeepClasses(KEPT, classes=6), proto)
     result = changed(KeepClasses(KEPT, classes=6, first=6), proto)
     got = outputs(result, feed(proto, 3))["y"]
