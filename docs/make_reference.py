@@ -60,6 +60,10 @@ def reference() -> str:
     parts = [HEAD]
     for name in sorted(onnxprune.__all__, key=str.lower):
         home = getattr(onnxprune, name)
+        if home.__qualname__ != name:
+            same = f"[`{home.__qualname__}`](#{home.__qualname__.lower()})"
+            parts.append(f"## `{name}`\n\nAnother name of {same}.\n\n")
+            continue
         path = f"{home.__module__.removeprefix('onnxprune.')}.{home.__qualname__}"
         text = HEADING.sub(r"\1\2", render_object_docs(package[path], LOOK))
         parts.append(LINK.sub(_link, text))
