@@ -109,7 +109,7 @@ def prune(
             where latency is a target, else 1.
         steps: how many steps to prune in; after each, layers are re-fitted and units ranked again.
         blocks: also replace whole residual branches by their mean, where outputs then diverge less
-            on held-out samples than with narrower layers alone.
+            on held-out samples than with narrower layers alone; needs samples and `least-squares`.
         normalised_axes: also cut axes that normalisation statistics run over, such as the residual
             width of a transformer; removed entries then count as zeros.
         lossless: first remove units that are dead, constant or copies of others, which changes no

@@ -14,7 +14,7 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ REQUIRED = inspect.Parameter.empty
 """The default of an option that has none."""
 
 _KEY = "option"
-_NAMES = {
-    bool: ("boolean", "true or false", "true or false"),
-    int: ("integer", "a whole number", "whole numbers"),
-    float: ("number", "a number", "numbers"),
-    str: ("string", "text", "text"),
-    Path: ("string", "a path", "paths"),
+_SIMPLE = {
+    bool: ("boolean", "true or false"),
+    int: ("integer", "a whole number"),
+    float: ("number", "a number"),
+    str: ("string", "text"),
+    Path: ("string", "a path"),
 }
-"""Type -> its name in JSON schema, what it expects, and what a list of it holds."""
+"""Type -> its name in JSON schema, and what it expects in words."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Option:
     @property
     def expects(self) -> str:
         """What its value may be, in words."""
-        return self._type.expects
+        return self._type().expects
 
     def read(self, value: Any) -> Any:
         """Return a value as its type wants it: a whole number is also a number, a list a tuple.
@@ -79,7 +79,7 @@ class Option:
         if self.check is not None:
             return value if value is None and self.default is None else self.check(value)
         try:
-            return self._type.convert(value)
+            return self._type().convert(value)
         except ValueError:
             raise InputError(f"{self.name} must be {self.expects}, not {value!r}") from None
 
@@ -87,49 +87,40 @@ class Option:
         """Return the JSON schema of its value."""
         plain = isinstance(self.default, (str, bool, int, float))
         default = {"default": self.default} if plain else {}
-        return {"description": self.help, **(self._type.schema or {}), **default}
+        return {"description": self.help, **self._type().schema, **default}
 
-    @property
     def _type(self) -> _ValueType:
         return _value_type(self.kind, self.least, self.choices)
 
 
-def option(
-    default: Any,
-    help: str,
-    *,
-    optional: bool = False,
-    with_samples: Any = None,
-    **declaration: Any,
-) -> Any:
+def option(default: Any, help: str, *, optional: bool = False, **declaration: Any) -> Any:
     """Declare the field of a dataclass as an option.
 
     Args:
         default: value of the field.
         help: as for `Option`, as are all others.
         optional: users may also leave it at None, which stands for the default.
-        with_samples: what None stands for when there are samples; makes it optional.
-        **declaration: metavar, least, choices, check.
+        **declaration: metavar, least, choices, check; with_samples makes it optional too.
     """
-    optional = optional or with_samples is not None
-    metadata = {_KEY: declaration | {"help": help, "with_samples": with_samples}}
-    metadata[_KEY] |= {"default": None if optional else default, "optional": optional}
-    if isinstance(default, dict):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    optional = optional or "with_samples" in declaration
+    declared = Option("", Any, None if optional else default, help, **declaration)
+    return dataclasses.field(default_factory=lambda: default, metadata={_KEY: declared})
 
 
 def declared_options(declaring: type) -> tuple[Option, ...]:
     """Options that a dataclass declares, in the order of its fields."""
     kinds = typing.get_type_hints(declaring)
-    options = []
-    for each in dataclasses.fields(declaring):
-        if _KEY in each.metadata:
-            declaration = dict(each.metadata[_KEY])
-            kind = kinds[each.name]
-            kind = kind | None if declaration.pop("optional") else kind
-            options.append(Option(each.name, kind, **declaration))
-    return tuple(options)
+    declared = {
+        field.name: field.metadata[_KEY]
+        for field in dataclasses.fields(declaring)
+        if _KEY in field.metadata
+    }
+    return tuple(
+        dataclasses.replace(
+            option, name=name, kind=kinds[name] | None if option.default is None else kinds[name]
+        )
+        for name, option in declared.items()
+    )
 
 
 def read_options(
@@ -165,49 +156,40 @@ def read_options(
     return read
 
 
-@dataclass(frozen=True)
-class _ValueType:
-    """What is known of a type.
+class _ValueType(typing.NamedTuple):
+    """What is known of a type: what a value may be in words, JSON schema, conversion.
 
-    Attributes:
-        expects: what a value may be, in words.
-        several: the same of the items of a list.
-        schema: JSON schema; None for what JSON cannot express.
-        convert: returns a value as the type wants it; raises ValueError.
+    The conversion raises ValueError for a value that does not fit.
     """
 
     expects: str
-    several: str
-    schema: dict[str, Any] | None
+    schema: dict[str, Any]
     convert: Callable[[Any], Any]
 
 
 def _value_type(kind: Any, least: float | None, choices: tuple[str, ...]) -> _ValueType:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    container = origin or kind
     if origin is typing.Literal or (kind is str and choices):
-        return _words(choices if kind is str else arguments)
+        words = list(arguments or choices)
+        expects = ("one of " if len(words) > 1 else "") + ", ".join(map(str, words))
+        return _ValueType(expects, {"enum": words}, lambda value: _fit(value in words, value))
+    if kind in _SIMPLE:
+        return _simple(kind, least)
+    container = origin or kind
     inner = [_value_type(argument, least, choices) for argument in arguments]
     if origin in (typing.Union, types.UnionType):
         return _union(inner)
     if container in (list, tuple, collections.abc.Sequence):
-        return _sequence(container, inner[0] if inner else _ANY)
+        return _sequence(container, inner[0] if inner else None)
     if container in (dict, collections.abc.Mapping):
-        return _mapping(*(inner or (_ANY, _ANY)))
+        return _mapping(inner[1] if inner else None)
     if container is collections.abc.Callable:
-        return _ValueType(
-            "a function", "functions", None, lambda value: _fit(callable(value), value)
-        )
-    if kind in _NAMES:
-        return _single(kind, least)
+        return _ValueType("a function", {}, lambda value: _fit(callable(value), value))
     if kind is type(None):
-        return _ValueType("", "", {"type": "null"}, lambda value: _fit(value is None, value))
+        return _ValueType("", {"type": "null"}, lambda value: _fit(value is None, value))
     if isinstance(kind, type) and kind is not Any:
-        return _instance(kind.__name__, lambda value: isinstance(value, kind))
-    return _ANY
-
-
-_ANY = _ValueType("any value", "any values", {}, lambda value: value)
+        return _ValueType(kind.__name__, {}, lambda value: _fit(isinstance(value, kind), value))
+    return _ValueType("any value", {}, lambda value: value)
 
 
 def _fit(fits: bool, value: Any) -> Any:
@@ -221,36 +203,22 @@ def _fit(fits: bool, value: Any) -> Any:
     return value
 
 
-def _instance(expects: str, fits: Callable[[Any], bool]) -> _ValueType:
-    """A type that JSON lacks."""
-    return _ValueType(expects, expects, None, lambda value: _fit(fits(value), value))
-
-
-def _single(kind: type, least: float | None) -> _ValueType:
-    name, expects, several = _NAMES[kind]
-    schema: dict[str, Any] = {"type": name}
-    if least is not None and kind in (int, float):
-        expects, schema = f"{expects} of at least {least}", {**schema, "minimum": least}
+def _simple(kind: type, least: float | None) -> _ValueType:
+    name, expects = _SIMPLE[kind]
+    if kind not in (int, float):
+        allowed = (str, Path) if kind is Path else kind
+        return _ValueType(
+            expects, {"type": name}, lambda value: kind(_fit(isinstance(value, allowed), value))
+        )
+    number = numbers.Integral if kind is int else numbers.Real
 
     def convert(value: Any) -> Any:
-        if kind is Path:
-            return Path(_fit(isinstance(value, (str, Path)), value))
-        if kind in (int, float):
-            number = numbers.Integral if kind is int else numbers.Real
-            converted = kind(_fit(isinstance(value, number) and not isinstance(value, bool), value))
-            in_range = least is None or (math.isfinite(converted) and converted >= least)
-            return _fit(in_range, converted)
-        return _fit(isinstance(value, kind), value)
+        converted = kind(_fit(isinstance(value, number) and not isinstance(value, bool), value))
+        return _fit(least is None or (math.isfinite(converted) and converted >= least), converted)
 
-    return _ValueType(expects, several, schema, convert)
-
-
-def _words(words: tuple[Any, ...]) -> _ValueType:
-    listed = ", ".join(map(str, words))
-    expects = f"one of {listed}" if len(words) > 1 else listed
-    return _ValueType(
-        expects, listed, {"enum": list(words)}, lambda value: _fit(value in words, value)
-    )
+    if least is None:
+        return _ValueType(expects, {"type": name}, convert)
+    return _ValueType(f"{expects} of at least {least}", {"type": name, "minimum": least}, convert)
 
 
 def _union(members: list[_ValueType]) -> _ValueType:
@@ -262,27 +230,30 @@ def _union(members: list[_ValueType]) -> _ValueType:
                 continue
         raise ValueError(value)
 
-    schemas = [member.schema for member in members if member.schema is not None]
-    expects = " or ".join(filter(None, (member.expects for member in members)))
-    return _ValueType(expects, expects, {"anyOf": schemas}, convert)
+    # what JSON cannot express, such as a function, is left out
+    schemas = [member.schema for member in members if member.schema]
+    expects = " or ".join(member.expects for member in members if member.expects)
+    return _ValueType(expects, {"anyOf": schemas}, convert)
 
 
-def _sequence(container: Any, item: _ValueType) -> _ValueType:
+def _sequence(container: Any, item: _ValueType | None) -> _ValueType:
     def convert(value: Any) -> Any:
         plain = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
-        items = [item.convert(each) for each in _fit(plain, value)]
+        items = [item.convert(each) if item else each for each in _fit(plain, value)]
         return tuple(items) if container is tuple else items
 
-    expects = "a list" if item is _ANY else f"a list of {item.several}"
-    schema = {"type": "array", **({"items": item.schema} if item.schema else {})}
-    return _ValueType(expects, "lists", schema, convert)
+    if item is None:
+        return _ValueType("a list", {"type": "array"}, convert)
+    schema = {"type": "array", "items": item.schema}
+    return _ValueType(f"a list (each item {item.expects})", schema, convert)
 
 
-def _mapping(key: _ValueType, item: _ValueType) -> _ValueType:
+def _mapping(item: _ValueType | None) -> _ValueType:
     def convert(value: Any) -> Any:
         pairs = _fit(isinstance(value, Mapping), value).items()
-        return {key.convert(name): item.convert(each) for name, each in pairs}
+        return {str(name): item.convert(each) if item else each for name, each in pairs}
 
-    expects = "a mapping" if item is _ANY else f"a mapping of names to {item.several}"
-    schema = {"type": "object", **({"additionalProperties": item.schema} if item.schema else {})}
-    return _ValueType(expects, "mappings", schema, convert)
+    if item is None:
+        return _ValueType("a mapping", {"type": "object"}, convert)
+    schema = {"type": "object", "additionalProperties": item.schema}
+    return _ValueType(f"a mapping (each value {item.expects})", schema, convert)

@@ -158,7 +158,7 @@ class PruneOptions:
     blocks: bool = option(
         False,
         "also replace whole residual branches by their mean, where outputs then diverge less on "
-        "held-out samples than with narrower layers alone",
+        "held-out samples than with narrower layers alone; needs samples and `least-squares`",
     )
     max_drop: float | None = option(
         None,
@@ -248,6 +248,9 @@ def _plain(value: Any) -> Any:
 
 OPTIONS = declared_options(PruneOptions)
 """Options that say what is removed and how."""
+
+STUDY_OPTIONS = tuple(each for each in OPTIONS if each.name not in ("target", "max_drop"))
+"""Those that `sweep` and `sensitivity` take as well."""
 
 RUNTIME_OPTIONS = declared_options(Runtime)
 """Options of every command that runs models."""

@@ -1,4 +1,4 @@
-"""The command line: parse, call the API, print."""
+"""The command line: one file for each command, with its flags, its call and its output."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 
-from onnxprune.cli.arguments import UsageError, build_parser
+from onnxprune.cli import apply, inspect, passes, prune, sensitivity, sweep, verify
+from onnxprune.cli.flags import EXIT_CODES, Parser, UsageError
 from onnxprune.errors import OnnxPruneError
 
+_COMMANDS = (inspect, prune, verify, apply, sweep, sensitivity, passes)
 _INTERNAL_ERROR = 1
 _BAD_USAGE = 2
 _INTERRUPTED = 130
-_LONGEST = 1000
+_MESSAGE_CHARACTERS = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = _build_parser().parse_args(argv)
         arguments.words = ["onnxprune", *(sys.argv[1:] if argv is None else argv)]
     except UsageError as error:
         return _complain(f"error: {error}", _BAD_USAGE)
     try:
         with warnings.catch_warnings():
             if not arguments.debug:
-                # what the libraries beneath have to say is for developers
+                # warnings of the libraries are for developers
                 warnings.simplefilter("ignore")
                 logging.basicConfig(handlers=[logging.NullHandler()])
             arguments.command(arguments)
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         return _complain(f"interrupted; {str(interrupt) or 'nothing was written'}", _INTERRUPTED)
     except BrokenPipeError:
-        # the reader has seen enough; the flush at exit would complain once more
+        # nobody reads on; the flush at exit would fail once more
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
@@ -64,8 +67,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _build_parser() -> Parser:
+    parser = Parser(
+        prog="onnxprune",
+        description="Structured pruning that works on the ONNX file itself.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"onnxprune {version('onnxprune')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
 def _complain(message: str, code: int) -> int:
-    line = " ".join(message.split())[:_LONGEST]
+    line = " ".join(message.split())[:_MESSAGE_CHARACTERS]
     shown = "".join(letter if letter.isprintable() else "?" for letter in line)
     print(f"onnxprune: {shown}", file=sys.stderr)
     return code

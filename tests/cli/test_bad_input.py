@@ -126,7 +126,7 @@ def test_truncated_samples(refuse, tmp_path):
         (["--max-drop", "1"], ["max_drop", "--calibration"]),
         (["--labels", "missing.npy"], ["labels", "--calibration"]),
         (["--max-drop", "much"], ["--max-drop", "much"]),
-        (["--round-to", "0"], ["round_to", "1"]),
+        (["--round-to", "0"], ["--round-to", "at least 1 or auto"]),
         (["--round-to", "wide"], ["--round-to", "wide"]),
         (["--steps", "0"], ["steps"]),
         (["--target", "macs=1.5"], ["macs=1.5", "range"]),

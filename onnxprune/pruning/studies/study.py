@@ -21,11 +21,10 @@ from onnxprune.calibration.streams import Samples
 from onnxprune.declaration import read_options
 from onnxprune.errors import InputError
 from onnxprune.importance.registry import resolve_options
-from onnxprune.options import OPTIONS, RUNTIME_OPTIONS, PruneOptions
+from onnxprune.options import RUNTIME_OPTIONS, STUDY_OPTIONS, PruneOptions
 from onnxprune.report.records import Study
 
 _VERSION = 1
-_NOT_OF_STUDIES = ("target", "max_drop")
 
 
 def study_options(target: Mapping[str, float], options: Mapping[str, Any]) -> PruneOptions:
@@ -34,8 +33,7 @@ def study_options(target: Mapping[str, float], options: Mapping[str, Any]) -> Pr
     Raises:
         InputError: naming the option that cannot be used.
     """
-    known = [each for each in OPTIONS if each.name not in _NOT_OF_STUDIES]
-    options = read_options((*known, *RUNTIME_OPTIONS), options)
+    options = read_options((*STUDY_OPTIONS, *RUNTIME_OPTIONS), options)
     return resolve_options({**options, "target": target}, calibrated=True)
 
 

@@ -54,7 +54,7 @@ def test_names_defaults_and_help_come_from_the_constructor() -> None:
     assert (amount.name, amount.required, amount.help) == ("amount", True, "how much, in all.")
     assert (mode.default, mode.expects) == ("a", "one of a, b")
     assert mode.help == "which way (there are two): choose."
-    assert names.expects == "a list of text"
+    assert names.expects == "a list (each item text)"
     assert "samples" not in [one.name for one in options_of(Example)]
 
 
@@ -82,12 +82,12 @@ def test_values_of_the_right_type(given: dict[str, Any], taken: Any) -> None:
         ({"amount": "much"}, "amount must be a number, not 'much'"),
         ({"amount": True}, "amount must be a number"),
         ({"mode": "c"}, "mode must be one of a, b, not 'c'"),
-        ({"names": "x"}, "names must be a list of text"),
-        ({"names": [1]}, "names must be a list of text"),
+        ({"names": "x"}, "names must be a list (each item text)"),
+        ({"names": [1]}, "names must be a list (each item text)"),
         ({"count": 1.5}, "count must be a whole number"),
         ({"count": True}, "count must be a whole number"),
         ({"on": 1}, "on must be true or false"),
-        ({"shares": {"macs": "x"}}, "shares must be a mapping of names to numbers"),
+        ({"shares": {"macs": "x"}}, "shares must be a mapping (each value a number)"),
     ],
 )
 def test_values_of_another_type_say_what_was_expected(given: dict[str, Any], expected: str) -> None:
