@@ -21,6 +21,7 @@ from helpers.paths import ROOT
 from helpers.rules import Case, check
 
 import onnxprune
+from onnxprune.cli import main
 from onnxprune.coupling.operators import elementwise
 from onnxprune.importance import registry
 
@@ -100,6 +101,15 @@ def test_documents_have_examples(document, languages):
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_option_of_prune_is_explained(capsys):
+    with pytest.raises(SystemExit):
+        main(["prune", "--help"])
+    flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out.partition("positional")[0]))
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    positive = {flag for flag in flags if flag.replace("--", "--no-") in flags}
+    assert flags - positive <= set(re.findall(r"--[a-z][a-z-]+", page))
 
 
 def headings(document):
