@@ -37,7 +37,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Backward:
-    """What came of a walk.
+    """Gradients at edges, and why some have none.
 
     Attributes:
         gradients: of each edge, of the shape of its tensor; an edge that the loss does not depend
@@ -75,18 +75,18 @@ def add_backward(
     walk.mark(nodes)
     for node in reversed(nodes):
         walk.back_through(node)
-    found = walk.found
+    backward = walk.backward
     present = {walk.owner(node) for node in nodes}
-    found.blocked.update(
+    backward.blocked.update(
         {
             edge: f"the node {edge.node!r} lies in the body of a control-flow node"
             for edge in edges
             if edge.node not in present
         }
     )
-    for edge in found.blocked:
-        found.gradients.pop(edge, None)
-    return found
+    for edge in backward.blocked:
+        backward.gradients.pop(edge, None)
+    return backward
 
 
 class _Walk:
@@ -106,7 +106,7 @@ class _Walk:
         expansion: Expansion,
         gradients: dict[str, ir.Value],
     ) -> None:
-        self.found = Backward()
+        self.backward = Backward()
         self._emit, self._asked, self._expansion = emit, asked, expansion
         self._gradients = gradients
         self._reached: set[str] = set()
@@ -136,7 +136,7 @@ class _Walk:
             if value is not None and self._emit.has_slope(value) and self._matters(value.name, mine)
         )
         hidden = [name for name in _in_bodies(node) if self._matters(name, mine)]
-        if not (wanted or hidden) or not (reasons or any(one is not None for one in outputs)):
+        if not (wanted or hidden) or not (reasons or any(g is not None for g in outputs)):
             return
         through: Mapping[int, ir.Value] = {}
         if not reasons:
@@ -162,14 +162,16 @@ class _Walk:
 
     def _block(self, node: ir.Node, name: str, mine: set[str], reason: str) -> None:
         if name in mine:
-            self.found.blocked[Edge(self.owner(node), name)] = reason
+            self.backward.blocked[Edge(self.owner(node), name)] = reason
         if name in self._reached:
             self._stuck[name] = reason
 
     def _add(self, node: ir.Node, name: str, mine: set[str], gradient: ir.Value) -> None:
         if name in mine:
             edge = Edge(self.owner(node), name)
-            self.found.gradients[edge] = self._emit.total(self.found.gradients.get(edge), gradient)
+            self.backward.gradients[edge] = self._emit.total(
+                self.backward.gradients.get(edge), gradient
+            )
         if name in self._reached:
             self._gradients[name] = self._emit.total(self._gradients.get(name), gradient)
 

@@ -26,6 +26,7 @@ from onnxprune.model.runtime import Runtime
 
 _SEED = "onnxprune/seed"
 _SAME = 0.05
+"""Share of the largest output by which a model may differ after fused nodes were expanded."""
 _CAST = {np.dtype(np.float16), np.dtype(np.float64)}
 
 
@@ -59,10 +60,10 @@ class Differentiated:
             seeds: gradients of the loss, by tensor; empty where one is missing.
         """
         nothing = np.zeros((0,), np.float32)
-        given = {
+        slopes = {
             f"{_SEED}/{name}": seeds.get(name, nothing).astype(np.float32) for name in self.seeds
         }
-        return {**single(feed), **given}
+        return {**single(feed), **slopes}
 
 
 def single(feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -100,7 +101,7 @@ def differentiate(
     probe = upgraded(model.clone())
     to_single_precision(probe)
     facts = observe(probe, runtime, rng, single(sample))
-    edges = {one: Edge(one.consumer.node, one.consumer.tensor) for one in readings}
+    edges = {reading: Edge(reading.consumer.node, reading.consumer.tensor) for reading in readings}
     zeros = _zero_points(probe, set(edges.values()), facts)
     expansion = expand(probe, facts.first)
     if expansion.owners:
@@ -119,21 +120,25 @@ def differentiate(
             "no output of the model is of floating point, so that no loss has a slope; take "
             "another criterion"
         )
-    found = add_backward(probe, emit, seeds, set(edges.values()), expansion)
+    backward = add_backward(probe, emit, seeds, set(edges.values()), expansion)
     del probe.graph.outputs[:]
     outputs = {
         reading: _reduced(
             emit,
             _centred(emit, values[edge.tensor], reading, means.get(reading), zeros.get(edge)),
-            found.gradients[edge],
+            backward.gradients[edge],
             reading,
             emit.rank(values[edge.tensor]),
         )
         for reading, edge in edges.items()
-        if edge in found.gradients
+        if edge in backward.gradients
     }
     probe.graph.inputs.extend(seeds.values())
-    blocked = {one: found.blocked[edge] for one, edge in edges.items() if edge in found.blocked}
+    blocked = {
+        reading: backward.blocked[edge]
+        for reading, edge in edges.items()
+        if edge in backward.blocked
+    }
     return Differentiated(probe, outputs, blocked, list(seeds), _bytes(facts))
 
 
@@ -142,15 +147,15 @@ def _zero_points(model: ir.Model, edges: Set[Edge], facts: Facts) -> dict[Edge, 
 
     Of all operators that read quantised tensors, it comes two inputs behind them.
     """
-    found = {}
+    zeros = {}
     for node in model.graph:
         for value, zero in zip(node.inputs, node.inputs[2:], strict=False):
             if value is None or zero is None:
                 continue
             edge = Edge(node_id(node), value.name or "")
             if edge in edges and facts.first.types.get(edge.tensor) in QUANTISED:
-                found[edge] = zero
-    return found
+                zeros[edge] = zero
+    return zeros
 
 
 def _require_same(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

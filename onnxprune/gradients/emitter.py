@@ -13,6 +13,7 @@ from onnxprune.model.observe import Observation
 
 _PREFIX = "onnxprune/gradient"
 _AXES_AS_INPUT = {"ReduceSum": 13, "Unsqueeze": 13}
+"""Operator set since which axes are an input; that of other reductions is below."""
 _AXES_AS_INPUT_ELSE = 18
 QUANTISED = {ir.DataType.INT8, ir.DataType.UINT8}
 _SMOOTH = QUANTISED | {kind for kind in ir.DataType if kind.is_floating_point()}
@@ -36,20 +37,22 @@ class Emitter:
         self._observations = observations
         self._count = 0
 
-    def op(self, kind: str, *inputs: ir.Value | None, **given: Any) -> ir.Value:
+    def op(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """Append a node with one output.
 
         Args:
             kind: the operator.
             *inputs: None for an optional input that is left out.
-            **given: attributes.
+            **attributes: of the node.
         """
-        return self.ops(kind, 1, *inputs, **given)[0]
+        return self.ops(kind, 1, *inputs, **attributes)[0]
 
-    def ops(self, kind: str, count: int, *inputs: ir.Value | None, **given: Any) -> list[ir.Value]:
+    def ops(
+        self, kind: str, count: int, *inputs: ir.Value | None, **attributes: Any
+    ) -> list[ir.Value]:
         """Append a node with some number of outputs; see `op`."""
-        attributes = ir.convenience.convert_attributes(given)
-        node = ir.Node("", kind, inputs, attributes, num_outputs=count)
+        converted = ir.convenience.convert_attributes(attributes)
+        node = ir.Node("", kind, inputs, converted, num_outputs=count)
         for value in node.outputs:
             value.name = f"{_PREFIX}/{self._count}"
             self._count += 1
@@ -71,20 +74,20 @@ class Emitter:
 
     def dtype(self, value: ir.Value) -> ir.DataType | None:
         """Element type of a floating-point tensor of the model; None for any other type."""
-        found = self._observations[0].types.get(value.name or "")
-        return found if found is not None and found.is_floating_point() else None
+        kind = self._observations[0].types.get(value.name or "")
+        return kind if kind is not None and kind.is_floating_point() else None
 
     def has_slope(self, value: ir.Value) -> bool:
         """Whether a value varies smoothly: of floating point, quantised to 8 bits, or no tensor."""
-        found = self._observations[0].types.get(value.name or "")
-        return found is None or found in _SMOOTH
+        kind = self._observations[0].types.get(value.name or "")
+        return kind is None or kind in _SMOOTH
 
     def integers_seen(self, value: ir.Value) -> NDArray[Any] | None:
         """Values of a tensor of integers that were the same in all runs; None where there are none.
 
         Few entries only are kept of each run.
         """
-        seen = [one.integers.get(value.name or "") for one in self._observations]
+        seen = [run.integers.get(value.name or "") for run in self._observations]
         first = seen[0]
         return first if all(_same(first, other) for other in seen) else None
 
@@ -123,9 +126,9 @@ class Emitter:
         """Append a Reshape to a shape that holds no zeros but for empty axes."""
         return self.op("Reshape", value, shape)
 
-    def like(self, value: ir.Value, model: ir.Value) -> ir.Value:
+    def reshape_like(self, value: ir.Value, other: ir.Value) -> ir.Value:
         """Append a Reshape to the shape of another tensor."""
-        return self.reshape(value, self.shape(model))
+        return self.reshape(value, self.shape(other))
 
     def reduce(
         self, kind: str, value: ir.Value, axes: Sequence[int], keep: bool = True
@@ -143,43 +146,48 @@ class Emitter:
         """Append a sum, where there is anything to add to."""
         return second if first is None else self.op("Add", first, second)
 
-    def cast_like(self, value: ir.Value, model: ir.Value) -> ir.Value:
+    def cast_like(self, value: ir.Value, other: ir.Value) -> ir.Value:
         """Append a Cast to the element type of an observed tensor."""
-        return self.op("Cast", value, to=int(self.dtype(model) or ir.DataType.FLOAT))
+        return self.op("Cast", value, to=int(self.dtype(other) or ir.DataType.FLOAT))
 
     def real(self, value: ir.Value) -> ir.Value:
         """A tensor of the model, as numbers where it is quantised."""
         known = self.dtype(value) is not None
         return value if known else self.op("Cast", value, to=int(ir.DataType.FLOAT))
 
-    def sum_to(self, gradient: ir.Value, operand: ir.Value, result: ir.Value) -> ir.Value:
+    def sum_to(
+        self, gradient: ir.Value, operand: ir.Value, result: ir.Value, matrix_axes: int = 0
+    ) -> ir.Value:
         """Undo a broadcast: add up the gradient of a result over the axes an operand lacks.
 
         Args:
-            gradient: of the loss with respect to the result, of its shape.
+            gradient: of the loss with respect to the result, broadcast like it.
             operand: tensor of the model that was broadcast.
             result: tensor of the model it was broadcast to.
+            matrix_axes: number of trailing axes that do not broadcast.
         """
         lacking = self.rank(result) - self.rank(operand)
         pairs = zip(self._shapes(operand), self._shapes(result), strict=True)
         stretched = {
             axis + lacking
-            for one, other in pairs
-            for axis, extent in enumerate(one)
-            if extent == 1 and other[axis + lacking] != 1
+            for small, large in pairs
+            for axis, extent in enumerate(small[: len(small) - matrix_axes])
+            if extent == 1 and large[axis + lacking] != 1
         }
         if not stretched and not lacking:
             return gradient
         summed = self.reduce("ReduceSum", gradient, [*range(lacking), *sorted(stretched)])
-        return self.like(summed, operand) if lacking else summed
+        return self.reshape_like(summed, operand) if lacking else summed
 
     def _shapes(self, value: ir.Value) -> list[tuple[int, ...]]:
-        return [one.shapes[value.name or ""] for one in self._observations]
+        return [run.shapes[value.name or ""] for run in self._observations]
 
-    def _with_axes(self, kind: str, value: ir.Value, axes: Sequence[int], **given: Any) -> ir.Value:
+    def _with_axes(
+        self, kind: str, value: ir.Value, axes: Sequence[int], **attributes: Any
+    ) -> ir.Value:
         if self.opset < _AXES_AS_INPUT.get(kind, _AXES_AS_INPUT_ELSE):
-            return self.op(kind, value, axes=list(axes), **given)
-        return self.op(kind, value, self.integers(*axes), **given)
+            return self.op(kind, value, axes=list(axes), **attributes)
+        return self.op(kind, value, self.integers(*axes), **attributes)
 
 
 def _same(first: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:

@@ -43,13 +43,13 @@ def expand(model: ir.Model, seen: Observation) -> Expansion:
     for node in list(model.graph):
         owner = node_id(node)
         try:
-            found = decomposition_of(node, seen, model.opset_imports.get("", 1))
+            body = decomposition_of(node, seen, model.opset_imports.get("", 1))
         except NoGradient as error:
             made.whole[owner] = str(error)
             continue
-        if found is None:
+        if body is None:
             continue
-        parts = _parts(node, found, f"{_PREFIX}/{len(made.owners)}")
+        parts = _parts(node, body, f"{_PREFIX}/{len(made.owners)}")
         made.owners.update({node_id(part): owner for part in parts})
         model.graph.insert_before(node, parts)
         outputs = {value.name: value for part in parts for value in part.outputs}
@@ -69,16 +69,16 @@ def _take_place(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     new.name = name
 
 
-def _parts(node: ir.Node, found: Decomposition, prefix: str) -> list[ir.Node]:
+def _parts(node: ir.Node, body: Decomposition, prefix: str) -> list[ir.Node]:
     """The nodes of a decomposition, reading what the node reads."""
-    values = dict(zip(found.inputs, node.inputs, strict=False))
+    values = dict(zip(body.inputs, node.inputs, strict=False))
     names = {
         inner: value.name
-        for inner, value in zip(found.outputs, node.outputs, strict=False)
+        for inner, value in zip(body.outputs, node.outputs, strict=False)
         if value.name and inner
     }
     parts = []
-    for number, proto in enumerate(found.nodes):
+    for number, proto in enumerate(body.nodes):
         part = _part(proto, values)
         for place, (inner, value) in enumerate(zip(proto.output, part.outputs, strict=True)):
             value.name = names.get(inner) or f"{prefix}/{number}/{place}"
@@ -92,6 +92,6 @@ def _part(proto: onnx.NodeProto, values: Mapping[str, ir.Value | None]) -> ir.No
         proto.domain,
         proto.op_type,
         [values.get(name) for name in proto.input],
-        [ir.from_proto(one) for one in proto.attribute],
+        [ir.from_proto(attribute) for attribute in proto.attribute],
         num_outputs=len(proto.output),
     )

@@ -28,9 +28,13 @@ from onnxprune.model.outputs import SOFTMAX, ScoreLayout, gives_scores, output_p
 
 LOSSES = ("cross-entropy", "mse")
 _TEMPERATURE = 2.0
+"""Of the distribution that classes are drawn from (Park et al. 2024)."""
 _SMALLEST = 1e-30
+"""Probability that a logarithm is taken of at least."""
 _STEP = 1e-3
+"""Of central differences, relative to the value where that is above 1."""
 _MOST_ENTRIES = 10_000
+"""Entries of a sample's output up to which a loss function is differentiated numerically."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,15 @@ class Head:
 
     Attributes:
         output: name of the output.
-        seed: name of the tensor that the gradient is taken with respect to: what a softmax reads,
-            or the output itself.
+        tensor: name of the tensor that the gradient is taken with respect to: what a softmax
+            reads, or the output itself.
         scores: whether it holds class scores.
         layout: how these lie in it.
         probability: how probabilities come of the output: itself, exp, or softmax.
     """
 
     output: str
-    seed: str
+    tensor: str
     scores: bool
     layout: ScoreLayout = field(default_factory=ScoreLayout)
     probability: str = "softmax"
@@ -87,8 +91,8 @@ def _head(value: ir.Value, loss: str | Callable[..., Any] | None, opset: int) ->
     layout = ScoreLayout.of(producer, opset)
     if producer is not None and kind in SOFTMAX:
         read = producer.inputs[0]
-        seed = (read.name or "") if read is not None else name
-        return Head(name, seed, scores=True, layout=layout, probability=kind)
+        tensor = (read.name or "") if read is not None else name
+        return Head(name, tensor, scores=True, layout=layout, probability=kind)
     return Head(name, name, scores=True, layout=layout)
 
 
@@ -122,7 +126,7 @@ class LossGradient:
             labels: of its samples; None draws them.
 
         Returns:
-            by name of the seed tensor, shaped like it.
+            by name of the tensor of each head, shaped like it.
 
         Raises:
             InputError: when labels fit no output, or the function gives no losses.
@@ -131,13 +135,13 @@ class LossGradient:
         if self._function is not None:
             return _by_function(self._function, heads, outputs, labels)
         if labels is None:
-            return {head.seed: self._drawn(head, outputs[head.output]) for head in heads}
+            return {head.tensor: self._drawn(head, outputs[head.output]) for head in heads}
         for head in heads:
             target = _fitting(head, outputs[head.output], labels)
             if target is not None:
                 value = outputs[head.output].astype(np.float64)
                 start = _probabilities(head, value) if head.scores else value
-                return {head.seed: start - target}
+                return {head.tensor: start - target}
         shapes = ", ".join(f"{head.output} {list(outputs[head.output].shape)}" for head in heads)
         raise InputError(
             f"labels of shape {list(labels.shape)} fit no output ({shapes}); give a class for each "
@@ -195,15 +199,15 @@ def _by_function(
 ) -> dict[str, NDArray[np.float64]]:
     name = str(getattr(function, "__name__", "loss"))
     values = {head.output: outputs[head.output].astype(np.float64) for head in heads}
-    found = _called(function, name, {**outputs, **values}, labels)
-    if isinstance(found, Mapping):
-        for key, gradient in found.items():
+    result = _called(function, name, {**outputs, **values}, labels)
+    if isinstance(result, Mapping):
+        for key, gradient in result.items():
             if key not in values or np.shape(gradient) != values[key].shape:
                 raise InputError(
                     f"the loss {name} gave a gradient {list(np.shape(gradient))} for {key!r}; "
                     "expected names and shapes of outputs"
                 )
-        return {key: np.asarray(gradient, np.float64) for key, gradient in found.items()}
+        return {key: np.asarray(gradient, np.float64) for key, gradient in result.items()}
     return {key: _differenced(function, name, {**outputs, **values}, labels, key) for key in values}
 
 
@@ -231,7 +235,7 @@ def _differenced(
             moved[:, entry] += sign * step
             changed = {**outputs, key: moved.reshape(value.shape)}
             losses.append(np.asarray(_called(function, name, changed, labels), np.float64))
-        if any(one.shape != (len(value),) for one in losses):
+        if any(loss.shape != (len(value),) for loss in losses):
             raise InputError(
                 f"the loss {name} gave {list(losses[0].shape)}, expected one loss for each of "
                 f"{len(value)} samples, or {{output: gradient}}"
@@ -243,7 +247,7 @@ def _differenced(
 def _called(function: Callable[..., Any], name: str, outputs: Any, labels: Any) -> Any:
     try:
         return function(dict(outputs), labels)
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # third-party code
         first = (str(error).strip().splitlines() or [""])[0]
         raise InputError(f"the loss {name} raised {type(error).__name__}: {first}") from error
 

@@ -8,7 +8,7 @@ is what the loss changes by, to first order, as unit j goes from x to x0: zero, 
 that is folded into the biases of the readers. L is a sum over samples, and in inference samples do
 not meet, so one backward pass over a batch gives the gradient of every sample. That is checked:
 where the first sample comes out differently alone (rows that are not samples, samples that do
-meet), samples are gone through one by one.
+meet), the samples are run singly.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.feeds import batch_rows
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples, numbered
@@ -30,16 +31,16 @@ from onnxprune.errors import InputError, RuntimeFailure
 from onnxprune.gradients.differentiated import differentiate
 from onnxprune.gradients.losses import LossGradient, Objective, heads_of
 from onnxprune.model.execution import Execution
-from onnxprune.model.runtime import Runtime
-from onnxprune.progress import Progress, silent
 
 _AGREEING = 1e-3
+"""Share of the largest gradient by which float32 rounding may make a batch differ from a sample."""
 _ACTIVATION_BYTES = 500_000_000
+"""Memory for the activations of one backward pass."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """Gradients of groups.
+class GroupGradients:
+    """Gradients of the units of groups.
 
     Attributes:
         gradients: by group name.
@@ -55,12 +56,9 @@ def mask_gradients(
     groups: Sequence[Group],
     samples: Samples,
     objective: Objective,
-    runtime: Runtime,
-    *,
-    seed: int = 0,
+    context: RunContext,
     means: Mapping[Reading, NDArray[np.float64]] | None = None,
-    progress: Progress[Any] = silent,
-) -> Found:
+) -> GroupGradients:
     """Run a model forwards and backwards over samples.
 
     Args:
@@ -68,10 +66,8 @@ def mask_gradients(
         groups: whose units are masked; at least one.
         samples: what to run on.
         objective: loss and labels.
-        runtime: how to run.
-        seed: of labels that are drawn.
+        context: runtime, seed of labels that are drawn, progress callback.
         means: what units go to at each reading, shaped like its units; None for zero.
-        progress: told about every batch.
 
     Returns:
         what is known, by group name, and why the others have no gradients.
@@ -81,22 +77,22 @@ def mask_gradients(
             labels or a loss function that do not fit.
         CalibrationError: for unusable samples.
     """
-    passes = _Passes(model, groups, samples, objective, runtime, seed, means or {})
+    passes = _Passes(model, groups, samples, objective, context, means or {})
     reached = [group for group in groups if group.name not in passes.blocked]
     sums = {group.name: (np.zeros(group.size), np.zeros(group.size)) for group in reached}
     count = 0
     total = None if samples.count is None else -(-samples.count // BATCH)
-    for numbers, feed in progress(numbered(samples, BATCH), "gradients", total):
-        for found in passes.of(feed, numbers):
-            count += len(next(iter(found.values())))
-            for name, gradients in found.items():
+    for numbers, feed in context.progress(numbered(samples, BATCH), "gradients", total):
+        for part in passes.of(feed, numbers):
+            count += len(next(iter(part.values())))
+            for name, gradients in part.items():
                 sums[name][0][:] += np.abs(gradients).sum(axis=0)
                 sums[name][1][:] += (gradients**2).sum(axis=0)
     known = {
         name: MaskGradients(count, magnitude / count, square / count)
         for name, (magnitude, square) in sums.items()
     }
-    return Found(known, passes.blocked)
+    return GroupGradients(known, passes.blocked)
 
 
 class _Passes:
@@ -108,17 +104,16 @@ class _Passes:
         groups: Sequence[Group],
         samples: Samples,
         objective: Objective,
-        runtime: Runtime,
-        seed: int,
+        context: RunContext,
         means: Mapping[Reading, NDArray[np.float64]],
     ) -> None:
-        rng = np.random.default_rng(seed)
+        rng, runtime = np.random.default_rng(context.seed), context.runtime
         heads = heads_of(model, objective.loss)
         self._specs, self._labels = samples.specs, objective.labels
         self._loss = LossGradient(heads, objective.loss, rng)
         self._forwards = Execution(model, runtime, arena=False)
         readings = [reading for group in groups for reading in group.readings]
-        seeds, sample = [head.seed for head in heads], samples.take(2)
+        seeds, sample = [head.tensor for head in heads], samples.take(2)
         try:
             self._made = differentiate(model, seeds, readings, means, sample, runtime, rng)
         except RuntimeFailure as error:
@@ -159,10 +154,10 @@ class _Passes:
             whole = self._masks(feed, seeds, rows)
             yield whole if whole is not None else self._single(feed, seeds)
             return
-        apart = all(len(one) == rows for one in seeds.values() if one.ndim)
-        found = self._together(feed, seeds, rows) if apart and not self._one_by_one else None
-        if found is not None:
-            yield from found
+        apart = all(len(seed) == rows for seed in seeds.values() if seed.ndim)
+        parts = self._together(feed, seeds, rows) if apart and not self._one_by_one else None
+        if parts is not None:
+            yield from parts
             return
         self._one_by_one = True
         for row in range(rows):
@@ -177,7 +172,7 @@ class _Passes:
         self, feed: Mapping[str, NDArray[Any]], seeds: Mapping[str, NDArray[Any]], rows: int
     ) -> list[dict[str, NDArray[np.float64]]] | None:
         """Gradients of as many samples at a time as memory allows; None where they are no rows."""
-        found = []
+        parts = []
         for start in range(0, rows, self._most):
             stop = min(start + self._most, rows)
             part, slopes = _rows(feed, start, stop), _rows(seeds, start, stop)
@@ -188,8 +183,8 @@ class _Passes:
                 self._checked = True
                 if not _agree(whole, self._single(_rows(feed, 0, 1), _rows(seeds, 0, 1))):
                     return None
-            found.append(whole)
-        return found
+            parts.append(whole)
+        return parts
 
     def _masks(
         self, feed: Mapping[str, NDArray[Any]], seeds: Mapping[str, NDArray[Any]], rows: int
@@ -199,7 +194,7 @@ class _Passes:
             results = self._backwards.run(self._made.feed(feed, seeds))
         except RuntimeFailure as error:
             raise _not_run(error) from error
-        found = {}
+        by_group = {}
         for group in self._groups:
             gradients = np.zeros((rows, group.size))
             for reading in group.readings:
@@ -211,16 +206,16 @@ class _Passes:
                     return None
                 units = _units_at(reading, len(results[name])).reshape(-1)
                 np.add.at(gradients.T, units[units >= 0], placed.T[units >= 0])
-            found[group.name] = gradients
-        return found
+            by_group[group.name] = gradients
+        return by_group
 
     def _single(
         self, feed: Mapping[str, NDArray[Any]], seeds: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[np.float64]]:
         """Gradients of a feed that counts as one sample, [1, size]."""
-        found = self._masks(feed, seeds, 1)
-        assert found is not None
-        return found
+        gradients = self._masks(feed, seeds, 1)
+        assert gradients is not None
+        return gradients
 
 
 def _not_run(error: RuntimeFailure) -> InputError:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.gradients.emitter import Emitter
+from onnxprune.model.node_view import NodeView
 
 
 class NoGradient(Exception):
@@ -18,17 +19,15 @@ class NoGradient(Exception):
 
 
 @dataclass(frozen=True)
-class GradientStep:
+class GradientStep(NodeView):
     """One node on the way back from the loss.
 
     Attributes:
-        node: the node.
         emit: appends nodes.
         gradients: of the loss with respect to each output; None where it does not depend on it.
         wanted: input slots whose gradient is asked for; a rule may give others as well.
     """
 
-    node: ir.Node
     emit: Emitter
     gradients: Sequence[ir.Value | None]
     wanted: frozenset[int]
@@ -49,10 +48,6 @@ class GradientStep:
         """The first output."""
         return self.node.outputs[0]
 
-    def has(self, slot: int) -> bool:
-        """Whether the optional input `slot` is there."""
-        return slot < len(self.node.inputs) and self.node.inputs[slot] is not None
-
     def input(self, slot: int = 0) -> ir.Value:
         """The tensor at an input slot that has one."""
         value = self.node.inputs[slot]
@@ -62,15 +57,6 @@ class GradientStep:
     def rank(self, slot: int = 0) -> int:
         """Number of axes of an input."""
         return self.emit.rank(self.input(slot))
-
-    def attribute(self, name: str, default: Any = None) -> Any:
-        """Value of an attribute, or the default."""
-        found = self.node.attributes.get(name)
-        return default if found is None else found.value
-
-    def axis(self, default: int, slot: int = 0) -> int:
-        """The attribute `axis`, counted from the front."""
-        return int(self.attribute("axis", default)) % self.rank(slot)
 
     def constant(self, slot: int) -> NDArray[Any]:
         """Value of an input that has to be a constant, or integers that were never anything else.
@@ -87,15 +73,15 @@ class GradientStep:
         return seen
 
     def axes(self, slot: int = 1) -> tuple[int, ...]:
-        """Axes given as attribute or input, counted from the front; all where none are given."""
+        """Axes of an attribute or input, counted from the front; all where there are none."""
         rank = self.rank()
-        given = self.attribute("axes")
-        if given is None and self.has(slot):
-            given = self.constant(slot).tolist()
-        if not given:
+        axes = self.attribute("axes")
+        if axes is None and self.has(slot):
+            axes = self.constant(slot).tolist()
+        if not axes:
             nothing = bool(self.attribute("noop_with_empty_axes", 0))
             return () if nothing else tuple(range(rank))
-        return tuple(sorted(int(axis) % rank for axis in given))
+        return tuple(sorted(int(axis) % rank for axis in axes))
 
 
 Rule: TypeAlias = Callable[[GradientStep], Mapping[int, ir.Value]]

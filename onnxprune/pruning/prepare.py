@@ -25,7 +25,7 @@ from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError, NothingPrunable
 from onnxprune.gradients.losses import Objective
-from onnxprune.gradients.masks import Found, mask_gradients
+from onnxprune.gradients.masks import GroupGradients, mask_gradients
 from onnxprune.importance.criterion import RankingInputs
 from onnxprune.importance.ranked import RankedGroup
 from onnxprune.importance.registry import find_criterion
@@ -220,12 +220,12 @@ def _costs(
 
 def _gradients(
     prepared: Prepared, groups: Sequence[Group], options: PruneOptions, progress: Progress[Any]
-) -> Found:
+) -> GroupGradients:
     """Gradients of units that become zero, or their mean where that is made up for."""
     calibration = prepared.calibration
     needed = find_criterion(options.criterion).needs_gradients
     if calibration is None or not groups or not needed:
-        return Found({}, {})
+        return GroupGradients({}, {})
     means = {}
     if options.compensate != "none":
         taps = {
@@ -240,10 +240,8 @@ def _gradients(
         groups,
         calibration.samples,
         Objective(options.loss, calibration.labels),
-        options.runtime,
-        seed=options.seed,
-        means=means,
-        progress=progress,
+        RunContext(runtime=options.runtime, seed=options.seed, progress=progress),
+        means,
     )
 
 

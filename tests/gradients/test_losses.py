@@ -22,7 +22,7 @@ QUANTITY = Head("y", "y", scores=False)
 def gradient(head: Head, output: NDArray[Any], labels: Any = None, loss: Any = None) -> Any:
     asked = LossGradient([head], loss, np.random.default_rng(0))
     found = asked.of({"y": output}, None if labels is None else np.asarray(labels))
-    return found[head.seed]
+    return found[head.tensor]
 
 
 def softmax(scores: NDArray[Any]) -> NDArray[Any]:
@@ -44,7 +44,7 @@ def test_cross_entropy_is_probability_minus_label() -> None:
 
 def test_the_gradient_is_taken_before_a_softmax_however_its_result_is_handed_on() -> None:
     (head,) = heads_of(model("a = Exp(x) p = Softmax(a) y = Identity(p)"), None)
-    assert (head.seed, head.scores, head.probability) == ("a", True, "Softmax")
+    assert (head.tensor, head.scores, head.probability) == ("a", True, "Softmax")
     given = softmax(np.array([[1.0, 2.0, 0.5]]))
     np.testing.assert_allclose(gradient(head, given, [2]), given - np.eye(3)[[2]])
 

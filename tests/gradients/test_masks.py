@@ -12,6 +12,7 @@ from helpers.oracle import ONE_THREAD, Traced, parse, traced
 from helpers.paths import MODELS
 from numpy.typing import NDArray
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import read_samples
 from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.coupling.groups import Group
@@ -23,13 +24,15 @@ from onnxprune.model.inputs import input_specs
 
 _STEP = 2e-2
 
+CONTEXT = RunContext(runtime=ONE_THREAD)
+
 
 def gradients_of(
     subject: Traced, samples: Any, objective: Objective, groups: list[Group] | None = None
 ) -> dict[str, MaskGradients]:
     read = read_samples(samples, input_specs(subject.model))
     chosen = subject.groups if groups is None else groups
-    return mask_gradients(subject.model, chosen, read, objective, ONE_THREAD).gradients
+    return mask_gradients(subject.model, chosen, read, objective, CONTEXT).gradients
 
 
 def scaled(proto: onnx.ModelProto, group: Group, unit: int, factor: float) -> onnx.ModelProto:
@@ -154,7 +157,7 @@ def test_towards_the_mean_only_what_varies_counts() -> None:
         [group],
         read,
         Objective("mse"),
-        ONE_THREAD,
+        CONTEXT,
         means={reading: h.mean(axis=(0, 2))},
     ).gradients[group.name]
     still = found.mean_magnitude == found.mean_magnitude.min()
@@ -199,7 +202,11 @@ def test_drawn_labels_follow_the_seed() -> None:
     read = read_samples(made_up(9, 3, 4), input_specs(subject.model))
     first, again, other = (
         mask_gradients(
-            subject.model, subject.groups, read, Objective(), ONE_THREAD, seed=seed
+            subject.model,
+            subject.groups,
+            read,
+            Objective(),
+            RunContext(runtime=ONE_THREAD, seed=seed),
         ).gradients
         for seed in (3, 3, 4)
     )
@@ -218,7 +225,7 @@ def test_groups_behind_a_node_without_a_rule_have_gradients_and_those_before_say
     w = weights(w1=(5, 3, 1), w2=(4, 5, 1), w3=(6, 4, 1), w4=(2, 6, 1))
     subject = traced(parse(BLOCKED, w))
     read = read_samples(made_up(3, 3, 4), input_specs(subject.model))
-    found = mask_gradients(subject.model, subject.groups, read, Objective(), ONE_THREAD)
+    found = mask_gradients(subject.model, subject.groups, read, Objective(), CONTEXT)
     assert set(found.gradients) == {"w2[0]", "w3[0]"}
     assert set(found.blocked) == {"w1[0]"}
     assert all("LpPool node 'i' cannot be computed" in one for one in found.blocked.values())
@@ -312,7 +319,7 @@ def test_a_group_that_no_contraction_reads_is_not_taken_for_worthless() -> None:
     (group,) = subject.groups
     unread = replace(group, name="unread", readings=())
     read = read_samples(made_up(3, 3, 4), input_specs(subject.model))
-    found = mask_gradients(subject.model, [group, unread], read, Objective(), ONE_THREAD)
+    found = mask_gradients(subject.model, [group, unread], read, Objective(), CONTEXT)
     assert set(found.gradients) == {group.name}
     assert set(found.blocked) == {"unread"}
 

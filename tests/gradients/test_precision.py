@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from helpers.oracle import ONE_THREAD, parse, traced
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import read_samples
 from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.gradients.losses import Objective
@@ -20,6 +21,8 @@ from onnxprune.model.load import load
 
 SCALE = 2000.0
 LABELS = np.random.default_rng(2).standard_normal((6, 2)) * SCALE
+
+CONTEXT = RunContext(runtime=ONE_THREAD)
 
 
 def network(kind: str) -> str:
@@ -42,7 +45,7 @@ def gradients(text: str, dtype: Any) -> MaskGradients:
     feed = {"input": np.random.default_rng(1).standard_normal((6, 3)).astype(dtype)}
     read = read_samples(feed, input_specs(subject.model))
     objective = Objective("mse", LABELS)
-    found = mask_gradients(subject.model, subject.groups, read, objective, ONE_THREAD)
+    found = mask_gradients(subject.model, subject.groups, read, objective, CONTEXT)
     return found.gradients["w1[1]"]
 
 
@@ -79,7 +82,7 @@ def test_an_old_operator_set_is_raised() -> None:
     np.testing.assert_array_equal(after, before)
     groups = traced(parse(text, {**weights(np.float32), **more})).groups
     read = read_samples(feed, input_specs(model))
-    found = mask_gradients(model, groups, read, Objective("mse", LABELS), ONE_THREAD).gradients
+    found = mask_gradients(model, groups, read, Objective("mse", LABELS), CONTEXT).gradients
     h = np.clip(feed["input"] @ weights(np.float32)["w1"], 0, 6)
     slope = (h @ weights(np.float32)["w2"] - LABELS) @ weights(np.float32)["w2"].T
     name = groups[0].name

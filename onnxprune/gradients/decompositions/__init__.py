@@ -10,21 +10,16 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from onnxprune.gradients.decompositions import activations, attention, normalisation, rotary
-from onnxprune.gradients.decompositions import contraction as contractions
-from onnxprune.gradients.decompositions import quantisation as quantised
-from onnxprune.gradients.decompositions.fused import Decomposition, Fused
-from onnxprune.gradients.decompositions.standard import standard_body
+from onnxprune.gradients.decompositions import attention, contraction, elementwise, quantisation
+from onnxprune.gradients.decompositions.fused import Decomposition, Fused, standard_body
 from onnxprune.gradients.operators import RULES
 from onnxprune.model.observe import Observation
 
 BODIES: dict[tuple[str, str], Callable[[Fused], Decomposition]] = {
-    **activations.BODIES,
     **attention.BODIES,
-    **contractions.BODIES,
-    **normalisation.BODIES,
-    **quantised.BODIES,
-    **rotary.BODIES,
+    **contraction.BODIES,
+    **elementwise.BODIES,
+    **quantisation.BODIES,
 }
 """Body of every operator that the standard gives none for, by domain and name."""
 
@@ -47,7 +42,7 @@ def decomposition_of(node: ir.Node, seen: Observation, opset: int) -> Decomposit
     key = (node.domain, node.op_type)
     if key in RULES:
         return None
-    fused = Fused(node, seen, opset)
+    fused = Fused(node, seen, opset, shape_of=seen.shapes.__getitem__)
     if key in BODIES:
         return BODIES[key](fused)
     kind = seen.types.get(node.outputs[0].name or "") if node.outputs else None

@@ -30,8 +30,8 @@ def _matmul(node: Fused) -> Decomposition:
 def _gemm(node: Fused) -> Decomposition:
     """FusedGemm: an activation of a Gemm."""
     activation = node.attribute("activation", "Identity")
-    given = node.given("alpha", "beta", "transA", "transB")
-    return body("a, b, c", "y", f"p = Gemm{given}(a, b, c) y = {activation}(p)")
+    attributes = node.attributes("alpha", "beta", "transA", "transB")
+    return body("a, b, c", "y", f"p = Gemm{attributes}(a, b, c) y = {activation}(p)")
 
 
 def _conv(node: Fused) -> Decomposition:
@@ -45,7 +45,7 @@ def _conv(node: Fused) -> Decomposition:
     call = f"{kind}<{of_kind}>" if of_kind else kind
     added = "s = Add(c, z)" if node.has(3) else "s = Identity(c)"
     return body(
-        "x, w, b, z", "y", f"c = Conv{node.given(*CONVOLUTION)}(x, w, b) {added} y = {call}(s)"
+        "x, w, b, z", "y", f"c = Conv{node.attributes(*CONVOLUTION)}(x, w, b) {added} y = {call}(s)"
     )
 
 
@@ -56,7 +56,7 @@ def _matmul_integer(node: Fused) -> Decomposition:
 
 def _conv_integer(node: Fused) -> Decomposition:
     """ConvInteger, in floating point."""
-    return body("a, b, az, bz", "y", _integers(node, f"Conv{node.given(*CONVOLUTION)}"))
+    return body("a, b, az, bz", "y", _integers(node, f"Conv{node.attributes(*CONVOLUTION)}"))
 
 
 def _integers(node: Fused, call: str) -> str:

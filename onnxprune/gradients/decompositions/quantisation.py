@@ -31,7 +31,7 @@ def _bias(name: str) -> str:
 
 
 def _conv(node: Fused) -> Decomposition:
-    call = f"Conv{node.given(*CONVOLUTION)}(af, bf{', cf' if node.has(8) else ''})"
+    call = f"Conv{node.attributes(*CONVOLUTION)}(af, bf{', cf' if node.has(8) else ''})"
     bias = _bias("c") if node.has(8) else ""
     text = _read("a") + _read("b", 0) + bias + _written(call)
     return body(f"a, as, az, b, bs, bz, {_ENDS}, c", "y", text)
@@ -44,8 +44,8 @@ def _matmul(node: Fused) -> Decomposition:
 
 def _gemm(node: Fused) -> Decomposition:
     bias = _bias("c") if node.has(6) else ""
-    given = node.given("alpha", "transA", "transB")
-    call = f"Gemm{given}(af, bf{', cf' if node.has(6) else ''})"
+    attributes = node.attributes("alpha", "transA", "transB")
+    call = f"Gemm{attributes}(af, bf{', cf' if node.has(6) else ''})"
     axis = 0 if node.attribute("transB", 0) else 1
     end = _written(call) if node.has(7) else f"y = {call}"
     return body(
@@ -61,7 +61,7 @@ def _of_two(kind: str) -> Callable[[Fused], Decomposition]:
 def _of_one(kind: str, *names: str) -> Callable[[Fused], Decomposition]:
     def made(node: Fused) -> Decomposition:
         node.require(not node.attribute("channels_last", 0), "channels_last = 0")
-        text = _read("a") + _written(f"{kind}{node.given(*names)}(af)")
+        text = _read("a") + _written(f"{kind}{node.attributes(*names)}(af)")
         return body(f"a, as, az, {_ENDS}", "y", text)
 
     return made

@@ -101,10 +101,10 @@ def _matmul(step: GradientStep) -> Mapping[int, ir.Value]:
         return _with_vector(step)
     if 0 in step.wanted:
         product = emit.op("MatMul", step.gradient, _turned(step, right))
-        found[0] = _unstacked(step, product, left)
+        found[0] = emit.sum_to(product, left, step.output, matrix_axes=2)
     if 1 in step.wanted:
         product = emit.op("MatMul", _turned(step, left), step.gradient)
-        found[1] = _unstacked(step, product, right)
+        found[1] = emit.sum_to(product, right, step.output, matrix_axes=2)
     return found
 
 
@@ -127,21 +127,6 @@ def _turned(step: GradientStep, value: ir.Value) -> ir.Value:
     """The matrices of a stack, transposed."""
     rank = step.emit.rank(value)
     return step.emit.op("Transpose", value, perm=[*range(rank - 2), rank - 1, rank - 2])
-
-
-def _unstacked(step: GradientStep, product: ir.Value, operand: ir.Value) -> ir.Value:
-    """Undo the broadcast of stacks: add up matrices over the axes that the operand lacks."""
-    emit = step.emit
-    seen, result = emit.shape_seen(operand), emit.shape_seen(step.output)
-    lacking = len(result) - len(seen)
-    stretched = [
-        axis + lacking
-        for axis in range(len(seen) - 2)
-        if seen[axis] == 1 and result[axis + lacking] != 1
-    ]
-    if not stretched and not lacking:
-        return product
-    return emit.like(emit.reduce("ReduceSum", product, [*range(lacking), *stretched]), operand)
 
 
 def _einsum(step: GradientStep) -> Mapping[int, ir.Value]:

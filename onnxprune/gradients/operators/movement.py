@@ -19,7 +19,7 @@ _UNUSUAL = {"antialias": (0,), "keep_aspect_ratio_policy": ("stretch",), "axes":
 
 def _reshape(step: GradientStep) -> Mapping[int, ir.Value]:
     """Of everything that keeps the order of entries."""
-    return {0: step.emit.like(step.gradient, step.input())}
+    return {0: step.emit.reshape_like(step.gradient, step.input())}
 
 
 def _transpose(step: GradientStep) -> Mapping[int, ir.Value]:

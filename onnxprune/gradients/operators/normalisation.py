@@ -94,7 +94,9 @@ def _group_normalisation(step: GradientStep) -> Mapping[int, ir.Value]:
     else:
         scale = emit.unsqueeze(step.input(1), range(1, step.rank() - 1))
         g = emit.reshape(emit.op("Mul", step.gradient, scale), split)
-    return {0: emit.like(_normalised(step, emit.reshape(x, split), g, [2], centred=True), x)}
+    return {
+        0: emit.reshape_like(_normalised(step, emit.reshape(x, split), g, [2], centred=True), x)
+    }
 
 
 def _normalised(

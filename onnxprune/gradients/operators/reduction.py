@@ -74,7 +74,7 @@ def _average_pool(step: GradientStep) -> Mapping[int, ir.Value]:
         count = emit.op("Conv", full, ones, **windows.attributes())
         share = emit.op("Div", step.gradient, count)
     share = emit.reshape(share, _channels_alone(step, step.output))
-    return {0: emit.like(windows.spread(step, share, ones, x, 1), x)}
+    return {0: emit.reshape_like(windows.spread(step, share, ones, x, 1), x)}
 
 
 def _max_pool(step: GradientStep) -> Mapping[int, ir.Value]:
@@ -99,7 +99,7 @@ def _max_pool(step: GradientStep) -> Mapping[int, ir.Value]:
     count = emit.reduce("ReduceSum", taken, [1])
     back = emit.reshape(step.gradient, _channels_alone(step, step.output))
     share = emit.op("Mul", taken, emit.op("Div", back, count))
-    return {0: emit.like(windows.spread(step, share, unit, alone, 1), x)}
+    return {0: emit.reshape_like(windows.spread(step, share, unit, alone, 1), x)}
 
 
 def _channel(step: GradientStep, value: ir.Value) -> ir.Value:
