@@ -1,4 +1,4 @@
-"""Class removal: outputs that are not wanted are cut from the classifier.
+"""Class removal: classes that are not kept are cut from the classifier.
 
 Formula, for logits z = W h + b and kept classes K in ascending order::
 
@@ -14,32 +14,29 @@ After (classes 3, 7 and 9 are kept)::
     h [N,512] -> Gemm(W [3,512], b [3]) -> Softmax -> p [N,3]
                                         -> ArgMax -> Gather([3,7,9]) -> label [N]
 
-Logits and independent scores (Sigmoid) keep their values; what a Softmax gives is shared among the
-kept classes; ReduceMax runs over them; ArgMax, TopK and NonMaxSuppression choose among them and go
-on naming classes by their old numbers. The output's new size is declared, and the kept classes are
-listed in the model's metadata: entry `k` of `onnxprune.kept_classes` (a JSON list) is the old
-number of class `k`.
+Logits and independent scores (Sigmoid) keep their values; a Softmax is taken over the kept classes,
+and so is ReduceMax; ArgMax, TopK and NonMaxSuppression pick among them and still return the old
+class numbers. The output's new size is declared, and the kept classes are listed in the model's
+metadata: entry `k` of `onnxprune.kept_classes` (a JSON list) is the old number of class `k`.
 
-The class axis leads back to the weights that make it through the labels of `coupling/`, so that
-whatever lies between (BatchNorm, biases, reshapes of a detection head, quantisation) is cut with
-it. Channels that served the removed classes alone lose their readers' weights; `remove-lossless`
-takes out what that kills, and `prune`, run next on samples of the kept classes, finds the others
-cheap.
+The labels of `coupling/` lead from the class axis back to the weights that make it, so that all
+that lies between (BatchNorm, biases, reshapes of a detection head, quantisation) is cut too.
+Channels that served only removed classes lose their consumers' weights; `remove-lossless` removes
+them, and `prune`, run next on samples of the kept classes, removes others at little cost.
 
-A detection head that joins boxes and classes along one axis loses the entries of the classes
-alone::
+A detection head that joins boxes and classes along one axis only loses entries of classes::
 
     Concat(boxes [N,4,A], Sigmoid(scores [N,100,A]), axis=1) -> [N,104,A]    becomes    [N,7,A]
 
-Which part that is says the Concat, or `first`: 5 where objectness follows the box. Other outputs
-lose what is made of the same weights.
+The Concat says which part that is, or `first` does: 5 where objectness follows the box. Other
+outputs lose what is made of the same weights.
 
-Conditions: every output axis of the classifier's size that weights make has to be cuttable, and in
-one output there may be only one; `outputs` names those that are meant. Nothing further on may add
-the classes up. Anything else is refused with the reason.
+Conditions: every output axis of the classifier's size that weights make has to be cuttable, at most
+one in each output; `outputs` selects outputs. No later node may sum over the classes. Anything else
+is refused with the reason.
 
-The result is compared with the original, in which the other classes can win no Softmax and no
-ArgMax: outputs have to agree at the kept classes to the certificate's tolerance.
+The result is compared with the original, in which the removed classes can win no Softmax and no
+ArgMax: outputs have to agree at the kept classes within the certificate's tolerance.
 """
 
 from __future__ import annotations
@@ -52,9 +49,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxprune.passes.interface.axis_cut import apply, check, find_cut
-from onnxprune.passes.interface.interface_pass import InterfacePass, note_kept
+from onnxprune.passes.interface.interface_pass import (
+    InterfacePass,
+    KeptSamples,
+    note_kept,
+    read_entries,
+    resolve,
+    samples_of,
+)
 from onnxprune.passes.interface.parts import Part, find_parts, select_outputs
-from onnxprune.passes.interface.selection import KeptSamples, read_entries, resolve, samples_of
 from onnxprune.passes.interface.whole_axis import axes_picked_along
 
 from onnxprune.calibration.context import RunContext
@@ -83,11 +86,11 @@ class KeepClasses(InterfacePass):
         first: position of class 0 on an output axis that has other entries, too; default: where
             the only part of this size begins that a Concat joins to others.
         outputs: names of the outputs with an entry for each class; default: all that may have.
-        own_samples: let later passes see only those calibration samples that the original counts
-            among the kept classes, if these are at least 64; for outputs [samples, classes]
-        samples: calibration samples; inputs to compare on, None for made-up ones.
-        runtime: how to run the model.
-        seed: of made-up inputs.
+        own_samples: let later passes see only the calibration samples that the original assigns
+            to a kept class, if there are at least 64; for outputs [samples, classes]
+        samples: calibration samples to compare on; None for randomly generated inputs.
+        runtime: onnxruntime providers and threads.
+        seed: of randomly generated inputs.
 
     Attributes:
         details: the kept classes, the outputs they are in, and how far those are from the
@@ -107,12 +110,12 @@ class KeepClasses(InterfacePass):
         runtime: Runtime | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(keep, outputs, samples, runtime, seed)
+        super().__init__(keep, outputs, RunContext(samples, None, runtime or Runtime(), seed))
         self.classes = classes
         self.names = names
         self.first = first
         self.own_samples = own_samples
-        self._sorting: KeptSamples | None = None
+        self._kept_samples: KeptSamples | None = None
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Cut the classifier.
@@ -124,17 +127,17 @@ class KeepClasses(InterfacePass):
             VerificationError: when the result gives something else for the kept classes.
         """
         names = self._names(model)
-        facts = observe_model(model, RunContext(self.samples, None, self.runtime, self.seed))
+        facts = observe_model(model, self.context)
         scores = select_outputs(model, facts, self.outputs, scores=True)
         size = self._size(scores, facts, names)
         kept = resolve(read_entries(self.keep, "class"), size, names, "class")
         parts = self._parts(model, scores, facts, size)
         axis_cut = find_cut(model, facts, kept, size, parts)
-        self._sorting = self._sorted(model, facts, parts, kept)
+        self._kept_samples = self._find_kept_samples(model, facts, parts, kept)
         result = model.clone()
         apply(result, axis_cut)
         feeds = [(run.feed, run.feed) for run in (facts.first, facts.second)]
-        error = check(model, result, axis_cut, feeds, self.runtime)
+        error = check(model, result, axis_cut, feeds, self.context.runtime)
         apply(model, axis_cut)
         note_kept(model, KEPT_CLASSES, kept, size)
         if names is not None:
@@ -145,33 +148,31 @@ class KeepClasses(InterfacePass):
             "classes": size,
             "outputs": axis_cut.describe(),
             "error": error,
-            "own_samples": self._sorting is not None,
+            "own_samples": self._kept_samples is not None,
         }
         return ir.passes.PassResult(model, modified=True)
 
     def convert(self, feed: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """The samples of a feed that later passes are to see; its arrays may have no rows."""
-        return feed if self._sorting is None else self._sorting.of(feed)
+        return feed if self._kept_samples is None else self._kept_samples.of(feed)
 
-    def _sorted(
+    def _find_kept_samples(
         self,
         model: ir.Model,
         facts: Facts,
         parts: Mapping[str, Sequence[Part]],
         kept: NDArray[np.int64],
     ) -> KeptSamples | None:
-        """What tells samples of the kept classes from others; None where all are to be seen."""
+        """What picks the samples of the kept classes; None where later passes see all samples."""
         plain = [
             name
-            for name, found in parts.items()
-            if list(found) == [Part(1)] and len(facts.first.shapes[name]) == 2
+            for name, places in parts.items()
+            if list(places) == [Part(1)] and len(facts.first.shapes[name]) == 2
         ]
         returned = [value.name for value in model.graph.outputs]
-        if not self.own_samples or self.samples is None or len(plain) != 1:
+        if not self.own_samples or len(plain) != 1 or plain[0] not in returned:
             return None
-        if plain[0] not in returned:
-            return None
-        return samples_of(model.clone(), plain[0], kept, self.samples, self.runtime)
+        return samples_of(model.clone(), plain[0], kept, self.context)
 
     def _names(self, model: ir.Model) -> list[str] | None:
         if self.names is not None:
@@ -182,7 +183,7 @@ class KeepClasses(InterfacePass):
             return None
         if isinstance(known, Mapping) and set(known) == set(range(len(known))):
             return [str(known[number]) for number in range(len(known))]
-        return [str(one) for one in known] if isinstance(known, (list, tuple)) else None
+        return [str(name) for name in known] if isinstance(known, (list, tuple)) else None
 
     def _size(self, scores: Sequence[ir.Value], facts: Facts, names: Sequence[str] | None) -> int:
         """How many classes there are.
@@ -190,47 +191,47 @@ class KeepClasses(InterfacePass):
         Raises:
             InputError: when nothing says so, or two things say different numbers.
         """
-        given = [n for n in (self.classes, len(names) if names is not None else None) if n]
-        if len(set(given)) > 1:
-            raise InputError(f"classes={given[0]} but there are {given[1]} names")
-        if given:
-            return given[0]
+        counts = [n for n in (self.classes, len(names) if names is not None else None) if n]
+        if len(set(counts)) > 1:
+            raise InputError(f"classes={counts[0]} but there are {counts[1]} names")
+        if counts:
+            return counts[0]
         shapes = _shapes(scores, facts)
-        found = {shape[1] for shape in shapes.values() if len(shape) == 2}
-        if len(found) != 1:
+        lengths = {shape[1] for shape in shapes.values() if len(shape) == 2}
+        if len(lengths) != 1:
             raise InputError(
                 "the number of classes is not clear from the outputs, whose shapes are "
-                f"{shapes}; say classes=N or give names"
+                f"{shapes}; set classes=N or give names"
             )
-        return found.pop()
+        return lengths.pop()
 
     def _parts(
         self, model: ir.Model, scores: Sequence[ir.Value], facts: Facts, size: int
     ) -> dict[str, list[Part]]:
-        """Where classes may be: in outputs or, where no output has any, in what is chosen among.
+        """Where classes may be: in outputs, else in tensors along which positions are picked.
 
         Raises:
-            InputError: when nothing has any.
+            InputError: when there is no such axis.
         """
-        found = {value.name or "": find_parts(value, facts, size, self.first) for value in scores}
-        found = {name: parts for name, parts in found.items() if parts}
-        if not found and self.outputs is None:
-            chosen = axes_picked_along(model.graph, facts)
+        parts = {value.name or "": find_parts(value, facts, size, self.first) for value in scores}
+        parts = {name: places for name, places in parts.items() if places}
+        if not parts and self.outputs is None:
+            picked = axes_picked_along(model.graph, facts)
             shapes = facts.first.shapes
-            found = {name: [Part(a)] for name, a in chosen.items() if shapes[name][a] == size}
-        if not found and not scores:
+            parts = {name: [Part(a)] for name, a in picked.items() if shapes[name][a] == size}
+        if not parts and not scores:
             names = [value.name for value in model.graph.outputs]
             raise InputError(f"none of the outputs {names} is a tensor of scores")
-        if not found:
+        if not parts:
             where = "no output has an axis with"
             if self.first is not None:
                 where = f"no output has an axis on which, from position {self.first} on, there are"
             raise InputError(
                 f"{where} {size} classes; their shapes are {_shapes(scores, facts)}. Where an axis "
-                "has other entries, too, say with first=N which position class 0 has"
+                "has other entries too, set first=N, the position of class 0"
             )
-        self.require_named(found, facts, size)
-        return found
+        self.require_named(parts, facts, size)
+        return parts
 
 
 def _shapes(values: Sequence[ir.Value], facts: Facts) -> dict[str, tuple[int, ...]]:

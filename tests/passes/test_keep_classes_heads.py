@@ -87,7 +87,7 @@ def test_as_many_box_entries_as_classes_are_ambiguous() -> None:
 
 def test_classes_behind_objectness_need_their_position() -> None:
     proto = with_objectness()
-    with pytest.raises(InputError, match="first=N which position class 0 has"):
+    with pytest.raises(InputError, match="set first=N, the position of class 0"):
         changed(KeepClasses(KEPT, classes=6), proto)
     result = changed(KeepClasses(KEPT, classes=6, first=5), proto)
     assert shapes(result)["w"] == (24, 4, 1, 1)
@@ -132,7 +132,7 @@ def test_boxes_and_scores_in_outputs_of_their_own() -> None:
               y = Softmax <axis = 2> (t)"""
     out = "float[N, 25, 4] boxes, float[N, 25, 6] y"
     proto = head(body, out, wb=(4, 4, 1, 1), wc=(6, 4, 1, 1))
-    with pytest.raises(InputError, match="say classes=N"):
+    with pytest.raises(InputError, match="set classes=N"):
         changed(KeepClasses(KEPT), proto)
     result = changed(KeepClasses(KEPT, classes=6), proto)
     inputs = feed(proto, 3)
