@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,18 @@ from onnxprune.options import OPTIONS, RUNTIME_OPTIONS, PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.blocks import without_blocks
 from onnxprune.pruning.max_drop import Limit, prune_within
+from onnxprune.pruning.method import Method
 from onnxprune.pruning.plan import Plan, planned_removal, planned_stages
-from onnxprune.pruning.prepare import prepare_run
-from onnxprune.pruning.quality import divided
+from onnxprune.pruning.quality import fitted_samples, known_labels, quality_measure
 from onnxprune.pruning.results import (
     Comparison,
     Inspection,
-    Outcome,
     PruneResult,
     batch_of,
+    build_result,
     sizes_of,
 )
-from onnxprune.pruning.run import prune_model, rebuild
+from onnxprune.pruning.run import PruneRun, replay
 from onnxprune.report.network.network import find_network
 from onnxprune.verification.certificate import check_interface
 from onnxprune.verification.comparison import compare_outputs
@@ -139,25 +138,28 @@ def prune(
     )
     loaded = load(model)
     samples = _samples(loaded, calibration)
-    fitted, measure, known = divided(loaded, samples, labels, metric, options)
+    known = known_labels(labels, samples, options) if samples is not None else None
+    measure = quality_measure(
+        loaded.model, samples, labels if known is None else known, metric, options, options.runtime
+    )
+    fitted = fitted_samples(samples, options)
+    context = RunContext(fitted, known, options.runtime, options.seed, progress)
     analysis = analyse(
         loaded.model,
-        RunContext(fitted, None, options.runtime, options.seed),
+        context,
         normalised_axes=options.normalised_axes,
         file_bytes=loaded_bytes(loaded),
     )
+    run = PruneRun(analysis, Method.of(options), context)
+    quality: Quality | None
     if options.max_drop is not None and measure is not None:
-        ready = prepare_run(analysis, options, fitted, progress, known)
         goal = options.target if target is not None else None
-        within = prune_within(ready, Limit(options.max_drop, measure), goal, progress)
-        built = within.built
-        quality: Quality | None = within.quality
-        options = replace(options, target=within.target)
+        within = prune_within(run, Limit(options.max_drop, measure), goal)
+        pruned, quality = within.pruned, within.quality
     else:
-        built = prune_model(analysis, options, fitted, progress, known)
-        quality = measure.of(built.model) if measure is not None else None
-    result = Outcome(loaded, analysis, built, options, fitted, quality)
-    return result.finished(measure_latency, started, progress)
+        pruned = run.at(options.target)
+        quality = measure.of(pruned.cut.model) if measure is not None else None
+    return build_result(loaded, pruned, context, quality, measure_latency, started)
 
 
 def apply(
@@ -204,20 +206,20 @@ def apply(
     options = PruneOptions.from_dict(plan.options, compensate=compensate, runtime=runtime)
     if samples is not None and options.max_drop is not None:
         samples, _ = divide(samples)
-    analysis = analyse(
-        loaded.model,
-        RunContext(samples, None, options.runtime, options.seed),
-        normalised_axes=options.normalised_axes,
-    )
-    cut = without_blocks(analysis, plan.blocks, samples, options) if plan.blocks else analysis
+    context = RunContext(samples, None, runtime, options.seed, progress)
+    analysis = analyse(loaded.model, context, normalised_axes=options.normalised_axes)
+    cut = analysis
+    if plan.blocks:
+        cut = without_blocks(
+            analysis, plan.blocks, context, normalised_axes=options.normalised_axes
+        )
     removal = planned_removal(cut, plan)
     try:
         stages = planned_stages(cut, plan)
-        built = rebuild(cut, removal, options, samples, progress, stages)
+        pruned = replay(analysis, cut, removal, Method.of(options), context, stages)
     except CutError as error:
         raise VerificationError(f"the plan cannot be carried out: {error}") from error
-    result = Outcome(loaded, analysis, replace(built, analysis=cut), options, samples)
-    return result.finished(measure_latency, started, progress)
+    return build_result(loaded, pruned, context, None, measure_latency, started)
 
 
 def inspect(

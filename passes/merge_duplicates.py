@@ -33,9 +33,12 @@ from onnxprune.model.runtime import Runtime, matrix_threads
 from onnxprune.options import PruneOptions
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.build import build
-from onnxprune.pruning.prepare import calibrate
+from onnxprune.pruning.method import Method
+from onnxprune.pruning.workspace import calibrate
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.linear import is_mergeable, move_weights
+
+_OPTIONS = PruneOptions(criterion="l2", compensate="least-squares")
 
 
 class MergeDuplicates(ir.passes.FunctionalPass):
@@ -69,10 +72,7 @@ class MergeDuplicates(ir.passes.FunctionalPass):
             raise InputError(f"similarity is above 0 and at most 1, not {similarity}")
         self.similarity = similarity
         self.samples = samples
-        self.options = (
-            PruneOptions(seed=seed) if runtime is None else PruneOptions(seed=seed, runtime=runtime)
-        )
-        self.progress = progress
+        self._context = RunContext(samples, None, runtime or Runtime(), seed, progress)
         self.details: dict[str, Any] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -81,7 +81,7 @@ class MergeDuplicates(ir.passes.FunctionalPass):
         Raises:
             VerificationError: when the cut model does not compute what the masked one does.
         """
-        exact = removed_exactly(model, self.samples, self.options)
+        exact = removed_exactly(model, self._context)
         current = model if exact is None else exact.model
         self.details = {"equal": {} if exact is None else exact.details["units"]}
         alike = self._merged_on_samples(current) if self.samples is not None else None
@@ -92,21 +92,16 @@ class MergeDuplicates(ir.passes.FunctionalPass):
 
     def _merged_on_samples(self, model: ir.Model) -> ir.Model | None:
         """A model without the twins there are on the samples; None for none."""
-        options = PruneOptions(
-            criterion="l2",
-            compensate="least-squares",
-            seed=self.options.seed,
-            runtime=self.options.runtime,
-        )
-        analysis = analyse(model, RunContext(self.samples, None, options.runtime, options.seed))
-        with matrix_threads(options.runtime.threads):
-            calibration = calibrate(analysis, options, self.samples, self.progress)
+        method, context = Method.of(_OPTIONS), self._context
+        analysis = analyse(model, context)
+        with matrix_threads(context.runtime.threads):
+            calibration = calibrate(analysis, method, context)
             assert calibration is not None
             groups = [group for group in analysis.groups if not len(group.constraints)]
             first = analysis.coupling.facts.first
             room = BatchBudget(model.graph, first, calibration.feeds, 1)
             held = calibration.feeds[: room.at_start]
-            found = likeness(model, groups, held, options.runtime, options.seed, self.progress)
+            found = likeness(model, groups, held, context.runtime, context.seed, context.progress)
             full = EditableModel(model.clone(), analysis.coupling)
             classes: dict[str, tuple[int, ...]] = {}
             for group in groups:
@@ -118,9 +113,9 @@ class MergeDuplicates(ir.passes.FunctionalPass):
             if not classes:
                 return None
             moved = replace(analysis, model=full.model, coupling=full.coupling, reference=model)
-            built = build(moved, Removal(classes), options, calibration, self.progress)
-        self.details["certificate"] = vars(built.certificate)
-        return built.model
+            cut = build(moved, Removal(classes), method, calibration, context)
+        self.details["certificate"] = vars(cut.certificate)
+        return cut.model
 
 
 def _move(full: EditableModel, found: Likeness, merged: Mapping[int, int]) -> None:

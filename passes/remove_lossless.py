@@ -14,8 +14,7 @@ from onnxprune.compensation.lossless.remove import remove_lossless
 from onnxprune.coupling.analysis import analyse
 from onnxprune.coupling.cut import Removal
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import PruneOptions
-from onnxprune.pruning.build import build
+from onnxprune.pruning.build import build_plain
 from onnxprune.surgery.editable_model import EditableModel
 
 
@@ -44,9 +43,8 @@ class RemoveLosslessUnits(ir.passes.FunctionalPass):
         Raises:
             VerificationError: when the cut model does not compute what the masked one does.
         """
-        found = removed_exactly(
-            model, self.samples, PruneOptions(runtime=self.runtime, seed=self.seed)
-        )
+        context = RunContext(self.samples, runtime=self.runtime, seed=self.seed)
+        found = removed_exactly(model, context)
         if found is None:
             return ir.passes.PassResult(model.clone(), modified=False)
         self.details = dict(found.details)
@@ -66,29 +64,26 @@ class Exact:
     details: Mapping[str, Any]
 
 
-def removed_exactly(
-    model: ir.Model, samples: Samples | None, options: PruneOptions
-) -> Exact | None:
+def removed_exactly(model: ir.Model, context: RunContext) -> Exact | None:
     """Remove what changes no output; None when there is nothing of the kind.
 
     Args:
         model: unchanged.
-        samples: inputs to compare on; None for made-up ones.
-        options: runtime and seed.
+        context: samples to compare on, runtime and seed.
 
     Raises:
         VerificationError: when the cut model does not compute what the masked one does.
     """
-    analysis = analyse(model, RunContext(samples, None, options.runtime, options.seed))
+    analysis = analyse(model, context)
     full = EditableModel(model.clone(), analysis.coupling)
-    feeds = [samples.take(2)] if samples is not None else None
-    removal = remove_lossless(full, analysis.groups, options.runtime, feeds)
+    feeds = [context.samples.take(2)] if context.samples is not None else None
+    removal = remove_lossless(full, analysis.groups, context.runtime, feeds)
     if not removal.groups:
         return None
     rewritten = replace(analysis, model=full.model, coupling=full.coupling)
-    built = build(rewritten, Removal(removal.units), options, None)
+    cut = build_plain(rewritten, Removal(removal.units), context)
     units = {
         name: {"dead": len(one.dead), "constant": len(one.constant), "merged": len(one.merged)}
         for name, one in removal.groups.items()
     }
-    return Exact(built.model, {"units": units, "certificate": vars(built.certificate)})
+    return Exact(cut.model, {"units": units, "certificate": vars(cut.certificate)})

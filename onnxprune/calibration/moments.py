@@ -288,16 +288,14 @@ def _value(graph: ir.Graph, name: str) -> ir.Value:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured on calibration samples.
+    """What the samples tell of one model.
 
     Attributes:
         samples: all of them.
-        moments: activation statistics of every reading.
-        feeds: the batches that layers are fitted on.
-        labels: of what the samples came from, for gradients of a loss; None where they are drawn.
+        moments: statistics of the activations through which groups are read.
+        feeds: batches that layers are fitted on, every second of them held out to judge fits.
     """
 
     samples: Samples
     moments: Mapping[Tap, Moments]
     feeds: Sequence[Mapping[str, NDArray[Any]]] = ()
-    labels: NDArray[Any] | None = None

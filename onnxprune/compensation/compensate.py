@@ -1,10 +1,14 @@
-"""Making up for a removal on calibration samples, at full size."""
+"""The compensations by name: what is done about the units that are removed.
+
+A compensation is one small class here and its mathematics in a file of its own. It changes the
+weights and biases that are kept, at full width; what is removed is cut away afterwards.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 from onnxprune.calibration.batches import held_out_part
 from onnxprune.calibration.context import RunContext
@@ -15,105 +19,213 @@ from onnxprune.compensation.regression.linear_layers import replaceable_layers
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.coupling.groups import Group
-from onnxprune.importance.registry import find_criterion
-from onnxprune.options import PruneOptions
-from onnxprune.progress import Progress, silent
+from onnxprune.errors import InputError
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.verification.divergence import divergence
 
 
 @dataclass(frozen=True)
+class Effort:
+    """How much is done for one result.
+
+    Attributes:
+        settings: of the regressions of least squares.
+        open_groups: where possible take only the number of units from the removal, and choose
+            which when their consumer is re-fitted, on what the pruned model computes there.
+    """
+
+    settings: Settings
+    open_groups: bool = False
+
+
+@dataclass(frozen=True)
 class Compensated:
-    """A model at full size that is ready to lose what is to go.
+    """A model at full width whose kept weights make up for a removal.
 
     Attributes:
         full: the model and its coupling.
-        removal: what is to go.
-        repairs: what became of each layer that was to be solved anew.
-        divergence: of its outputs from the original's on batches that were not fitted; None where
-            nothing was measured.
+        removal: the units to remove.
+        fits: the layers that were to be re-fitted.
+        divergence: of its outputs from the reference model's on batches that were not fitted; None
+            where nothing was measured.
     """
 
     full: EditableModel
     removal: Removal
-    repairs: tuple[LayerFit, ...] = field(default=())
+    fits: tuple[LayerFit, ...] = ()
     divergence: float | None = None
 
 
-def compensate(
-    analysis: Analysis,
-    removal: Removal,
-    options: PruneOptions,
-    calibration: Calibration | None,
-    *,
-    settings: Settings | None = None,
-    open_groups: bool = False,
-    progress: Progress[Any] = silent,
-) -> Compensated:
-    """Fold means, and solve layers anew, as the options say.
+class Compensation(Protocol):
+    """Makes up for a removal in the weights and biases that are kept.
 
-    Args:
-        analysis: the original.
-        removal: what is to go.
-        options: which compensation.
-        calibration: None for no compensation.
-        settings: how to solve layers.
-        open_groups: where possible take the number of units from the removal, but choose anew
-            which, on what the pruned model computes.
-        progress: told about every layer.
+    Attributes:
+        name: what `--compensate` calls it.
+        changes_weights: whether it does anything to the weights and biases that are kept.
+        needs_samples: whether it looks at activations.
+        refits_layers: whether layers are re-fitted, one after another: then allocations are
+            compared by what their outputs diverge, and units may be rewritten into components.
+        weaker: name of the compensation to fall back to where this one fails; empty for none.
+    """
+
+    name: ClassVar[str]
+    changes_weights: ClassVar[bool]
+    needs_samples: ClassVar[bool]
+    refits_layers: ClassVar[bool]
+    weaker: ClassVar[str]
+
+    def apply(
+        self,
+        analysis: Analysis,
+        removal: Removal,
+        calibration: Calibration | None,
+        context: RunContext,
+        effort: Effort,
+    ) -> Compensated:
+        """Compensate a copy of the model.
+
+        Args:
+            analysis: the model; its `original` is what layers are fitted to.
+            removal: the units to remove.
+            calibration: statistics and batches; None where the compensation needs no samples.
+            context: runtime, seed and progress callback.
+            effort: how much to do.
+
+        Raises:
+            CutError: when the graph cannot express the removal.
+            RuntimeFailure: when onnxruntime refuses a part of a model.
+        """
+        ...
+
+
+class NoCompensation:
+    """The kept weights stay as they are."""
+
+    name: ClassVar[str] = "none"
+    changes_weights: ClassVar[bool] = False
+    needs_samples: ClassVar[bool] = False
+    refits_layers: ClassVar[bool] = False
+    weaker: ClassVar[str] = ""
+
+    def apply(
+        self,
+        analysis: Analysis,
+        removal: Removal,
+        calibration: Calibration | None,
+        context: RunContext,
+        effort: Effort,
+    ) -> Compensated:
+        """Return a copy of the model as it is."""
+        return Compensated(EditableModel(analysis.model.clone(), analysis.coupling), removal)
+
+
+class MeanCompensation:
+    """What removed units contributed on average goes into the biases of their consumers."""
+
+    name: ClassVar[str] = "mean"
+    changes_weights: ClassVar[bool] = True
+    needs_samples: ClassVar[bool] = True
+    refits_layers: ClassVar[bool] = False
+    weaker: ClassVar[str] = "none"
+
+    def apply(
+        self,
+        analysis: Analysis,
+        removal: Removal,
+        calibration: Calibration | None,
+        context: RunContext,
+        effort: Effort,
+    ) -> Compensated:
+        """Fold means into biases; see `fold_means`."""
+        assert calibration is not None
+        full = EditableModel(analysis.model.clone(), analysis.coupling)
+        cut = Cut(analysis.coupling, removal.removed_units())
+        sample = calibration.samples.take(1)
+        fold_means(full, cut, calibration.moments, sample, context.runtime)
+        return Compensated(full, removal)
+
+
+class LeastSquaresCompensation:
+    """Layers whose input or output is cut are re-fitted; means are folded into all others."""
+
+    name: ClassVar[str] = "least-squares"
+    changes_weights: ClassVar[bool] = True
+    needs_samples: ClassVar[bool] = True
+    refits_layers: ClassVar[bool] = True
+    weaker: ClassVar[str] = "mean"
+
+    def apply(
+        self,
+        analysis: Analysis,
+        removal: Removal,
+        calibration: Calibration | None,
+        context: RunContext,
+        effort: Effort,
+    ) -> Compensated:
+        """Re-fit layers front to back; see `least_squares`."""
+        assert calibration is not None
+        full = EditableModel(analysis.model.clone(), analysis.coupling)
+        cut = Cut(analysis.coupling, removal.removed_units())
+        solvable = _solvable(full, cut, effort.settings.largest)
+        sample = calibration.samples.take(1)
+        fold_means(full, cut, calibration.moments, sample, context.runtime, solvable)
+        open_choices = (
+            _open_choices(analysis.groups, removal, solvable) if effort.open_groups else []
+        )
+        fixed = dict(removal.units)
+        for choice in open_choices:
+            del fixed[choice.group.name]
+        refit = LeastSquares(
+            full, analysis.original, calibration.feeds, context, effort.settings
+        ).fit(Removal(fixed).removed_units(), open_choices, analysis.altered)
+        return Compensated(
+            full,
+            Removal({**fixed, **refit.chosen}),
+            refit.layers,
+            divergence(analysis.original, held_out_part(refit.outputs)),
+        )
+
+
+_BUILT_IN: tuple[type[Compensation], ...] = (
+    NoCompensation,
+    MeanCompensation,
+    LeastSquaresCompensation,
+)
+
+
+def find_compensation(name: str) -> Compensation:
+    """Return the compensation of a name.
 
     Raises:
-        CutError: when the graph cannot express the removal.
-        RuntimeFailure: when onnxruntime refuses a part of a model.
+        InputError: for an unknown name; lists those there are.
     """
-    full = EditableModel(analysis.model.clone(), analysis.coupling)
-    if calibration is None or options.compensate == "none":
-        return Compensated(full, removal)
-    cut = Cut(analysis.coupling, removal.removed_units())
-    solvable = _solvable(full, cut, settings) if options.compensate == "least-squares" else set()
-    sample = calibration.samples.take(1)
-    fold_means(full, cut, calibration.moments, sample, options.runtime, solvable)
-    if options.compensate != "least-squares":
-        return Compensated(full, removal)
-    curves = find_criterion(options.criterion).measures_curves
-    choices = _open_choices(analysis.groups, removal, solvable) if open_groups and curves else []
-    fixed = {n: c for n, c in removal.units.items() if n not in {o.group.name for o in choices}}
-    refit = LeastSquares(
-        full,
-        analysis.original,
-        calibration.feeds,
-        RunContext(runtime=options.runtime, seed=options.seed, progress=progress),
-        settings or Settings(rows=Settings.rows * (1 + len(options.augment))),
-    ).fit(Removal(fixed).removed_units(), choices, analysis.altered)
-    return Compensated(
-        full,
-        Removal({**fixed, **refit.chosen}),
-        refit.layers,
-        divergence(analysis.original, held_out_part(refit.outputs)),
-    )
+    for compensation in _BUILT_IN:
+        if compensation.name == name:
+            return compensation()
+    names = ", ".join(compensation.name for compensation in _BUILT_IN)
+    raise InputError(f"unknown compensation {name!r}; there are {names}")
 
 
-def _solvable(full: EditableModel, cut: Cut, settings: Settings | None) -> set[str]:
-    """Outputs of the layers that least squares takes care of."""
-    largest = (settings or Settings()).largest
-    found = set()
+def _solvable(full: EditableModel, cut: Cut, largest: int) -> set[str]:
+    """Outputs of the layers that least squares re-fits: at most so many unknowns are kept."""
+    outputs = set()
     for layer in replaceable_layers(full.model, full.coupling):
         kept = layer.kept_unknowns(cut)
         if kept is not None and kept.shape[1] <= largest:
-            found.add(layer.node.outputs[0].name or "")
-    return found
+            outputs.add(layer.node.outputs[0].name or "")
+    return outputs
 
 
 def _open_choices(
     groups: Sequence[Group], removal: Removal, solvable: set[str]
 ) -> list[OpenChoice]:
-    """Groups whose units their only reader may choose."""
+    """Groups whose only consumer may choose the units."""
     choices = []
     for group in groups:
-        gone = removal.units.get(group.name, ())
+        removed = removal.units.get(group.name, ())
         free = not len(group.constraints) and len(group.axes) == 1 and len(group.readings) == 1
-        if gone and free:
+        if removed and free:
             consumer = group.readings[0].consumer
             if consumer.group == 1 and consumer.node in solvable:
-                choices.append(OpenChoice(group, len(gone)))
+                choices.append(OpenChoice(group, len(removed)))
     return choices

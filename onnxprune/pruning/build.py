@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import Calibration
-from onnxprune.compensation.compensate import Compensated, compensate
+from onnxprune.compensation.compensate import Compensated
 from onnxprune.compensation.least_squares import LayerFit
-from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, CutError, Removal
 from onnxprune.errors import RuntimeFailure, VerificationError
-from onnxprune.importance.ranked import RankedGroup
-from onnxprune.options import PruneOptions
-from onnxprune.progress import Progress, silent
+from onnxprune.pruning.method import Method
+from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.operators.normalisation import keep_statistics, restrict_statistics
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 from onnxprune.verification.certificate import (
@@ -28,69 +25,84 @@ from onnxprune.verification.certificate import (
     tolerance_for,
 )
 
+FAILURES = (CutError, VerificationError, RuntimeFailure)
+"""What is raised when a removal cannot be built, or its result fails a check."""
+
 
 @dataclass(frozen=True)
 class CutModel:
-    """A result that passed every check.
+    """A smaller model that passed every check.
 
     Attributes:
         model: the smaller model.
         removal: what was removed.
         certificate: the comparison with the masked model.
-        dropped: groups left whole because the graph could not follow their cut, with the reason.
-        repairs: what became of the layers that were to be solved anew.
-        allocation: name of the way the removal was spread over the groups.
-        trials: divergence measured for each way that was tried.
-        note: what had to be done differently from what was asked, empty for nothing.
-        compensate: the compensation that is in the model.
-        stages: what was gone after each step but the last, when there were several.
-        latency: measured against the original's, where that was a target.
-        ranked: the groups with the removal orders it was chosen from; empty for a replayed plan.
-        analysis: of the model that the removal is of, where blocks went before; None for the
-            original.
-        depths: number of blocks that are gone -> divergence, for each number that was tried.
+        fits: the layers that were to be re-fitted.
     """
 
     model: ir.Model
     removal: Removal
     certificate: Certificate
-    dropped: Mapping[str, str] = field(default_factory=dict)
-    repairs: tuple[LayerFit, ...] = ()
-    allocation: str = ""
-    trials: Mapping[str, float] = field(default_factory=dict)
-    note: str = ""
-    compensate: str = "none"
-    stages: tuple[Removal, ...] = ()
-    latency: Latency | None = None
-    ranked: tuple[RankedGroup, ...] = ()
-    analysis: Analysis | None = None
-    depths: Mapping[int, float] = field(default_factory=dict)
+    fits: tuple[LayerFit, ...] = ()
 
 
-def finish(
+def build(
     analysis: Analysis,
     removal: Removal,
-    options: PruneOptions,
+    method: Method,
     calibration: Calibration | None,
-    progress: Progress[Any],
+    context: RunContext,
+    *,
+    replay: bool = False,
 ) -> CutModel:
-    """Build with full effort; with closed groups where open ones do not hold."""
+    """Compensate, cut and check a removal.
+
+    Groups whose consumer may choose the units are left open at first; where the result does not
+    hold, exactly the units of the removal are removed.
+
+    Args:
+        analysis: the model at full width.
+        removal: what to remove.
+        method: compensation and effort.
+        calibration: statistics and batches; None without samples.
+        context: runtime, seed and progress callback.
+        replay: the removal was chosen by a run before, so that open groups have to end as they did
+            there.
+
+    Raises:
+        CutError: when the graph cannot express the removal.
+        VerificationError: when a check fails.
+        RuntimeFailure: when onnxruntime refuses one of the models.
+    """
+    compensation, effort = method.compensation, method.effort
     try:
-        compensated = compensate(
-            analysis, removal, options, calibration, open_groups=True, progress=progress
-        )
-        return _certified(analysis, compensated, options)
-    except (CutError, VerificationError, RuntimeFailure):
-        compensated = compensate(analysis, removal, options, calibration, progress=progress)
-        return _certified(analysis, compensated, options)
+        compensated = compensation.apply(analysis, removal, calibration, context, effort)
+        if not replay or compensated.removal.same_as(removal):
+            return certified(analysis, compensated, context)
+    except FAILURES:
+        if not effort.open_groups:
+            raise
+    closed = replace(effort, open_groups=False)
+    compensated = compensation.apply(analysis, removal, calibration, context, closed)
+    return certified(analysis, compensated, context)
 
 
-def attempt(
-    analysis: Analysis, removal: Removal, options: PruneOptions
+def build_plain(analysis: Analysis, removal: Removal, context: RunContext) -> CutModel:
+    """Cut and check a removal without compensation; raises as `build` does."""
+    full = EditableModel(analysis.model.clone(), analysis.coupling)
+    return certified(analysis, Compensated(full, removal), context)
+
+
+def build_or_blame(
+    analysis: Analysis, removal: Removal, context: RunContext
 ) -> CutModel | dict[str, str]:
-    """Build and certify a removal; on failure return the groups to leave whole, with the reason."""
+    """Cut and check a removal without compensation.
+
+    Returns:
+        the smaller model; where it fails, the groups to leave whole, with the reason.
+    """
     try:
-        return build(analysis, removal, options, None)
+        return build_plain(analysis, removal, context)
     except CutError as error:
         guilty = analysis.names_at(error.tensor, removal.units)
         if guilty:
@@ -104,39 +116,14 @@ def attempt(
     failing: dict[str, str] = {}
     for half in (names[: len(names) // 2], names[len(names) // 2 :]):
         part = Removal({name: removal.units[name] for name in half})
-        outcome = attempt(analysis, part, options)
-        failing |= outcome if isinstance(outcome, dict) else {}
+        result = build_or_blame(analysis, part, context)
+        failing |= result if isinstance(result, dict) else {}
     return failing or dict.fromkeys(names[len(names) // 2 :], reason)
 
 
-def build(
-    analysis: Analysis,
-    removal: Removal,
-    options: PruneOptions,
-    calibration: Calibration | None,
-    progress: Progress[Any] = silent,
-) -> CutModel:
-    """Compensate, mask, slice and check one removal.
-
-    On the samples of the run that chose it, groups that were left open end as they did there; where
-    they did not hold, that run went on with closed ones.
-    """
-    try:
-        compensated = compensate(
-            analysis, removal, options, calibration, open_groups=True, progress=progress
-        )
-        if compensated.removal.same_as(removal):
-            return _certified(analysis, compensated, options)
-    except (CutError, VerificationError, RuntimeFailure):
-        if calibration is None:
-            raise
-    compensated = compensate(analysis, removal, options, calibration, progress=progress)
-    return _certified(analysis, compensated, options)
-
-
-def _certified(analysis: Analysis, compensated: Compensated, options: PruneOptions) -> CutModel:
-    """Mask, slice and compare."""
-    full, removal = compensated.full, compensated.removal
+def certified(analysis: Analysis, compensated: Compensated, context: RunContext) -> CutModel:
+    """Mask and slice a compensated model, and compare the two; raises as `build` does."""
+    full, removal, runtime = compensated.full, compensated.removal, context.runtime
     cut = Cut(full.coupling, removal.removed_units())
     masked, sliced = full.model.clone(), full.model
     zero_removed(masked, cut)
@@ -145,19 +132,13 @@ def _certified(analysis: Analysis, compensated: Compensated, options: PruneOptio
     keep_statistics(sliced, cut)
     runs = analysis.runs()
     feeds = [run.feed for run in runs]
-    wanted, got = (probe(one, options.runtime, feeds) for one in (masked, sliced))
+    expected, actual = (probe(model, runtime, feeds) for model in (masked, sliced))
     tolerance = tolerance_for(analysis.model)
-    certificate = certify([run.outputs for run in runs], wanted, got, tolerance)
+    certificate = certify([run.outputs for run in runs], expected, actual, tolerance)
     if not certificate.holds:
         raise VerificationError(
             f"the sliced model differs from the masked one by {certificate.error:.1e} "
             f"(tolerance {certificate.tolerance:.0e})"
         )
-    check_result(analysis.model, sliced, feeds, got.outputs, options.runtime, tolerance)
-    return CutModel(
-        sliced,
-        removal,
-        certificate,
-        repairs=compensated.repairs,
-        compensate=options.compensate,
-    )
+    check_result(analysis.model, sliced, feeds, actual.outputs, runtime, tolerance)
+    return CutModel(sliced, removal, certificate, compensated.fits)

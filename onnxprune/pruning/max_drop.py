@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from onnxprune.errors import NothingPrunable, TargetUnreachable
 from onnxprune.options import target_text
-from onnxprune.progress import Progress
-from onnxprune.pruning.build import CutModel
-from onnxprune.pruning.prepare import Ready
-from onnxprune.pruning.run import prune_ready
+from onnxprune.pruning.run import PrunedModel, PruneRun
 from onnxprune.verification.quality import Quality, QualityMeasure
 
 _RESOLUTION = 0.01
@@ -39,37 +35,32 @@ class Within:
     """A result within the limit.
 
     Attributes:
-        built: the result.
-        target: kind -> fraction that it was cut to.
+        pruned: the result.
         quality: measured.
     """
 
-    built: CutModel
-    target: Mapping[str, float]
+    pruned: PrunedModel
     quality: Quality
 
 
-def prune_within(
-    ready: Ready, limit: Limit, goal: Mapping[str, float] | None, progress: Progress[Any]
-) -> Within:
+def prune_within(run: PruneRun, limit: Limit, goal: Mapping[str, float] | None) -> Within:
     """Prune as far as the limit allows.
 
     Args:
-        ready: the model.
+        run: the model.
         limit: what may be lost.
         goal: the target that is asked for besides, to be met within the limit; None to go as far
             as possible in MACs, or in parameters where the model has no MACs.
-        progress: told about long loops.
 
     Raises:
         TargetUnreachable: when the goal costs more than the limit; names how far one can go.
         NothingPrunable: when not even the least reduction stays within the limit.
     """
     if goal is not None:
-        last = _tried(ready, limit, goal, progress)
+        last = _tried(run, limit, goal)
         if last.quality.drop <= limit.most:
             return last
-    best, worst = _bisected(ready, limit, goal or {_kind(ready): 0.0}, progress)
+    best, worst = _bisected(run, limit, goal or {_kind(run): 0.0})
     if best is None:
         cause = f"; {_told(worst)}" if worst is not None else ""
         raise NothingPrunable(f"nothing can be pruned within a drop of {limit.most:g}{cause}")
@@ -81,7 +72,7 @@ def prune_within(
 
 
 def _bisected(
-    ready: Ready, limit: Limit, goal: Mapping[str, float], progress: Progress[Any]
+    run: PruneRun, limit: Limit, goal: Mapping[str, float]
 ) -> tuple[Within | None, Within | None]:
     """The farthest attempt within the limit, and the least far one beyond it."""
     best = worst = None
@@ -91,7 +82,7 @@ def _bisected(
         middle = (low + high) // 2
         target = {kind: round(1 - middle / steps * (1 - share), 6) for kind, share in goal.items()}
         try:
-            tried = _tried(ready, limit, target, progress)
+            tried = _tried(run, limit, target)
         except NothingPrunable as error:
             if isinstance(error, TargetUnreachable):
                 high = middle
@@ -105,16 +96,15 @@ def _bisected(
     return best, worst
 
 
-def _tried(
-    ready: Ready, limit: Limit, target: Mapping[str, float], progress: Progress[Any]
-) -> Within:
-    built = prune_ready(ready, target, progress)
-    return Within(built, target, limit.measure.of(built.model))
+def _tried(run: PruneRun, limit: Limit, target: Mapping[str, float]) -> Within:
+    pruned = run.at(target)
+    return Within(pruned, limit.measure.of(pruned.cut.model))
 
 
-def _kind(ready: Ready) -> str:
-    return "macs" if ready.cost.after(())["macs"] else "params"
+def _kind(run: PruneRun) -> str:
+    return "macs" if run.cost.after(())["macs"] else "params"
 
 
-def _told(one: Within) -> str:
-    return f"{target_text(one.target)} costs {one.quality.drop:.3g} ({one.quality.measure})"
+def _told(within: Within) -> str:
+    quality = within.quality
+    return f"{target_text(within.pruned.target)} costs {quality.drop:.3g} ({quality.measure})"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import read_labels
 from onnxprune.calibration.scripts import load_function
 from onnxprune.calibration.streams import Samples, divide
 from onnxprune.errors import InputError
-from onnxprune.model.load import LoadedModel
+from onnxprune.model.runtime import Runtime
 from onnxprune.options import PruneOptions
 from onnxprune.verification.quality import QualityMeasure
 
@@ -33,44 +34,51 @@ def known_labels(labels: Any, samples: Samples, options: PruneOptions) -> NDArra
     return None if labels is None else read_labels(labels, samples, whole=_are_classes(options))
 
 
-def divided(
-    loaded: LoadedModel,
+def fitted_samples(samples: Samples | None, options: PruneOptions) -> Samples | None:
+    """The samples that layers are fitted on: all, unless some are held out for `max_drop`."""
+    if samples is None or options.max_drop is None:
+        return samples
+    fitted, _ = divide(samples)
+    return fitted
+
+
+def quality_measure(
+    model: ir.Model,
     samples: Samples | None,
-    labels: Any,
+    labels: NDArray[Any] | None,
     metric: Callable[..., Any] | str | None,
     options: PruneOptions,
-) -> tuple[Samples | None, QualityMeasure | None, NDArray[Any] | None]:
-    """Samples to fit on, what measures quality (on others where that decides anything), labels.
+    runtime: Runtime,
+) -> QualityMeasure | None:
+    """What measures quality, on held-out samples where it decides anything; None for nothing.
 
     Args:
-        loaded: the original.
+        model: the original.
         samples: None without calibration.
-        labels: as for `prune`; None for none.
+        labels: from `known_labels`.
         metric: as for `prune`; None for none.
         options: of the run.
+        runtime: how to run models.
 
     Raises:
-        InputError: when something is to be measured without samples, or labels or metric do not
-            fit.
+        InputError: when something is to be measured without samples, or the metric does not load.
     """
     held_out = options.max_drop is not None
     if labels is None and metric is None and not held_out:
-        return samples, None, None
+        return None
     if samples is None:
         what = "max_drop measures" if held_out else "labels and metrics need"
         raise InputError(f"{what} outputs on samples; give --calibration")
-    known = known_labels(labels, samples, options)
     function = load_function(metric, "metric") if isinstance(metric, str) else metric
-    fitted, measured = divide(samples) if held_out else (samples, samples)
-    measure = QualityMeasure(
-        loaded.model,
+    measured = divide(samples)[1] if held_out else samples
+    return QualityMeasure(
+        model,
         measured,
-        options.runtime,
-        labels=known if _are_classes(options) or function is not None else None,
+        runtime,
+        labels=labels if _are_classes(options) or function is not None else None,
         metric=function,
         held_out=held_out,
     )
-    return fitted, measure, known
 
 
 def _are_classes(options: PruneOptions) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxprune.calibration.streams import Samples
+from onnxprune.calibration.context import RunContext
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.figures import BLOCKS, dynamic_extents, padded_macs
 from onnxprune.cost.latency.measure import measure_pair
@@ -23,10 +23,10 @@ from onnxprune.model.execution import is_heavy
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, convert, loaded_bytes
 from onnxprune.model.save import check_writable, model_bytes, save, write_text_atomic
-from onnxprune.options import PruneOptions
-from onnxprune.progress import Progress, during
+from onnxprune.progress import during
 from onnxprune.pruning.build import CutModel
 from onnxprune.pruning.plan import Plan, plan_of
+from onnxprune.pruning.run import PrunedModel
 from onnxprune.report.accounts import accounts_of, provenance_of
 from onnxprune.report.network.network import find_network
 from onnxprune.report.network.picture import network_svg
@@ -204,80 +204,77 @@ class Comparison(ComparisonRecord):
 _COMPARED_BATCHES = 16
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to, before it is described."""
+def build_result(
+    loaded: LoadedModel,
+    pruned: PrunedModel,
+    context: RunContext,
+    quality: Quality | None,
+    measure_latency: bool | None,
+    started: float,
+) -> PruneResult:
+    """Compare a smaller model with the original and assemble the result.
 
-    loaded: LoadedModel
-    analysis: Analysis
-    built: CutModel
-    options: PruneOptions
-    samples: Samples | None
-    quality: Quality | None = None
-
-    def finished(
-        self, measure_latency: bool | None, started: float, progress: Progress[Any]
-    ) -> PruneResult:
-        """Compare with the original and describe."""
-        analysis, built, runtime = self.analysis, self.built, self.options.runtime
-        # what `apply` is to do again, which need not be what was asked
-        done = replace(self.options, compensate=built.compensate)
-        cut = built.analysis or analysis
-        plan = plan_of(self.loaded, cut, built.removal, done, built.stages)
-        outputs: list[OutputComparison] = []
-        if self.samples is not None:
-            outputs = compare_outputs(
-                analysis.model,
-                built.model,
-                self.samples,
-                runtime,
-                batches=_COMPARED_BATCHES,
-                progress=progress,
-            )
-        latency = built.latency
-        wanted = measure_latency or (measure_latency is None and not is_heavy(analysis.model))
-        if latency is None and wanted:
-            feed = analysis.coupling.facts.first.feed
-            work = partial(measure_pair, analysis.model, built.model, feed, runtime)
-            latency = during(progress, "measuring latency", work)
-        report = Report(
-            original=sizes_of(analysis, (), loaded_bytes(self.loaded)),
-            result=_result_sizes(cut, built),
-            batch=batch_of(analysis),
-            certificate=built.certificate,
-            outputs=tuple(outputs),
-            latency=latency,
-            padding=_padding(cut, built.removal.removed_units()),
-            widths={one.id: (one.size, one.size - len(one.removed)) for one in plan.groups},
-            inexact=tuple(one.id for one in plan.groups if one.inexact),
-            blocks=cut.altered,
-            depths=dict(built.depths),
-            refused=cut.refused,
-            dropped=dict(built.dropped),
-            repairs=built.repairs,
-            allocation=built.allocation,
-            trials=dict(built.trials),
-            quality=self.quality,
-            note=built.note,
-            seconds=time.perf_counter() - started,
-            network=find_network(
-                cut.model.graph,
-                cut.coupling,
-                cut.groups,
-                cut.refused,
-                built.removal.removed_units(),
-            ),
-            groups=accounts_of(
-                cut.groups,
-                {one.id: len(one.removed) for one in plan.groups},
-                built.ranked,
-            ),
-            provenance=provenance_of(
-                self.loaded.path, self.loaded.sha256, plan.options, self.options.runtime
-            ),
+    Args:
+        loaded: the original.
+        pruned: the smaller model.
+        context: samples to compare on, runtime and progress callback.
+        quality: measured; None where it was not.
+        measure_latency: as for `prune`.
+        started: when the run began, by `time.perf_counter`.
+    """
+    original, analysis, cut = pruned.original, pruned.analysis, pruned.cut
+    removed = cut.removal.removed_units()
+    # what `apply` is to repeat, which need not be what was asked
+    options = replace(pruned.method.options, target=pruned.target)
+    plan = plan_of(loaded, analysis, cut.removal, options, pruned.stages)
+    outputs: list[OutputComparison] = []
+    if context.samples is not None:
+        outputs = compare_outputs(
+            original.model,
+            cut.model,
+            context.samples,
+            context.runtime,
+            batches=_COMPARED_BATCHES,
+            progress=context.progress,
         )
-        model = convert(built.model, self.loaded.kind)
-        return PruneResult(model, plan, report, built.model, self.loaded.path)
+    latency = pruned.latency
+    wanted = measure_latency or (measure_latency is None and not is_heavy(original.model))
+    if latency is None and wanted:
+        feed = original.coupling.facts.first.feed
+        work = partial(measure_pair, original.model, cut.model, feed, context.runtime)
+        latency = during(context.progress, "measuring latency", work)
+    report = Report(
+        original=sizes_of(original, (), loaded_bytes(loaded)),
+        result=_result_sizes(analysis, cut),
+        batch=batch_of(original),
+        certificate=cut.certificate,
+        outputs=tuple(outputs),
+        latency=latency,
+        padding=_padding(analysis, removed),
+        widths={group.id: (group.size, group.size - len(group.removed)) for group in plan.groups},
+        inexact=tuple(group.id for group in plan.groups if group.inexact),
+        blocks=analysis.altered,
+        depths=dict(pruned.depths),
+        refused=analysis.refused,
+        dropped=dict(pruned.dropped),
+        repairs=cut.fits,
+        allocation=pruned.allocation,
+        trials=dict(pruned.trials),
+        quality=quality,
+        note=pruned.note,
+        seconds=time.perf_counter() - started,
+        network=find_network(
+            analysis.model.graph, analysis.coupling, analysis.groups, analysis.refused, removed
+        ),
+        groups=accounts_of(
+            analysis.groups,
+            {group.id: len(group.removed) for group in plan.groups},
+            pruned.ranked,
+        ),
+        provenance=provenance_of(loaded.path, loaded.sha256, plan.options, context.runtime),
+    )
+    model = convert(cut.model, loaded.kind)
+    return PruneResult(model, plan, report, cut.model, loaded.path)
 
 
 def _padding(analysis: Analysis, dead: Sequence[int]) -> dict[int, float]:
@@ -304,10 +301,10 @@ def sizes_of(analysis: Analysis, dead: Sequence[int], size: int) -> Sizes:
     )
 
 
-def _result_sizes(cut: Analysis, built: CutModel) -> Sizes:
-    """Costs of a result: what is stored is counted in it, the rest follows from the cut."""
-    counted = sizes_of(cut, built.removal.removed_units(), model_bytes(built.model))
-    graph = built.model.graph
+def _result_sizes(analysis: Analysis, cut: CutModel) -> Sizes:
+    """Costs of a smaller model: what is stored is counted in it, the rest follows from the cut."""
+    counted = sizes_of(analysis, cut.removal.removed_units(), model_bytes(cut.model))
+    graph = cut.model.graph
     weights = sum(
         tensor_bytes(tuple(one.shape.numpy()), ir.DataType(one.dtype))
         for one in all_constants(graph)

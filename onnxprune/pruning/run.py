@@ -1,231 +1,451 @@
-"""The whole path of a run: make ready, choose, build."""
+"""A run: one model, prepared once, cut to any target.
+
+    calibrate -> rewrite -> rank -> search -> compensate -> mask, slice, certify
+
+`PruneRun` owns what is the same for every target; `at` does the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from numpy.typing import NDArray
-
-from onnxprune.allocation.secant import best_of, solve_for_target
-from onnxprune.calibration.streams import Samples
-from onnxprune.compensation.compensate import compensate
+from onnxprune.allocation.secant import TOLERANCE, Excess, Secant, solve_for_target
+from onnxprune.calibration.batches import first_batches, held_out_part
+from onnxprune.calibration.context import RunContext
+from onnxprune.cost.cut_cost import CutCost
+from onnxprune.cost.latency.measure import Latency
 from onnxprune.cost.memory import stored_parameters
-from onnxprune.coupling.analysis import Analysis
-from onnxprune.coupling.cut import CutError, Removal
-from onnxprune.errors import RuntimeFailure, TargetUnreachable, VerificationError
+from onnxprune.coupling.analysis import Analysis, why_nothing
+from onnxprune.coupling.cut import Removal
+from onnxprune.errors import NothingPrunable, TargetUnreachable
+from onnxprune.importance.ranked import RankedGroup
 from onnxprune.model.runtime import matrix_threads
 from onnxprune.model.save import model_bytes
-from onnxprune.options import LATENCY, PARAMS, SIZE, PruneOptions, target_text
-from onnxprune.progress import Progress, during, silent
-from onnxprune.pruning.blocks import best_depth
-from onnxprune.pruning.build import CutModel, build, finish
-from onnxprune.pruning.prepare import Ready, calibrate, prepare_run, rerank_after_step, retarget
-from onnxprune.pruning.rewrite import after, prepare
-from onnxprune.pruning.search import Choice, Chooser, measured_latency, too_slow
+from onnxprune.options import LATENCY, PARAMS, SIZE, target_text
+from onnxprune.pruning.blocks import greedy_order, without_blocks
+from onnxprune.pruning.build import FAILURES, CutModel, build
+from onnxprune.pruning.method import Method
+from onnxprune.pruning.prepare import (
+    Costs,
+    costs_of,
+    loss_gradients,
+    rank_groups,
+    removal_goal,
+)
+from onnxprune.pruning.search import Choice, Search, measured_latency, too_slow
+from onnxprune.pruning.workspace import Workspace, calibrate, needs_samples, rewrite
+from onnxprune.verification.divergence import DivergenceEvaluator
 
-_ATTEMPTS = 3
+_ROUNDS = 3
+"""Times a result is built with full effort where the first misses a measured target."""
+
 _NEGLIGIBLE = 1e-3
-_FAILURES = (CutError, VerificationError, RuntimeFailure)
+"""Excess over a counted target, as a fraction of the original, that does not matter."""
+
+_COMPARED_BATCHES = 8
+"""Batches that models are compared on where none are held in memory."""
+
+_PATIENCE = 2
+"""Numbers of removed blocks in a row that are no better, after which the search for more ends."""
 
 
-def prune_model(
-    analysis: Analysis,
-    options: PruneOptions,
-    samples: Samples | None = None,
-    progress: Progress[Any] = silent,
-    labels: NDArray[Any] | None = None,
-) -> CutModel:
-    """Do all of it for one target; see `prepare_run` and `prune_ready`."""
-    return prune_ready(prepare_run(analysis, options, samples, progress, labels), None, progress)
+@dataclass(frozen=True)
+class PrunedModel:
+    """A smaller model, and how it was chosen.
+
+    Attributes:
+        cut: the model, its removal and certificate.
+        original: analysis of the original.
+        analysis: of the model that the removal refers to: the original, or what is left of it
+            without the residual blocks that were removed.
+        method: how it was pruned; its options say what has to be repeated to get the same model.
+        target: kind -> fraction of the original that was to remain.
+        allocation: name of the allocation that was chosen; empty for a replayed plan.
+        trials: divergence of each allocation that was tried, by name.
+        dropped: groups that were left whole because their cut failed, with the reason.
+        stages: what was removed after each step but the last.
+        latency: measured against the original's, where latency was a target.
+        ranked: the groups with the removal orders it was chosen from; empty for a replayed plan.
+        depths: number of removed blocks -> divergence, for each number that was tried.
+        note: what was done differently from what was asked; empty for nothing.
+    """
+
+    cut: CutModel
+    original: Analysis
+    analysis: Analysis
+    method: Method
+    target: Mapping[str, float]
+    allocation: str = ""
+    trials: Mapping[str, float] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    stages: tuple[Removal, ...] = ()
+    latency: Latency | None = None
+    ranked: tuple[RankedGroup, ...] = ()
+    depths: Mapping[int, float] = field(default_factory=dict)
+    note: str = ""
 
 
-def prune_ready(
-    ready: Ready, target: Mapping[str, float] | None = None, progress: Progress[Any] = silent
-) -> CutModel:
-    """Choose, compensate, cut and verify.
+class PruneRun:
+    """One model with everything that does not depend on the target.
 
     Args:
-        ready: the model.
-        target: kind -> fraction to remain; None for that of the options.
-        progress: told about long loops.
+        analysis: the model.
+        method: how to prune it.
+        context: samples to fit on, their labels, runtime, seed and progress callback.
+        base: the run of the original, where residual blocks were removed from it: targets are
+            fractions of its costs; None where `analysis` is that of the original.
+
+    Attributes:
+        groups: those that name patterns and gradients leave.
+        workspace: the rewritten model.
+        cost: what any cut leaves of the counted kinds.
 
     Raises:
-        NothingPrunable: when no group is left, or (TargetUnreachable) the target is out of reach.
-        VerificationError: when no valid result could be built.
+        InputError: for a criterion or compensation that needs samples when there are none.
+        NothingPrunable: when there is no group.
     """
-    with matrix_threads(ready.options.runtime.threads):
-        if target is not None and dict(target) != dict(ready.options.target):
-            ready = retarget(ready, target, progress)
-        if not ready.options.blocks or "channels" in ready.options.target:
-            return _pruned(ready, progress)
-        depth = best_depth(ready, progress)
-        built = _pruned(depth.ready, progress)
-        return replace(built, analysis=depth.ready.analysis, depths=depth.divergences)
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        method: Method,
+        context: RunContext,
+        base: PruneRun | None = None,
+    ) -> None:
+        options = method.options
+        if context.samples is None and method.criterion.needs_calibration:
+            raise needs_samples(f"criterion {method.criterion.name}")
+        self.analysis = analysis
+        self.method = method
+        self.context = context
+        with matrix_threads(context.runtime.threads):
+            self._calibration = calibrate(analysis, method, context)
+            groups = analysis.selected(options.include, options.exclude)
+            if not (groups or options.blocks):
+                raise NothingPrunable(why_nothing(analysis, options))
+            self.workspace = rewrite(analysis, groups, method, self._calibration, context)
+            gradients = loss_gradients(self.workspace, groups, method, context)
+        self.groups = [group for group in groups if group.name not in gradients.blocked]
+        self._base = base
+        self._whole: Mapping[str, float] | None = base.cost.whole if base is not None else None
+        self.cost: CutCost = CutCost(analysis.model.graph, analysis.coupling, whole=self._whole)
+        self._gradients = gradients.gradients
+        self._note = _not_reached(gradients.blocked)
+        self._costs: dict[bool, Costs] = {}
+        self._ranked: dict[tuple[float | None, bool], list[RankedGroup]] = {}
+
+    def at(self, target: Mapping[str, float]) -> PrunedModel:
+        """Choose what to remove for a target, compensate, cut and verify.
+
+        Args:
+            target: kind -> fraction of the original that is to remain.
+
+        Raises:
+            NothingPrunable: when no group is left, or (TargetUnreachable) the target is out of
+                reach.
+            VerificationError: when no valid result could be built.
+        """
+        with matrix_threads(self.context.runtime.threads):
+            if not self.method.options.blocks or "channels" in target:
+                return self._pruned(target, {})
+            run, depths = self._best_depth(target)
+            return run._pruned(target, depths)
+
+    def evaluator(self) -> DivergenceEvaluator:
+        """Compares models with the original on batches that were not fitted."""
+        feeds = self._calibration.feeds if self._calibration is not None else ()
+        if not feeds and self.context.samples is not None:
+            feeds = first_batches(self.context.samples, _COMPARED_BATCHES)
+        return DivergenceEvaluator(self.analysis.model, held_out_part(feeds), self.context.runtime)
+
+    def ranked(self, target: Mapping[str, float]) -> list[RankedGroup]:
+        """The groups with their removal orders for a target; ranked once for targets alike."""
+        key = removal_goal(target), LATENCY in target
+        if key not in self._ranked:
+            with matrix_threads(self.context.runtime.threads):
+                self._ranked[key] = self._rank(self.workspace, self._gradients, target)
+        return self._ranked[key]
+
+    def _rank(
+        self, workspace: Workspace, gradients: Mapping[str, Any], target: Mapping[str, float]
+    ) -> list[RankedGroup]:
+        ranked = rank_groups(workspace, self.groups, gradients, target, self.method, self.context)
+        multiples = self._costs_for(target).multiples
+        finer = self.method.options.round_to == "auto"
+        return [one.bundled(multiples.get(one.group.name, 1), finer=finer) for one in ranked]
+
+    def _costs_for(self, target: Mapping[str, float]) -> Costs:
+        """The cost model for a target; kernels are timed once, and only where latency counts."""
+        timed = LATENCY in target
+        if timed not in self._costs:
+            round_to = self.method.options.round_to
+            self._costs[timed] = costs_of(
+                self.analysis, self.groups, round_to, self.context, self._whole, timed=timed
+            )
+        return self._costs[timed]
+
+    def _search(
+        self,
+        target: Mapping[str, float],
+        workspace: Workspace | None = None,
+        ranked: Sequence[RankedGroup] | None = None,
+    ) -> Search:
+        """The search for a target, in the whole model or after some steps."""
+        return Search(
+            workspace or self.workspace,
+            self.ranked(target) if ranked is None else ranked,
+            self._costs_for(target).model,
+            self.method,
+            self.context,
+            target,
+        )
+
+    def _pruned(self, target: Mapping[str, float], depths: Mapping[int, float]) -> PrunedModel:
+        search, stages = self._after_steps(target)
+        choice = search.choose()
+        latency = None
+        if self.method.compensation.changes_weights:
+            try:
+                cut, latency = self._compensated(search, choice)
+            except FAILURES as error:
+                return self._with_weaker_compensation(target, depths, error)
+        else:
+            cut = choice.plain
+        return PrunedModel(
+            cut,
+            self._base.analysis if self._base is not None else self.analysis,
+            self.analysis,
+            self.method,
+            target,
+            choice.candidate.name,
+            choice.trials,
+            search.dropped,
+            stages,
+            latency,
+            tuple(search.ranked),
+            depths,
+            self._note,
+        )
+
+    def _with_weaker_compensation(
+        self, target: Mapping[str, float], depths: Mapping[int, float], error: Exception
+    ) -> PrunedModel:
+        """Choose again, so that the plan says what is in the model and can be replayed."""
+        run = PruneRun(self.analysis, self.method.weaker(), self.context, self._base)
+        pruned = run._pruned(target, depths)
+        failed = f"{self.method.compensation.name} compensation was not possible: {error}"
+        return replace(pruned, note="; ".join(filter(None, (failed, pruned.note))))
+
+    def _after_steps(self, target: Mapping[str, float]) -> tuple[Search, tuple[Removal, ...]]:
+        """Take all steps but the last: prune a little, compensate, rank what is left again.
+
+        Steps are even in proportion: of n steps towards a fraction s, the k-th keeps s^(k / n).
+        """
+        steps = self.method.options.steps
+        workspace, ranked, gradients = self.workspace, None, self._gradients
+        stages = []
+        for number in range(1, steps):
+            partial = {kind: share ** (number / steps) for kind, share in target.items()}
+            if number > 1:
+                ranked = self._rank(workspace, gradients, partial)
+            choice = self._search(partial, workspace, ranked).choose()
+            compensated = self.method.compensation.apply(
+                workspace.current,
+                choice.candidate.removal,
+                workspace.calibration,
+                self.context,
+                self.method.effort,
+            )
+            stages.append(compensated.removal)
+            workspace = workspace.after_step(compensated, self.context)
+            gradients = loss_gradients(workspace, self.groups, self.method, self.context).gradients
+        if stages:
+            ranked = self._rank(workspace, gradients, target)
+        return self._search(target, workspace, ranked), tuple(stages)
+
+    def _compensated(self, search: Search, choice: Choice) -> tuple[CutModel, Latency | None]:
+        """Build with full effort; again with another aim where a measured target is missed.
+
+        Raises:
+            TargetUnreachable: when it is missed still.
+        """
+        if LATENCY in search.target:
+            return self._in_time(search, choice)
+        target = {kind: share for kind, share in search.target.items() if kind in (PARAMS, SIZE)}
+
+        def build(aim: Mapping[str, float]) -> tuple[CutModel, Mapping[str, float]]:
+            cut = self._built(search, self._choice_at(search, choice, aim))
+            return cut, self._stored_shares(cut, target)
+
+        rule = Excess(target, _NEGLIGIBLE)
+        attempts = solve_for_target(choice.aim, build, rule, _ROUNDS)
+        last = attempts[-1]
+        if rule.is_met(last.ratios):
+            return last.result, None
+        best = {kind: last.ratios[kind] for kind in rule.excess(last.ratios)}
+        asked = {kind: target[kind] for kind in best}
+        raise TargetUnreachable(
+            f"the target {target_text(asked)} cannot be reached with the biases that compensation "
+            f"adds; the best that was built has {target_text(best)}"
+        )
+
+    def _in_time(self, search: Search, choice: Choice) -> tuple[CutModel, Latency]:
+        """Build with full effort at the latency asked for."""
+
+        def build(
+            aim: Mapping[str, float],
+        ) -> tuple[tuple[CutModel, Latency], Mapping[str, float]]:
+            cut = self._built(search, self._choice_at(search, choice, aim))
+            latency = measured_latency(self.analysis, cut.model, self.context)
+            return (cut, latency), {LATENCY: latency.ratio}
+
+        rule = Secant(LATENCY, search.target[LATENCY], close=TOLERANCE)
+        start = {**search.target, LATENCY: choice.aim[LATENCY]}
+        attempts = solve_for_target(start, build, rule, _ROUNDS)
+        best = rule.best(attempts)
+        if best is None:
+            raise too_slow(rule, attempts)
+        return best.result
+
+    @staticmethod
+    def _choice_at(search: Search, choice: Choice, aim: Mapping[str, float]) -> Choice:
+        """The same allocation for another aim."""
+        return choice if aim == choice.aim else search.at(aim, choice.candidate.name)
+
+    def _stored_shares(self, cut: CutModel, kinds: Iterable[str]) -> dict[str, float]:
+        """Fractions of the original that are stored in a model, biases that were added included."""
+        analysis = self.analysis
+        counts = {
+            PARAMS: lambda: stored_parameters(cut.model.graph) / max(self.cost.whole[PARAMS], 1),
+            SIZE: lambda: (
+                model_bytes(cut.model) / (analysis.file_bytes or model_bytes(analysis.original))
+            ),
+        }
+        return {kind: counts[kind]() for kind in kinds}
+
+    def _built(self, search: Search, choice: Choice) -> CutModel:
+        """Build with full effort; what is not cut stays as it was, bit for bit."""
+        workspace, removal = search.workspace, choice.candidate.removal
+        options, context = self.method.options, self.context
+        if options.steps == 1 and not set(workspace.aligned) <= removal.units.keys():
+            groups = [group for group in self.groups if group.name in removal.units]
+            workspace = rewrite(self.analysis, groups, self.method, self._calibration, context)
+        return build(workspace.current, removal, self.method, workspace.calibration, context)
+
+    def _best_depth(self, target: Mapping[str, float]) -> tuple[PruneRun, dict[int, float]]:
+        """Remove the residual blocks whose absence leaves more to the rest than it costs.
+
+            n* = argmin over n of  D(n)
+
+        D(n) is how far the outputs diverge, on samples that were not fitted, when n blocks are
+        replaced by their mean, what is left of the budget is met by widths, and layers are
+        re-fitted. Blocks are removed in greedy order.
+
+        Returns:
+            the run without some blocks, this one when none is removed; and number of removed
+            blocks -> divergence, infinite where the target was out of reach.
+        """
+        options = self.method.options
+        best, (scaling, least) = self, self._divergence(target, None)
+        divergences = {0: least}
+        worse = 0
+        for removed in greedy_order(self.workspace, self.cost, target, options, self.context):
+            fewer = self._without([block.name for block in removed])
+            if fewer is None:
+                continue
+            name, divergence = fewer._divergence(target, scaling)
+            divergences[len(removed)] = divergence
+            scaling = scaling or name
+            if divergence < least:
+                best, least, worse = fewer, divergence, 0
+            else:
+                worse += math.isfinite(least)
+            if worse == _PATIENCE or fewer._is_met(target):
+                break
+        return best, divergences
+
+    def _without(self, blocks: Sequence[str]) -> PruneRun | None:
+        """The same run without some blocks; None where nothing can be cut then."""
+        normalised_axes = self.method.options.normalised_axes
+        analysis = without_blocks(
+            self.analysis, blocks, self.context, normalised_axes=normalised_axes
+        )
+        try:
+            return PruneRun(analysis, self.method, self.context, self)
+        except NothingPrunable:
+            return None
+
+    def _divergence(
+        self, target: Mapping[str, float], scaling: str | None
+    ) -> tuple[str | None, float]:
+        """The best allocation, or the one of a name, and its divergence; infinite for none."""
+        search = self._search(target)
+        try:
+            search.at(target, scaling)
+            if scaling is not None:
+                return scaling, search.divergence(search.candidate(target, scaling))
+            best, trials = search.best(target)
+        except NothingPrunable:
+            return None, float("inf")
+        return best.name, trials.get(best.name) or search.divergence(best)
+
+    def _is_met(self, target: Mapping[str, float]) -> bool:
+        """Whether the model meets a target before anything is cut."""
+        now, whole = self.cost.after(()), self.cost.whole
+        return all(
+            kind in whole and now[kind] <= share * whole[kind] for kind, share in target.items()
+        )
 
 
-def rebuild(
+def replay(
+    original: Analysis,
     analysis: Analysis,
     removal: Removal,
-    options: PruneOptions,
-    samples: Samples | None = None,
-    progress: Progress[Any] = silent,
+    method: Method,
+    context: RunContext,
     stages: Sequence[Removal] = (),
-) -> CutModel:
+) -> PrunedModel:
     """Carry out a removal that was chosen before.
 
     Args:
-        analysis: the original.
-        removal: what is to go.
-        options: of the run that chose it.
-        samples: of that run.
-        progress: told about long loops.
-        stages: what was gone after each step but the last.
+        original: analysis of the original.
+        analysis: of the model it was chosen for: the original, or that without some blocks.
+        removal: what to remove.
+        method: of the run that chose it.
+        context: samples of that run, runtime, seed and progress callback.
+        stages: what was removed after each step but the last.
 
     Raises:
         CutError: when the graph cannot express it.
         VerificationError: when a check fails.
         RuntimeFailure: when onnxruntime refuses one of the models.
     """
-    with matrix_threads(options.runtime.threads):
-        calibration = calibrate(analysis, options, samples, progress)
+    options = method.options
+    with matrix_threads(context.runtime.threads):
+        calibration = calibrate(analysis, method, context)
         if options.steps > 1:
             groups = analysis.selected(options.include, options.exclude)
         else:
             groups = [group for group in analysis.groups if group.name in removal.units]
-        prepared = prepare(analysis, groups, options, calibration, progress)
+        workspace = rewrite(analysis, groups, method, calibration, context)
         for stage in stages:
-            compensated = compensate(
-                prepared.analysis, stage, options, prepared.calibration, open_groups=True
+            compensated = method.compensation.apply(
+                workspace.current, stage, workspace.calibration, context, method.effort
             )
-            prepared = after(prepared, compensated, options, progress)
-        return build(prepared.analysis, removal, options, prepared.calibration, progress)
+            workspace = workspace.after_step(compensated, context)
+        cut = build(workspace.current, removal, method, workspace.calibration, context, replay=True)
+    return PrunedModel(cut, original, analysis, method, options.target, stages=tuple(stages))
 
 
-def _pruned(ready: Ready, progress: Progress[Any]) -> CutModel:
-    ready, stages = _stepped(ready, progress)
-    chooser = Chooser(ready, progress)
-    choice = chooser.choose()
-    if ready.options.compensate == "none":
-        built = replace(choice.plain, allocation=choice.way.name)
-    else:
-        try:
-            built = _compensated(ready, chooser, choice, progress)
-        except _FAILURES as error:
-            return _with_less(ready, error, progress)
-    return replace(
-        built,
-        dropped=chooser.dropped,
-        trials=choice.trials,
-        stages=stages,
-        ranked=tuple(ready.ranked),
-        note="; ".join(filter(None, (ready.note, built.note))),
+def _not_reached(blocked: Mapping[str, str]) -> str:
+    """What a run says about groups without gradients."""
+    if not blocked:
+        return ""
+    names, reasons = sorted(blocked), sorted(set(blocked.values()))
+    return (
+        f"not pruned: {', '.join(names)} (no gradient reaches these units: {'; '.join(reasons)}); "
+        "another criterion can cut them"
     )
-
-
-def _with_less(ready: Ready, error: Exception, progress: Progress[Any]) -> CutModel:
-    """Choose anew, so that the plan says what is in the model and can be carried out again."""
-    lesser = "mean" if ready.options.compensate == "least-squares" else "none"
-    options = replace(ready.options, compensate=lesser)
-    labels = ready.measured.labels if ready.measured is not None else None
-    again = prepare_run(ready.analysis, options, ready.samples, progress, labels, ready.cost.whole)
-    built = _pruned(again, progress)
-    note = f"{ready.options.compensate} compensation was not possible: {error}"
-    return replace(built, note="; ".join(filter(None, (note, built.note))))
-
-
-def _compensated(
-    ready: Ready, chooser: Chooser, choice: Choice, progress: Progress[Any]
-) -> CutModel:
-    """Build with full effort; where latency counts, once more with another aim if it was missed."""
-    target = ready.options.target
-    if LATENCY not in target:
-        return _counted(ready, chooser, choice, progress)
-    asked, start = target[LATENCY], choice.aim[LATENCY]
-
-    def timed(aim: float) -> tuple[CutModel, float]:
-        here = choice if aim == start else chooser.at({**target, LATENCY: aim}, choice.way.name)
-        built = _finished(ready, here, progress)
-        work = partial(measured_latency, ready, built.model)
-        latency = during(progress, "measuring latency", work)
-        return replace(built, latency=latency), latency.ratio
-
-    tried = solve_for_target(LATENCY, asked, start, timed, rounds=_ATTEMPTS, close=0.05)
-    best = best_of(asked, tried)
-    if best is None:
-        raise too_slow(asked, tried)
-    return best.result
-
-
-def _counted(ready: Ready, chooser: Chooser, choice: Choice, progress: Progress[Any]) -> CutModel:
-    """Build; again with a lower aim where biases that compensation added exceed a target.
-
-    Raises:
-        TargetUnreachable: when they exceed it still.
-    """
-    target = ready.options.target
-    best: dict[str, float] = {}
-    for _ in range(_ATTEMPTS):
-        built = _finished(ready, choice, progress)
-        over = _excess(ready, built)
-        if not over:
-            return built
-        best = {kind: target[kind] + more for kind, more in over.items()}
-        aim = {**choice.aim, **{kind: choice.aim[kind] - more for kind, more in over.items()}}
-        try:
-            choice = chooser.at(aim, choice.way.name)
-        except TargetUnreachable:
-            break
-    asked = {kind: target[kind] for kind in best}
-    raise TargetUnreachable(
-        f"the target {target_text(asked)} cannot be reached with the biases that compensation "
-        f"adds; the best that was built has {target_text(best)}"
-    )
-
-
-def _excess(ready: Ready, built: CutModel) -> dict[str, float]:
-    """Targets of what is stored that a result misses, and by how much."""
-    analysis, graph = ready.analysis, built.model.graph
-    whole = analysis.file_bytes or model_bytes(analysis.original)
-    shares = {
-        PARAMS: stored_parameters(graph) / max(ready.cost.whole[PARAMS], 1),
-        SIZE: model_bytes(built.model) / whole,
-    }
-    target = ready.options.target
-    over = {kind: shares[kind] - target[kind] for kind in shares.keys() & target.keys()}
-    return {kind: more for kind, more in over.items() if more > _NEGLIGIBLE}
-
-
-def _finished(ready: Ready, choice: Choice, progress: Progress[Any]) -> CutModel:
-    prepared, removal = ready.prepared, choice.way.removal
-    if ready.options.steps == 1 and not set(prepared.aligned) <= removal.units.keys():
-        # What is not cut stays as it was, bit for bit.
-        cut = [group for group in ready.groups if group.name in removal.units]
-        prepared = prepare(ready.analysis, cut, ready.options, ready.measured, progress)
-    built = finish(prepared.analysis, removal, ready.options, prepared.calibration, progress)
-    return replace(built, allocation=choice.way.name)
-
-
-def _stepped(ready: Ready, progress: Progress[Any]) -> tuple[Ready, tuple[Removal, ...]]:
-    """Take all steps but the last: prune a little, compensate, rank anew on what is left.
-
-    Steps are even in proportion: of n steps towards a share s, the k-th keeps s^(k / n).
-    """
-    target, steps = ready.options.target, ready.options.steps
-    stages = []
-    for number in range(1, steps):
-        little = {kind: share ** (number / steps) for kind, share in target.items()}
-        choice = Chooser(retarget(ready, little, progress), progress).choose()
-        compensated = compensate(
-            ready.prepared.analysis,
-            choice.way.removal,
-            ready.options,
-            ready.prepared.calibration,
-            open_groups=True,
-            progress=progress,
-        )
-        stages.append(compensated.removal)
-        ready = rerank_after_step(ready, compensated, progress)
-    return ready, tuple(stages)

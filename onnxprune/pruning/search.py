@@ -1,30 +1,69 @@
-"""Which removal it is to be: allocations, groups that have to stay, and what was measured of it."""
+"""What to remove for one target: allocations are tried, and what was built is measured.
+
+The cost model says what an allocation leaves; where a target is measured (latency) or a file is
+larger than predicted (size), the cost model is asked for something else (`allocation/secant.py`).
+Where several allocations meet the target, each is compensated with little effort, and the outputs
+on samples that were not fitted decide.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from onnxprune.allocation.candidates import Candidate
-from onnxprune.allocation.secant import Attempt, best_of, solve_for_target
+from onnxprune.allocation.candidates import (
+    Candidate,
+    knapsack_candidates,
+    simple_candidates,
+    without_shared,
+)
+from onnxprune.allocation.secant import Attempt, Excess, Secant, solve_for_target
+from onnxprune.calibration.batches import feed_bytes, spread_batches
+from onnxprune.calibration.context import RunContext
+from onnxprune.compensation.compensate import Effort
+from onnxprune.compensation.least_squares import Settings
+from onnxprune.compensation.regression.linear_layers import replaceable_layers
+from onnxprune.cost.kinds import CostModel
 from onnxprune.cost.latency.measure import Latency, measure_pair
-from onnxprune.coupling.analysis import why_nothing
-from onnxprune.errors import NothingPrunable, TargetUnreachable
+from onnxprune.coupling.analysis import Analysis, why_nothing
+from onnxprune.coupling.cut import CutError
+from onnxprune.errors import NothingPrunable, RuntimeFailure, TargetUnreachable
+from onnxprune.importance.ranked import RankedGroup
 from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY, SIZE, target_text
-from onnxprune.progress import Progress, during
-from onnxprune.pruning.build import CutModel, attempt
-from onnxprune.pruning.prepare import Ready
-from onnxprune.pruning.trials import Search
+from onnxprune.progress import during, silent
+from onnxprune.pruning.build import CutModel, build_or_blame
+from onnxprune.pruning.method import Method
+from onnxprune.pruning.workspace import Workspace
 
-_SECONDS = 2.5
-_SIZES = 4
-_MORE = 1.1
-_SMALLEST = 1e-3
+_LATENCY_SECONDS = 2.5
+"""Time that one measurement of latency takes."""
+
+_LATENCY_ROUNDS = 8
+_SIZE_ROUNDS = 4
+_SIZE_FACTOR = 1.1
+"""Surgery adds constants and names to the smaller file too, so that more has to be removed."""
+
+_TRIAL = Effort(Settings(rows=32_768, iterations=3, ridges=(1e-3,), both_halves=False))
+"""Least squares with little effort, enough to compare allocations."""
+
+_TRIAL_WORK = 2e12
+"""Multiplications that all trials of a target may take together."""
+
+_SOLVE_WORK = 4
+"""Multiplications of one solve, in rows of the Gram product."""
+
+# more batches where a model takes one sample at a time, fewer where a sample takes long
+_TRIAL_BATCHES = 16
+_TRIAL_SAMPLES = 64
+_TRIAL_MACS = 1e12
+
+_SHARED = ", shared groups too"
 
 
 @dataclass(frozen=True)
@@ -32,57 +71,60 @@ class Choice:
     """A removal that can be built.
 
     Attributes:
-        way: the allocation and its removal.
-        plain: the model without what is removed, nothing made up for.
-        aim: what the cost model was asked for: the target, but for a latency that it misjudges.
-        trials: divergence of the allocations that were tried.
+        candidate: the allocation and its removal.
+        plain: the model without what is removed, uncompensated.
+        aim: what the cost model was asked for, kind -> fraction: the target, except for a latency
+            or file size that it predicts wrongly.
+        trials: divergence of each allocation that was tried, by name.
     """
 
-    way: Candidate
+    candidate: Candidate
     plain: CutModel
     aim: Mapping[str, float]
     trials: Mapping[str, float] = field(default_factory=dict)
 
 
-class Chooser:
-    """Chooses for one target.
+@dataclass(frozen=True)
+class Search:
+    """The search for what to remove for one target.
 
     A group whose cut the graph cannot express, or for which the certificate fails, is left whole,
-    and the choice is made again without it.
-
-    Args:
-        ready: the model and its target.
-        progress: told about long loops.
+    and the allocation is made again without it.
 
     Attributes:
-        dropped: groups that are left whole, with the reason.
+        workspace: the model.
+        ranked: its groups with removal orders and error curves.
+        cost: the cost model.
+        method: criterion, compensation and options.
+        context: how to run models.
+        target: kind -> fraction of the original that is to remain.
+        dropped: groups that are left whole, with the reason; filled by the search.
     """
 
-    def __init__(self, ready: Ready, progress: Progress[Any]) -> None:
-        self.dropped: dict[str, str] = {}
-        self._ready = ready
-        self._progress = progress
+    workspace: Workspace
+    ranked: Sequence[RankedGroup]
+    cost: CostModel
+    method: Method
+    context: RunContext
+    target: Mapping[str, float]
+    dropped: dict[str, str] = field(default_factory=dict)
 
     def choose(self) -> Choice:
-        """Choose the allocation that diverges least, at the measured latency where that counts.
+        """Choose the allocation that diverges least, at the measured latency and file size.
 
         Raises:
             NothingPrunable: when no group is left, or (TargetUnreachable) the target is out of
                 reach.
         """
-        ready, target = self._ready, self._ready.options.target
-        first = self._in_time(target[LATENCY]) if LATENCY in target else self._in_size(target)
-        if ready.options.compensate == "none":
+        first = self._measured(self.target)
+        if not self.method.compensation.changes_weights:
             return first
-        search = self.search(first.aim)
-        best, trials = search.best(search.first_ways(), ready.prepared.calibration, self._progress)
-        if best.name == first.way.name:
+        best, trials = self.best(first.aim)
+        if best.name == first.candidate.name:
             return replace(first, trials=trials)
-        if LATENCY in target:
-            timed = self._in_time(target[LATENCY], best.name, first.aim[LATENCY])
-            return replace(timed, trials=trials)
-        sized = self._in_size(first.aim, best.name) if SIZE in target else replace(first, way=best)
-        return replace(sized, trials=trials)
+        if {LATENCY, SIZE}.isdisjoint(self.target):
+            return replace(first, candidate=best, trials=trials)
+        return replace(self._measured(first.aim, best.name), trials=trials)
 
     def at(self, aim: Mapping[str, float], name: str | None = None) -> Choice:
         """Choose what the cost model says meets an aim.
@@ -94,75 +136,198 @@ class Chooser:
         Raises:
             NothingPrunable: as for `choose`.
         """
-        ready = self._ready
+        analysis = self.workspace.reference
         while True:
-            search = self.search(aim)
-            way = search.way(name) if name is not None else search.first_ways()[0]
-            cut = way.removal.units or ready.analysis.altered
-            if not cut and any(share < 1 for share in aim.values()):
-                raise NothingPrunable(why_nothing(ready.analysis, ready.options, self.dropped))
-            plain = replace(ready.options, compensate="none")
-            outcome = attempt(ready.prepared.analysis, way.removal, plain)
-            if isinstance(outcome, CutModel):
-                return Choice(way, outcome, dict(aim))
-            self.dropped |= outcome
+            candidate = self.candidates(aim)[0] if name is None else self.candidate(aim, name)
+            is_cut = candidate.removal.units or analysis.altered
+            if not is_cut and any(share < 1 for share in aim.values()):
+                raise NothingPrunable(why_nothing(analysis, self.method.options, self.dropped))
+            result = build_or_blame(self.workspace.current, candidate.removal, self.context)
+            if isinstance(result, CutModel):
+                return Choice(candidate, result, dict(aim))
+            self.dropped.update(result)
 
-    def _in_size(self, aim: Mapping[str, float], name: str | None = None) -> Choice:
+    def candidates(self, aim: Mapping[str, float]) -> list[Candidate]:
+        """Allocations by the options: one, unless several can be tried.
+
+        Groups that several layers read are left whole where the aim can be met without.
+
+        Raises:
+            TargetUnreachable: when removing everything that may be removed is not enough.
+        """
+        return [self._with_lossless(candidate) for candidate in self._allocations(aim)]
+
+    def candidate(self, aim: Mapping[str, float], name: str) -> Candidate:
+        """The allocation with a name that `best` has returned for another aim.
+
+        Raises:
+            TargetUnreachable: when removing everything that may be removed is not enough.
+        """
+        scaling = name.removesuffix(_SHARED)
+        if scaling != name:
+            wider = knapsack_candidates(self._left(), aim, self.cost, scaling)
+            return self._with_lossless(Candidate(name, wider[0].removal))
+        allocations = self._allocations(aim, scaling)
+        named = (candidate for candidate in allocations if candidate.name == name)
+        return self._with_lossless(next(named, allocations[0]))
+
+    def best(self, aim: Mapping[str, float]) -> tuple[Candidate, dict[str, float]]:
+        """Try the allocations, the best also with the groups that several layers read.
+
+        Args:
+            aim: kind -> fraction to remain.
+
+        Returns:
+            the best and, by name, the divergence of each that was tried.
+
+        Raises:
+            TargetUnreachable: when removing everything that may be removed is not enough.
+        """
+        candidates = self.candidates(aim)
+        if len(candidates) < 2 or self.workspace.calibration is None:
+            return candidates[0], {}
+        candidates = candidates[: self._affordable_trials()]
+        progress = self.context.progress
+        trials = {
+            candidate.name: self.divergence(candidate)
+            for candidate in progress(candidates, "trying allocations", len(candidates))
+        }
+        best = min(candidates, key=lambda candidate: trials[candidate.name])
+        if len(self._unshared(aim)) < len(self._left()):
+            wider = self.candidate(aim, best.name + _SHARED)
+            if wider.removal.units != best.removal.units:
+                trials[wider.name] = self.divergence(wider)
+                best = min((best, wider), key=lambda candidate: trials[candidate.name])
+        return best, trials
+
+    def divergence(self, candidate: Candidate) -> float:
+        """Divergence on held-out samples with little effort; infinite where it cannot be built."""
+        workspace, calibration = self.workspace, self.workspace.calibration
+        assert calibration is not None
+        few = replace(calibration, feeds=trial_feeds(workspace, self.cost))
+        quiet = replace(self.context, progress=silent)
+        try:
+            trial = self.method.compensation.apply(
+                workspace.current, candidate.removal, few, quiet, _TRIAL
+            )
+        except (CutError, RuntimeFailure):
+            return float("inf")
+        return trial.divergence if trial.divergence is not None else float("inf")
+
+    def _measured(self, aim: Mapping[str, float], name: str | None = None) -> Choice:
+        """Adjust the aim until the measured latency, or else the file size, is as asked.
+
+        Without either the aim is taken as it is.
+        """
+        if LATENCY in self.target:
+            return self._in_time(aim, name)
+        if SIZE in self.target:
+            return self._in_size(aim, name)
+        return self.at(aim, name)
+
+    def _in_time(self, start: Mapping[str, float], name: str | None) -> Choice:
+        def build(aim: Mapping[str, float]) -> tuple[Choice, Mapping[str, float]]:
+            choice = self.at({**self.target, LATENCY: aim[LATENCY]}, name)
+            latency = measured_latency(self.workspace.reference, choice.plain.model, self.context)
+            return choice, {LATENCY: latency.ratio}
+
+        rule = Secant(LATENCY, self.target[LATENCY])
+        attempts = solve_for_target(start, build, rule, _LATENCY_ROUNDS)
+        best = rule.best(attempts)
+        if best is None:
+            raise too_slow(rule, attempts)
+        return best.result
+
+    def _in_size(self, start: Mapping[str, float], name: str | None) -> Choice:
         """Ask for less until the file is as small as asked: surgery may add constants and names."""
-        analysis, asked = self._ready.analysis, self._ready.options.target.get(SIZE)
-        choice = self.at(aim, name)
-        if asked is None:
-            return choice
+        analysis = self.workspace.reference
         whole = analysis.file_bytes or model_bytes(analysis.original)
-        best = 1.0
-        for _ in range(_SIZES):
-            share = model_bytes(choice.plain.model) / whole
-            if share <= asked:
-                return choice
-            best = min(best, share)
-            aim = {**aim, SIZE: max(aim[SIZE] - _MORE * (share - asked), _SMALLEST)}
-            try:
-                choice = self.at(aim, name)
-            except TargetUnreachable:
-                break
+
+        def build(aim: Mapping[str, float]) -> tuple[Choice, Mapping[str, float]]:
+            choice = self.at(aim, name)
+            return choice, {SIZE: model_bytes(choice.plain.model) / whole}
+
+        limit = {SIZE: self.target[SIZE]}
+        rule = Excess(limit, factor=_SIZE_FACTOR)
+        attempts = solve_for_target(start, build, rule, _SIZE_ROUNDS)
+        if rule.is_met(attempts[-1].ratios):
+            return attempts[-1].result
+        best = min(attempt.ratios[SIZE] for attempt in attempts)
         raise TargetUnreachable(
-            f"the target {target_text({SIZE: asked})} cannot be reached; the best file that was "
+            f"the target {target_text(limit)} cannot be reached; the best file that was "
             f"built has {target_text({SIZE: best})}"
         )
 
-    def search(self, aim: Mapping[str, float]) -> Search:
-        """The allocations for an aim, without the groups that are left whole."""
-        ready = self._ready
-        left = [one for one in ready.ranked if one.group.name not in self.dropped]
-        options = replace(ready.options, target=dict(aim))
-        return Search(ready.prepared, left, options, ready.cost)
+    def _left(self) -> list[RankedGroup]:
+        """The groups that are not left whole."""
+        return [ranked for ranked in self.ranked if ranked.group.name not in self.dropped]
 
-    def _in_time(self, asked: float, name: str | None = None, start: float | None = None) -> Choice:
-        """Ask the cost model for less or more until the measured latency is as asked."""
-        ready = self._ready
+    def _unshared(self, aim: Mapping[str, float]) -> list[RankedGroup]:
+        """Groups that one layer reads; all where every group has to give up its share."""
+        return self._left() if "channels" in aim else without_shared(self._left())
 
-        def build(aim: float) -> tuple[Choice, float]:
-            choice = self.at({**ready.options.target, LATENCY: aim}, name)
-            work = partial(measured_latency, ready, choice.plain.model)
-            return choice, during(self._progress, "measuring latency", work).ratio
+    def _with_lossless(self, candidate: Candidate) -> Candidate:
+        multiple = self.method.options.multiple
+        return Candidate(candidate.name, self.workspace.with_lossless(candidate.removal, multiple))
 
-        tried = solve_for_target(LATENCY, asked, start or asked, build)
-        best = best_of(asked, tried)
-        if best is None:
-            raise too_slow(asked, tried)
-        return best.result
+    def _allocations(self, aim: Mapping[str, float], scaling: str | None = None) -> list[Candidate]:
+        ranked, allocation = self._left(), self.method.options.allocation
+        comparable = self.method.criterion.comparable
+        simple = simple_candidates(ranked, aim, self.cost, comparable=comparable)
+        if allocation != "auto":
+            return [one for one in simple if one.name == allocation] or simple[:1]
+        try:
+            curved = knapsack_candidates(self._unshared(aim), aim, self.cost, scaling)
+        except TargetUnreachable:
+            curved = []
+        curved = curved or knapsack_candidates(ranked, aim, self.cost, scaling)
+        if not curved:
+            return simple[-1:] if "channels" not in aim else simple[:1]
+        return curved if self.method.compensation.refits_layers else curved[:1]
+
+    def _affordable_trials(self) -> int:
+        """How many trials are worth their time: at least two, fewer for large layers."""
+        analysis, calibration = self.workspace.current, self.workspace.calibration
+        assert calibration is not None
+        settings, work = _TRIAL.settings, 1.0
+        for layer in replaceable_layers(analysis.model, analysis.coupling):
+            groups, _, unknowns = layer.shape
+            if unknowns <= settings.largest:
+                rows = layer.row_count(layer.output_shape) * len(calibration.feeds)
+                rows = min(settings.rows, rows)
+                work += groups * unknowns**2 * (rows + _SOLVE_WORK * unknowns)
+        return max(2, int(_TRIAL_WORK / work))
 
 
-def measured_latency(ready: Ready, model: ir.Model) -> Latency:
-    """Time a model against the original, on the feed it was traced with."""
-    feed = ready.analysis.coupling.facts.first.feed
-    return measure_pair(ready.analysis.original, model, feed, ready.options.runtime, _SECONDS)
+def trial_feeds(workspace: Workspace, cost: CostModel) -> list[Mapping[str, NDArray[Any]]]:
+    """Batches that a trial takes: at least two, in turn fitted and held out.
+
+    Args:
+        workspace: the model and its batches.
+        cost: what one sample takes.
+    """
+    assert workspace.calibration is not None
+    feeds = workspace.calibration.feeds
+    rows = max(len(next(iter(feeds[0].values()))), 1)
+    traced = workspace.current.coupling.facts.first.feed
+    macs = feed_bytes(feeds[0]) / max(feed_bytes(traced), 1) * cost.whole["macs"]
+    most = max(_TRIAL_BATCHES, _TRIAL_SAMPLES // rows)
+    count = max(2, min(most, -int(-_TRIAL_MACS // max(2 * macs, 1))))
+    return spread_batches(feeds, count)
 
 
-def too_slow(asked: float, tried: list[Attempt[Any]]) -> TargetUnreachable:
-    """Say how fast it can get."""
-    least = min(one.ratio for one in tried)
+def measured_latency(analysis: Analysis, model: ir.Model, context: RunContext) -> Latency:
+    """Time a model against the reference model, on the feed it was traced with."""
+    feed = analysis.coupling.facts.first.feed
+    work = partial(measure_pair, analysis.original, model, feed, context.runtime, _LATENCY_SECONDS)
+    latency: Latency = during(context.progress, "measuring latency", work)
+    return latency
+
+
+def too_slow(rule: Secant, attempts: Sequence[Attempt[Any]]) -> TargetUnreachable:
+    """The error of a latency that no attempt met; names the lowest that was measured."""
+    least = min(attempt.ratios[rule.kind] for attempt in attempts)
     return TargetUnreachable(
-        f"the target {target_text({LATENCY: asked})} cannot be reached; the best that was measured "
-        f"is {target_text({LATENCY: least})}"
+        f"the target {target_text({rule.kind: rule.asked})} cannot be reached; the best that was "
+        f"measured is {target_text({rule.kind: least})}"
     )

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxprune import VerificationError
+from onnxprune.pruning.run import PruneRun
 from onnxprune.pruning.studies import sensitivity as sensing
-from onnxprune.pruning.studies import sweep as sweeping
 
 
 @pytest.fixture
@@ -81,11 +82,11 @@ def test_sweep_without_saving_leaves_no_models(run, given, tmp_path):
 def test_sweep_has_default_budgets(run, given, tmp_path, monkeypatch):
     asked = []
 
-    def fail(_ready, target, _progress):
+    def fail(_run, target):
         asked.append(target)
-        raise sweeping.VerificationError("not today")
+        raise VerificationError("not today")
 
-    monkeypatch.setattr(sweeping, "prune_ready", fail)
+    monkeypatch.setattr(PruneRun, "at", fail)
     run("sweep", *given, "--out", tmp_path)
     assert asked == [{"macs": one} for one in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)]
 
@@ -135,7 +136,7 @@ def test_sweep_that_reaches_nothing_ends_with_3(run, given, tmp_path):
 
 @pytest.mark.parametrize("finished", [0, 1])
 def test_interrupted_sweep_says_what_is_there(run, given, tmp_path, monkeypatch, finished):
-    real = sweeping.prune_ready
+    real = PruneRun.at
     calls = []
 
     def interrupted(*arguments):
@@ -144,7 +145,7 @@ def test_interrupted_sweep_says_what_is_there(run, given, tmp_path, monkeypatch,
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(sweeping, "prune_ready", interrupted)
+    monkeypatch.setattr(PruneRun, "at", interrupted)
     outcome = run("sweep", *given, "--out", tmp_path / "o", "--target", "macs=0.7,0.5", "-q")
     assert outcome.code == 130
     expected = "sweep.json holds what was finished" if finished else "nothing was written"

@@ -153,9 +153,9 @@ def test_blocks_of_a_network_that_onnxruntime_has_fused(samples: Weights) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"calibration": None, "target": {"macs": 0.5}}, "give --calibration"),
-        ({"compensate": "mean", "target": {"macs": 0.5}}, "no other compensation"),
-        ({"target": {"channels": 0.5}}, "give macs, params"),
+        ({"calibration": None, "target": {"macs": 0.5}}, "requires calibration samples"),
+        ({"compensate": "mean", "target": {"macs": 0.5}}, "compensate=least-squares"),
+        ({"target": {"channels": 0.5}}, "use macs, params"),
     ],
 )
 def test_what_blocks_cannot_be_weighed_with(

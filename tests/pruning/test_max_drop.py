@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from helpers.paths import MODELS
 
 import onnxprune
 from onnxprune import InputError, NothingPrunable, TargetUnreachable
-from onnxprune.pruning import max_drop
 from onnxprune.pruning.max_drop import Limit, prune_within
 from onnxprune.verification.quality import Quality
 
@@ -31,6 +31,14 @@ class Bench:
     def after(self, dead):
         return {"macs": self.macs, "params": 10}
 
+    def at(self, target):
+        (share,) = target.values()
+        if share < self.least:
+            raise TargetUnreachable("too much")
+        if share > 0.995:
+            raise NothingPrunable("nothing goes")
+        return SimpleNamespace(cut=SimpleNamespace(model=share), target=target)
+
     def limit(self, most):
         return Limit(most, self)
 
@@ -39,40 +47,31 @@ class Bench:
 
 
 @pytest.fixture
-def within(monkeypatch):
+def within():
     """Prune a made-up model, whose result is the share that it keeps."""
 
-    def pruned(ready, target, progress):
-        (share,) = target.values()
-        if share < ready.least:
-            raise TargetUnreachable("too much")
-        if share > 0.995:
-            raise NothingPrunable("nothing goes")
-        return type("CutModel", (), {"model": share})
-
-    monkeypatch.setattr(max_drop, "prune_ready", pruned)
-    return lambda bench, most, goal=None: prune_within(bench, bench.limit(most), goal, None)
+    return lambda bench, most, goal=None: prune_within(bench, bench.limit(most), goal)
 
 
 @pytest.mark.parametrize(("most", "share"), [(0, 0.9), (1, 0.8), (5, 0.4), (8.9, 0.01)])
 def test_as_far_as_the_limit_allows(within, most, share):
     bench = Bench(lambda kept: max(0, 0.9 - kept) * 10)
     found = within(bench, most)
-    assert found.target == {"macs": pytest.approx(share, abs=0.011)}
+    assert found.pruned.target == {"macs": pytest.approx(share, abs=0.011)}
     assert found.quality.drop <= most
 
 
 def test_parameters_count_where_nothing_is_multiplied(within):
-    assert within(Bench(lambda kept: 0, macs=0), 1).target.keys() == {"params"}
+    assert within(Bench(lambda kept: 0, macs=0), 1).pruned.target.keys() == {"params"}
 
 
 def test_what_cannot_be_reached_bounds_the_way(within):
     found = within(Bench(lambda kept: 0, least=0.3), 1)
-    assert found.target["macs"] == pytest.approx(0.3, abs=0.011)
+    assert found.pruned.target["macs"] == pytest.approx(0.3, abs=0.011)
 
 
 def test_a_goal_within_the_limit_is_met_and_not_passed(within):
-    assert within(Bench(lambda kept: 1), 2, {"params": 0.6}).target == {"params": 0.6}
+    assert within(Bench(lambda kept: 1), 2, {"params": 0.6}).pruned.target == {"params": 0.6}
 
 
 def test_a_goal_beyond_the_limit_is_refused_with_how_far_one_can_go(within):

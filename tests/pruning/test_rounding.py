@@ -21,7 +21,8 @@ from onnxprune.coupling.analysis import analyse
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.options import PruneOptions
-from onnxprune.pruning.prepare import prepare_run
+from onnxprune.pruning.method import Method
+from onnxprune.pruning.run import PruneRun
 
 TWO_LAYERS = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 6] x) => (float[N, 4] y)
@@ -134,12 +135,9 @@ def test_parts_of_a_group_that_share_an_axis_keep_multiples_together() -> None:
     )
     loaded = load(proto)
     samples = read_samples(feed(proto, 16), input_specs(loaded.model))
-    ready = prepare_run(
-        analyse(loaded.model, RunContext(samples, None, options.runtime, options.seed)),
-        options,
-        samples,
-    )
-    (ranked,) = (one for one in ready.ranked if one.parts)
+    context = RunContext(samples, None, options.runtime, options.seed)
+    run = PruneRun(analyse(loaded.model, context), Method.of(options), context)
+    (ranked,) = (one for one in run.ranked(options.target) if one.parts)
     group = ranked.group
     for ends in itertools.product(*(range(len(part.steps) + 1) for part in ranked.parts)):
         chosen = zip(ranked.parts, ends, strict=True)

@@ -12,29 +12,28 @@ import numpy as np
 
 from onnxprune.calibration.batches import spread_pairs
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.moments import Calibration
 from onnxprune.calibration.samples import CalibrationSource, read_samples
-from onnxprune.compensation.compensate import compensate
+from onnxprune.compensation.compensate import Effort
 from onnxprune.compensation.least_squares import Settings
 from onnxprune.compensation.regression.linear_layers import replaceable_layers
-from onnxprune.coupling.analysis import analyse
-from onnxprune.coupling.cut import Cut, CutError, Removal
-from onnxprune.errors import InputError, RuntimeFailure, VerificationError
+from onnxprune.coupling.analysis import Analysis, analyse
+from onnxprune.coupling.cut import Cut, Removal
+from onnxprune.errors import InputError
 from onnxprune.importance.ranked import RankedGroup
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import ModelSource, load
 from onnxprune.model.runtime import matrix_threads
 from onnxprune.model.save import check_writable
 from onnxprune.progress import Progress, silent
-from onnxprune.pruning.build import build
-from onnxprune.pruning.prepare import Ready, held_out_batches, prepare_run
+from onnxprune.pruning.build import FAILURES, build_plain
+from onnxprune.pruning.method import Method
 from onnxprune.pruning.quality import known_labels
+from onnxprune.pruning.run import PruneRun
 from onnxprune.pruning.studies.sensitivity_result import Sensitivity
 from onnxprune.pruning.studies.study import study_of, study_options
 from onnxprune.report.records import GroupCut, GroupSensitivity
 from onnxprune.surgery.operators.normalisation import restrict_statistics
 from onnxprune.surgery.slicing import zero_removed
-from onnxprune.verification.divergence import DivergenceEvaluator
 
 KEEP = (0.75, 0.5, 0.25)
 """Fractions of its units that a group keeps."""
@@ -43,7 +42,6 @@ _KINDS = ("params", "macs")
 _BATCHES = 8
 _FEWEST_ROWS, _MOST_ROWS = 8_192, 32_768
 _ROWS_PER_UNKNOWN = 8
-_FAILURES = (CutError, VerificationError, RuntimeFailure)
 
 
 def sensitivity(
@@ -95,90 +93,87 @@ def sensitivity(
         raise InputError(
             f"{file}: is of another study: {', '.join(differing)} differ; name another file"
         )
-    analysis = analyse(
-        loaded.model,
-        RunContext(samples, None, options.runtime, options.seed),
-        normalised_axes=options.normalised_axes,
-    )
-    names = [one.name for one in analysis.selected(options.include, options.exclude)]
+    context = RunContext(samples, known, options.runtime, options.seed, progress)
+    analysis = analyse(loaded.model, context, normalised_axes=options.normalised_axes)
+    names = [group.name for group in analysis.selected(options.include, options.exclude)]
     if before is not None and not {*names[first - 1 :: every]} & {*before.missing}:
         return before
-    ready = prepare_run(analysis, options, samples, progress, known)
-    full = ready.cost.after(())
-    found = Sensitivity(study, {kind: int(full[kind]) for kind in _KINDS}, tuple(names))
-    found = found.with_rows(before.rows) if before is not None else found
-    mine = ready.ranked[first - 1 :: every]
-    waiting = [one for one in mine if one.group.name in found.missing]
+    run = PruneRun(analysis, Method.of(options), context)
+    full = run.cost.after(())
+    result = Sensitivity(study, {kind: int(full[kind]) for kind in _KINDS}, tuple(names))
+    result = result.with_rows(before.rows) if before is not None else result
+    mine = run.ranked(options.target)[first - 1 :: every]
+    waiting = [ranked for ranked in mine if ranked.group.name in result.missing]
     with matrix_threads(options.runtime.threads):
-        trials = _Trials(ready)
-        for one in progress(waiting, "cutting each group", len(waiting)):
-            found = found.with_rows([trials.of(one, fractions)])
+        trials = _Trials(run)
+        for ranked in progress(waiting, "cutting each group", len(waiting)):
+            result = result.with_rows([trials.of(ranked, fractions)])
             if file is not None:
-                found.write(file)
-    return found
+                result.write(file)
+    return result
 
 
 class _Trials:
     """Cuts of single groups, with everything that does not depend on the group shared."""
 
-    def __init__(self, ready: Ready) -> None:
-        self._ready = ready
-        calibration = ready.prepared.calibration
+    def __init__(self, run: PruneRun) -> None:
+        calibration, compensation = run.workspace.calibration, run.method.compensation
         assert calibration is not None
-        feeds = spread_pairs(calibration.feeds, _BATCHES)
-        self._calibration: Calibration = replace(calibration, feeds=feeds)
-        self._judge = _judge(ready)
-        self._settings = _settings(ready)
+        self._run = run
+        self._analysis = run.workspace.current
+        self._calibration = replace(calibration, feeds=spread_pairs(calibration.feeds, _BATCHES))
+        self._context = replace(run.context, progress=silent)
+        self._effort = Effort(_settings(self._analysis))
+        # least squares measures the divergence itself
+        self._evaluator = None if compensation.refits_layers else run.evaluator()
 
-    def of(self, one: RankedGroup, keep: Sequence[float]) -> GroupSensitivity:
+    def of(self, ranked: RankedGroup, keep: Sequence[float]) -> GroupSensitivity:
         """Measure one group."""
-        group = one.group
+        group = ranked.group
         row = GroupSensitivity(group.name, group.kind, group.size)
-        if not one.steps:
-            return replace(row, reason="nothing of it can go alone")
-        ends = [_nearest(one, fraction) for fraction in keep]
-        if why := self._why_not(_prefix(one, max(ends))):
+        if not ranked.steps:
+            return replace(row, reason="no unit of it can be removed alone")
+        ends = [_nearest(ranked, fraction) for fraction in keep]
+        if why := self._why_not(_prefix(ranked, max(ends))):
             return replace(row, reason=why)
-        cuts = {end: self._cut(one, end) for end in dict.fromkeys(ends)}
-        found = (replace(cuts[end], keep=share) for end, share in zip(ends, keep, strict=True))
-        return replace(row, cuts=tuple(found))
+        cuts = {end: self._cut(ranked, end) for end in dict.fromkeys(ends)}
+        return replace(
+            row,
+            cuts=tuple(
+                replace(cuts[end], keep=share) for end, share in zip(ends, keep, strict=True)
+            ),
+        )
 
     def _why_not(self, removal: Removal) -> str:
         """Why a removal cannot be carried out; empty where it can."""
-        plain = replace(self._ready.options, compensate="none")
         try:
-            build(self._ready.prepared.analysis, removal, plain, None)
-        except _FAILURES as error:
+            build_plain(self._analysis, removal, self._context)
+        except FAILURES as error:
             return str(error)
         return ""
 
-    def _cut(self, one: RankedGroup, end: int) -> GroupCut:
-        removal = _prefix(one, end)
-        cost, dead = self._ready.cost, removal.removed_units()
-        before, after = cost.after(()), cost.after(dead)
+    def _cut(self, ranked: RankedGroup, end: int) -> GroupCut:
+        removal = _prefix(ranked, end)
+        cost, removed = self._run.cost, removal.removed_units()
+        before, after = cost.after(()), cost.after(removed)
         saved = {kind: int(before[kind] - after[kind]) for kind in _KINDS}
-        left = one.group.size - int(np.isin(one.group.units, dead).sum())
+        left = ranked.group.size - int(np.isin(ranked.group.units, removed).sum())
         try:
             return GroupCut(0.0, left, self._divergence(removal), saved)
-        except _FAILURES as error:
+        except FAILURES as error:
             return GroupCut(0.0, left, None, saved, str(error))
 
     def _divergence(self, removal: Removal) -> float:
-        analysis, options = self._ready.prepared.analysis, self._ready.options
-        trial = compensate(analysis, removal, options, self._calibration, settings=self._settings)
-        if self._judge is None:
+        compensation = self._run.method.compensation
+        trial = compensation.apply(
+            self._analysis, removal, self._calibration, self._context, self._effort
+        )
+        if self._evaluator is None:
             return trial.divergence if trial.divergence is not None else math.inf
         cut = Cut(trial.full.coupling, removal.removed_units())
         zero_removed(trial.full.model, cut)
         restrict_statistics(trial.full.model, cut)
-        return self._judge.divergence(trial.full.model)
-
-
-def _judge(ready: Ready) -> DivergenceEvaluator | None:
-    """What measures divergence; least squares does so itself."""
-    if ready.options.compensate == "least-squares":
-        return None
-    return DivergenceEvaluator(ready.analysis.model, held_out_batches(ready), ready.options.runtime)
+        return self._evaluator.divergence(trial.full.model)
 
 
 def _checked(keep: Sequence[float]) -> list[float]:
@@ -202,20 +197,19 @@ def _checked_shard(shard: tuple[int, int] | None) -> tuple[int, int]:
     return number, count
 
 
-def _nearest(one: RankedGroup, keep: float) -> int:
+def _nearest(ranked: RankedGroup, keep: float) -> int:
     """How many steps of the removal order, at least one, leave about this fraction."""
-    distances = [abs(1 - step.fraction - keep) for step in one.steps]
+    distances = [abs(1 - step.fraction - keep) for step in ranked.steps]
     return int(np.argmin(distances)) + 1
 
 
-def _prefix(one: RankedGroup, end: int) -> Removal:
-    classes = sorted(each for step in one.steps[:end] for each in step.units)
-    return Removal({one.group.name: tuple(classes)})
+def _prefix(ranked: RankedGroup, end: int) -> Removal:
+    units = sorted(unit for step in ranked.steps[:end] for unit in step.units)
+    return Removal({ranked.group.name: tuple(units)})
 
 
-def _settings(ready: Ready) -> Settings:
+def _settings(analysis: Analysis) -> Settings:
     """Least squares with little effort: as few rows as the widest layer can do with."""
-    analysis = ready.prepared.analysis
     layers = replaceable_layers(analysis.model, analysis.coupling)
     widest = max((layer.shape[2] for layer in layers), default=1)
     rows = min(max(_ROWS_PER_UNKNOWN * widest, _FEWEST_ROWS), _MOST_ROWS)

@@ -12,18 +12,17 @@ from typing import Any
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, read_samples
-from onnxprune.calibration.streams import Samples
 from onnxprune.coupling.analysis import analyse
 from onnxprune.errors import InputError, NothingPrunable, VerificationError
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, ModelSource, load, loaded_bytes
 from onnxprune.model.save import check_writable
-from onnxprune.options import LATENCY, PruneOptions, check_targets, target_text
+from onnxprune.options import check_targets, target_text
 from onnxprune.progress import Progress, silent
-from onnxprune.pruning.prepare import Ready, held_out_batches, prepare_run
-from onnxprune.pruning.quality import divided, known_labels
-from onnxprune.pruning.results import Outcome, PruneResult
-from onnxprune.pruning.run import prune_ready
+from onnxprune.pruning.method import Method
+from onnxprune.pruning.quality import known_labels, quality_measure
+from onnxprune.pruning.results import PruneResult, build_result
+from onnxprune.pruning.run import PruneRun
 from onnxprune.pruning.studies.study import study_of, study_options
 from onnxprune.pruning.studies.sweep_result import (
     Sweep,
@@ -105,31 +104,29 @@ def sweep(
     missing = [one for one in wanted if not _is_finished(done, one, target_folder, save)]
     compared = [(b, one) for b in baselines for one in wanted if done.find(one, b) is None]
     if missing or compared:
-        # widths are rounded for latency, and would stay so for what comes after it
-        waiting = missing or wanted
-        base = next((one for one in waiting if LATENCY not in one), waiting[0])
-        options = replace(options, target=base)
-        _, measure, _ = divided(loaded, samples, known, None, options)
+        measure = quality_measure(loaded.model, samples, known, None, options, options.runtime)
+        headed = _HeadedProgress(progress)
+        context = RunContext(samples, known, options.runtime, options.seed, headed)
         analysis = analyse(
             loaded.model,
-            RunContext(samples, None, options.runtime, options.seed),
+            context,
             normalised_axes=options.normalised_axes,
             file_bytes=loaded_bytes(loaded),
         )
-        ready = prepare_run(analysis, options, samples, progress, known)
-        judge = DivergenceEvaluator(analysis.model, held_out_batches(ready), options.runtime)
-        run = _Run(loaded, ready, options, samples, judge, measure, measure_latency)
+        run = PruneRun(analysis, Method.of(options), context)
+        points = _Points(loaded, run, run.evaluator(), measure, measure_latency)
         if target_folder is not None:
             make_folder(target_folder)
         for number, target in enumerate(missing, 1):
-            told = _headed(progress, f"{target_text(target)} ({number} of {len(missing)}): ")
-            done = done.with_point(run.point(target, told))
+            headed.heading = f"{target_text(target)} ({number} of {len(missing)}): "
+            done = done.with_point(points.at(target))
             if target_folder is not None:
                 done = _kept(done, target_folder, save=save)
         for name in dict.fromkeys(name for name, _ in compared):
             targets = [one for other, one in compared if other == name]
+            baseline = points.baseline(name)
             for target in progress(targets, f"baseline {name}", len(targets)):
-                point = run.baseline(name).point(target)
+                point = baseline.at(target)
                 done = done.with_point(replace(point, baseline=name, run=None))
     done = _ordered(done, wanted)
     if target_folder is not None:
@@ -138,25 +135,23 @@ def sweep(
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What all points share."""
+class _Points:
+    """Makes the points of a sweep, with everything that does not depend on the target shared."""
 
     loaded: LoadedModel
-    ready: Ready
-    options: PruneOptions
-    samples: Samples
-    judge: DivergenceEvaluator
+    run: PruneRun
+    evaluator: DivergenceEvaluator
     measure: QualityMeasure | None
     measure_latency: bool | None
 
-    def baseline(self, criterion: str) -> _Run:
-        """The same model cut in a simple way: each group by the same fraction, nothing made up for.
+    def baseline(self, criterion: str) -> _Points:
+        """The same model with each group cut by the same fraction, without compensation.
 
         Raises:
             InputError: for a criterion that is unknown or needs samples.
         """
         options = replace(
-            self.options,
+            self.run.method.options,
             criterion=criterion,
             compensate="none",
             allocation="uniform",
@@ -164,21 +159,22 @@ class _Run:
             steps=1,
             blocks=False,
         )
-        ready = prepare_run(self.ready.analysis, options)
-        return replace(self, ready=ready, options=options)
+        context = replace(self.run.context, samples=None, labels=None, progress=silent)
+        return replace(self, run=PruneRun(self.run.analysis, Method.of(options), context))
 
-    def point(self, target: Mapping[str, float], progress: Progress[Any] = silent) -> SweepPoint:
+    def at(self, target: Mapping[str, float]) -> SweepPoint:
         """Prune to one target and measure."""
         begun = time.perf_counter()
         try:
-            built = prune_ready(self.ready, target, progress)
+            pruned = self.run.at(target)
         except (NothingPrunable, VerificationError) as error:
             status = "unreachable" if isinstance(error, NothingPrunable) else "failed"
             return SweepPoint(target, status, str(error), seconds=time.perf_counter() - begun)
-        options = replace(self.options, target=target)
-        quality = self.measure.of(built.model) if self.measure is not None else None
-        outcome = Outcome(self.loaded, self.ready.analysis, built, options, self.samples, quality)
-        run = outcome.finished(self.measure_latency, begun, progress)
+        model = pruned.cut.model
+        quality = self.measure.of(model) if self.measure is not None else None
+        run = build_result(
+            self.loaded, pruned, self.run.context, quality, self.measure_latency, begun
+        )
         figures = run.report.to_dict()
         return SweepPoint(
             target,
@@ -187,7 +183,7 @@ class _Run:
             channels=self._channels(run),
             latency=figures["latency"],
             outputs=tuple(_with_noise(one) for one in figures["outputs"]),
-            divergence=self.judge.divergence(built.model),
+            divergence=self.evaluator.divergence(model),
             quality=figures["quality"],
             seconds=time.perf_counter() - begun,
             widths=run.report.widths,
@@ -196,8 +192,8 @@ class _Run:
 
     def _channels(self, run: PruneResult) -> float:
         """Fraction of the units that is left."""
-        removed = sum(len(one.removed) for one in run.plan.groups)
-        return 1 - removed / sum(group.size for group in self.ready.groups)
+        removed = sum(len(group.removed) for group in run.plan.groups)
+        return 1 - removed / sum(group.size for group in self.run.groups)
 
 
 def _checked(targets: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
@@ -271,10 +267,18 @@ def _with_noise(output: Mapping[str, Any]) -> dict[str, Any]:
     return {"snr_db": noise, **output}
 
 
-def _headed(progress: Progress[Any], heading: str) -> Progress[Any]:
-    """Say in front of every description what it is for."""
+class _HeadedProgress:
+    """A progress callback with a heading in front of every description.
 
-    def told(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
-        return progress(items, heading + description, total)
+    Attributes:
+        heading: what the present work is for.
+    """
 
-    return told
+    def __init__(self, progress: Progress[Any]) -> None:
+        self.heading = ""
+        self._progress = progress
+
+    def __call__(
+        self, items: Iterable[Any], description: str, total: int | None = None
+    ) -> Iterator[Any]:
+        return self._progress(items, self.heading + description, total)

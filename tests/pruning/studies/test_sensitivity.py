@@ -154,7 +154,7 @@ def test_a_group_that_cannot_be_cut_says_why(monkeypatch: pytest.MonkeyPatch) ->
         if "w2[1]" in removal.units:
             raise RuntimeFailure("no such kernel")
 
-    monkeypatch.setattr(sensing, "build", refuse)
+    monkeypatch.setattr(sensing, "build_plain", refuse)
     found = sense()
     assert [one.reason for one in found.rows] == ["", "no such kernel", ""]
     assert found.rows[1].cuts == ()

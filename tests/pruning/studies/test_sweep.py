@@ -15,9 +15,9 @@ from helpers.paths import MODELS
 import onnxprune
 from onnxprune import InputError, Sweep
 from onnxprune.errors import VerificationError
-from onnxprune.pruning.studies import sweep as sweeping
-from onnxprune.pruning.studies.sweep_result import SweepPoint, file_stem
-from onnxprune.report.records import Study
+from onnxprune.pruning.run import PruneRun
+from onnxprune.pruning.studies.sweep_result import file_stem
+from onnxprune.report.records import Study, SweepPoint
 
 TWO_LAYERS = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 6] x) => (float[N, 4] y)
@@ -55,13 +55,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """Targets that are pruned to from now on."""
     asked: list[dict[str, float]] = []
-    real = sweeping.prune_ready
+    real = PruneRun.at
 
-    def prune_ready(ready: Any, target: Any, progress: Any) -> Any:
+    def at(run: PruneRun, target: Any) -> Any:
         asked.append(dict(target))
-        return real(ready, target, progress)
+        return real(run, target)
 
-    monkeypatch.setattr(sweeping, "prune_ready", prune_ready)
+    monkeypatch.setattr(PruneRun, "at", at)
     return asked
 
 
@@ -140,7 +140,7 @@ def test_a_result_that_fails_is_a_point_with_a_reason(monkeypatch: pytest.Monkey
     def fail(*_: Any) -> Any:
         raise VerificationError("it differs")
 
-    monkeypatch.setattr(sweeping, "prune_ready", fail)
+    monkeypatch.setattr(PruneRun, "at", fail)
     (point,) = sweep(targets=budgets(0.5)).points
     assert (point.status, point.reason, point.done) == ("failed", "it differs", False)
 
@@ -225,15 +225,15 @@ def test_a_sweep_in_memory_can_be_saved_later(tmp_path: Path) -> None:
 def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "out"
     asked = counted(monkeypatch)
-    real = sweeping.prune_ready
+    real = PruneRun.at
 
-    def interrupted(ready: Any, target: Any, progress: Any) -> Any:
+    def interrupted(run: PruneRun, target: Any) -> Any:
         if target == {"macs": 0.5}:
             raise KeyboardInterrupt
-        return real(ready, target, progress)
+        return real(run, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweeping, "prune_ready", interrupted)
+        patch.setattr(PruneRun, "at", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sweep(targets=budgets(0.8, 0.5, 0.4), folder=folder)
     assert [dict(one.target) for one in Sweep.load(folder).points] == budgets(0.8)
