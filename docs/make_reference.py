@@ -1,4 +1,4 @@
-"""Write docs/reference.md from the docstrings of the public names; needs griffe2md (extra dev).
+"""Write docs/reference.md from docstrings and declared options; needs griffe2md (extra dev).
 
 With `--check` nothing is written: exit code 1 says that the page is not up to date.
 """
@@ -9,18 +9,30 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import griffe
 from griffe2md import ConfigDict, render_object_docs
+from onnxprune.passes.pipeline.registry import BUILT_IN, find_pass
 
 import onnxprune
+from onnxprune.declaration import Option
+from onnxprune.options import LABELS, METRIC, OPTIONS, RUNTIME_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "reference.md"
 HEAD = """# Reference
 
-Made from the docstrings by `make reference`; all of it can be imported from `onnxprune`.
+Made from docstrings and declared options by `make reference`: what can be imported from
+`onnxprune`, then the [options of `prune`](#options-of-prune) and of the other
+[passes](#options-of-passes).
+"""
+OPTIONS_HEAD = """## Options of `prune`
+
+Parameters of `onnxprune.prune`, flags of `onnxprune prune` (with - for _) and options of the pass
+`prune`; most are options of `sweep` and `sensitivity` too.
+
 """
 LOOK = ConfigDict(
     heading_level=2,
@@ -67,7 +79,30 @@ def reference() -> str:
         path = f"{home.__module__.removeprefix('onnxprune.')}.{home.__qualname__}"
         text = HEADING.sub(r"\1\2", render_object_docs(package[path], LOOK))
         parts.append(LINK.sub(_link, text))
+    parts.append(OPTIONS_HEAD + table((*OPTIONS, LABELS, METRIC, *RUNTIME_OPTIONS)))
+    parts.append("## Options of passes\n")
+    for name in (name for name in BUILT_IN if name != "prune"):
+        described = find_pass(name)
+        parts.append(f"### `{name}`\n\n{described.summary}\n\n{table(described.options)}")
     return "\n".join(parts)
+
+
+def table(options: Iterable[Option]) -> str:
+    """Options as a Markdown table."""
+    rows = ["| option | expects | default | |", "| --- | --- | --- | --- |"]
+    for option in options:
+        default = option.default
+        if option.required:
+            shown = "required"
+        elif isinstance(default, bool):
+            shown = str(default).lower()
+        elif isinstance(default, tuple):
+            shown = ", ".join(default)
+        else:
+            shown = "" if default is None else str(default)
+        cells = (f"`{option.name}`", option.expects, shown, option.help)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n" if len(rows) > 2 else "No options.\n"
 
 
 def main() -> int:

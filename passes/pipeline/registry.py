@@ -25,7 +25,7 @@ from onnxprune.calibration.scripts import FUNCTION, first_line, load_attribute
 from onnxprune.declaration import Option
 from onnxprune.errors import InputError, nearest
 
-_BUILT_IN = {
+BUILT_IN = {
     "remove-lossless": "onnxprune.passes.remove_lossless:RemoveLosslessUnits",
     "merge-duplicates": "onnxprune.passes.merge_duplicates:MergeDuplicates",
     "prune": "onnxprune.passes.prune:Prune",
@@ -91,8 +91,8 @@ def installed_passes() -> list[InstalledPass]:
 
     A pass of another package that cannot be loaded is listed too, with the reason.
     """
-    found = [find_pass(name) for name in _BUILT_IN]
-    for name in sorted(entry_points(group=_ENTRY_POINTS).names - _BUILT_IN.keys()):
+    found = [find_pass(name) for name in BUILT_IN]
+    for name in sorted(entry_points(group=_ENTRY_POINTS).names - BUILT_IN.keys()):
         try:
             found.append(find_pass(name))
         except InputError as error:
@@ -109,8 +109,8 @@ def find_pass(name: str) -> InstalledPass:
     Raises:
         InputError: when there is none of this name (with the nearest one), or it cannot be loaded.
     """
-    if name in _BUILT_IN:
-        return _described(name, _imported(name, _BUILT_IN[name]), "onnxprune")
+    if name in BUILT_IN:
+        return _described(name, _imported(name, BUILT_IN[name]), "onnxprune")
     for entry in entry_points(group=_ENTRY_POINTS, name=name):
         try:
             made_by = entry.load()
@@ -124,7 +124,7 @@ def find_pass(name: str) -> InstalledPass:
         return _described(name, load_attribute(name, "pass"), name.rpartition(":")[0])
     if _ATTRIBUTE.fullmatch(name):
         return _described(name, _imported(name, name), name.partition(".")[0].partition(":")[0])
-    known = [*_BUILT_IN, *sorted(entry_points(group=_ENTRY_POINTS).names)]
+    known = [*BUILT_IN, *sorted(entry_points(group=_ENTRY_POINTS).names)]
     raise InputError(
         f"unknown pass {name!r}{nearest(name, known)}; a pass of your own is file.py:name"
     )
