@@ -16,8 +16,8 @@ import onnxprune
 from onnxprune import InputError, Sweep
 from onnxprune.errors import VerificationError
 from onnxprune.pruning.run import PruneRun
-from onnxprune.pruning.studies.sweep_result import file_stem
-from onnxprune.report.records import Study, SweepPoint
+from onnxprune.pruning.studies.sweep_result import SweepPoint, file_stem
+from onnxprune.report.records import Study
 
 TWO_LAYERS = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 6] x) => (float[N, 4] y)
