@@ -57,6 +57,17 @@ class RuntimeFailure(OnnxPruneError):
     """onnxruntime cannot load or run a model; the message is the first line of what it said."""
 
 
+def first_line(error: BaseException) -> str:
+    """First line of what an exception says; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def typed_line(error: BaseException) -> str:
+    """Type of an exception and first line of what it says."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)}" if str(error).strip() else kind
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: what it may have been meant to be."""
     names = list(known)

@@ -59,7 +59,7 @@ from onnxprune.calibration.batches import first_batches
 from onnxprune.calibration.feeds import Feed
 from onnxprune.calibration.streams import Samples, divide
 from onnxprune.cost.latency.measure import Latency
-from onnxprune.errors import CalibrationError, InputError
+from onnxprune.errors import CalibrationError, InputError, first_line
 from onnxprune.model.load import convert, load
 from onnxprune.model.protobuf import LARGEST_MESSAGE
 from onnxprune.model.runtime import Runtime
@@ -285,7 +285,7 @@ def _run_onnxruntime(model: ir.Model, settings: dict[str, Any]) -> ir.Model:
             quantise(folder / _PREPARED, folder / _RESULT, **settings)
             proto = onnx.load(folder / _RESULT)
         except Exception as error:  # onnxruntime.quantization raises all kinds of exceptions
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"onnxruntime cannot quantise the model: {reason}; "
                 "try the other mode or method minmax, or exclude the node"

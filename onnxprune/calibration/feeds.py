@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.errors import CalibrationError
+from onnxprune.errors import CalibrationError, first_line
 from onnxprune.model.inputs import InputSpec
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -152,8 +152,9 @@ def as_array(value: object, spec: InputSpec, where: str) -> Array:
     try:
         array = np.asarray(value)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CalibrationError(f"{where}: the input {spec.name!r} is no array: {reason}") from error
+        raise CalibrationError(
+            f"{where}: the input {spec.name!r} is no array: {first_line(error)}"
+        ) from error
     check_dtype(array.dtype, spec, where)
     return array
 

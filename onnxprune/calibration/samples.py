@@ -24,7 +24,7 @@ from onnxprune.calibration.streams import (
     npz_part,
     spool,
 )
-from onnxprune.errors import CalibrationError, InputError
+from onnxprune.errors import CalibrationError, InputError, first_line
 from onnxprune.model.inputs import InputSpec
 
 CalibrationSource: TypeAlias = Any
@@ -180,8 +180,7 @@ def read_labels(source: Any, samples: Samples, *, whole: bool = True) -> NDArray
         numbers = raw.dtype.kind in "iubf" and raw.ndim > 0
         all_whole = numbers and bool((labels == raw).all())
     except (OSError, ValueError, TypeError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{where}: cannot be read: {line}") from error
+        raise InputError(f"{where}: cannot be read: {first_line(error)}") from error
     if not (all_whole if whole else numbers):
         kind = "whole numbers" if whole else "numbers"
         raise InputError(f"{where}: expected {kind}, one for each sample")

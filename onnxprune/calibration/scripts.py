@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from onnxprune.errors import CalibrationError
+from onnxprune.errors import CalibrationError, typed_line
 from onnxprune.model.inputs import InputSpec
 
 FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
@@ -59,7 +59,7 @@ def load_attribute(source: str, purpose: str = "calibration") -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise CalibrationError(f"{where}: importing it: {first_line(error)}") from error
+        raise CalibrationError(f"{where}: importing it: {typed_line(error)}") from error
     finally:
         sys.path.remove(str(path.absolute().parent))
     if not hasattr(module, match["name"]):
@@ -85,12 +85,6 @@ def pb_feeds(
     if not sets:
         return None
     return lambda: (_read_set(each, specs, where) for each in sets)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the type and the first line of an exception's message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _input_files(folder: Path) -> list[Path]:
@@ -129,5 +123,5 @@ def _read_tensor(path: Path) -> onnx.TensorProto:
     except CalibrationError:
         raise
     except Exception as error:
-        raise CalibrationError(f"calibration {path}: is no tensor: {first_line(error)}") from error
+        raise CalibrationError(f"calibration {path}: is no tensor: {typed_line(error)}") from error
     return tensor

@@ -32,8 +32,7 @@ from onnxprune.calibration.feeds import (
     describe,
     fits,
 )
-from onnxprune.calibration.scripts import first_line
-from onnxprune.errors import CalibrationError, OnnxPruneError
+from onnxprune.errors import CalibrationError, OnnxPruneError, first_line, typed_line
 from onnxprune.model.inputs import InputSpec
 
 _IN_MEMORY = 16 * 2**20
@@ -199,8 +198,7 @@ def _archive(path: Path, where: str) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CalibrationError(f"{where}: cannot be read: {reason}") from error
+        raise CalibrationError(f"{where}: cannot be read: {first_line(error)}") from error
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -220,8 +218,7 @@ def _map(path: Path, where: str) -> Array:
         mapped = 0 not in shape and not dtype.hasobject
         array: Array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CalibrationError(f"{where}: cannot be read: {reason}") from error
+        raise CalibrationError(f"{where}: cannot be read: {first_line(error)}") from error
     return array
 
 
@@ -442,7 +439,7 @@ def _guarded(start: Callable[[], Iterable[object]], where: str) -> Iterator[obje
     except OnnxPruneError:
         raise
     except Exception as error:
-        raise CalibrationError(f"{where}: {first_line(error)}") from error
+        raise CalibrationError(f"{where}: {typed_line(error)}") from error
     while True:
         try:
             item = next(iterator)
@@ -451,7 +448,7 @@ def _guarded(start: Callable[[], Iterable[object]], where: str) -> Iterator[obje
         except OnnxPruneError:
             raise
         except Exception as error:
-            raise CalibrationError(f"{where}: {first_line(error)}") from error
+            raise CalibrationError(f"{where}: {typed_line(error)}") from error
         yield item
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, typed_line
 from onnxprune.model.outputs import SOFTMAX, ScoreLayout, gives_scores, output_producer
 
 LOSSES = ("cross-entropy", "mse")
@@ -248,8 +248,7 @@ def _called(function: Callable[..., Any], name: str, outputs: Any, labels: Any) 
     try:
         return function(dict(outputs), labels)
     except Exception as error:  # third-party code
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise InputError(f"the loss {name} raised {type(error).__name__}: {first}") from error
+        raise InputError(f"the loss {name} raised {typed_line(error)}") from error
 
 
 def _is_float(value: Any) -> bool:

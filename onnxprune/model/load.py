@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, first_line
 from onnxprune.model.protobuf import (
     LARGEST_MESSAGE,
     from_proto,
@@ -252,8 +252,7 @@ def _root_cause(error: BaseException) -> str:
     """Return the first line of the innermost message; onnx-ir's outer ones quote whole graphs."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return first_line(error)[:300]
 
 
 def inline_functions(model: ir.Model) -> bool:
@@ -333,8 +332,9 @@ def graph_to_proto(graph: gs.Graph) -> onnx.ModelProto:
     try:
         proto: onnx.ModelProto = gs.export_onnx(graph)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"onnx-graphsurgeon cannot export the graph: {reason}") from error
+        raise InputError(
+            f"onnx-graphsurgeon cannot export the graph: {first_line(error)}"
+        ) from error
     for tensor in proto.graph.initializer:
         # graphsurgeon keeps the mark of a constant whose values it has already read
         if tensor.data_location == onnx.TensorProto.EXTERNAL and not tensor.external_data:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import onnx_ir as ir
 
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, first_line
 from onnxprune.model.protobuf import hollow, serialise, to_proto
 from onnxprune.model.tensors import (
     INLINE_LIMIT,
@@ -169,8 +169,7 @@ def _serialised(model: ir.Model, path: Path) -> bytes:
     try:
         return serialise(store_sparse(model, to_proto(model)))
     except ValueError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: the model cannot be written: {reason}") from error
+        raise InputError(f"{path}: the model cannot be written: {first_line(error)}") from error
 
 
 def _data_path(path: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.cost.latency.cache import machine
+from onnxprune.cost.latency.cache import machine, processor_name
 from onnxprune.coupling.groups import Group
 from onnxprune.importance.ranked import RankedGroup
 from onnxprune.model.runtime import Runtime
@@ -86,7 +86,7 @@ def provenance_of(
         options=dict(options),
         versions=versions,
         machine={
-            "processor": _processor_name(),
+            "processor": processor_name(),
             "cores": known["cores"],
             "providers": known["providers"],
             "threads": known["threads"] if known["threads"] != "0" else "chosen by onnxruntime",
@@ -112,13 +112,3 @@ def _version(library: str) -> str:
         return version(library)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _processor_name() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()

@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.errors import RuntimeFailure, VerificationError
+from onnxprune.errors import RuntimeFailure, VerificationError, first_line
 from onnxprune.model.execution import Execution, open_session
 from onnxprune.model.outputs import output_producer
 from onnxprune.model.protobuf import skeleton, to_proto
@@ -274,7 +274,7 @@ def _checker_complaint(model: ir.Model) -> str:
     try:
         onnx.checker.check_model(proto)
     except Exception as error:  # the checker raises several unrelated types
-        return str(error).splitlines()[0]
+        return first_line(error)
     return ""
 
 

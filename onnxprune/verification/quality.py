@@ -19,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.streams import Samples, numbered
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, typed_line
 from onnxprune.model.execution import open_session, run
 from onnxprune.model.outputs import gives_scores, output_producer
 from onnxprune.model.runtime import Runtime
@@ -131,8 +131,7 @@ class QualityMeasure:
         try:
             value = float(metric(dict(outputs), self._labels))
         except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0]
-            raise InputError(f"the metric {name} raised {type(error).__name__}: {first}") from error
+            raise InputError(f"the metric {name} raised {typed_line(error)}") from error
         if not math.isfinite(value):
             raise InputError(f"the metric {name} gave {value}, expected a finite number")
         return name, value

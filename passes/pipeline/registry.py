@@ -21,9 +21,9 @@ from typing import Any
 from onnxprune.passes.pipeline.adapters import options_of_pass
 from onnxprune.passes.pipeline.targets import with_of
 
-from onnxprune.calibration.scripts import FUNCTION, first_line, load_attribute
+from onnxprune.calibration.scripts import FUNCTION, load_attribute
 from onnxprune.declaration import Option
-from onnxprune.errors import InputError, nearest
+from onnxprune.errors import InputError, nearest, typed_line
 
 BUILT_IN = {
     "remove-lossless": "onnxprune.passes.remove_lossless:RemoveLosslessUnits",
@@ -115,7 +115,7 @@ def find_pass(name: str) -> InstalledPass:
         try:
             made_by = entry.load()
         except Exception as error:  # somebody else's code
-            reason = first_line(error)
+            reason = typed_line(error)
             raise InputError(
                 f"pass {name!r} ({entry.value}): cannot be loaded: {reason}"
             ) from error
@@ -135,7 +135,7 @@ def _imported(name: str, source: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except Exception as error:
-        raise InputError(f"pass {name!r}: cannot be imported: {first_line(error)}") from error
+        raise InputError(f"pass {name!r}: cannot be imported: {typed_line(error)}") from error
 
 
 def _described(name: str, made_by: Any, source: str) -> InstalledPass:

@@ -31,7 +31,6 @@ from onnxprune.passes.pipeline.targets import OF, TARGET, given_target, remainin
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.feeds import Feed, batch_rows
 from onnxprune.calibration.moments import BATCH
-from onnxprune.calibration.scripts import first_line
 from onnxprune.calibration.streams import FeedSamples, Samples
 from onnxprune.cost.latency.measure import Latency, measure_pair
 from onnxprune.coupling.analysis import Analysis, analyse
@@ -42,6 +41,7 @@ from onnxprune.errors import (
     RuntimeFailure,
     TargetUnreachable,
     VerificationError,
+    typed_line,
 )
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
@@ -187,7 +187,7 @@ def make(step: Step, context: Context, options: Mapping[str, Any] | None = None)
     except Exception as error:
         if step.installed.ours:
             raise
-        raise InputError(f"{step.where}: cannot be made: {first_line(error)}") from error
+        raise InputError(f"{step.where}: cannot be made: {typed_line(error)}") from error
 
 
 def _carried_out(stage: Stage, step: Step, preferences: tuple[Preference, ...]) -> _Made:
@@ -255,7 +255,7 @@ def _called(one: Any, model: ir.Model, step: Step) -> ir.passes.PassResult:
     except Exception as error:
         if step.installed.ours:
             raise
-        raise InputError(f"{step.where}: the pass failed: {first_line(error)}") from error
+        raise InputError(f"{step.where}: the pass failed: {typed_line(error)}") from error
     return result
 
 
@@ -270,7 +270,7 @@ def _remark(one: Any, step: Step, stage: Stage, analysis: Analysis) -> str:
     except Exception as error:
         if step.installed.ours:
             raise
-        raise InputError(f"{step.where}: its remark failed: {first_line(error)}") from error
+        raise InputError(f"{step.where}: its remark failed: {typed_line(error)}") from error
 
 
 def _compared(

@@ -125,13 +125,24 @@ def _replace(path: Path, text: str) -> None:
         raise
 
 
-def _processor() -> str:
-    """The CPU with what it can do: virtual machines often hide the model but not the flags."""
+def cpu_fields() -> dict[str, str]:
+    """What Linux says of the first processor in /proc/cpuinfo; empty on other systems."""
     fields: dict[str, str] = {}
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    return cpu_fields().get("model name") or platform.processor() or platform.machine()
+
+
+def _processor() -> str:
+    """The CPU with what it can do: virtual machines often hide the model but not the flags."""
+    fields = cpu_fields()
     known = [fields[name] for name in _CPU_FIELDS if name in fields]
     if not known:
         return f"{platform.machine()} {platform.processor()}".strip()
