@@ -1,7 +1,7 @@
-"""Which further classes must go when some go: the smallest legal set around a seed.
+"""Which further units must be removed with some: the smallest legal set around a seed.
 
-Legal means: every definition holds, every rectangle stays rectangular, every
-alignment keeps equal positions in its surviving rows, every axis keeps at least one entry.
+Legal means that every definition holds, every rectangle stays rectangular and every alignment keeps
+the same positions in its kept rows (see `relations`), and that every axis keeps at least one entry.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _NOTHING = np.zeros(0, np.int32)
 
 @dataclass(frozen=True)
 class ConstraintSet:
-    """Constraints over classes; class 0 is frozen.
+    """Constraints over units; unit 0 is frozen.
 
     Attributes:
-        definitions: (composite class, member classes).
-        rectangles: class arrays with two or more dimensions.
-        alignments: class arrays, rows x columns.
+        definitions: (composite, its members).
+        rectangles: unit arrays with two or more dimensions.
+        alignments: unit arrays, rows x columns.
     """
 
     definitions: tuple[tuple[int, NDArray[np.int32]], ...] = ()
@@ -34,23 +34,27 @@ class ConstraintSet:
         return len(self.definitions) + len(self.rectangles) + len(self.alignments)
 
     def by_unit(self) -> dict[int, list[int]]:
-        """Numbers of the constraints that mention each class."""
+        """Numbers of the constraints that mention each unit."""
         index: dict[int, list[int]] = defaultdict(list)
         for number in range(len(self)):
-            for one in np.unique(self._classes(number)).tolist():
-                index[one].append(number)
+            for unit in np.unique(self._units(number)).tolist():
+                index[unit].append(number)
         return index
 
     def demanded(
-        self, number: int, dead: NDArray[np.bool_], cost: NDArray[np.float64], same_positions: bool
+        self,
+        number: int,
+        removed: NDArray[np.bool_],
+        cost: NDArray[np.float64],
+        same_positions: bool,
     ) -> NDArray[np.int32]:
-        """Classes that one constraint wants dead in addition; class 0 among them means never."""
+        """Further units that one constraint wants removed; unit 0 among them means never."""
         if number < len(self.definitions):
-            return _complete(*self.definitions[number], dead)
+            return _complete(*self.definitions[number], removed)
         number -= len(self.definitions)
         if number < len(self.rectangles):
-            return _equalise(self.rectangles[number], dead, cost, same_positions)
-        return _level(self.alignments[number - len(self.rectangles)], dead)
+            return _equalise(self.rectangles[number], removed, cost, same_positions)
+        return _level(self.alignments[number - len(self.rectangles)], removed)
 
     def urgency(self, number: int) -> int:
         """Definitions first, then alignments; rectangles, which may choose, last."""
@@ -58,7 +62,7 @@ class ConstraintSet:
             return 0
         return 2 if number < len(self.definitions) + len(self.rectangles) else 1
 
-    def _classes(self, number: int) -> NDArray[np.int32]:
+    def _units(self, number: int) -> NDArray[np.int32]:
         if number < len(self.definitions):
             composite, members = self.definitions[number]
             return np.append(members, np.int32(composite))
@@ -71,7 +75,7 @@ class ConstraintSet:
 def close(
     constraints: ConstraintSet,
     by_unit: dict[int, list[int]],
-    dead: NDArray[np.bool_],
+    removed: NDArray[np.bool_],
     seeds: Iterable[int],
     cost: NDArray[np.float64],
     *,
@@ -83,44 +87,45 @@ def close(
     Args:
         constraints: what must hold.
         by_unit: `constraints.by_unit()`.
-        dead: bool [classes]; changed in place, also when the closure fails.
-        seeds: classes to remove.
-        cost: float [classes]; the cheapest go first when a row may choose its positions.
+        removed: bool [units]; changed in place, also when the closure fails.
+        seeds: units to remove.
+        cost: float [units]; the cheapest go first when a row may choose its positions.
         same_positions: prefer the positions other rows have lost (False: only cost counts).
-        give_up: told the classes that die, as they die; returns True to stop.
+        give_up: called with the units just removed, each time; returns True to stop.
 
     Returns:
-        The classes newly dead, or None when a frozen class would have to go or `give_up` stopped.
+        The newly removed units, or None when a frozen unit would have to be removed or `give_up`
+        stopped.
     """
-    killed = [one for one in dict.fromkeys(seeds) if not dead[one]]
-    if 0 in killed:
+    closed = [unit for unit in dict.fromkeys(seeds) if not removed[unit]]
+    if 0 in closed:
         return None
-    dead[killed] = True
+    removed[closed] = True
     waiting: tuple[dict[int, None], ...] = ({}, {}, {})
-    fresh = killed
+    fresh = closed
     while True:
         if give_up is not None and give_up(fresh):
             return None
-        for one in fresh:
-            for number in by_unit.get(one, ()):
+        for unit in fresh:
+            for number in by_unit.get(unit, ()):
                 waiting[constraints.urgency(number)][number] = None
         fresh = []
         while not fresh:
             queue = waiting[0] or waiting[1] or waiting[2]
             if not queue:
-                return killed
+                return closed
             number, _ = queue.popitem()
-            wanted = constraints.demanded(number, dead, cost, same_positions)
+            wanted = constraints.demanded(number, removed, cost, same_positions)
             if len(wanted):
-                fresh = np.unique(wanted[~dead[wanted]]).tolist()
+                fresh = np.unique(wanted[~removed[wanted]]).tolist()
         if 0 in fresh:
             return None
-        dead[fresh] = True
-        killed = killed + fresh
+        removed[fresh] = True
+        closed = closed + fresh
 
 
 def alive_shape(alive: NDArray[np.bool_]) -> tuple[int, ...] | None:
-    """Shape of what survives of a nested array, rows without survivors left out; None if ragged."""
+    """Shape of what is kept of a nested array, without the empty rows; None if ragged."""
     if alive.ndim == 1:
         return (int(np.count_nonzero(alive)),)
     if alive.ndim == 2:
@@ -137,50 +142,50 @@ def alive_shape(alive: NDArray[np.bool_]) -> tuple[int, ...] | None:
 
 
 def _complete(
-    composite: int, members: NDArray[np.int32], dead: NDArray[np.bool_]
+    composite: int, members: NDArray[np.int32], removed: NDArray[np.bool_]
 ) -> NDArray[np.int32]:
-    if composite and dead[composite]:
+    if composite and removed[composite]:
         return members
-    return np.array([composite], np.int32) if dead[members].all() else _NOTHING
+    return np.array([composite], np.int32) if removed[members].all() else _NOTHING
 
 
-def _level(rows: NDArray[np.int32], dead: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Kill every column that is dead in some surviving row in all surviving rows."""
-    gone = dead[rows]
-    surviving = ~gone.all(axis=1)
-    return rows[surviving][:, gone[surviving].any(axis=0)].ravel()
+def _level(rows: NDArray[np.int32], removed: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Remove every column that some kept row has lost from all kept rows."""
+    lost = removed[rows]
+    surviving = ~lost.all(axis=1)
+    return rows[surviving][:, lost[surviving].any(axis=0)].ravel()
 
 
 def _equalise(
-    array: NDArray[np.int32], dead: NDArray[np.bool_], cost: NDArray[np.float64], same: bool
+    array: NDArray[np.int32], removed: NDArray[np.bool_], cost: NDArray[np.float64], same: bool
 ) -> NDArray[np.int32]:
-    """Make the surviving rows of a nested array equally long."""
-    if alive_shape(~dead[array]) is not None:
+    """Make the kept rows of a nested array equally long."""
+    if alive_shape(~removed[array]) is not None:
         return _NOTHING
-    rows = [row for row in array if not dead[row].all()]
+    rows = [row for row in array if not removed[row].all()]
     if array.ndim == 2:
-        return _equalise_rows(rows, dead, cost, same)
-    inner = [_equalise(row, dead, cost, same) for row in rows]
+        return _equalise_rows(rows, removed, cost, same)
+    inner = [_equalise(row, removed, cost, same) for row in rows]
     if any(len(part) for part in inner):
         return np.concatenate(inner)
-    shapes = [alive_shape(~dead[row]) or () for row in rows]
+    shapes = [alive_shape(~removed[row]) or () for row in rows]
     target = tuple(min(extents) for extents in zip(*shapes, strict=True))
-    shortest = rows[min(range(len(rows)), key=lambda i: int((~dead[rows[i]]).sum()))]
-    hint: NDArray[np.bool_] = dead[shortest] if same else np.zeros(shortest.shape, bool)
-    wanted = [_shrink(row, target, hint, dead, cost) for row in rows]
+    shortest = rows[min(range(len(rows)), key=lambda i: int((~removed[rows[i]]).sum()))]
+    hint: NDArray[np.bool_] = removed[shortest] if same else np.zeros(shortest.shape, bool)
+    wanted = [_shrink(row, target, hint, removed, cost) for row in rows]
     return np.concatenate(wanted) if wanted else _NOTHING
 
 
 def _equalise_rows(
-    rows: list[NDArray[np.int32]], dead: NDArray[np.bool_], cost: NDArray[np.float64], same: bool
+    rows: list[NDArray[np.int32]], removed: NDArray[np.bool_], cost: NDArray[np.float64], same: bool
 ) -> NDArray[np.int32]:
     """The common case of plain rows, all at once: cut each to the length of the shortest."""
     stacked = np.stack(rows)
-    gone = dead[stacked]
-    lengths = (~gone).sum(axis=1)
+    lost = removed[stacked]
+    lengths = (~lost).sum(axis=1)
     shortest = int(lengths.argmin())
-    preferred = np.broadcast_to(gone[shortest] if same else np.bool_(False), stacked.shape)
-    keys = (np.where(gone, 0.0, cost[stacked]), ~preferred, stacked == 0, gone)
+    preferred = np.broadcast_to(lost[shortest] if same else np.bool_(False), stacked.shape)
+    keys = (np.where(lost, 0.0, cost[stacked]), ~preferred, stacked == 0, lost)
     order = np.lexsort(keys, axis=1)
     surplus = np.arange(stacked.shape[1]) < (lengths - lengths[shortest])[:, np.newaxis]
     return np.asarray(np.take_along_axis(stacked, order, axis=1)[surplus])
@@ -190,16 +195,16 @@ def _shrink(
     array: NDArray[np.int32],
     target: Sequence[int],
     hint: NDArray[np.bool_],
-    dead: NDArray[np.bool_],
+    removed: NDArray[np.bool_],
     cost: NDArray[np.float64],
 ) -> NDArray[np.int32]:
-    """Classes to kill so that a nested array survives with the target shape."""
+    """Units to remove so that a nested array is kept with the target shape."""
     flat = array.reshape(len(array), -1)
-    gone = dead[flat]
-    surviving = np.flatnonzero(~gone.all(axis=1))
+    lost = removed[flat]
+    surviving = np.flatnonzero(~lost.all(axis=1))
     surplus = len(surviving) - target[0]
     preferred = np.all(hint.reshape(len(array), -1), axis=1)[surviving]
-    price = np.where(gone, 0.0, cost[flat]).sum(axis=1)[surviving]
+    price = np.where(lost, 0.0, cost[flat]).sum(axis=1)[surviving]
     frozen = (flat == 0).any(axis=1)[surviving]
     order = np.lexsort((price, ~preferred, frozen))
     chosen, kept = surviving[order[:surplus]], surviving[order[surplus:]]
@@ -208,5 +213,5 @@ def _shrink(
         rest = kept if surplus > 0 else surviving
         inner = [np.asarray(hint[i]) for i in rest]
         pairs = zip(array[rest], inner, strict=True)
-        parts += [_shrink(row, target[1:], part, dead, cost) for row, part in pairs]
+        parts += [_shrink(row, target[1:], part, removed, cost) for row, part in pairs]
     return np.concatenate(parts) if parts else _NOTHING

@@ -1,4 +1,4 @@
-"""What survives of every tensor when some classes are removed."""
+"""What is kept of every tensor when some units are removed."""
 
 from __future__ import annotations
 
@@ -27,33 +27,34 @@ class CutError(Exception):
 
 
 class Cut:
-    """A coupling with a set of dead classes.
+    """A coupling with a set of removed units.
 
     Args:
         coupling: labels of every tensor.
-        dead: classes to remove, composites included.
+        removed: units to remove, composites included.
     """
 
-    def __init__(self, coupling: Coupling, dead: Iterable[int]) -> None:
+    def __init__(self, coupling: Coupling, removed: Iterable[int]) -> None:
         self.coupling = coupling
-        gone = np.zeros(coupling.relations.count, bool)
-        gone[dead if isinstance(dead, np.ndarray) else list(dead)] = True
-        self._gone = gone
+        self._removed = np.zeros(coupling.relations.count, bool)
+        self._removed[removed if isinstance(removed, np.ndarray) else list(removed)] = True
 
     def alive(self, label: AxisLabel) -> NDArray[np.bool_]:
-        """Which positions of a label survive, same shape as its atoms."""
-        return ~self._gone[self.coupling.unit_of[label.atoms]]
+        """Which positions of a label are kept, same shape as its atoms."""
+        return ~self._removed[self.coupling.unit_of[label.atoms]]
 
     def touches(self, name: str) -> bool:
         """Whether anything of a tensor is removed."""
         labels = self.coupling.tensors.get(name)
-        return labels is not None and any(not self.alive(one).all() for one in labels.axis_labels)
+        return labels is not None and any(
+            not self.alive(label).all() for label in labels.axis_labels
+        )
 
     def shape(self, name: str, *, second: bool = False) -> tuple[int, ...]:
         """Shape of a tensor after the cut, at the first or the second observed size.
 
         Raises:
-            CutError: when what survives is not rectangular or nothing is left.
+            CutError: when what is kept is not rectangular, or nothing is.
             KeyError: when the tensor was not observed.
         """
         facts = self.coupling.facts
@@ -66,7 +67,7 @@ class Cut:
                 continue
             surviving = alive_shape(alive)
             if surviving is None or 0 in surviving:
-                raise CutError(name, f"what is left of {name} is not a dense tensor")
+                raise CutError(name, f"the kept entries of {name} do not form a dense tensor")
             for axis, before, after in zip(axes, alive.shape, surviving, strict=True):
                 extents[axis] = observed[axis] * after // before
         return tuple(extents)
@@ -75,7 +76,7 @@ class Cut:
         """Kept indices of every axis of a constant that is cut.
 
         Raises:
-            CutError: when the cut is no product of indices per axis, or nothing is left.
+            CutError: when the kept entries are no product of indices per axis, or there are none.
         """
         result: dict[int, NDArray[np.int64]] = {}
         for axis_labels in _overlapping(self.coupling.tensors[name].axis_labels):
@@ -90,13 +91,15 @@ class Cut:
                 if len(indices) < alive.shape[position]:
                     result[axis] = indices
             if size != alive.sum() or size == 0:
-                raise CutError(name, f"the cut of {name} is no product of indices per axis")
+                raise CutError(
+                    name, f"the kept entries of {name} are not a product of indices per axis"
+                )
         return dict(sorted(result.items()))
 
     def positions(
         self, name: str, axis: int, within: Mapping[int, NDArray[np.int64]] | None = None
     ) -> NDArray[np.bool_] | None:
-        """Survivors along one axis, one row for each surviving row of the axes it is nested in.
+        """Kept positions along one axis, one row for each kept row of the axes it is nested in.
 
         Args:
             name: the tensor.
@@ -123,7 +126,7 @@ class Cut:
         return None if rows.all() else rows
 
     def alive_along(self, name: str, axis: int) -> NDArray[np.bool_]:
-        """Survivors along an axis with a label of its own: bool [extent]."""
+        """Kept positions along an axis with a label of its own: bool [extent]."""
         labels = self.coupling.tensors[name]
         for label in labels.axis_labels:
             if label.axes == (axis,):
@@ -131,12 +134,12 @@ class Cut:
         return np.ones(labels.shape[axis], bool)
 
     def _together(self, axis_labels: list[AxisLabel]) -> tuple[tuple[int, ...], NDArray[np.bool_]]:
-        """Survivors over the union of the axes of overlapping labels."""
+        """Kept positions over the union of the axes of overlapping labels."""
         if len(axis_labels) == 1:
             return axis_labels[0].axes, self.alive(axis_labels[0])
         axes: list[int] = []
         extents: dict[int, int] = {}
-        for label in sorted(axis_labels, key=lambda one: -len(one.axes)):
+        for label in sorted(axis_labels, key=lambda label: -len(label.axes)):
             axes += [axis for axis in label.axes if axis not in axes]
             extents |= dict(zip(label.axes, label.atoms.shape, strict=True))
         alive = np.ones([extents[axis] for axis in axes], bool)
@@ -147,13 +150,13 @@ class Cut:
         return tuple(axes), alive
 
 
-def shapes_after(coupling: Coupling, dead: Iterable[int]) -> Callable[[str], tuple[int, ...]]:
-    """Shape of any tensor by name at the first observed size, with some classes removed.
+def shapes_after(coupling: Coupling, removed: Iterable[int]) -> Callable[[str], tuple[int, ...]]:
+    """Shape of any tensor by name at the first observed size, with some units removed.
 
     A tensor that the removal leaves ragged keeps its shape; such a cut cannot be built anyway. The
     function raises KeyError for a tensor that was not observed.
     """
-    cut, observed = Cut(coupling, dead), coupling.facts.first.shapes
+    cut, observed = Cut(coupling, removed), coupling.facts.first.shapes
 
     @cache
     def shape_of(name: str) -> tuple[int, ...]:
@@ -170,7 +173,7 @@ def _overlapping(axis_labels: Iterable[AxisLabel]) -> list[list[AxisLabel]]:
     components: list[list[AxisLabel]] = []
     for label in axis_labels:
         touching = [c for c in components if any(set(o.axes) & set(label.axes) for o in c)]
-        merged = [label, *(one for component in touching for one in component)]
+        merged = [label, *(part for component in touching for part in component)]
         components = [c for c in components if not any(c is other for other in touching)]
         components.append(merged)
     return components

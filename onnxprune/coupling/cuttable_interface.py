@@ -1,8 +1,8 @@
 """What of a model's interface may be cut, when that is asked for: output axes and lookup tables.
 
 Usually every output is frozen, what reads an axis as a whole (Softmax, ArgMax, ReduceMax) freezes
-it, and so does a lookup with indices that come from outside. An `Opening` names the output axes and
-the nodes for which this is not so, and the rules such nodes then have.
+it, and so does a lookup with indices that come from outside. A `CuttableInterface` names the output
+axes and the nodes for which this is not so, and the rules such nodes then have.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from onnxprune.coupling.step import Refusal, Rule, Step
 
 
 @dataclass(frozen=True)
-class Opening:
+class CuttableInterface:
     """Parts of the interface that may be cut.
 
     Attributes:

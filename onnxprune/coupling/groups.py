@@ -289,17 +289,21 @@ def _components(coupling: Coupling) -> NDArray[np.int32]:
 def _kind(constraints: ConstraintSet, readings: tuple[Reading, ...]) -> str:
     if not len(constraints):
         return "channel"
-    return "head" if any(one.consumer.weight is None for one in readings) else "channel group"
+    return (
+        "head" if any(reading.consumer.weight is None for reading in readings) else "channel group"
+    )
 
 
-def places(units: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Places of all units, by how many they have.
+def unit_positions(
+    units: NDArray[np.int64],
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Positions of all units, by how many they have.
 
     Args:
         units: unit index at each position, -1 for none; any shape.
 
     Returns:
-        For each number of places a pair: (units [n], their flat positions [n, places], ascending).
+        For each number of positions a pair: (units [n], flat positions [n, positions], ascending).
     """
     flat = units.ravel()
     order = np.argsort(flat, kind="stable")

@@ -1,12 +1,11 @@
-"""Atoms, what equals what among them, and what must hold when some of them are removed.
+"""Atoms, which of them form one unit, and what must hold when some units are removed.
 
-An *atom* stands for one index of one axis, something that can be removed. A class of atoms lives
-and dies as one. Four relations describe everything a graph demands (docs/mechanisms.md, Labels):
+Four relations describe everything a graph demands:
 
-    unify       a = b                        both die together
-    definition  c <-> all of S               a composite dies when all its members do
-    rectangle   array of atoms, >= 2 dims    every surviving row keeps equally many entries
-    alignment   rows x columns               every surviving row keeps the *same* positions
+    unify       a = b                        both belong to one unit
+    definition  c <-> all of S               a composite is removed when all its members are
+    rectangle   array of atoms, >= 2 dims    every kept row keeps equally many entries
+    alignment   rows x columns               every kept row keeps the *same* positions
 """
 
 from __future__ import annotations
@@ -124,11 +123,11 @@ class Relations:
         return self._block[: self.count]
 
     def roots(self, atoms: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Representative of the class of each atom, same shape; frozen classes keep theirs."""
+        """Representative of the unit of each atom, same shape; frozen units keep theirs."""
         return self._sets.roots(atoms)
 
     def find(self, atoms: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Class of each atom, same shape; every frozen class is 0."""
+        """Unit of each atom, same shape; every frozen unit is 0."""
         root = self.roots(atoms)
         return np.where(self._frozen[root], np.int32(0), root)
 
@@ -138,15 +137,15 @@ class Relations:
             self._union(first, second)
 
     def freeze(self, atoms: NDArray[np.int32], text: str) -> None:
-        """Forbid the removal of atoms for ever; the first reason of a class is kept."""
+        """Forbid the removal of atoms for ever; the first reason of a unit is kept."""
         self._freeze_roots(self.roots(atoms), Reason(self.node, text))
 
     def reason(self, atom: int) -> Reason | None:
-        """Why the class of an atom is frozen, or None when it is not."""
+        """Why the unit of an atom is frozen, or None when it is not."""
         return self._reasons.get(int(self.roots(np.array([atom], np.int32))[0]))
 
     def conjunction(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Atoms that die when everything in their row does.
+        """Atoms that are removed when everything in their row is.
 
         Args:
             rows: atoms [n, m].
@@ -167,7 +166,7 @@ class Relations:
             self.rectangles.append(array)
 
     def align(self, rows_by_columns: NDArray[np.int32]) -> None:
-        """Demand that all surviving rows keep the same columns."""
+        """Demand that all kept rows keep the same columns."""
         if min(rows_by_columns.shape) > 1:
             self.alignments.append(rows_by_columns)
 

@@ -34,7 +34,7 @@ _LIKE: dict[str, int] = {
 }
 
 
-def settled_values(graph: ir.Graph, facts: Facts, closed: Container[ir.Node]) -> frozenset[str]:
+def static_values(graph: ir.Graph, facts: Facts, closed: Container[ir.Node]) -> frozenset[str]:
     """Tensors whose values follow from constants and from shapes that do not depend on data.
 
     Args:
@@ -42,13 +42,13 @@ def settled_values(graph: ir.Graph, facts: Facts, closed: Container[ir.Node]) ->
         facts: constants, those of bodies included.
         closed: nodes whose bodies are not looked into.
     """
-    settled, varying = set(facts.constants), set[str]()
-    _settle(graph, settled, varying, closed)
-    return frozenset(settled)
+    static, varying = set(facts.constants), set[str]()
+    _follow(graph, static, varying, closed)
+    return frozenset(static)
 
 
-def _settle(
-    graph: ir.Graph, settled: set[str], varying: set[str], closed: Container[ir.Node]
+def _follow(
+    graph: ir.Graph, static: set[str], varying: set[str], closed: Container[ir.Node]
 ) -> None:
     for node in graph:
         given = [(value.name or "") if value is not None else "" for value in node.inputs]
@@ -58,22 +58,22 @@ def _settle(
         for body in bodies if node not in closed else ():
             if varying & {*read, *read_from_outside(body)}:
                 varying.update(value.name for value in body.inputs if value.name)
-            _settle(body, settled, varying, closed)
+            _follow(body, static, varying, closed)
         if node.op_type in ("Shape", "Size") and node.domain == "":
             if not read & varying:
-                settled.update(made)
-        elif read and read <= settled and node.op_type not in _RANDOM and not bodies:
-            settled.update(made)
-        elif _varies(node, given, settled, varying):
+                static.update(made)
+        elif read and read <= static and node.op_type not in _RANDOM and not bodies:
+            static.update(made)
+        elif _varies(node, given, static, varying):
             varying.update(made)
 
 
-def _varies(node: ir.Node, given: Sequence[str], settled: Set[str], varying: Set[str]) -> bool:
+def _varies(node: ir.Node, given: Sequence[str], static: Set[str], varying: Set[str]) -> bool:
     """Whether the shapes of what a node makes depend on data."""
     if node.op_type in _COUNTING and node.domain == "":
         return True
     sizes = _SIZES.get(node.op_type, ())
-    if any(given[slot] and given[slot] not in settled for slot in sizes if slot < len(given)):
+    if any(given[slot] and given[slot] not in static for slot in sizes if slot < len(given)):
         return True
     like = _LIKE.get(node.op_type)
     return any(name in varying for slot, name in enumerate(given) if like in (None, slot))

@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.coupling.cuttable_interface import Opening
+from onnxprune.coupling.cuttable_interface import CuttableInterface
 from onnxprune.coupling.labels import TensorLabels, align_nesting
 from onnxprune.coupling.operators import RULES
 from onnxprune.coupling.relations import Relations
-from onnxprune.coupling.static_values import settled_values
+from onnxprune.coupling.static_values import static_values
 from onnxprune.coupling.step import Consumer, Refusal, Rule, Statistic, Step, node_id
 from onnxprune.coupling.subgraph_shapes import Bodies, body_of, captured, subgraphs
 from onnxprune.model.observe import Facts
@@ -29,7 +29,7 @@ _REPEATED = frozenset({"Loop", "Scan"})
 
 @dataclass(frozen=True)
 class Coupling:
-    """Which indices of which tensors live and die together.
+    """Which entries of which tensors can only be removed together.
 
     Attributes:
         relations: atoms, the units they form, and the constraints between units.
@@ -40,8 +40,8 @@ class Coupling:
         statistics: statistics over labelled axes, where the user allows such axes to be cut.
         facts: the observed shapes and integers, those inside bodies included.
         unit_of: unit of every atom once all is known, 0 for the frozen ones: int32 [atoms].
-        settled: tensors whose observed values hold for every input of the observed size.
-        closed: ids of the nodes whose bodies nobody has looked into.
+        static: tensors whose observed values hold for every input of the observed size.
+        closed: ids of the nodes whose subgraphs are not looked into.
         renumbered: ids of the lookups whose indices will speak of what is left of their table.
     """
 
@@ -53,13 +53,13 @@ class Coupling:
     statistics: tuple[Statistic, ...]
     facts: Facts
     unit_of: NDArray[np.int32]
-    settled: frozenset[str]
+    static: frozenset[str]
     closed: frozenset[str]
     renumbered: frozenset[str] = frozenset()
 
     def value(self, name: str) -> NDArray[Any] | None:
         """Value of a constant, or of an integer tensor that does not depend on data."""
-        return self.facts.value(name) if name in self.settled else None
+        return self.facts.value(name) if name in self.static else None
 
     def inexact_units(self) -> set[int]:
         """Units on axes whose statistics, once cut, run over what is kept."""
@@ -74,7 +74,11 @@ class Coupling:
 
 
 def trace(
-    model: ir.Model, facts: Facts, *, normalised: bool = False, opening: Opening | None = None
+    model: ir.Model,
+    facts: Facts,
+    *,
+    normalised: bool = False,
+    opening: CuttableInterface | None = None,
 ) -> Coupling:
     """Label every tensor of a model.
 
@@ -86,7 +90,7 @@ def trace(
     """
     bodies = Bodies(model, facts)
     walk = _Walk(model, bodies, normalised, opening)
-    opening = opening or Opening()
+    opening = opening or CuttableInterface()
     walk.along(model.graph)
     relations = walk.relations
     relations.node = "graph output"
@@ -109,7 +113,7 @@ def trace(
         statistics=tuple(walk.statistics),
         facts=bodies.facts,
         unit_of=relations.find(np.arange(relations.count, dtype=np.int32)),
-        settled=walk.settled,
+        static=walk.static,
         closed=frozenset(node_id(node) for node in bodies.closed),
         renumbered=opening.renumbered,
     )
@@ -119,14 +123,14 @@ class _Walk:
     """What is collected on the way through a graph and the bodies of its nodes."""
 
     def __init__(
-        self, model: ir.Model, bodies: Bodies, normalised: bool, opening: Opening | None
+        self, model: ir.Model, bodies: Bodies, normalised: bool, opening: CuttableInterface | None
     ) -> None:
         self.relations = Relations()
         self.divisors = frozenset(
             _divisors(model.graph, {n: {n} for n in bodies.facts.constants}, bodies.closed)
         )
         self.tensors = _sources(model.graph, bodies.facts, self.divisors)
-        self.settled = settled_values(model.graph, bodies.facts, bodies.closed)
+        self.static = static_values(model.graph, bodies.facts, bodies.closed)
         self.consumers: list[Consumer] = []
         self.zero_points: dict[str, tuple[str, int]] = {}
         self.statistics: list[Statistic] = []
@@ -174,7 +178,7 @@ class _Walk:
         return trial.tensors
 
     def _value(self, name: str) -> NDArray[Any] | None:
-        return self._bodies.facts.value(name) if name in self.settled else None
+        return self._bodies.facts.value(name) if name in self.static else None
 
 
 def display_name(node: ir.Node) -> str:
@@ -245,7 +249,7 @@ def _apply_rule(step: Step, closed: str | None, rule: Rule | None) -> None:
 
 
 def _refuse(step: Step, text: str) -> None:
-    """Freeze whatever enters a node nobody understands, captured tensors included."""
+    """Freeze whatever enters a node without a description, captured tensors included."""
     step.understood.clear()
     for slot in step.inputs():
         if step.known(slot):
@@ -265,7 +269,7 @@ def _freeze_rest(step: Step) -> None:
         if slot in step.understood or not step.known(slot):
             continue
         labels = step.peek(slot)
-        # A constant nobody else has read is a parameter of the op, no weight that is held back.
+        # A constant no other op has read is a parameter of this one, not a weight held back.
         labels.pristine = False
         text = f"input {slot} of {step.node.op_type} is not cut"
         _freeze(step.relations, labels, text)
@@ -280,7 +284,9 @@ def _freeze(
     for label in labels.axis_labels:
         if not set(label.axes) & set(spared):
             relations.freeze(label.atoms, text)
-    labels.axis_labels = tuple(one for one in labels.axis_labels if set(one.axes) & set(spared))
+    labels.axis_labels = tuple(
+        label for label in labels.axis_labels if set(label.axes) & set(spared)
+    )
 
 
 def _demand_product_cuts(
@@ -291,7 +297,9 @@ def _demand_product_cuts(
         axis_labels = tensors[name].axis_labels
         for label in axis_labels:
             others = [
-                one for one in axis_labels if one is not label and set(one.axes) & set(label.axes)
+                other
+                for other in axis_labels
+                if other is not label and set(other.axes) & set(label.axes)
             ]
             if len(label.axes) > 1 and not others:
                 align_nesting(relations, label)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.coupling.group_view import GroupView
-from onnxprune.coupling.groups import places
+from onnxprune.coupling.groups import unit_positions
 from onnxprune.importance.criterion import ScoreCriterion
 
 _CHUNK = 512
@@ -75,7 +75,7 @@ def _made_by(group: GroupView) -> Iterator[NDArray[Any]]:
             continue
         flat = np.moveaxis(array, owned.axes, range(len(owned.axes)))
         flat = flat.reshape(owned.units.size, -1)
-        found = places(owned.units)
+        found = unit_positions(owned.units)
         most = max((where.shape[1] for _, where in found), default=0)
         if most * flat.shape[1] <= 1:
             continue

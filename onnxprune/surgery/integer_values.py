@@ -60,7 +60,7 @@ class IntegerValues:
         coupling = self._cut.coupling
         if name in coupling.facts.constants:
             return coupling.facts.constants[name].numpy()
-        if name not in coupling.settled:
+        if name not in coupling.static:
             return None
         return self._observation(second).integers.get(name)
 
@@ -85,7 +85,7 @@ class IntegerValues:
     def _evaluate(self, node: ir.Node) -> None:
         known = self._observation(False).integers
         names = [value.name for value in node.outputs if value.name]
-        if not all(name in known and name in self._cut.coupling.settled for name in names):
+        if not all(name in known and name in self._cut.coupling.static for name in names):
             self._freeze_scale(node)
             return
         if any(known[name].ndim > 1 for name in names):

@@ -1,7 +1,7 @@
 """Cutting an axis of the interface: entries of an output axis, rows of a table that is looked up.
 
-The labels of the axis lead back to the weights that make it (`coupling/`), an `Opening` says that
-it may be cut, and the usual surgery cuts it. What the result has to compute is known exactly: the
+The labels of the axis lead back to the weights that make it (`coupling/`), a `CuttableInterface`
+says that it may be cut, and the usual surgery cuts it. What the result has to compute is known: the
 outputs of the *masked* original, in which the removed entries can win no Softmax, ArgMax or TopK,
 taken at the entries that stay.
 """
@@ -29,7 +29,7 @@ from onnxprune.passes.interface.whole_axis import (
 
 from onnxprune.coupling.closure import ConstraintSet, close
 from onnxprune.coupling.cut import Cut, CutError
-from onnxprune.coupling.cuttable_interface import LOOKUP_RULES, Opening
+from onnxprune.coupling.cuttable_interface import LOOKUP_RULES, CuttableInterface
 from onnxprune.coupling.groups import find_refusals
 from onnxprune.coupling.step import node_id
 from onnxprune.coupling.trace import Coupling, display_name, trace
@@ -186,7 +186,7 @@ def check(
     return difference
 
 
-def _opening(model: ir.Model, facts: Facts, lookups: Sequence[Lookup]) -> Opening:
+def _opening(model: ir.Model, facts: Facts, lookups: Sequence[Lookup]) -> CuttableInterface:
     """Every axis of every output may be cut, save the first of several, which counts samples."""
     rules = {node_id(node): rule_among(node) for node in whole_axis_readers(model.graph)}
     rules |= {
@@ -195,7 +195,7 @@ def _opening(model: ir.Model, facts: Facts, lookups: Sequence[Lookup]) -> Openin
     names = [value.name or "" for value in model.graph.outputs]
     ranks = {name: len(facts.first.shapes.get(name, ())) for name in names}
     axes = {name: frozenset(range(min(1, rank - 1), rank)) for name, rank in ranks.items()}
-    return Opening(axes, rules, frozenset(node_id(lookup.node) for lookup in lookups))
+    return CuttableInterface(axes, rules, frozenset(node_id(lookup.node) for lookup in lookups))
 
 
 def _cuttable_part(

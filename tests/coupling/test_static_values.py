@@ -16,7 +16,7 @@ def settled(body: str, name: str) -> bool:
         '<ir_version: 8, opset_import: ["": 17]> net (float[N, 4] x) => (float[N, 3] y) '
         f"{{ h = MatMul(x, a) {body} y = MatMul(h, b) }}"
     )
-    return name in traced(parse(text, WEIGHTS | NUMBERS)).coupling.settled
+    return name in traced(parse(text, WEIGHTS | NUMBERS)).coupling.static
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.coupling.groups import Group, places
+from onnxprune.coupling.groups import Group, unit_positions
 from onnxprune.coupling.step import Consumer, node_id
 from onnxprune.coupling.trace import Coupling
 from onnxprune.model.observe import ConstantValues
@@ -667,7 +667,7 @@ class Numbering:
         flat = flat.reshape(layer.units.size, -1)
         number = np.full(self.group.size, ABSENT)
         factor = np.ones(self.group.size)
-        for units, where in places(layer.units):
+        for units, where in unit_positions(layer.units):
             rows = flat[where].reshape(len(units), -1)
             if rows.shape[1] == 1:
                 factor[units] = rows[:, 0]
@@ -687,7 +687,7 @@ def _pattern(layer: Carried, size: int) -> NDArray[np.int64]:
     """Number of the pattern in which each unit lies on a layer, counted from its first place."""
     result = np.zeros(size, np.int64)
     taken = 0
-    for units, where in places(layer.units):
+    for units, where in unit_positions(layer.units):
         if where.shape[1] > 1:
             offsets = where - where[:, :1]
             _, which = np.unique(offsets, axis=0, return_inverse=True)
