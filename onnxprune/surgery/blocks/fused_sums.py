@@ -1,7 +1,7 @@
 """Residual additions inside other nodes become nodes of their own, so that one rule finds all.
 
-A `Sum` of floats becomes a chain of Adds. What onnxruntime's optimiser has put into the
-normalisation behind it is taken out.
+A `Sum` becomes a chain of Adds. Additions that onnxruntime's optimiser has fused with the
+normalisation after them are separated.
 
 Before (`com.microsoft`; so for SkipSimplifiedLayerNormalization, which has no beta)::
 
@@ -11,12 +11,11 @@ After::
 
     s = Add(x, Add(f, b)) -> y = LayerNormalization(s, gamma, beta)
 
-so that a residual branch f ends at an Add here too, and layers are solved for the sum they enter.
-onnxruntime puts both together again when it loads the file. Where the operator set of the model has
-no such normalisation, nor the model itself, it is written as what it is made of: that onnxruntime
-recognises as well.
+so that a residual branch f ends at an Add here too, and layers are fitted to the sum they enter.
+onnxruntime fuses both again when it loads the file. Where neither the operator set nor the model
+has such a normalisation, it is written as elementary operators, which onnxruntime recognises too.
 
-Conditions: neither the mean nor the deviation is read.
+Conditions: nothing reads the mean or the deviation.
 """
 
 from __future__ import annotations
@@ -32,9 +31,16 @@ from onnxprune.surgery.editor import Editor
 from onnxprune.surgery.linear import LINEAR_OPS
 
 _STANDARD_SINCE = 17
+"""Operator set in which LayerNormalization has become an operator."""
+
 _AXES_AS_INPUT = 18
+"""Operator set in which the axes of ReduceMean have become an input."""
+
 _EPSILON = 1e-12
+"""Default of the fused operators."""
+
 _TOTAL = 3
+"""Output slot of the sum."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,8 @@ class _Form:
     """One fused operator.
 
     Attributes:
-        op_type: the normalisation in it.
-        beta: slot of what is added behind the scale; None for none.
+        op_type: of the normalisation.
+        beta: slot of what is added after scaling; None for none.
         bias: slot of what is added to the sum.
         since: operator set that has the normalisation; None for none.
     """
@@ -61,9 +67,9 @@ _FORMS = {
 
 
 def separated_sums(model: ir.Model) -> ir.Model:
-    """A copy of a model whose residual additions are nodes of their own; itself where they are.
+    """A copy of a model whose residual additions are nodes of their own; the model if they are.
 
-    Sums get the name they are read by, or else that of the normalised tensor and "/sum".
+    Sums keep their name, or else are named after the normalised tensor with "/sum".
 
     Args:
         model: unchanged.
@@ -74,13 +80,13 @@ def separated_sums(model: ir.Model) -> ir.Model:
     graph, opset = result.graph, result.opset_imports.get("", 1)
     editor = Editor(graph)
     known = {node.op_type for node in graph if not node.domain}
-    for node in [one for one in graph if _can_be_separated(one)]:
+    for node in [node for node in graph if _can_be_separated(node)]:
         if node.op_type == "Sum":
             _chain_additions(editor, node)
             continue
         form = _FORMS[node.op_type]
         standard = form.op_type in known or (form.since is not None and opset >= form.since)
-        _Separation(editor, node, form, opset, standard).carry_out()
+        _Separation(editor, node, form, opset, standard).replace_node()
     return result
 
 
@@ -93,7 +99,7 @@ def _can_be_separated(node: ir.Node) -> bool:
 
 
 def _chain_additions(editor: Editor, node: ir.Node) -> None:
-    """Put Adds, from the first operand to the last, in the place of a Sum."""
+    """Replace a Sum by Adds, from the first operand to the last."""
     total, output = node.inputs[0], node.outputs[0]
     for value in node.inputs[1:]:
         add = ir.Node("", "Add", [total, value], num_outputs=1)
@@ -107,10 +113,10 @@ def _chain_additions(editor: Editor, node: ir.Node) -> None:
 
 
 def _take_over(editor: Editor, old: ir.Value, new: ir.Value) -> None:
-    """Let a tensor take the place, name and shape of another, and its node the other's name."""
-    name, before, now = old.name, old.producer(), new.producer()
-    if before is not None and now is not None and not old.index():
-        now.name = before.name
+    """Replace a tensor by another, which takes its name and shape, and its node the node's name."""
+    name, old_node, new_node = old.name, old.producer(), new.producer()
+    if old_node is not None and new_node is not None and not old.index():
+        new_node.name = old_node.name
     new.type, new.shape = old.type, old.shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     if name:
@@ -120,14 +126,14 @@ def _take_over(editor: Editor, old: ir.Value, new: ir.Value) -> None:
 
 @dataclass(frozen=True)
 class _Separation:
-    """One fused node and what takes its place.
+    """One fused node and what replaces it.
 
     Attributes:
         editor: of the graph.
         node: the fused node.
-        form: what it is made of.
+        form: its parts.
         opset: of the model.
-        standard: whether the normalisation can be written as one node.
+        standard: the normalisation can be written as one node.
     """
 
     editor: Editor
@@ -136,17 +142,16 @@ class _Separation:
     opset: int
     standard: bool
 
-    def carry_out(self) -> None:
-        """Put an addition and a normalisation in the place of the node."""
-        total = self._added()
-        normalised = self._one_node(total) if self.standard else self._parts(total)
+    def replace_node(self) -> None:
+        """Replace the node by an addition and a normalisation."""
+        total = self._sum()
+        normalised = self._one_node(total) if self.standard else self._elementary(total)
         if len(self.node.outputs) > _TOTAL:
             _take_over(self.editor, self.node.outputs[_TOTAL], total)
         _take_over(self.editor, self.node.outputs[0], normalised)
         self.editor.graph.remove(self.node, safe=True)
 
-    def _added(self) -> ir.Value:
-        """The sum."""
+    def _sum(self) -> ir.Value:
         terms = [self.node.inputs[slot] for slot in (0, 1)]
         bias = self._input(self.form.bias)
         if bias is not None:
@@ -162,8 +167,8 @@ class _Separation:
         attributes = {"axis": -1, "epsilon": self._epsilon()}
         return self._op(self.form.op_type, *inputs, **attributes)
 
-    def _parts(self, total: ir.Value) -> ir.Value:
-        """The normalisation as onnxruntime's optimiser looks for it."""
+    def _elementary(self, total: ir.Value) -> ir.Value:
+        """The normalisation in the form that onnxruntime's optimiser recognises."""
         beta, centred = self._input(self.form.beta), total
         if self.form.op_type == "LayerNormalization":
             centred = self._op("Sub", total, self._mean(total))
@@ -180,12 +185,12 @@ class _Separation:
         return self._op("ReduceMean", value, axes, keepdims=1)
 
     def _op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        made = [ir.convenience.convert_attribute(*one) for one in attributes.items()]
-        part = ir.Node("", op_type, inputs, made, num_outputs=1)
-        value = part.outputs[0]
+        converted = ir.convenience.convert_attributes(attributes)
+        node = ir.Node("", op_type, inputs, converted, num_outputs=1)
+        value = node.outputs[0]
         value.name = self.editor.unique_name(self._name(op_type.lower()))
         value.type = self.node.outputs[0].type
-        self.editor.graph.insert_before(self.node, part)
+        self.editor.graph.insert_before(self.node, node)
         return value
 
     def _constant(self, name: str, number: float) -> ir.Value:
@@ -195,18 +200,18 @@ class _Separation:
         return self.editor.add_initializer(self._name(name), array)
 
     def _epsilon(self) -> float:
-        given = self.node.attributes.get("epsilon")
-        return _EPSILON if given is None else given.as_float()
+        return self.node.attributes.get_float("epsilon", _EPSILON)
 
     def _input(self, slot: int | None) -> ir.Value | None:
-        known = slot is not None and slot < len(self.node.inputs)
-        return self.node.inputs[slot] if known and slot is not None else None
+        if slot is None or slot >= len(self.node.inputs):
+            return None
+        return self.node.inputs[slot]
 
     def _name(self, suffix: str) -> str:
         return f"{self.node.outputs[0].name}/{suffix}"
 
 
 def _is_linear(value: ir.Value | None) -> bool:
-    """Whether a linear layer makes a tensor: then a bias beside it is the layer's."""
+    """Whether a linear layer makes a tensor: a bias beside it is then the layer's."""
     producer = value.producer() if value is not None else None
     return producer is not None and producer.op_type in LINEAR_OPS
