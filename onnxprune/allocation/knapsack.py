@@ -73,9 +73,9 @@ def allocate(
     first = problem.at(start)
     tried = [first] if problem.meets(first) else []
     for mixture in _mixtures([kind for kind, budget in budgets.items() if budget > 0]):
-        found = problem.settled(first, mixture)
-        tried += [found] if found is not None else []
-        if found is not None and len(mixture) == 1 and problem.uses_up(found, *mixture):
+        widths = problem.settled(first, mixture)
+        tried += [widths] if widths is not None else []
+        if widths is not None and len(mixture) == 1 and problem.uses_up(widths, *mixture):
             break  # the other budgets are met without a thought for them
     if not tried:
         return start
@@ -107,12 +107,12 @@ class _Problem:
     ) -> None:
         self.groups = groups
         self.orders = orders
-        self.errors = [np.concatenate([[0.0], np.asarray(one, np.float64)]) for one in errors]
+        self.errors = [np.concatenate([[0.0], np.asarray(each, np.float64)]) for each in errors]
         self.budgets = budgets
         self.cost = cost
         self.least = least
         self.classes = [
-            np.array([one for step in order for one in step.units], np.int32) for order in orders
+            np.array([unit for step in order for unit in step.units], np.int32) for order in orders
         ]
         self.ends = [np.cumsum([0, *(len(step.units) for step in order)]) for order in orders]
         self.levels = [
@@ -124,8 +124,8 @@ class _Problem:
         """Steps that a removal takes of each group's order, as far as it follows that."""
         widths = []
         for group, order in zip(self.groups, self.orders, strict=True):
-            dead = set(removal.units.get(group.name, ()))
-            followed = [dead.issuperset(step.units) for step in order]
+            removed = set(removal.units.get(group.name, ()))
+            followed = [removed.issuperset(step.units) for step in order]
             widths.append([*followed, False].index(False))
         return widths
 
@@ -144,23 +144,23 @@ class _Problem:
         classes: dict[str, set[int]] = {}
         for number, (group, width) in enumerate(zip(self.groups, widths, strict=True)):
             if width:
-                classes.setdefault(group.name, set()).update(self._dead(number, width).tolist())
-        return Removal({name: tuple(sorted(gone)) for name, gone in classes.items()})
+                classes.setdefault(group.name, set()).update(self._units(number, width).tolist())
+        return Removal({name: tuple(sorted(units)) for name, units in classes.items()})
 
     def error(self, widths: Sequence[int]) -> float:
         """Sum of the errors."""
-        return float(sum(one[width] for one, width in zip(self.errors, widths, strict=True)))
+        return float(sum(error[width] for error, width in zip(self.errors, widths, strict=True)))
 
     def settled(self, widths: Sequence[int], mixture: Mapping[str, float]) -> list[int] | None:
         """Solve until nothing changes; returns the best that meets the targets, if any does."""
         present, met = list(widths), []
         for _ in range(_ROUNDS):
-            found = self.solve(present, mixture)
-            if self.meets(found):
-                met.append(found)
-            if found == present:
+            solution = self.solve(present, mixture)
+            if self.meets(solution):
+                met.append(solution)
+            if solution == present:
                 break
-            present = found
+            present = solution
         return min(met, key=self.error) if met else None
 
     def solve(self, present: Sequence[int], mixture: Mapping[str, float]) -> list[int]:
@@ -176,8 +176,8 @@ class _Problem:
         near = self.cost.near(self._all_dead(present))
         tables = [self._table(near, n, present, levels[n], scale) for n in range(len(self.groups))]
         now = sum(
-            float(table[np.searchsorted(one, width)])
-            for table, one, width in zip(tables, levels, present, strict=True)
+            float(table[np.searchsorted(level, width)])
+            for table, level, width in zip(tables, levels, present, strict=True)
         )
         true = self._true(present)
         allowed = unit - (sum(true[kind] * factor for kind, factor in scale.items()) - now)
@@ -204,12 +204,12 @@ class _Problem:
                 widths = fewer
         return widths
 
-    def _dead(self, number: int, width: int) -> NDArray[np.int32]:
+    def _units(self, number: int, width: int) -> NDArray[np.int32]:
         """Classes of the first steps of an order."""
         return self.classes[number][: self.ends[number][width]]
 
     def _all_dead(self, widths: Sequence[int]) -> NDArray[np.int32]:
-        return np.concatenate([self._dead(n, width) for n, width in enumerate(widths)])
+        return np.concatenate([self._units(n, width) for n, width in enumerate(widths)])
 
     def _true(self, widths: Sequence[int]) -> Mapping[str, float]:
         return self.cost.after(self._all_dead(widths))
@@ -239,8 +239,8 @@ class _Problem:
         others = self._all_dead([width * (n != number) for n, width in enumerate(present)])
         costs = []
         for level in levels.tolist():
-            dead = np.concatenate([others, self._dead(number, level)])
-            touched = cost.touched(self.groups[number], dead)
+            removed = np.concatenate([others, self._units(number, level)])
+            touched = cost.touched(self.groups[number], removed)
             costs.append(sum(touched[kind] * factor for kind, factor in scale.items()))
         return np.array(costs, np.float64)
 

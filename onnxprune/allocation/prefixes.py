@@ -76,8 +76,8 @@ def _by_saving(
     keys = []
     for group, order in zip(groups, orders, strict=True):
         half = order[: max(len(order) // 2, 1)]
-        dead = [one for step in half for one in step.units]
-        saved = cost.saved_by(group, dead)
+        removed = [unit for step in half for unit in step.units]
+        saved = cost.saved_by(group, removed)
         share = sum(_ratio(saved[kind], full[kind]) for kind in kinds)
         per_unit = max(share / max(_units(group, half), 1), 1e-15)
         prices = [step.score / (per_unit * max(_units(group, [step]), 1)) for step in order]
@@ -99,8 +99,8 @@ def _shortest(
     full = cost.whole
 
     def reached(count: int) -> dict[str, float]:
-        dead = [one for _, n, p in steps[:count] for one in orders[n][p].units]
-        after = cost.after(dead)
+        removed = [unit for _, n, p in steps[:count] for unit in orders[n][p].units]
+        after = cost.after(removed)
         return {kind: _ratio(after[kind], full[kind]) for kind in wanted}
 
     def met(count: int) -> bool:

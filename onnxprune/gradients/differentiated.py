@@ -211,7 +211,7 @@ def _reduced(
     """Append (x - x0) dL/dx added up over all axes but the first and those of the units."""
     product = emit.op("Mul", value, emit.op("Cast", gradient, to=int(ir.DataType.FLOAT)))
     others = [axis for axis in range(1, rank) if axis not in reading.axes]
-    found = emit.op("Identity", emit.reduce("ReduceSum", product, others))
-    found.type = ir.TensorType(ir.DataType.FLOAT)
-    emit.graph.outputs.append(found)
-    return found.name or ""
+    output = emit.op("Identity", emit.reduce("ReduceSum", product, others))
+    output.type = ir.TensorType(ir.DataType.FLOAT)
+    emit.graph.outputs.append(output)
+    return output.name or ""

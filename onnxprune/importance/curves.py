@@ -66,14 +66,14 @@ def whole_curve(
         regressions: of each reading; none where it is no plain regression.
         goal: fraction of every axis at which the order of a constrained group ends.
     """
-    readers = [one for found in regressions.values() for one in found]
+    readers = [reader for each in regressions.values() for reader in each]
     plain = _plain_errors(view, regressions)
     group = view.group
     if readers and not plain and not len(group.constraints) and len(group.axes) == 1:
         order, rises = eliminate(readers, group.size, int(group.closed[0]), _RIDGE)
-        gone = np.cumsum([len(units) for units in order]) / group.size
+        removed = np.cumsum([len(units) for units in order]) / group.size
         classes = [tuple(int(group.units[unit]) for unit in units) for units in order]
-        return _curve(classes, gone.tolist(), rises, readers, plain)
+        return _curve(classes, removed.tolist(), rises, readers, plain)
     steps = removal_order(group, _scores(group, readers, plain), goal)
     return _along(group, steps, readers, plain)
 
@@ -84,7 +84,7 @@ def part_curves(view: GroupView, regressions: Mapping[Reading, Sequence[Reader]]
     parts = _parts(group)
     if len(parts) < 2:
         return []
-    readers = [one for found in regressions.values() for one in found]
+    readers = [reader for each in regressions.values() for reader in each]
     plain = _plain_errors(view, regressions)
     scores = _scores(group, readers, plain)
     curves = []
@@ -124,8 +124,8 @@ def _parts(group: Group) -> list[set[int]]:
     axes: list[set[int]] = []
     for axis in group.axes:
         mine = set(group.units[list(axis)].tolist())
-        touching = [one for one in axes if one & mine]
-        axes = [one for one in axes if not one & mine] + [mine.union(*touching)]
+        touching = [part for part in axes if part & mine]
+        axes = [part for part in axes if not part & mine] + [mine.union(*touching)]
     composites = {int(c) for c, _ in group.constraints.definitions if c}
     composites -= set(group.units.tolist())
     return [*axes, composites] if composites else axes
@@ -138,8 +138,8 @@ def _scores(
     scores = np.zeros(group.size)
     for reader in readers:
         scores += Elimination.of(reader, _RIDGE).scores(group.size) / max(reader.variance, _TINY)
-    for one in plain:
-        scores += one.errors / max(one.variance, _TINY)
+    for reader_errors in plain:
+        scores += reader_errors.errors / max(reader_errors.variance, _TINY)
     return scores
 
 
@@ -148,13 +148,13 @@ def _along(
 ) -> Curve:
     """Errors along a given order."""
     running = [Elimination.of(reader, _RIDGE) for reader in readers]
-    number = {int(one): unit for unit, one in enumerate(group.units)}
+    number_of = {int(unit): number for number, unit in enumerate(group.units)}
     rises = np.zeros((len(steps), len(readers) + len(plain)))
     for place, step in enumerate(steps):
-        units = [number[one] for one in step.units if one in number]
+        units = [number_of[unit] for unit in step.units if unit in number_of]
         whole = len(units) < len(step.units)
-        rises[place] = [one.remove(units) for one in running] + [
-            0.0 if one.of_product and whole else float(one.errors[units].sum()) for one in plain
+        rises[place] = [part.remove(units) for part in running] + [
+            0.0 if part.of_product and whole else float(part.errors[units].sum()) for part in plain
         ]
     classes, fractions = [step.units for step in steps], [step.fraction for step in steps]
     return _curve(classes, fractions, rises, readers, plain)
@@ -167,13 +167,14 @@ def _curve(
     readers: Sequence[Reader],
     plain: Sequence[_Plain],
 ) -> Curve:
-    variance = np.array([one.variance for one in readers] + [one.variance for one in plain])
+    every: list[Reader | _Plain] = [*readers, *plain]
+    variance = np.array([reader.variance for reader in every])
     relative = (rises / np.maximum(variance, _TINY)).sum(axis=1)
     steps = zip(classes, fractions, relative.tolist(), strict=True)
     return Curve(
-        tuple(RemovalStep(tuple(gone), fraction, score) for gone, fraction, score in steps),
+        tuple(RemovalStep(tuple(removed), fraction, score) for removed, fraction, score in steps),
         np.cumsum(rises, axis=0),
-        np.array([one.stream for one in readers] + [one.stream for one in plain]),
+        np.array([reader.stream for reader in every]),
     )
 
 
@@ -189,9 +190,9 @@ def _plain_errors(view: GroupView, regressions: Mapping[Reading, Sequence[Reader
         elif moments is not None:
             errors = view.per_unit(reading.units, moments.variance * view.reader_power(reading))
             result.append(_Plain(errors, float(errors.sum()), float(errors.sum()), False))
-    readers = [one for found in regressions.values() for one in found]
-    variance = float(np.mean([one.variance for one in readers])) if readers else 1.0
-    stream = float(np.mean([one.stream for one in readers])) if readers else 1.0
+    readers = [reader for each in regressions.values() for reader in each]
+    variance = float(np.mean([reader.variance for reader in readers])) if readers else 1.0
+    stream = float(np.mean([reader.stream for reader in readers])) if readers else 1.0
     for readings in products.values():
         errors = np.ones(view.group.size)
         for reading in readings:

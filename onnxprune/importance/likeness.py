@@ -32,16 +32,16 @@ class Likeness:
 
     def alike(self) -> NDArray[np.float64]:
         """Absolute correlation of any two units, the smallest there is at a reader."""
-        found = []
+        correlations = []
         for _, covariance in self.covariances:
             deviation = np.sqrt(np.diagonal(covariance))
             scale = np.maximum(np.multiply.outer(deviation, deviation), _TINY)
-            found.append(np.abs(covariance / scale))
-        return np.asarray(np.min(found, axis=0))
+            correlations.append(np.abs(covariance / scale))
+        return np.asarray(np.min(correlations, axis=0))
 
     def variance(self) -> NDArray[np.float64]:
         """Variance of each unit, summed over the readers, [size]."""
-        return np.asarray(sum(np.diagonal(one) for _, one in self.covariances))
+        return np.asarray(sum(np.diagonal(covariance) for _, covariance in self.covariances))
 
     def twins(self, similarity: float) -> dict[int, int]:
         """Pair units with more variable ones that are so alike: unit -> the one that stays.
@@ -89,11 +89,11 @@ def likeness(
         (nodes[reading.consumer.node], group, reading)
         for group in groups
         for reading in group.readings
-        if all(one.consumer.node in nodes for one in group.readings)
+        if all(each.consumer.node in nodes for each in group.readings)
     ]
-    places.sort(key=lambda one: order[one[0]])
+    places.sort(key=lambda place: order[place[0]])
     walk = Walk(model, feeds, runtime)
-    found: dict[str, list[tuple[Reading, NDArray[np.float64]]]] = {}
+    covariances: dict[str, list[tuple[Reading, NDArray[np.float64]]]] = {}
     unequal: set[str] = set()
     for node, group, reading in progress(places, "comparing units", len(places)):
         walk.advance(node)
@@ -102,8 +102,8 @@ def likeness(
             unequal.add(group.name)
             continue
         centred = rows - rows.mean(axis=0)
-        found.setdefault(group.name, []).append((reading, centred.T @ centred / len(rows)))
-    return {name: Likeness(one) for name, one in found.items() if name not in unequal}
+        covariances.setdefault(group.name, []).append((reading, centred.T @ centred / len(rows)))
+    return {name: Likeness(each) for name, each in covariances.items() if name not in unequal}
 
 
 def _rows(

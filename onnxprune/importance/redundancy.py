@@ -65,9 +65,9 @@ class Redundancy(ScoreCriterion):
 def _made_by(group: GroupView) -> Iterator[NDArray[Any]]:
     """Of every tensor that makes units, and reads none, the weights of each: [size, entries]."""
     read = {
-        (one.consumer.weight, one.consumer.weight_axis)
-        for one in group.group.readings
-        if one.consumer.weight is not None
+        (reading.consumer.weight, reading.consumer.weight_axis)
+        for reading in group.group.readings
+        if reading.consumer.weight is not None
     }
     for owned in group.group.owned:
         array = group.constants[owned.tensor]
@@ -75,12 +75,12 @@ def _made_by(group: GroupView) -> Iterator[NDArray[Any]]:
             continue
         flat = np.moveaxis(array, owned.axes, range(len(owned.axes)))
         flat = flat.reshape(owned.units.size, -1)
-        found = unit_positions(owned.units)
-        most = max((where.shape[1] for _, where in found), default=0)
+        by_count = unit_positions(owned.units)
+        most = max((where.shape[1] for _, where in by_count), default=0)
         if most * flat.shape[1] <= 1:
             continue
         rows = np.zeros((group.group.size, most * flat.shape[1]), np.float32)
-        for units, where in found:
+        for units, where in by_count:
             mine = flat[where].reshape(len(units), -1)
             rows[units, : mine.shape[1]] = mine
         yield rows

@@ -107,8 +107,8 @@ def keeps_multiples(group: Group, classes: Sequence[int], multiple: int) -> bool
         classes: what goes.
         multiple: 1 is always kept.
     """
-    gone = np.isin(group.units, classes)
-    left = [len(axis) - int(gone[list(axis)].sum()) for axis in group.axes]
+    removed = np.isin(group.units, classes)
+    left = [len(axis) - int(removed[list(axis)].sum()) for axis in group.axes]
     return _are_multiples(group.axes, left, multiple)
 
 
@@ -119,9 +119,9 @@ def _are_multiples(axes: Sequence[Collection[int]], left: Sequence[int], multipl
 
 def _rows(group: Group) -> list[frozenset[int]]:
     """Units that each composite is made of."""
-    number_of = {int(one): unit for unit, one in enumerate(group.units)}
+    number_of = {int(unit): number for number, unit in enumerate(group.units)}
     members = (row.tolist() for _, row in group.constraints.definitions)
-    return [frozenset(number_of[one] for one in row if one in number_of) for row in members]
+    return [frozenset(number_of[unit] for unit in row if unit in number_of) for row in members]
 
 
 def _bundles(
@@ -132,16 +132,16 @@ def _bundles(
     multiple: int,
 ) -> tuple[list[RemovalStep], list[RemovalStep]]:
     """Bundles of steps, and the steps behind the last; `left` becomes what the axes then keep."""
-    number_of = {int(one): unit for unit, one in enumerate(group.units)}
+    number_of = {int(unit): number for number, unit in enumerate(group.units)}
     result: list[RemovalStep] = []
     waiting: list[RemovalStep] = []
     now = list(left)
     for step in order:
         waiting.append(step)
-        gone = {number_of[one] for one in step.units if one in number_of}
-        now = [n - len(axis & gone) for n, axis in zip(now, axes, strict=True)]
+        removed = {number_of[unit] for unit in step.units if unit in number_of}
+        now = [n - len(axis & removed) for n, axis in zip(now, axes, strict=True)]
         if _are_multiples(axes, now, multiple):
-            classes = tuple(one for each in waiting for one in each.units)
+            classes = tuple(unit for each in waiting for unit in each.units)
             score = sum(each.score for each in waiting)
             result.append(RemovalStep(classes, step.fraction, score))
             waiting, left[:] = [], now
@@ -185,7 +185,7 @@ class _Greedy:
         count = int(group.all_units.max()) + 1
         self.cost = np.zeros(count)
         self.cost[group.units] = scores
-        self.dead = np.zeros(count, bool)
+        self.removed = np.zeros(count, bool)
         self.axes = [group.units[list(axis)] for axis in group.axes]
         self.limits = [
             len(axis) - 1 if closed else len(axis)
@@ -193,9 +193,9 @@ class _Greedy:
         ]
         self.axes_of: dict[int, list[int]] = {}
         for number, axis in enumerate(self.axes):
-            for one in axis.tolist():
-                self.axes_of.setdefault(one, []).append(number)
-        self.gone = [0] * len(self.axes)
+            for unit in axis.tolist():
+                self.axes_of.setdefault(unit, []).append(number)
+        self.counts = [0] * len(self.axes)
         self.families = self._families()
         self.needed = [0.0] * len(self.families)
         self.growth: dict[int, list[int]] = {}
@@ -220,8 +220,8 @@ class _Greedy:
         """
         assert self.goal is not None
         room = [
-            int(self.goal * len(axis) + _ROUNDING) - gone
-            for axis, gone in zip(self.axes, self.gone, strict=True)
+            int(self.goal * len(axis) + _ROUNDING) - count
+            for axis, count in zip(self.axes, self.counts, strict=True)
         ]
         return [
             number
@@ -232,7 +232,7 @@ class _Greedy:
 
     def units_gone(self) -> int:
         """Number of units removed."""
-        return int(self.dead[self.group.units].sum())
+        return int(self.removed[self.group.units].sum())
 
     def _budgets(self) -> list[float]:
         stages = min(_STAGES, max(len(axis) for axis in self.axes))
@@ -247,12 +247,12 @@ class _Greedy:
         for rows in self.group.constraints.alignments:
             free = rows[:, (rows > 0).all(axis=0)]
             sets.link_all(free[:-1], free[1:])
-        price = {int(one): float(self.cost[one]) for one in self.group.units}
+        price = {int(unit): float(self.cost[unit]) for unit in self.group.units}
         for composite, parts in self.group.constraints.definitions:
             if composite:
                 price.setdefault(int(composite), float(self.cost[parts].mean()))
         if self.seeds is not None:
-            price = {one: paid for one, paid in price.items() if one in self.seeds}
+            price = {unit: paid for unit, paid in price.items() if unit in self.seeds}
         families: dict[int, list[int]] = {}
         roots = sets.roots(np.array(list(price), np.int32)).tolist()
         for seed, root in zip(price, roots, strict=True):
@@ -265,7 +265,7 @@ class _Greedy:
         """Close seeds of a family as long as the budget allows it."""
         family = self.families[number]
         while family:
-            if self.dead[family[0]]:
+            if self.removed[family[0]]:
                 family.pop(0)
             elif self._floor(family[0]) > budget + _ROUNDING:
                 return
@@ -282,7 +282,7 @@ class _Greedy:
     def _floor(self, seed: int) -> float:
         """Fraction of its axes that removing a unit reaches at least."""
         numbers = self.axes_of.get(seed, ())
-        return max(((self.gone[n] + 1) / len(self.axes[n]) for n in numbers), default=0.0)
+        return max(((self.counts[n] + 1) / len(self.axes[n]) for n in numbers), default=0.0)
 
     def _try(self, number: int, budget: float) -> tuple[RemovalStep | None, float]:
         """Close the first seed of a family.
@@ -294,35 +294,35 @@ class _Greedy:
         seed, first = self.families[number][0], number not in self.growth
         if self.seeds is not None and not first:
             # Removals of one part grow alike, so the first attempt says what this one will take.
-            grown = [n + more for n, more in zip(self.gone, self.growth[number], strict=True)]
+            grown = [n + more for n, more in zip(self.counts, self.growth[number], strict=True)]
             if (likely := self._fraction(grown)) > budget + _ROUNDING and likely <= 1:
                 return None, likely
-        after = list(self.gone)
+        after = list(self.counts)
         dying: list[int] = []
         impossible = False
 
         def give_up(killed: Sequence[int]) -> bool:
             nonlocal impossible
             dying.extend(killed)
-            for one in killed:
-                for number in self.axes_of.get(one, ()):
+            for unit in killed:
+                for number in self.axes_of.get(unit, ()):
                     after[number] += 1
             impossible = any(a > limit for a, limit in zip(after, self.limits, strict=True))
             return impossible or (not first and self._fraction(after) > budget + _ROUNDING)
 
         killed = close(
-            self.group.constraints, self.by_unit, self.dead, [seed], self.cost, give_up=give_up
+            self.group.constraints, self.by_unit, self.removed, [seed], self.cost, give_up=give_up
         )
         fraction = self._fraction(after)
         if first:
-            self.growth[number] = [n - gone for n, gone in zip(after, self.gone, strict=True)]
+            self.growth[number] = [n - count for n, count in zip(after, self.counts, strict=True)]
         if killed is None or fraction > budget + _ROUNDING:
-            self.dead[dying] = False
+            self.removed[dying] = False
             stopped = not impossible and fraction > budget + _ROUNDING
             return None, fraction if stopped else np.inf
-        self.gone = after
-        score = float(sum(self.cost[one] for one in killed))
+        self.counts = after
+        score = float(sum(self.cost[unit] for unit in killed))
         return RemovalStep(tuple(killed), fraction, score), 0.0
 
-    def _fraction(self, gone: Sequence[int]) -> float:
-        return max(n / len(axis) for n, axis in zip(gone, self.axes, strict=True))
+    def _fraction(self, counts: Sequence[int]) -> float:
+        return max(n / len(axis) for n, axis in zip(counts, self.axes, strict=True))

@@ -121,17 +121,19 @@ class Survey:
     def _regressions(
         self, group: Group, seen: Mapping[str, _Seen | None]
     ) -> dict[Reading, list[Reader]]:
-        found: dict[Reading, list[Reader]] = {}
+        regressions: dict[Reading, list[Reader]] = {}
         for reading in group.readings:
-            one = seen[reading.consumer.node]
-            units = reading_unknowns(one.layer, reading) if one is not None else None
-            found[reading] = []
-            if one is None or units is None:
+            measured = seen[reading.consumer.node]
+            units = reading_unknowns(measured.layer, reading) if measured is not None else None
+            regressions[reading] = []
+            if measured is None or units is None:
                 continue
-            matrix = one.layer.matrix(np.asarray(self._constants[one.layer.weight]))
-            parts = zip(matrix, one.covariance, units, strict=True)
-            found[reading] = [Reader(m, c, u, one.variance, one.stream) for m, c, u in parts]
-        return found
+            matrix = measured.layer.matrix(np.asarray(self._constants[measured.layer.weight]))
+            parts = zip(matrix, measured.covariance, units, strict=True)
+            regressions[reading] = [
+                Reader(m, c, u, measured.variance, measured.stream) for m, c, u in parts
+            ]
+        return regressions
 
     def _measure(self, node: ir.Node, position: int) -> _Seen | None:
         layer = linear_layer(node, self._coupling, self._opset)

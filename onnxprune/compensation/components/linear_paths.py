@@ -87,7 +87,7 @@ def linear_sets(
         if consumer.weight is not None:
             summed[consumer.node, consumer.weight].add(consumer.weight_axis)
     nodes = _nodes_by_name(model)
-    found: list[LinearSet] = []
+    sets: list[LinearSet] = []
     left: list[LeftAlone] = []
     for group, carriers in zip(groups, _carriers(coupling, groups), strict=True):
         for units in _sets(group.size, carriers):
@@ -99,10 +99,10 @@ def linear_sets(
                     raise Unsuitable("", f"more than {largest} units")
                 walk = SetWalk(model, coupling, layers, summed, carriers, units)
                 walk.along(_touched(walk.names, nodes))
-                found.append(LinearSet(group.name, numbers, *walk.result()))
+                sets.append(LinearSet(group.name, numbers, *walk.result()))
             except Unsuitable as reason:
                 left.append(LeftAlone(group.name, numbers, reason.node, str(reason)))
-    return found, left
+    return sets, left
 
 
 def _carriers(coupling: Coupling, groups: Sequence[Group]) -> list[dict[str, list[UnitLabel]]]:
@@ -111,15 +111,15 @@ def _carriers(coupling: Coupling, groups: Sequence[Group]) -> list[dict[str, lis
     owner, unit = np.full(count, -1, np.int64), np.full(count, -1, np.int64)
     for number, group in enumerate(groups):
         owner[group.units], unit[group.units] = number, np.arange(group.size)
-    found: list[dict[str, list[UnitLabel]]] = [defaultdict(list) for _ in groups]
+    carriers: list[dict[str, list[UnitLabel]]] = [defaultdict(list) for _ in groups]
     for name, labels in coupling.tensors.items():
         for label in labels.axis_labels:
             ids = coupling.unit_of[label.atoms]
             for number in np.unique(owner[ids]).tolist():
                 if number >= 0:
                     units = np.where(owner[ids] == number, unit[ids], -1)
-                    found[number][name].append(UnitLabel(label.axes, units, label.atoms))
-    return found
+                    carriers[number][name].append(UnitLabel(label.axes, units, label.atoms))
+    return carriers
 
 
 def _sets(size: int, carriers: Mapping[str, Sequence[UnitLabel]]) -> Iterator[NDArray[np.int64]]:
@@ -127,8 +127,8 @@ def _sets(size: int, carriers: Mapping[str, Sequence[UnitLabel]]) -> Iterator[ND
     rng = np.random.default_rng(0)
     signature = np.zeros(size, np.uint64)
     for labels in carriers.values():
-        for one in labels:
-            rows = one.units.reshape(-1, one.units.shape[-1])
+        for label in labels:
+            rows = label.units.reshape(-1, label.units.shape[-1])
             marks = rng.integers(0, 2**63, len(rows), dtype=np.uint64)
             row, column = np.nonzero(rows >= 0)
             np.add.at(signature, rows[row, column], marks[row])
@@ -148,5 +148,5 @@ def _nodes_by_name(model: ir.Model) -> dict[str, list[tuple[int, ir.Node]]]:
 
 def _touched(names: Sequence[str], nodes: dict[str, list[tuple[int, ir.Node]]]) -> list[ir.Node]:
     """Nodes at some tensors, in graph order."""
-    found = {place: node for name in names for place, node in nodes.get(name, ())}
-    return [found[place] for place in sorted(found)]
+    ordered = {place: node for name in names for place, node in nodes.get(name, ())}
+    return [ordered[place] for place in sorted(ordered)]

@@ -28,10 +28,10 @@ class Sides:
     def __init__(self) -> None:
         self._links: dict[int, list[tuple[int, bool]]] = defaultdict(list)
 
-    def link(self, one: int, other: int, *, opposite: bool = False) -> None:
+    def link(self, atom: int, other: int, *, opposite: bool = False) -> None:
         """Say how two atoms stand to each other."""
-        self._links[one].append((other, opposite))
-        self._links[other].append((one, opposite))
+        self._links[atom].append((other, opposite))
+        self._links[other].append((atom, opposite))
 
     def from_start(self, start: int) -> dict[int, bool]:
         """Say of all atoms linked with one whether they are on the opposite side.
@@ -41,9 +41,9 @@ class Sides:
         """
         side, waiting = {start: False}, [start]
         while waiting:
-            one = waiting.pop()
-            for other, opposite in self._links[one]:
-                wanted = side[one] != opposite
+            atom = waiting.pop()
+            for other, opposite in self._links[atom]:
+                wanted = side[atom] != opposite
                 if other not in side:
                     side[other] = wanted
                     waiting.append(other)
@@ -207,12 +207,12 @@ class SetWalk:
             return tuple(self._factors), tuple(self._readers), ()
         try:
             side = self._sides.from_start(int(self._products[0].places[0].keys[0]))
-            factors = tuple(part for one in self._factors for part in _by_side(one, side))
+            factors = tuple(part for factor in self._factors for part in _by_side(factor, side))
             products = tuple(
-                Product(one.node, one.names[::-1], one.places[::-1])
-                if side[int(one.places[0].keys[0])]
-                else one
-                for one in self._products
+                Product(product.node, product.names[::-1], product.places[::-1])
+                if side[int(product.places[0].keys[0])]
+                else product
+                for product in self._products
             )
         except (KeyError, ValueError) as error:
             text = "the operands of a product cannot be told apart"
@@ -222,19 +222,19 @@ class SetWalk:
     def _all_places(
         self, carriers: Mapping[str, Sequence[UnitLabel]], units: NDArray[np.int64]
     ) -> dict[str, list[Places]]:
-        most = max(int(one.units.max()) for labels in carriers.values() for one in labels)
+        most = max(int(label.units.max()) for labels in carriers.values() for label in labels)
         local = np.full(most + 2, -1, np.int64)
         local[units] = np.arange(self._size)
-        found: dict[str, list[Places]] = {}
+        places_by_name: dict[str, list[Places]] = {}
         for name, labels in carriers.items():
-            for one in labels:
-                mine = local[one.units]
+            for label in labels:
+                mine = local[label.units]
                 if (mine >= 0).any():
-                    places = places_of(one.axes, mine, one.atoms, self._size)
+                    places = places_of(label.axes, mine, label.atoms, self._size)
                     if places is None:
                         raise Unsuitable(name, "a tensor holds only some of the units in a row")
-                    found.setdefault(name, []).append(places)
-        return found
+                    places_by_name.setdefault(name, []).append(places)
+        return places_by_name
 
     def _look_at(self, node: ir.Node) -> None:
         kind = "" if node.domain else node.op_type
@@ -306,14 +306,14 @@ class SetWalk:
         if not carrying:
             raise Unsuitable("", "made in an unknown way")
         places = [self._places(names[slot]) for slot in carrying]
-        letters = [terms[s][one.axes[-1]] for s, one in zip(carrying, places, strict=True)]
+        letters = [terms[s][each.axes[-1]] for s, each in zip(carrying, places, strict=True)]
         if len(carrying) == 2:
             if letters[0] != letters[1] or letters[0] in terms[2] or output in self._all:
                 raise Unsuitable("", "both operands carry the units along different axes")
             first, second = places
-            for one in places:
-                for key in one.keys.tolist():
-                    self._sides.link(int(first.keys[0]), key, opposite=one is second)
+            for each in places:
+                for key in each.keys.tolist():
+                    self._sides.link(int(first.keys[0]), key, opposite=each is second)
             self._products.append(Product(node, (names[0], names[1]), (first, second)))
             return
         letter, other = letters[0], terms[1 - carrying[0]]
@@ -353,8 +353,10 @@ class SetWalk:
             raise Unsuitable("", "made in an unknown way")
 
     def _look_at_movement(self, node: ir.Node, kind: str) -> None:
-        made = [one.name for one in node.outputs if one.name in self._all]
-        read = [one.name for one in node.inputs if one is not None and one.name in self._all]
+        made = [value.name for value in node.outputs if value.name in self._all]
+        read = [
+            value.name for value in node.inputs if value is not None and value.name in self._all
+        ]
         if not read or (kind in _AVERAGES and not made):
             raise Unsuitable("", "the units are summed up" if read else "made in an unknown way")
         if kind == "Cast" and not ir.DataType(node.attributes["to"].as_int()).is_floating_point():
@@ -370,11 +372,11 @@ class SetWalk:
             self._places(name)
 
     def _places(self, name: str) -> Places:
-        found = self._all.get(name, ())
-        if len(found) != 1:
-            text = "several axes carry the units" if found else "does not follow the units"
+        every = self._all.get(name, ())
+        if len(every) != 1:
+            text = "several axes carry the units" if every else "does not follow the units"
             raise Unsuitable("", f"{name}: {text}")
-        return found[0]
+        return every[0]
 
     def _constant(self, name: str) -> bool:
         return name in self._tensors and self._tensors[name].constant
@@ -387,8 +389,8 @@ class SetWalk:
         pairs = places.partners(goal, shift)
         if pairs is None:
             raise Unsuitable("", "the same value for several units")
-        for one, other in pairs.tolist():
-            self._sides.link(one, other)
+        for first, second in pairs.tolist():
+            self._sides.link(first, second)
 
     def _multiply(self, node: ir.Node, slot: int, places: Places, *, inverse: bool = False) -> None:
         """Note the constant behind an input for multiplication."""
@@ -416,9 +418,9 @@ class SetWalk:
         self._factors.append(Factor(name, places, inverse))
 
 
-def _by_side(one: Factor, side: Mapping[int, bool]) -> Iterator[Factor]:
+def _by_side(factor: Factor, side: Mapping[int, bool]) -> Iterator[Factor]:
     """Divide what is made on both sides of a product by one weight."""
-    inverse = np.array([side[key] for key in one.places.keys.tolist()])
+    inverse = np.array([side[key] for key in factor.places.keys.tolist()])
     for value in (False, True):
         if (inverse == value).any():
-            yield Factor(one.tensor, one.places.only(inverse == value), value)
+            yield Factor(factor.tensor, factor.places.only(inverse == value), value)

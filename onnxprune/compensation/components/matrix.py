@@ -155,12 +155,12 @@ def measure(
     place = {id(node): number for number, node in enumerate(model.graph)}
     readers: dict[int, list[tuple[int, Regressor]]] = defaultdict(list)
     products: dict[int, list[tuple[int, Product]]] = defaultdict(list)
-    for number, one in enumerate(sets):
-        for reader in one.readers:
+    for number, linear_set in enumerate(sets):
+        for reader in linear_set.readers:
             readers[place[id(reader.layer.node)]].append((number, reader))
-        for product in one.products:
+        for product in linear_set.products:
             products[place[id(product.node)]].append((number, product))
-    found: list[list[Moments]] = [[] for _ in sets]
+    moments: list[list[Moments]] = [[] for _ in sets]
     unknown: set[int] = set()
     nodes = list(model.graph)
     stops = sorted({*readers, *products})
@@ -172,7 +172,7 @@ def measure(
             weight = layer.matrix(np.asarray(constants[layer.weight]))[0]
             table = _rows_of(layer, walk[layer.data], seed)
             for number, reader in readers[at]:
-                found[number].append(_of_reader(table, weight, reader))
+                moments[number].append(_of_reader(table, weight, reader))
         for number, product in products.get(at, ()):
             try:
                 shifted = _ignored_by_softmax(product, coupling)
@@ -180,10 +180,10 @@ def measure(
                     _moments(_rows_at(places, walk[name], seed), central=name == shifted)
                     for name, places in zip(product.names, product.places, strict=True)
                 )
-                found[number].append(Moments(first, second))
+                moments[number].append(Moments(first, second))
             except ValueError:
                 unknown.add(number)
-    return [None if number in unknown else _total(one) for number, one in enumerate(found)]
+    return [None if number in unknown else _total(each) for number, each in enumerate(moments)]
 
 
 def _rows_of(
@@ -257,17 +257,17 @@ def _ignored_by_softmax(product: Product, coupling: Coupling) -> str:
         if nodes[0].op_type not in _MASKS or known is None or len(known.shape) != rank:
             return ""
         value = nodes[0].outputs[0]
-    given = softmax.attributes.get("axis") if softmax is not None else None
-    axis = -1 if given is None else given.as_int()
+    attribute = softmax.attributes.get("axis") if softmax is not None else None
+    axis = -1 if attribute is None else attribute.as_int()
     if softmax is None or axis % rank < rank - 2 or product.node.op_type != "MatMul":
         return ""
-    inputs = [one.name or "" for one in product.node.inputs if one is not None]
+    inputs = [value.name or "" for value in product.node.inputs if value is not None]
     return inputs[1 if axis % rank == rank - 1 else 0]
 
 
-def _total(found: Sequence[Moments]) -> Moments:
+def _total(moments: Sequence[Moments]) -> Moments:
     """One pair of moments for several readers, whose spreads are taken to be proportional."""
-    spread = np.mean([one.spread for one in found], axis=0)
+    spread = np.mean([each.spread for each in moments], axis=0)
     power = max(float(np.trace(spread)), 1e-300)
-    weight = sum(float(np.trace(one.spread)) / power * one.weight for one in found)
+    weight = sum(float(np.trace(each.spread)) / power * each.weight for each in moments)
     return Moments(spread, np.asarray(weight))

@@ -33,8 +33,10 @@ class NodeView:
     def __init__(self, numbering: Numbering, node: ir.Node, consumers: Sequence[Consumer]) -> None:
         self.numbering = numbering
         self.node = node
-        self._contracted = {(one.tensor, one.axis) for one in consumers}
-        self._contracted |= {(one.weight or "", one.weight_axis) for one in consumers}
+        self._contracted = {(consumer.tensor, consumer.axis) for consumer in consumers}
+        self._contracted |= {
+            (consumer.weight or "", consumer.weight_axis) for consumer in consumers
+        }
         entering = {
             slot: self._passing(value.name or "")
             for slot, value in enumerate(node.inputs)
@@ -104,15 +106,15 @@ class NodeView:
     def aligned(self) -> bool:
         """Whether all inputs that carry the group lay it out as the output does."""
         shown = [self.numbering.layers.get(self.node.outputs[0].name or "", [])]
-        layers = [*self.carried.values(), *(layer for one in shown for layer in one)]
+        layers = [*self.carried.values(), *(layer for each in shown for layer in each)]
         return all(np.array_equal(layers[0].units, other.units) for other in layers[1:])
 
     def single(self) -> bool:
         """Whether every unit has one place in all that enters and leaves."""
         name = self.node.outputs[0].name or ""
         layers = [*self.carried.values(), *self.numbering.layers.get(name, ())]
-        flat = [one.units[one.units >= 0] for one in layers]
-        return all(len(np.unique(one)) == len(one) for one in flat)
+        flat = [places.units[places.units >= 0] for places in layers]
+        return all(len(np.unique(places)) == len(places) for places in flat)
 
     def zero_to_zero(self) -> bool:
         """Whether the op is known to make zero of zeros."""
@@ -157,7 +159,9 @@ class NodeView:
     def _passing(self, name: str) -> list[Carried]:
         layers = self.numbering.layers.get(name, ())
         return [
-            one for one in layers if not any((name, axis) in self._contracted for axis in one.axes)
+            layer
+            for layer in layers
+            if not any((name, axis) in self._contracted for axis in layer.axes)
         ]
 
     def _constant(self, name: str) -> bool:
@@ -181,8 +185,8 @@ class NodeView:
         number = np.where(there, made.number, ABSENT)
         lost = there & (made.number == ABSENT)
         number = np.where(lost, self.numbering.fresh(len(number)), number)
-        patterns = [_pattern(one, len(number)) for one in (*self.carried.values(), layer)]
-        moved = len(self.node.outputs) > 1 or any(one.any() for one in patterns)
+        patterns = [_pattern(each, len(number)) for each in (*self.carried.values(), layer)]
+        moved = len(self.node.outputs) > 1 or any(pattern.any() for pattern in patterns)
         values = Values(number, np.where(lost, 1.0, made.factor))
         if not moved:
             return values
@@ -246,32 +250,35 @@ def _cast(view: NodeView) -> Values | None:
 def _positive(view: NodeView) -> Values | None:
     if view.carried.keys() != {0}:
         return None
-    given = view.values(0)
-    positive = Values(given.number, np.abs(given.factor))
-    return view.renumbered(positive, (given.factor < 0).astype(np.int64))
+    values = view.values(0)
+    positive = Values(values.number, np.abs(values.factor))
+    return view.renumbered(positive, (values.factor < 0).astype(np.int64))
 
 
 def _prelu(view: NodeView) -> Values | None:
     if 0 not in view.carried or not view.aligned():
         return None
-    given = view.values(0)
-    keys, rows = [given.number, (given.factor < 0).astype(np.int64)], np.zeros(len(given.number))
+    values = view.values(0)
+    keys, rows = [values.number, (values.factor < 0).astype(np.int64)], np.zeros(len(values.number))
     if 1 in view.carried:
         slope = view.values(1)
         keys, rows = [*keys, slope.number], slope.factor
-    found = view.classify(keys, rows[:, np.newaxis], scaled=False)
-    number = np.where(given.number <= 0, given.number, found.number)
-    return Values(number, np.abs(given.factor))
+    classes = view.classify(keys, rows[:, np.newaxis], scaled=False)
+    number = np.where(values.number <= 0, values.number, classes.number)
+    return Values(number, np.abs(values.factor))
 
 
 def _anything(view: NodeView) -> Values | None:
     if not view.carried or not view.aligned():
         return None
-    given = [view.values(slot) for slot in view.carried]
-    rows = np.stack([one.factor for one in given], axis=1)
+    carried = [view.values(slot) for slot in view.carried]
+    rows = np.stack([values.factor for values in carried], axis=1)
     # each input by itself: a row is compared relative to its norm
-    keys = [view.classify([one.number], one.factor[:, np.newaxis], scaled=False) for one in given]
-    made = view.classify([one.number for one in keys], np.zeros_like(rows), scaled=False)
+    keys = [
+        view.classify([values.number], values.factor[:, np.newaxis], scaled=False)
+        for values in carried
+    ]
+    made = view.classify([values.number for values in keys], np.zeros_like(rows), scaled=False)
     number = made.number
     if view.zero_to_zero():
         number = np.where((rows == 0).all(axis=1), 0, number)
@@ -292,8 +299,10 @@ def _product(view: NodeView, left: Values, right: Values, *, divide: bool = Fals
 def _mul(view: NodeView) -> Values | None:
     if not view.carried or not view.aligned():
         return None
-    given = [view.values(slot) for slot in view.carried]
-    return view.renumbered(given[0]) if len(given) == 1 else _product(view, given[0], given[1])
+    carried = [view.values(slot) for slot in view.carried]
+    return (
+        view.renumbered(carried[0]) if len(carried) == 1 else _product(view, carried[0], carried[1])
+    )
 
 
 def _div(view: NodeView) -> Values | None:
@@ -301,26 +310,26 @@ def _div(view: NodeView) -> Values | None:
         return _anything(view)
     if not view.aligned():
         return None
-    given = [view.values(slot) for slot in view.carried]
-    if len(given) == 1:
-        return view.renumbered(given[0])
-    return None if (given[1].number == 0).any() else _product(view, *given, divide=True)
+    carried = [view.values(slot) for slot in view.carried]
+    if len(carried) == 1:
+        return view.renumbered(carried[0])
+    return None if (carried[1].number == 0).any() else _product(view, *carried, divide=True)
 
 
 def _together(view: NodeView, terms: Sequence[Values]) -> Values:
     """Terms side by side; a unit that a term does not have has zero there."""
-    numbers = [np.maximum(one.number, ZERO) for one in terms]
-    rows = np.stack([np.where(one.number > ZERO, one.factor, 0.0) for one in terms], axis=1)
-    found = view.classify(numbers, rows, scaled=True)
-    absent = np.all([one.number == ABSENT for one in terms], axis=0)
-    number = np.where(found.factor == 0, ZERO, found.number)
-    return Values(np.where(absent, ABSENT, number), found.factor)
+    numbers = [np.maximum(term.number, ZERO) for term in terms]
+    rows = np.stack([np.where(term.number > ZERO, term.factor, 0.0) for term in terms], axis=1)
+    classes = view.classify(numbers, rows, scaled=True)
+    absent = np.all([term.number == ABSENT for term in terms], axis=0)
+    number = np.where(classes.factor == 0, ZERO, classes.number)
+    return Values(np.where(absent, ABSENT, number), classes.factor)
 
 
 def _sum(view: NodeView, terms: Sequence[Values]) -> Values:
     made = _together(view, terms)
-    plain = np.all([one.number <= ONE for one in terms], axis=0) & (made.number > ZERO)
-    total = np.sum([np.where(one.number == ONE, one.factor, 0.0) for one in terms], axis=0)
+    plain = np.all([term.number <= ONE for term in terms], axis=0) & (made.number > ZERO)
+    total = np.sum([np.where(term.number == ONE, term.factor, 0.0) for term in terms], axis=0)
     number = np.where(plain, np.where(total == 0, ZERO, ONE), made.number)
     return Values(number, np.where(plain, total, made.factor))
 
@@ -331,8 +340,8 @@ def _signed(sign: float) -> Callable[[NodeView], Values | None]:
             return None
         terms = []
         for slot in range(len(view.node.inputs)):
-            one = view.values(slot) if slot in view.carried else view.common(slot)
-            terms.append(Values(one.number, one.factor * (sign if slot else 1.0)))
+            term = view.values(slot) if slot in view.carried else view.common(slot)
+            terms.append(Values(term.number, term.factor * (sign if slot else 1.0)))
         return _sum(view, terms)
 
     return rule
@@ -413,17 +422,17 @@ def _batch_normalisation(view: NodeView) -> Values | None:
     if view.carried.keys() != {0, 1, 2, 3, 4} or view.attribute("training_mode", 0):
         return None
     scale, shift, mean, variance = (view.values(slot) for slot in (1, 2, 3, 4))
-    known = [np.isin(one.number, (0, 1)).all() for one in (scale, shift, mean, variance)]
+    known = [np.isin(each.number, (0, 1)).all() for each in (scale, shift, mean, variance)]
     if not all(known) or not view.aligned():
         return None
-    given = view.values(0)
+    values = view.values(0)
     gain = scale.factor / np.sqrt(variance.factor + float(view.attribute("epsilon", 1e-5)))
     offset = shift.factor - mean.factor * gain
     if not np.isfinite(gain).all():
         return None
-    one = Values(np.where(offset == 0, 0, 1), offset)
-    scaled = Values(np.where(gain == 0, 0, given.number), given.factor * gain)
-    return _sum(view, [scaled, one])
+    shifted = Values(np.where(offset == 0, 0, 1), offset)
+    scaled = Values(np.where(gain == 0, 0, values.number), values.factor * gain)
+    return _sum(view, [scaled, shifted])
 
 
 NUMBERING: dict[str, Callable[[NodeView], Values | None]] = {
@@ -478,26 +487,28 @@ def alike(
     first = np.arange(len(rows))
     blank = np.flatnonzero(norms == 0)
     if len(blank):
-        _, one, which = np.unique(keys[blank], axis=0, return_index=True, return_inverse=True)
-        first[blank] = blank[one[which.reshape(-1)]]
+        _, representatives, which = np.unique(
+            keys[blank], axis=0, return_index=True, return_inverse=True
+        )
+        first[blank] = blank[representatives[which.reshape(-1)]]
     order = np.lexsort((marks, *keys.T))
     order = order[norms[order] > 0]
     near = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
     near &= np.diff(marks[order]) <= limits[order[1:]]
     heads: list[int] = []
     for position in np.flatnonzero(near).tolist():
-        before, one = order[position : position + 2].tolist()
+        before, row = order[position : position + 2].tolist()
         if not position or not near[position - 1]:
             heads = [before]
-        heads = [other for other in heads if marks[one] - marks[other] <= limits[one]]
-        mine = rows[one].astype(np.float64) / factors[one]
+        heads = [other for other in heads if marks[row] - marks[other] <= limits[row]]
+        mine = rows[row].astype(np.float64) / factors[row]
         for other in heads:
             apart = mine - rows[other].astype(np.float64) / factors[other]
-            if np.sqrt(apart @ apart) <= limits[one]:
-                first[one] = other
+            if np.sqrt(apart @ apart) <= limits[row]:
+                first[row] = other
                 break
         else:
-            heads.append(one)
+            heads.append(row)
     return first, factors
 
 
@@ -555,7 +566,7 @@ class Carriers:
                         units = np.where(mine, unit[classes], -1)
                         carried = Carried(label.axes, units, bool((mine & (units < 0)).any()))
                         self.layers[number].setdefault(name, []).append(carried)
-        found: list[dict[int, ir.Node]] = [{} for _ in groups]
+        carriers: list[dict[int, ir.Node]] = [{} for _ in groups]
         touching: dict[str, list[int]] = defaultdict(list)
         for number, tensors in enumerate(self.layers):
             for name in tensors:
@@ -563,8 +574,8 @@ class Carriers:
         for node in graph:
             for value in (*node.inputs, *node.outputs):
                 for number in touching.get(value.name or "", ()) if value is not None else ():
-                    found[number][id(node)] = node
-        self.nodes = [list(one.values()) for one in found]
+                    carriers[number][id(node)] = node
+        self.nodes = [list(nodes.values()) for nodes in carriers]
 
 
 class Numbering:
@@ -615,7 +626,9 @@ class Numbering:
 
     def at(self, tensor: str, axes: tuple[int, ...]) -> Values:
         """What the units hold at the layer of a tensor with these axes."""
-        return self.values(tensor, next(one for one in self.layers[tensor] if one.axes == axes))
+        return self.values(
+            tensor, next(layer for layer in self.layers[tensor] if layer.axes == axes)
+        )
 
     def keep(self, tensor: str, layer: Carried, values: Values) -> None:
         """Note what a node has put into a tensor."""
@@ -674,8 +687,8 @@ class Numbering:
                 number[units] = ONE
             else:
                 kind = np.full((len(units), 1), where.shape[1])
-                found = self.classify(kind, rows, scaled=True)
-                number[units], factor[units] = found.number, found.factor
+                classes = self.classify(kind, rows, scaled=True)
+                number[units], factor[units] = classes.number, classes.factor
         # weight decay leaves next to nothing of what is never used, but rarely zero
         largest = np.abs(factor[number > ONE]).max(initial=0.0)
         factor[(number > ONE) & (np.abs(factor) <= NOTHING * largest)] = 0

@@ -102,15 +102,15 @@ class Elimination:
         parts = [self._rows.pop(unit) for unit in units if unit in self._rows]
         if not parts:
             return 0.0
-        gone = np.concatenate(parts)
-        weight, rows = self._weight[gone], self._inverse[gone]
-        inner = np.linalg.inv(rows[:, gone])
+        removed = np.concatenate(parts)
+        weight, rows = self._weight[removed], self._inverse[removed]
+        inner = np.linalg.inv(rows[:, removed])
         spread = inner @ rows
         self._weight -= spread.T @ weight
         for start in range(0, len(self._inverse), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             self._inverse[part] -= rows[:, part].T @ spread
-        self._left[gone] = False
+        self._left[removed] = False
         if self._left.mean() < _LEAST_LEFT:
             self._shrink()
         return max(float(np.einsum("do,do->", inner @ weight, weight)), 0.0)
@@ -152,15 +152,15 @@ def cheapest_first(
     rises: list[NDArray[np.float64]] = []
     while (left := int(alive.sum())) > least:
         total = np.zeros(size)
-        for variance, one in zip(variances, running, strict=True):
-            total += one.scores(size) / max(variance, SMALLEST)
+        for variance, reader in zip(variances, running, strict=True):
+            total += reader.scores(size) / max(variance, SMALLEST)
         total[~alive] = np.inf
         count = min(max(left // _SHARE_AT_ONCE, 1), left - least)
         units = [int(unit) for unit in np.argsort(total, kind="stable")[:count]]
         alive[units] = False
         order += [[unit] for unit in units]
         shares = total[units] + SMALLEST
-        rises += list(np.outer(shares / shares.sum(), [one.remove(units) for one in running]))
+        rises += list(np.outer(shares / shares.sum(), [reader.remove(units) for reader in running]))
     return order, np.array(rises).reshape(len(order), len(running))
 
 
@@ -168,4 +168,4 @@ def _rows_of_units(unit: NDArray[np.int64]) -> dict[int, NDArray[np.intp]]:
     units, inverse = np.unique(unit, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(inverse))[:-1])
-    return {int(one): part for one, part in zip(units, parts, strict=True) if one >= 0}
+    return {int(unit): part for unit, part in zip(units, parts, strict=True) if unit >= 0}

@@ -333,7 +333,9 @@ class Convolution(LinearLayer):
             one_tap_each = np.eye(count, dtype=np.float32).reshape(count, 1, *self._kernel)
             if self._transposed:
                 one_tap_each = one_tap_each.swapaxes(0, 1)
-            attributes = [one for key, one in self.node.attributes.items() if key != "group"]
+            attributes = [
+                attribute for key, attribute in self.node.attributes.items() if key != "group"
+            ]
             probe = ir.Node("", self.node.op_type, [], attributes, num_outputs=1)
             read = apply_linear(probe, self._opset, numbered, one_tap_each, 1)
             self._taps[spatial] = np.rint(read.reshape(count, -1).T).astype(np.int64)
@@ -378,8 +380,8 @@ def linear_layer(node: ir.Node, coupling: Coupling, opset: int) -> LinearLayer |
 def replaceable_layers(model: ir.Model, coupling: Coupling) -> list[LinearLayer]:
     """Layers whose float weight nothing else reads, in graph order."""
     opset = model.opset_imports.get("", 1)
-    found = (linear_layer(node, coupling, opset) for node in model.graph)
-    return [layer for layer in found if layer is not None and _owns_weight(layer)]
+    layers = (linear_layer(node, coupling, opset) for node in model.graph)
+    return [layer for layer in layers if layer is not None and _owns_weight(layer)]
 
 
 def reading_unknowns(layer: LinearLayer, reading: Reading) -> NDArray[Any] | None:

@@ -111,10 +111,10 @@ class Problem:
         best: tuple[float, float, Regression, Solution] | None = None
         for strength in ridges:
             tried = Regression(gram, self.weight, kept, strength)
-            found = tried.solve(gram)
-            error = self._error(found, check) / scale if found is not None else np.inf
-            if found is not None and (best is None or error < best[0]):
-                best = error, strength, tried, found
+            solution = tried.solve(gram)
+            error = self._error(solution, check) / scale if solution is not None else np.inf
+            if solution is not None and (best is None or error < best[0]):
+                best = error, strength, tried, solution
         if best is None:
             return Outcome(plain, False, before, before)
         after, ridge, regression, solution = best
@@ -193,9 +193,9 @@ class Problem:
 def joined(halves: Sequence[Half]) -> Half:
     """Rows of all."""
     return Half(
-        np.concatenate([one.rows for one in halves]),
-        np.concatenate([one.targets for one in halves]),
-        np.concatenate([one.others for one in halves]),
+        np.concatenate([half.rows for half in halves]),
+        np.concatenate([half.targets for half in halves]),
+        np.concatenate([half.others for half in halves]),
     )
 
 

@@ -15,18 +15,18 @@ from onnxprune.gradients.step import GradientStep, NoGradient, Rule
 
 
 def _conv(step: GradientStep) -> Mapping[int, ir.Value]:
-    emit, found = step.emit, {}
+    emit, gradients = step.emit, {}
     weight = step.input(1)
     windows = windows_of(step, emit.shape_seen(weight)[2:])
     if 0 in step.wanted:
         group = int(step.attribute("group", 1))
-        found[0] = windows.spread(step, step.gradient, weight, step.input(), group)
+        gradients[0] = windows.spread(step, step.gradient, weight, step.input(), group)
     if 1 in step.wanted:
-        found[1] = _of_kernel(step, windows)
+        gradients[1] = _of_kernel(step, windows)
     if 2 in step.wanted:
         axes = [axis for axis in range(step.rank()) if axis != 1]
-        found[2] = emit.reduce("ReduceSum", step.gradient, axes, keep=False)
-    return found
+        gradients[2] = emit.reduce("ReduceSum", step.gradient, axes, keep=False)
+    return gradients
 
 
 def _of_kernel(step: GradientStep, windows: Windows) -> ir.Value:
@@ -48,14 +48,14 @@ def _of_kernel(step: GradientStep, windows: Windows) -> ir.Value:
     read = emit.reshape(read, emit.joined(emit.extents(read, 0, 1), emit.integers(-1), trailing))
     samples = emit.extents(slope, 2, rank + 1)
     slope = emit.reshape(slope, emit.joined(emit.integers(-1), samples))
-    given = {"strides": list(windows.dilations), "dilations": list(windows.strides)}
+    attributes = {"strides": list(windows.dilations), "dilations": list(windows.strides)}
     pads = [*windows.begin, *windows.end]
-    found = emit.op("Conv", read, slope, group=group, pads=pads, **given)
-    found = emit.op("Transpose", found, perm=[1, 0, *range(2, rank)])
+    gradients = emit.op("Conv", read, slope, group=group, pads=pads, **attributes)
+    gradients = emit.op("Transpose", gradients, perm=[1, 0, *range(2, rank)])
     # strides that leave something over make it reach too far
     axes = emit.integers(*range(2, rank))
     start = emit.integers(*[0] * (rank - 2))
-    return emit.op("Slice", found, start, emit.extents(kernel, 2, rank), axes)
+    return emit.op("Slice", gradients, start, emit.extents(kernel, 2, rank), axes)
 
 
 def _conv_transpose(step: GradientStep) -> Mapping[int, ir.Value]:
@@ -64,8 +64,8 @@ def _conv_transpose(step: GradientStep) -> Mapping[int, ir.Value]:
     weight = step.input(1)
     windows = windows_of(step, step.emit.shape_seen(weight)[2:], transposed=True)
     group = int(step.attribute("group", 1))
-    given = windows.attributes()
-    return {0: step.emit.op("Conv", step.gradient, weight, group=group, **given)}
+    attributes = windows.attributes()
+    return {0: step.emit.op("Conv", step.gradient, weight, group=group, **attributes)}
 
 
 def _require_first(step: GradientStep) -> None:
@@ -75,37 +75,37 @@ def _require_first(step: GradientStep) -> None:
 
 def _gemm(step: GradientStep) -> Mapping[int, ir.Value]:
     """Of alpha A B + beta C."""
-    emit, found = step.emit, {}
+    emit, gradients = step.emit, {}
     alpha, beta = float(step.attribute("alpha", 1.0)), float(step.attribute("beta", 1.0))
     first, second = int(step.attribute("transA", 0)), int(step.attribute("transB", 0))
     g = step.gradient
     if 0 in step.wanted:
         pair = (step.input(1), g) if first else (g, step.input(1))
         turned = {"transA": second, "transB": 1} if first else {"transB": 1 - second}
-        found[0] = emit.op("Gemm", *pair, alpha=alpha, **turned)
+        gradients[0] = emit.op("Gemm", *pair, alpha=alpha, **turned)
     if 1 in step.wanted:
         pair = (g, step.input(0)) if second else (step.input(0), g)
         turned = {"transA": 1, "transB": first} if second else {"transA": 1 - first}
-        found[1] = emit.op("Gemm", *pair, alpha=alpha, **turned)
+        gradients[1] = emit.op("Gemm", *pair, alpha=alpha, **turned)
     if 2 in step.wanted:
         share = emit.op("Mul", g, emit.number(beta, step.output))
-        found[2] = emit.sum_to(share, step.input(2), step.output)
-    return found
+        gradients[2] = emit.sum_to(share, step.input(2), step.output)
+    return gradients
 
 
 def _matmul(step: GradientStep) -> Mapping[int, ir.Value]:
     """Of products of stacks of matrices, stacks broadcast."""
-    emit, found = step.emit, {}
+    emit, gradients = step.emit, {}
     left, right = step.input(0), step.input(1)
     if min(step.rank(0), step.rank(1)) < 2:
         return _with_vector(step)
     if 0 in step.wanted:
         product = emit.op("MatMul", step.gradient, _turned(step, right))
-        found[0] = emit.sum_to(product, left, step.output, matrix_axes=2)
+        gradients[0] = emit.sum_to(product, left, step.output, matrix_axes=2)
     if 1 in step.wanted:
         product = emit.op("MatMul", _turned(step, left), step.gradient)
-        found[1] = emit.sum_to(product, right, step.output, matrix_axes=2)
-    return found
+        gradients[1] = emit.sum_to(product, right, step.output, matrix_axes=2)
+    return gradients
 
 
 def _with_vector(step: GradientStep) -> Mapping[int, ir.Value]:
@@ -135,12 +135,12 @@ def _einsum(step: GradientStep) -> Mapping[int, ir.Value]:
     left, arrow, result = equation.partition("->")
     terms = left.split(",")
     if not arrow:
-        counted = [one for one in sorted(set(left) - {","}) if left.count(one) == 1]
+        counted = [letter for letter in sorted(set(left) - {","}) if left.count(letter) == 1]
         result = "".join(counted)
     repeated = any(len(set(term)) < len(term) for term in terms)
     if "." in equation or repeated:
         raise NoGradient(f"its equation is {equation!r}, expected no dots and no repeated letters")
-    found = {}
+    gradients = {}
     for slot in sorted(step.wanted):
         others = [other for other in range(len(terms)) if other != slot]
         known = {letter for other in others for letter in terms[other]} | set(result)
@@ -152,8 +152,8 @@ def _einsum(step: GradientStep) -> Mapping[int, ir.Value]:
         whole = step.emit.unsqueeze(share, missing)
         if missing:
             whole = step.emit.op("Expand", whole, step.emit.shape(step.input(slot)))
-        found[slot] = whole
-    return found
+        gradients[slot] = whole
+    return gradients
 
 
 RULES: dict[tuple[str, str], Rule] = {

@@ -198,8 +198,8 @@ def _mean(step: GradientStep) -> Mapping[int, ir.Value]:
 
 
 def _sub(step: GradientStep) -> Mapping[int, ir.Value]:
-    found = dict(_add(step))
-    return found | {1: step.emit.op("Neg", found[1])} if 1 in found else found
+    gradients = dict(_add(step))
+    return gradients | {1: step.emit.op("Neg", gradients[1])} if 1 in gradients else gradients
 
 
 def _mul(step: GradientStep) -> Mapping[int, ir.Value]:
@@ -210,13 +210,13 @@ def _mul(step: GradientStep) -> Mapping[int, ir.Value]:
 
 
 def _div(step: GradientStep) -> Mapping[int, ir.Value]:
-    emit, found = step.emit, {}
+    emit, gradients = step.emit, {}
     share = emit.op("Div", step.gradient, step.input(1))
     if 0 in step.wanted:
-        found[0] = _undone(step, 0, share)
+        gradients[0] = _undone(step, 0, share)
     if 1 in step.wanted:
-        found[1] = _undone(step, 1, emit.op("Neg", emit.op("Mul", share, step.output)))
-    return found
+        gradients[1] = _undone(step, 1, emit.op("Neg", emit.op("Mul", share, step.output)))
+    return gradients
 
 
 def _pow(step: GradientStep) -> Mapping[int, ir.Value]:
@@ -232,25 +232,25 @@ def _pow(step: GradientStep) -> Mapping[int, ir.Value]:
 
 def _choice(step: GradientStep) -> Mapping[int, ir.Value]:
     """Where: each branch has the gradient of the places it was taken at."""
-    emit, found = step.emit, {}
+    emit, gradients = step.emit, {}
     nothing = emit.number(0.0, step.output)
     for slot in sorted(step.wanted & {1, 2}):
         branches = (step.gradient, nothing) if slot == 1 else (nothing, step.gradient)
-        found[slot] = _undone(step, slot, emit.op("Where", step.input(0), *branches))
-    return found
+        gradients[slot] = _undone(step, slot, emit.op("Where", step.input(0), *branches))
+    return gradients
 
 
 def _extreme(step: GradientStep) -> Mapping[int, ir.Value]:
     """Max and Min: of operands that are equal the first one has the gradient."""
-    emit, found = step.emit, {}
+    emit, gradients = step.emit, {}
     left = step.gradient
     nothing = emit.number(0.0, step.output)
     for slot in range(len(step.node.inputs)):
         taken = emit.op("Equal", step.input(slot), step.output)
         if slot in step.wanted:
-            found[slot] = _undone(step, slot, emit.op("Where", taken, left, nothing))
+            gradients[slot] = _undone(step, slot, emit.op("Where", taken, left, nothing))
         left = emit.op("Where", taken, nothing, left)
-    return found
+    return gradients
 
 
 def _same(step: GradientStep) -> Mapping[int, ir.Value]:

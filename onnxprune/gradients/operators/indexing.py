@@ -29,10 +29,10 @@ def _top_k(step: GradientStep) -> Mapping[int, ir.Value]:
     return {0: emit.op("ScatterElements", _zeros(step), places, step.gradient, axis=axis)}
 
 
-def _scattered(step: GradientStep, kind: str, places: ir.Value, **given: int) -> ir.Value:
+def _scattered(step: GradientStep, kind: str, places: ir.Value, **attributes: int) -> ir.Value:
     if step.emit.opset < _ADDING:
         raise NoGradient(f"the operator set is {step.emit.opset}, expected {_ADDING} or later")
-    return step.emit.op(kind, _zeros(step), places, step.gradient, reduction="add", **given)
+    return step.emit.op(kind, _zeros(step), places, step.gradient, reduction="add", **attributes)
 
 
 def _zeros(step: GradientStep) -> ir.Value:
@@ -48,7 +48,7 @@ def _scatter_elements(step: GradientStep) -> Mapping[int, ir.Value]:
     return _put(step, "ScatterElements", "GatherElements", axis=step.axis(0))
 
 
-def _put(step: GradientStep, put: str, take: str, **given: int) -> Mapping[int, ir.Value]:
+def _put(step: GradientStep, put: str, take: str, **attributes: int) -> Mapping[int, ir.Value]:
     """Updates take the places of data, or are added to them."""
     emit, g, places = step.emit, step.gradient, step.input(1)
     kind = step.attribute("reduction", "none")
@@ -56,8 +56,8 @@ def _put(step: GradientStep, put: str, take: str, **given: int) -> Mapping[int, 
         raise NoGradient(f"its reduction is {kind}, expected none or add")
     updates = step.input(2)
     nothing = emit.op("Expand", emit.number(0.0, updates), emit.shape(updates))
-    rest = g if kind == "add" else emit.op(put, g, places, nothing, **given)
-    return {0: rest, 2: emit.op(take, g, places, **given)}
+    rest = g if kind == "add" else emit.op(put, g, places, nothing, **attributes)
+    return {0: rest, 2: emit.op(take, g, places, **attributes)}
 
 
 def _tile(step: GradientStep) -> Mapping[int, ir.Value]:
@@ -74,8 +74,8 @@ def _cumulative(step: GradientStep) -> Mapping[int, ir.Value]:
     turned = 1 - int(step.attribute("reverse", 0))
     exclusive = int(step.attribute("exclusive", 0))
     axis = step.input(1)
-    given = {"reverse": turned, "exclusive": exclusive}
-    return {0: step.emit.op("CumSum", step.gradient, axis, **given)}
+    attributes = {"reverse": turned, "exclusive": exclusive}
+    return {0: step.emit.op("CumSum", step.gradient, axis, **attributes)}
 
 
 def _triangle(step: GradientStep) -> Mapping[int, ir.Value]:
@@ -84,8 +84,8 @@ def _triangle(step: GradientStep) -> Mapping[int, ir.Value]:
 
 
 def _reversed(step: GradientStep) -> Mapping[int, ir.Value]:
-    given = {name: one.value for name, one in step.node.attributes.items()}
-    return {0: step.emit.op("ReverseSequence", step.gradient, step.input(1), **given)}
+    attributes = {name: attribute.value for name, attribute in step.node.attributes.items()}
+    return {0: step.emit.op("ReverseSequence", step.gradient, step.input(1), **attributes)}
 
 
 RULES: dict[tuple[str, str], Rule] = {

@@ -32,14 +32,14 @@ def _expand(step: GradientStep) -> Mapping[int, ir.Value]:
 
 
 def _concat(step: GradientStep) -> Mapping[int, ir.Value]:
-    emit, axis, found = step.emit, step.axis(0), {}
+    emit, axis, gradients = step.emit, step.axis(0), {}
     start = emit.integers(0)
     for slot in range(len(step.node.inputs)):
         stop = emit.op("Add", start, emit.extents(step.input(slot), axis, axis + 1))
         if slot in step.wanted:
-            found[slot] = emit.op("Slice", step.gradient, start, stop, emit.integers(axis))
+            gradients[slot] = emit.op("Slice", step.gradient, start, stop, emit.integers(axis))
         start = stop
-    return found
+    return gradients
 
 
 def _split(step: GradientStep) -> Mapping[int, ir.Value]:
@@ -60,7 +60,7 @@ def _slice(step: GradientStep) -> Mapping[int, ir.Value]:
     emit, x, rank = step.emit, step.input(), step.rank()
     axes = step.constant(3).tolist() if step.has(3) else list(range(len(step.constant(1))))
     gradient = step.gradient
-    for number, axis in enumerate(int(one) % rank for one in axes):
+    for number, axis in enumerate(int(each) % rank for each in axes):
         start, stop, *stride = (
             emit.op("Cast", _entry(step, step.input(slot), number), to=_INT64)
             for slot in (1, 2, 4)
@@ -121,8 +121,8 @@ def _unpadded(step: GradientStep, amounts: ir.Value, axes: Sequence[int]) -> ir.
 def _resize(step: GradientStep) -> Mapping[int, ir.Value]:
     """Along each axis a product with the matrix that it makes of the unit matrix."""
     emit, x, rank = step.emit, step.input(), step.rank()
-    given = {name: one.value for name, one in step.node.attributes.items()}
-    if any(given[name] not in usual for name, usual in _UNUSUAL.items() if name in given):
+    attributes = {name: attribute.value for name, attribute in step.node.attributes.items()}
+    if any(attributes[name] not in usual for name, usual in _UNUSUAL.items() if name in attributes):
         raise NoGradient("it resizes by axes or keeps an aspect ratio, expected scales or sizes")
     gradient = step.gradient
     for axis in range(rank):
@@ -135,11 +135,11 @@ def _resize(step: GradientStep) -> Mapping[int, ir.Value]:
         if step.has(3):
             size = _entry(step, step.input(3), axis)
             sizes = emit.joined(emit.integers(1, 1), extent, size)
-            weights = emit.op("Resize", unit, None, None, sizes, **given)
+            weights = emit.op("Resize", unit, None, None, sizes, **attributes)
         else:
             scale = _entry(step, step.input(2), axis)
             scales = emit.joined(emit.constant(np.ones(3, np.float32)), scale)
-            weights = emit.op("Resize", unit, none, scales, **given)
+            weights = emit.op("Resize", unit, none, scales, **attributes)
         # [extent before, extent behind]
         shape = emit.joined(extent, emit.integers(-1))
         weights = emit.cast_like(emit.reshape(weights, shape), x)

@@ -70,10 +70,10 @@ def _skip_layer_normalisation(step: GradientStep) -> Mapping[int, ir.Value]:
     axes = [step.rank() - 1]
     centred = node.op_type == "SkipLayerNormalization"
     g = emit.op("Mul", step.gradient, step.input(2))
-    found = _normalised(step, total, g, axes, centred=centred)
+    gradient = _normalised(step, total, g, axes, centred=centred)
     if len(step.gradients) > 3 and step.gradients[3] is not None:
-        found = emit.op("Add", found, step.gradients[3])
-    return {slot: emit.sum_to(found, step.input(slot), step.output) for slot in (0, 1)}
+        gradient = emit.op("Add", gradient, step.gradients[3])
+    return {slot: emit.sum_to(gradient, step.input(slot), step.output) for slot in (0, 1)}
 
 
 def _instance_normalisation(step: GradientStep) -> Mapping[int, ir.Value]:

@@ -20,9 +20,9 @@ def _dequantise(step: GradientStep) -> Mapping[int, ir.Value]:
 def _quantise(step: GradientStep) -> Mapping[int, ir.Value]:
     """What was cut off at the ends of the range has no gradient."""
     emit, scale = step.emit, _scale(step)
-    stepwise = [one for one in step.node.inputs[1:3] if one is not None]
-    given = {name: step.attribute(name) for name in ("axis",) if name in step.node.attributes}
-    back = emit.op("DequantizeLinear", step.output, *stepwise, **given)
+    stepwise = [value for value in step.node.inputs[1:3] if value is not None]
+    attributes = {name: step.attribute(name) for name in ("axis",) if name in step.node.attributes}
+    back = emit.op("DequantizeLinear", step.output, *stepwise, **attributes)
     apart = emit.op("Abs", emit.op("Sub", step.input(), back))
     near = emit.op("Less", apart, scale)
     share = emit.op("Div", step.gradient, scale)

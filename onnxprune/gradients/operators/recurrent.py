@@ -111,12 +111,12 @@ class _Direction:
         """A value times some gates of the weights at a slot, and the share of their bias."""
         emit = self.step.emit
         weight = self.gates(self.own(self.step.input(slot)), start, stop, axis=0)
-        found = emit.op("MatMul", value, emit.op("Transpose", weight, perm=[1, 0]))
+        product = emit.op("MatMul", value, emit.op("Transpose", weight, perm=[1, 0]))
         if not self.step.has(3):
-            return found
+            return product
         shift = emit.shape_seen(self.step.input(2))[1] // self.width * (slot - 1)
         bias = self.own(self.step.input(3))
-        return emit.op("Add", found, self.gates(bias, shift + start, shift + stop, axis=0))
+        return emit.op("Add", product, self.gates(bias, shift + start, shift + stop, axis=0))
 
     def gates(self, value: ir.Value, start: int, stop: int, axis: int = 2) -> ir.Value:
         """Some gates along an axis."""
@@ -131,7 +131,7 @@ class _Direction:
         body = ir.serde.deserialize_graph(onnx.parser.parse_graph(f"step {text}"))
         for value in (*body.inputs, *(made for node in body for made in node.outputs)):
             value.name = f"onnxprune/step/{value.name}"
-        given = len(body.outputs) - len(states)
+        count = len(body.outputs) - len(states)
         way = int(self.backwards != turned)
         return self.step.emit.ops(
             "Scan",
@@ -141,7 +141,7 @@ class _Direction:
             body=body,
             num_scan_inputs=len(read),
             scan_input_directions=[way] * len(read),
-            scan_output_directions=[way] * given,
+            scan_output_directions=[way] * count,
         )
 
     def slopes(self) -> tuple[ir.Value, ir.Value]:
@@ -155,44 +155,46 @@ class _Direction:
         return every, self.state(outputs[1] if len(outputs) > 1 else None)
 
 
-def _lstm(one: _Direction) -> tuple[ir.Value, list[ir.Value]]:
+def _lstm(direction: _Direction) -> tuple[ir.Value, list[ir.Value]]:
     """Of the gates' arguments, and of the states before the first step."""
-    emit, x, outputs = one.step.emit, one.step.input(), one.step.gradients
-    made = emit.op("Add", one.product(x, 1, 0, 4), one.product(one.before(), 2, 0, 4))
-    i, o, f = (emit.op("Sigmoid", one.gates(made, gate, gate + 1)) for gate in range(3))
-    n = emit.op("Tanh", one.gates(made, 3, 4))
-    cells = one.scan(_CELL, [one.initial(6)], [emit.op("Mul", i, n), f], turned=False)
-    every, last = one.slopes()
-    cell = one.state(outputs[2] if len(outputs) > 2 else None)
-    weight = one.own(one.step.input(2))
+    emit, x, outputs = direction.step.emit, direction.step.input(), direction.step.gradients
+    made = emit.op(
+        "Add", direction.product(x, 1, 0, 4), direction.product(direction.before(), 2, 0, 4)
+    )
+    i, o, f = (emit.op("Sigmoid", direction.gates(made, gate, gate + 1)) for gate in range(3))
+    n = emit.op("Tanh", direction.gates(made, 3, 4))
+    cells = direction.scan(_CELL, [direction.initial(6)], [emit.op("Mul", i, n), f], turned=False)
+    every, last = direction.slopes()
+    cell = direction.state(outputs[2] if len(outputs) > 2 else None)
+    weight = direction.own(direction.step.input(2))
     read = [every, i, o, f, n, cells[1], cells[2]]
-    dh, dc, _, da = one.scan(_LSTM, [last, cell, weight], read, turned=True)
+    dh, dc, _, da = direction.scan(_LSTM, [last, cell, weight], read, turned=True)
     return da, [dh, dc]
 
 
-def _gru(one: _Direction) -> tuple[ir.Value, list[ir.Value]]:
-    emit, x, before = one.step.emit, one.step.input(), one.before()
-    made = emit.op("Add", one.product(x, 1, 0, 2), one.product(before, 2, 0, 2))
-    z, r = (emit.op("Sigmoid", one.gates(made, gate, gate + 1)) for gate in range(2))
-    after = bool(one.step.attribute("linear_before_reset", 0))
+def _gru(direction: _Direction) -> tuple[ir.Value, list[ir.Value]]:
+    emit, x, before = direction.step.emit, direction.step.input(), direction.before()
+    made = emit.op("Add", direction.product(x, 1, 0, 2), direction.product(before, 2, 0, 2))
+    z, r = (emit.op("Sigmoid", direction.gates(made, gate, gate + 1)) for gate in range(2))
+    after = bool(direction.step.attribute("linear_before_reset", 0))
     if after:
-        recurrent = one.product(before, 2, 2, 3)
+        recurrent = direction.product(before, 2, 2, 3)
         share = emit.op("Mul", r, recurrent)
     else:
-        recurrent = share = one.product(emit.op("Mul", r, before), 2, 2, 3)
-    n = emit.op("Tanh", emit.op("Add", one.product(x, 1, 2, 3), share))
-    every, last = one.slopes()
-    weight = one.own(one.step.input(2))
-    states = [last, one.gates(weight, 0, 2, axis=0), one.gates(weight, 2, 3, axis=0)]
+        recurrent = share = direction.product(emit.op("Mul", r, before), 2, 2, 3)
+    n = emit.op("Tanh", emit.op("Add", direction.product(x, 1, 2, 3), share))
+    every, last = direction.slopes()
+    weight = direction.own(direction.step.input(2))
+    states = [last, direction.gates(weight, 0, 2, axis=0), direction.gates(weight, 2, 3, axis=0)]
     text = _GRU.replace("RESET", _RESET_AFTER if after else _RESET_BEFORE)
-    dh, _, _, da = one.scan(text, states, [every, z, r, n, before, recurrent], turned=True)
+    dh, _, _, da = direction.scan(text, states, [every, z, r, n, before, recurrent], turned=True)
     return da, [dh]
 
 
-def _rnn(one: _Direction) -> tuple[ir.Value, list[ir.Value]]:
-    every, last = one.slopes()
-    states = [last, one.own(one.step.input(2))]
-    dh, _, da = one.scan(_RNN, states, [every, one.states()], turned=True)
+def _rnn(direction: _Direction) -> tuple[ir.Value, list[ir.Value]]:
+    every, last = direction.slopes()
+    states = [last, direction.own(direction.step.input(2))]
+    dh, _, da = direction.scan(_RNN, states, [every, direction.states()], turned=True)
     return da, [dh]
 
 
@@ -205,15 +207,15 @@ def _layer(cell: Callable[[_Direction], tuple[ir.Value, list[ir.Value]]]) -> Rul
         first: list[list[ir.Value]] = []
         way = step.attribute("direction", "forward")
         for number in range(emit.shape_seen(step.input(2))[0]):
-            one = _Direction(step, number, way == "reverse" or number == 1)
-            da, states = cell(one)
-            total = emit.total(total, emit.op("MatMul", da, one.own(step.input(1))))
+            direction = _Direction(step, number, way == "reverse" or number == 1)
+            da, states = cell(direction)
+            total = emit.total(total, emit.op("MatMul", da, direction.own(step.input(1))))
             first.append([emit.unsqueeze(state, [0]) for state in states])
         assert total is not None
-        found = {0: total}
+        gradients = {0: total}
         for place, parts in enumerate(zip(*first, strict=True)):
-            found[_HIDDEN_STATE + place] = emit.op("Concat", *parts, axis=0)
-        return found
+            gradients[_HIDDEN_STATE + place] = emit.op("Concat", *parts, axis=0)
+        return gradients
 
     return rule
 

@@ -53,12 +53,16 @@ class Windows:
             group: of the convolution.
         """
         emit = step.emit
-        given = {"strides": list(self.strides), "dilations": list(self.dilations), "group": group}
+        attributes = {
+            "strides": list(self.strides),
+            "dilations": list(self.dilations),
+            "group": group,
+        }
         if set(self.strides) == {1}:
             pads = [*self.begin, *self.end]
-            return emit.op("ConvTranspose", gradient, weight, pads=pads, **given)
+            return emit.op("ConvTranspose", gradient, weight, pads=pads, **attributes)
         reach = [stride - 1 for stride in self.strides]
-        whole = emit.op("ConvTranspose", gradient, weight, output_padding=reach, **given)
+        whole = emit.op("ConvTranspose", gradient, weight, output_padding=reach, **attributes)
         axes = range(2, 2 + len(self.kernel))
         start = emit.integers(*self.begin)
         stop = emit.op("Add", emit.extents(read, axes.start, axes.stop), start)
@@ -79,14 +83,14 @@ def windows_of(step: GradientStep, kernel: tuple[int, ...], *, transposed: bool 
     wide, narrow = step.input(), step.output
     if transposed:
         wide, narrow = narrow, wide
-    sizes = [step.emit.shape_seen(one)[2:] for one in (wide, narrow)]
+    sizes = [step.emit.shape_seen(value)[2:] for value in (wide, narrow)]
     reach = [
         (sizes[1][axis] - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1
         for axis in range(count)
     ]
     automatic = step.attribute("auto_pad", "NOTSET")
-    given = step.attribute("output_shape") is not None
-    if automatic in ("NOTSET", "VALID") and not given:
+    sized = step.attribute("output_shape") is not None
+    if automatic in ("NOTSET", "VALID") and not sized:
         pads = tuple(step.attribute("pads") or ()) if automatic == "NOTSET" else ()
         pads = pads or (0,) * 2 * count
         before, behind = pads[:count], pads[count:]
