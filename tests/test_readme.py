@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -108,8 +109,12 @@ def test_every_option_of_prune_is_explained(capsys):
         main(["prune", "--help"])
     flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out.partition("positional")[0]))
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    declared = {
+        f"--{name.replace('_', '-')}" for name in re.findall(r"^\| `(\w+)`", reference, re.M)
+    }
     positive = {flag for flag in flags if flag.replace("--", "--no-") in flags}
-    assert flags - positive <= set(re.findall(r"--[a-z][a-z-]+", page))
+    assert flags - positive - declared <= set(re.findall(r"--[a-z][a-z-]+", page))
 
 
 def headings(document):
@@ -127,6 +132,16 @@ def test_links_lead_somewhere(document):
         home = (page.parent / path) if path else page
         assert home.is_file(), target
         assert not anchor or anchor in headings(home), target
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/design.md", "docs/mechanisms.md"])
+def test_paths_lead_somewhere(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    roots = (ROOT, ROOT / "onnxprune", *filter(Path.is_dir, (ROOT / "onnxprune").iterdir()))
+    for path in re.findall(r"`([\w/]+(?:\.py|/))`", text):
+        if not re.search("[A-Z]{4}", path):
+            installed = path.removeprefix("onnxprune/") if "onnxprune/passes" in path else path
+            assert any((root / installed).exists() for root in roots), path
 
 
 def contributed(text, language="python"):
