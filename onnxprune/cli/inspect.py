@@ -27,7 +27,6 @@ def add_parser(commands: Any) -> None:
 def run(arguments: Namespace) -> None:
     """Say what can be pruned and what every layer costs."""
     from onnxprune import api
-    from onnxprune.report.text import TextReport
 
     output.check(arguments, arguments.svg)
     inspection = api.inspect(
@@ -38,5 +37,5 @@ def run(arguments: Namespace) -> None:
     if arguments.svg is not None:
         inspection.save_svg(arguments.svg, os.path.basename(arguments.model))
     output.write_json(arguments, inspection.to_dict())
-    if text := output.printer(arguments, TextReport):
+    if text := output.printer(arguments):
         text.inspected(arguments.model, inspection)

@@ -8,7 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from onnxprune.cli import flags
 from onnxprune.cli.flags import STANDARD_OUTPUT
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from onnxprune.passes.pipeline.results import PipelineResult
     from onnxprune.pruning.results import PruneResult
     from onnxprune.report.text import TextReport
-
-Printer = TypeVar("Printer", bound="TextReport")
 
 
 def check(arguments: Namespace, *outputs: str | None, inputs: Sequence[str] = ()) -> None:
@@ -70,13 +68,13 @@ def context(arguments: Namespace) -> dict[str, Any]:
     }
 
 
-def printer(arguments: Namespace, report: type[Printer]) -> Printer | None:
+def printer(arguments: Namespace) -> TextReport | None:
     """What prints tables; None when standard output is to stay empty or holds the figures."""
-    from onnxprune.report.text import make_console
+    from onnxprune.report.text import TextReport, make_console
 
     if arguments.quiet or arguments.json == STANDARD_OUTPUT:
         return None
-    return report(make_console(sys.stdout), arguments.verbose)
+    return TextReport(make_console(sys.stdout), arguments.verbose)
 
 
 def write_json(arguments: Namespace, data: dict[str, Any]) -> None:
@@ -97,11 +95,9 @@ def finish_prune(
     arguments: Namespace, result: PruneResult, plan: str | None = None
 ) -> TextReport | None:
     """Write everything, the plan too if it is given a file, and print the tables."""
-    from onnxprune.report.text import TextReport
-
     figures = {"model": arguments.model, "out": arguments.out, "options": result.plan.options}
     _write_result(arguments, result, figures | result.report.to_dict(), plan)
-    text = printer(arguments, TextReport)
+    text = printer(arguments)
     if text is not None:
         text.pruned(f"{arguments.model} -> {arguments.out}", result.report)
     return text
@@ -109,11 +105,9 @@ def finish_prune(
 
 def finish_passes(arguments: Namespace, result: PipelineResult, plan: str | None = None) -> None:
     """Do the same for a pipeline."""
-    from onnxprune.report.pipeline_text import PipelineText
-
     figures = {"model": arguments.model, "out": arguments.out}
     _write_result(arguments, result, figures | result.to_dict(), plan)
-    if text := printer(arguments, PipelineText):
+    if text := printer(arguments):
         text.ran(f"{arguments.model} -> {arguments.out}", result)
         text.wrote(result.files_beside(arguments.out))
 

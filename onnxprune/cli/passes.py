@@ -37,14 +37,13 @@ def run(arguments: Namespace) -> None:
     from onnxprune.passes.pipeline.registry import find_pass, installed_passes
     from onnxprune.passes.pipeline.schema import pipeline_schema
     from onnxprune.report.figures import json_text
-    from onnxprune.report.text import TextReport
 
     passes = [find_pass(arguments.name)] if arguments.name else installed_passes()
     if arguments.schema:
         sys.stdout.write(json_text(pipeline_schema(passes)))
         return
     output.write_json(arguments, {"passes": [installed.to_dict() for installed in passes]})
-    if text := output.printer(arguments, TextReport):
+    if text := output.printer(arguments):
         for installed in passes:
             text.note(_pass_text(installed, in_full=bool(arguments.name or arguments.verbose)))
 

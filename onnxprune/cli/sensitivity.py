@@ -55,7 +55,6 @@ def add_parser(commands: Any) -> None:
 def run(arguments: Namespace) -> None:
     """Cut each group alone, or combine what was measured in parts."""
     from onnxprune.model.save import write_text_atomic
-    from onnxprune.report.study_text import StudyText
 
     result = _merged(arguments) if arguments.merge else _measured(arguments)
     name = arguments.model or ", ".join(arguments.merge)
@@ -63,7 +62,7 @@ def run(arguments: Namespace) -> None:
         write_text_atomic(arguments.html, result.to_html(Path(name).name))
     if arguments.merge or arguments.json == flags.STANDARD_OUTPUT:
         output.write_json(arguments, result.to_dict())
-    if text := output.printer(arguments, StudyText):
+    if text := output.printer(arguments):
         text.sensed(name, result)
 
 

@@ -61,7 +61,6 @@ def run(arguments: Namespace) -> None:
         TargetUnreachable: when no target can be reached.
     """
     from onnxprune.pruning.studies.sweep import BASELINES, TARGETS, sweep
-    from onnxprune.report.study_text import StudyText
 
     output.check(arguments)
     try:
@@ -79,7 +78,7 @@ def run(arguments: Namespace) -> None:
         output.stopped(Path(arguments.out) / "sweep.json")
         raise
     output.write_json(arguments, result.to_dict())
-    if text := output.printer(arguments, StudyText):
+    if text := output.printer(arguments):
         text.swept(f"{arguments.model} -> {arguments.out}", result)
     if not any(point.done for point in result.points):
         raise TargetUnreachable(f"no budget can be reached: {result.points[-1].reason}")

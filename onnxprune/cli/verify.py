@@ -20,7 +20,6 @@ def add_parser(commands: Any) -> None:
 def run(arguments: Namespace) -> None:
     """Compare two models."""
     from onnxprune import api
-    from onnxprune.report.text import TextReport
 
     output.check(arguments)
     comparison = api.verify(
@@ -29,5 +28,5 @@ def run(arguments: Namespace) -> None:
         **output.context(arguments),
     )
     output.write_json(arguments, comparison.to_dict())
-    if text := output.printer(arguments, TextReport):
+    if text := output.printer(arguments):
         text.compared(f"{arguments.model} and {arguments.pruned}", comparison)

@@ -31,7 +31,7 @@ from onnxprune.report.accounts import accounts_of, provenance_of
 from onnxprune.report.network.network import find_network
 from onnxprune.report.network.picture import network_svg
 from onnxprune.report.records import ComparisonRecord, InspectionRecord, PruneRecord, Sizes
-from onnxprune.report.run_page import run_page
+from onnxprune.report.run_page import prune_page
 from onnxprune.verification.comparison import OutputComparison, compare_outputs
 from onnxprune.verification.quality import Quality
 
@@ -79,7 +79,7 @@ class Report(PruneRecord):
         Raises:
             OSError: when that file cannot be read.
         """
-        return run_page(self, command=command, model_file=model_file)
+        return prune_page(self, command=command, model_file=model_file)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 from xml.sax.saxutils import escape
 
-from onnxprune.options import target_text
-from onnxprune.report.figures import KIND_NAMES, percent, printable
-from onnxprune.report.records import GroupAccount, SweepPointRecord, SweepRecord
+from markupsafe import Markup
+
+from onnxprune.report.figures import printable
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 34, 46
 _LEGEND = 22
@@ -91,18 +90,15 @@ def chart_style() -> str:
     return _STYLE.read_text(encoding="utf-8")
 
 
-def inline(panel: Panel) -> str:
+def inline(panel: Panel) -> Markup:
     """Return one panel as an SVG element for a page with `chart_style`; empty without dots."""
     if panel.empty:
-        return ""
-    return "".join(
-        [
-            f'<svg class="chart" viewBox="0 0 {panel.width} {panel.height}" role="img" ',
-            f'aria-label="{_text(panel.title)}">',
-            *_panel(panel),
-            "</svg>",
-        ]
+        return Markup("")
+    head = (
+        f'<svg class="chart" viewBox="0 0 {panel.width} {panel.height}" role="img" '
+        f'aria-label="{_text(panel.title)}">'
     )
+    return Markup("".join([head, *_panel(panel), "</svg>"]))
 
 
 def draw(panels: Sequence[Panel], title: str) -> str:
@@ -237,181 +233,3 @@ def _label(x: float, y: float, anchor: str, text: str) -> str:
 def _text(text: str) -> str:
     """Text that is safe in elements and attributes; lines stay lines."""
     return escape("\n".join(map(printable, text.split("\n"))), {'"': "&quot;"})
-
-
-_PANELS = 24
-_ERROR_NAME = 38
-_WIDTH, _HEIGHT = 120, 26
-_EDGE = 3
-
-
-def curve_panels(groups: Sequence[GroupAccount]) -> list[str]:
-    """Return SVG elements for the groups that lose the most units, in the order of the model."""
-    known = [one for one in groups if one.curve is not None]
-    largest = sorted(known, key=lambda one: one.kept - one.size)[:_PANELS]
-    return [inline(_group_panel(one)) for one in sorted(largest, key=lambda one: one.number)]
-
-
-def sparkline(one: GroupAccount) -> str:
-    """Return an error curve of the size of a word as an SVG element; empty without a curve."""
-    if one.curve is None:
-        return ""
-    most = max(*one.curve.error, one.curve.chosen) or 1.0
-
-    def place(kept: int, error: float) -> tuple[float, float]:
-        across = (_WIDTH - 2 * _EDGE) * kept / max(one.size, 1)
-        up = (_HEIGHT - 2 * _EDGE) * max(error, 0.0) / most
-        return round(_EDGE + across, 1), round(_HEIGHT - _EDGE - up, 1)
-
-    places = map(place, one.curve.kept, one.curve.error)
-    points = " ".join(f"{x:g},{y:g}" for x, y in places)
-    x, y = place(one.kept, one.curve.chosen)
-    return (
-        f'<svg class="spark" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-hidden="true">'
-        f'<polyline points="{points}"/><circle cx="{x:g}" cy="{y:g}" r="3"/></svg>'
-    )
-
-
-def _group_panel(one: GroupAccount) -> Panel:
-    assert one.curve is not None
-    curve = tuple(map(Dot, one.curve.kept, one.curve.error))
-    label = f"{printable(one.name)}\n{one.size} -> {one.kept} units\n{one.curve.chosen:.3g}"
-    chosen = Dot(one.kept, one.curve.chosen, label)
-    return Panel(
-        title=printable(one.name, _ERROR_NAME),
-        x_title=f"units kept: {one.kept} of {one.size}",
-        lines=(Line("", curve, marked=False), Line("", (chosen,))),
-        show_x="{:g}".format,
-        show_y="{:.3g}".format,
-        width=340,
-        height=220,
-    )
-
-
-_LEAST = 1e-9
-_COSTS = ("macs", "latency", "size", "params")
-_WIDTHS_SHOWN = 8
-_NAME = 30
-
-Measure: TypeAlias = "Callable[[SweepPointRecord], float | None]"
-
-
-def tradeoff_chart(sweep: SweepRecord) -> str:
-    """Return an SVG document: divergence, same answers and latency over cost.
-
-    The cost is that of the targets, MACs where they are of several kinds.
-    """
-    kind = sweep.kinds[0] if len(sweep.kinds) == 1 else "macs"
-    panels = [_divergence_panel(sweep, kind), _answer_panel(sweep, kind)]
-    if kind != "latency":
-        lines = _lines(sweep, kind, _latency)
-        panels.append(Panel("Measured latency", _axis(kind), lines, _part, _part))
-    return draw(panels, "Trade-off between cost and quality, by onnxprune sweep")
-
-
-def tradeoff_panels(sweep: SweepRecord, *, diverging: bool) -> list[Panel]:
-    """Quality over MACs, latency, size and parameters.
-
-    Args:
-        sweep: what was found.
-        diverging: quality is the divergence of the outputs, else the first of `answer_measures`.
-    """
-    panel = _divergence_panel if diverging else _answer_panel
-    return [one for kind in _COSTS if not (one := panel(sweep, kind)).empty]
-
-
-def answer_measures(sweep: SweepRecord) -> dict[str, Measure]:
-    """By name, the quality where it was measured, and how alike answers are.
-
-    That is how often the answer is the same, or the cosine for outputs that give none.
-    """
-    measured = [point.quality for point in sweep.points if point.quality is not None]
-    found: dict[str, Measure] = {}
-    if measured:
-        found[str(measured[0]["measure"]).capitalize()] = _quality
-    outputs = [one for point in sweep.points for one in point.outputs]
-    if any(one.get("agreement") is not None for one in outputs):
-        found["Same answer as the original"] = lambda point: _lowest(point, "agreement")
-    else:
-        found["Cosine to the original's outputs"] = lambda point: _lowest(point, "cosine")
-    return found
-
-
-def _divergence_panel(sweep: SweepRecord, kind: str) -> Panel:
-    lines = _lines(sweep, kind, _divergence)
-    title = f"Divergence of the outputs by {KIND_NAMES.get(kind, kind)}"
-    return Panel(title, _axis(kind), lines, _part, _short, True)
-
-
-def _answer_panel(sweep: SweepRecord, kind: str) -> Panel:
-    name, answers = next(iter(answer_measures(sweep).items()))
-    title = f"{name} by {KIND_NAMES.get(kind, kind)}"
-    return Panel(title, _axis(kind), _lines(sweep, kind, answers), _part, _part)
-
-
-def _axis(kind: str) -> str:
-    return f"{KIND_NAMES.get(kind, kind)} that {'remains' if kind == 'latency' else 'remain'}"
-
-
-def _lines(sweep: SweepRecord, kind: str, value: Measure) -> tuple[Line, ...]:
-    """One line for each kind of target; points that are beaten stand beside it."""
-    best = sweep.pareto()
-    lines: dict[str, list[Dot]] = {}
-    for point in (*sweep.points, *sweep.baselines):
-        y = value(point) if point.done else None
-        timed = kind != "latency" or point.latency is not None
-        if y is not None and math.isfinite(y) and timed:
-            name = point.baseline or _targets_name(sweep, point)
-            on_line = bool(point.baseline) or any(point is one for one in best)
-            dot = Dot(point.remains(kind), y, _told(point), on_line)
-            lines.setdefault(name, []).append(dot)
-    simple = {one.baseline for one in sweep.baselines}
-    return tuple(Line(name, tuple(dots), muted=name in simple) for name, dots in lines.items())
-
-
-def _targets_name(sweep: SweepRecord, point: SweepPointRecord) -> str:
-    if len({tuple(one.target) for one in sweep.points}) == 1 and sweep.baselines:
-        return "onnxprune"
-    return " + ".join(KIND_NAMES.get(kind, kind) for kind in point.target)
-
-
-def _told(point: SweepPointRecord) -> str:
-    """What a dot says: the target, what remains, and the widths."""
-    asked = target_text(point.target)
-    figures = [f"{KIND_NAMES[kind]} {percent(point.remains(kind))}" for kind in ("macs", "params")]
-    if point.latency is not None:
-        figures.append(f"latency {percent(point.latency['ratio'])}")
-    if point.quality is not None:
-        figures.append(f"{point.quality['measure']} {percent(point.quality['result'] / 100)}")
-    if point.divergence is not None:
-        figures.append(f"divergence {_short(point.divergence)}")
-    largest = sorted(point.widths.items(), key=lambda one: one[1][1] - one[1][0])[:_WIDTHS_SHOWN]
-    widths = [f"{printable(name, _NAME)}: {a} -> {b}" for name, (a, b) in largest]
-    more = len(point.widths) - len(widths)
-    lines = [f"{point.baseline}, {asked}" if point.baseline else asked, ", ".join(figures), *widths]
-    return "\n".join([*lines, *([f"and {more} more groups"] if more else [])])
-
-
-def _lowest(point: SweepPointRecord, figure: str) -> float | None:
-    values = [one[figure] for one in point.outputs if one.get(figure) is not None]
-    return min(values, default=None)
-
-
-def _quality(point: SweepPointRecord) -> float | None:
-    return point.quality["result"] / 100 if point.quality is not None else None
-
-
-def _divergence(point: SweepPointRecord) -> float | None:
-    return None if point.divergence is None else max(point.divergence, _LEAST)
-
-
-def _latency(point: SweepPointRecord) -> float | None:
-    return point.latency["ratio"] if point.latency is not None else None
-
-
-def _part(fraction: float) -> str:
-    return f"{fraction * 100:.3g} %"
-
-
-def _short(number: float) -> str:
-    return f"{number:.2g}"

@@ -47,6 +47,23 @@ def percent(fraction: float | None) -> str:
     return f"{fraction * 100:.{0 if abs(fraction) >= 9.995 else 1}f} %"
 
 
+def fine_percent(fraction: float | None) -> str:
+    """Return a fraction as a percentage with three significant digits, "-" for none."""
+    return "-" if fraction is None else f"{fraction * 100:.3g} %"
+
+
+def significant(number: float | None) -> str:
+    """Return three significant digits, "-" for none."""
+    if number is None:
+        return "-"
+    return "infinite" if math.isinf(number) else f"{number:.3g}"
+
+
+def decimals(number: float | None, digits: int = 4) -> str:
+    """Return a number with so many digits behind the point, "-" for none."""
+    return "-" if number is None else f"{number:.{digits}f}"
+
+
 def share(part: float, whole: float) -> float:
     """Return part / whole, 0 of nothing."""
     return part / whole if whole else 0.0
@@ -78,8 +95,13 @@ def _three(number: float) -> str:
     return f"{number:.{digits if number < 10 else 1}f}"
 
 
-KIND_NAMES = {"channels": "channels", **{kind.name: kind.label for kind in KINDS}}
-"""Kind of target -> what people call it."""
+_LABELS = {"channels": "channels", **{kind.name: kind.label for kind in KINDS}}
+
+
+def kind_label(name: str) -> str:
+    """Return what tables call a kind of target; the name itself for an unknown kind."""
+    return _LABELS.get(name, name)
+
 
 _PLAIN = (str, int, type(None))
 

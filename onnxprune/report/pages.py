@@ -17,7 +17,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from onnxprune.report.charts import chart_style
-from onnxprune.report.figures import count, percent, printable
+from onnxprune.report.figures import (
+    count,
+    decimals,
+    durations,
+    fine_percent,
+    milliseconds,
+    percent,
+    printable,
+    share,
+    significant,
+)
+
+_NAME = 36
+"""Letters of a name in a narrow column."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -50,11 +63,6 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     )
 
 
-def significant(number: float | None) -> str:
-    """Return three significant digits, "-" for none."""
-    return "-" if number is None else f"{number:.3g}"
-
-
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -64,22 +72,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_without_control,
     )
-    environment.filters |= {
-        "count": count,
-        "percent": percent,
-        "significant": significant,
-        "decimals": _decimals,
-    }
+    texts = (count, decimals, durations, fine_percent, milliseconds, percent, share, significant)
+    environment.filters |= {text.__name__: text for text in texts}
+    environment.filters["shortened"] = lambda name: printable(name, _NAME)
     return environment
 
 
 def _without_control(value: Any) -> Any:
     """What a template prints, names without control characters."""
     return printable(value) if type(value) is str else value
-
-
-def _decimals(number: float | None, digits: int) -> str:
-    return "-" if number is None else f"{number:.{digits}f}"
 
 
 def _read(name: str) -> str:

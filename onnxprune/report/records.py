@@ -420,7 +420,7 @@ class PipelineRecord:
 
     original: Sizes
     steps: tuple[StepReport, ...]
-    provenance: Provenance
+    provenance: Provenance | None
 
 
 @dataclass(frozen=True)

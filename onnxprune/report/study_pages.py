@@ -1,17 +1,23 @@
-"""What each group alone costs when it is cut, as a heat map of groups and fractions."""
+"""Pages of studies: the sensitivity of each group, and the trade-off between cost and quality."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from markupsafe import Markup
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from onnxprune.options import target_text
-from onnxprune.report.charts import Measure, answer_measures, inline, tradeoff_panels
-from onnxprune.report.figures import KIND_NAMES, durations, milliseconds, percent, share
-from onnxprune.report.pages import render, significant
+from onnxprune.report.charts import Dot, Line, Panel, draw, inline
+from onnxprune.report.figures import (
+    durations,
+    fine_percent,
+    kind_label,
+    percent,
+    printable,
+    share,
+    significant,
+)
+from onnxprune.report.pages import render
 from onnxprune.report.records import (
     GroupCut,
     GroupSensitivity,
@@ -22,163 +28,224 @@ from onnxprune.report.records import (
 from onnxprune.report.sections import study_facts
 
 _DECADES = 4
+"""Decades of divergence below the worst that the heat map tells apart."""
+
+_LEAST = 1e-9
+"""Divergence that logarithmic charts show for none."""
+
+_KINDS = ("macs", "params", "size", "memory")
+_CHARTED = ("macs", "latency", "size", "params")
+_WIDTHS = 8
+"""Most groups whose widths the label of a dot lists."""
+
+Measure: TypeAlias = "Callable[[SweepPointRecord], float | None]"
 
 
-def sensitivity_page(found: SensitivityRecord, title: str = "") -> str:
+def sensitivity_page(study: SensitivityRecord, title: str = "") -> str:
     """Return the page of a sensitivity study, the most sensitive group first.
 
     Args:
-        found: the groups that were measured.
+        study: the groups that were measured.
         title: what the model is called; empty for a model in memory.
     """
-    rows = [one for one in found.ranked() if one.cuts]
-    keeps = sorted({cut.keep for one in rows for cut in one.cuts}, reverse=True)
-    kind = "macs" if found.costs.get("macs") else "params"
-    shade = _shades(rows)
+    rows = [row for row in study.ranked() if row.cuts]
+    keeps = sorted({cut.keep for row in rows for cut in row.cuts}, reverse=True)
+    kind = "macs" if study.costs.get("macs") else "params"
+    shades = _shades(rows)
     return render(
         "sensitivity.html",
         {
             "title": title or "A model in memory",
-            "summary": _summary(found),
+            "summary": f"{len(study.rows)} of {len(study.groups)} groups, each cut alone; "
+            + _method(study.study.options),
             "keeps": [percent(keep).replace(".0 ", " ") for keep in keeps],
-            "saved": KIND_NAMES[kind],
-            "rows": [_row(one, keeps, found.costs, kind, shade) for one in rows],
-            "uncut": [one for one in found.rows if not one.cuts],
-            "missing": found.missing,
-            "origin": study_facts(found.study),
+            "saved": kind_label(kind),
+            "rows": [_group_row(row, keeps, study.costs, kind, shades) for row in rows],
+            "uncut": [(row.group, row.reason) for row in study.rows if not row.cuts],
+            "missing": study.missing,
+            "origin": study_facts(study.study),
         },
     )
 
 
-def _summary(found: SensitivityRecord) -> str:
-    options = found.study.options
-    return (
-        f"{len(found.rows)} of {len(found.groups)} groups, each cut alone; ranked by "
-        f"{options.get('criterion', '?')}; compensation {options.get('compensate', '?')}"
-    )
+def _method(options: Mapping[str, Any]) -> str:
+    criterion, compensate = options.get("criterion", "?"), options.get("compensate", "?")
+    return f"criterion {criterion}; compensation {compensate}"
 
 
-def _row(
-    one: GroupSensitivity,
+def _group_row(
+    row: GroupSensitivity,
     keeps: Sequence[float],
     costs: Mapping[str, int],
     kind: str,
-    shade: Mapping[float, float],
+    shades: Mapping[float, float],
 ) -> dict[str, Any]:
-    cuts = {cut.keep: cut for cut in one.cuts}
-    least = min(one.cuts, key=lambda cut: cut.keep)
+    cuts = {cut.keep: cut for cut in row.cuts}
     return {
-        "group": one.group,
-        "kind": one.kind,
-        "units": one.units,
-        "cells": [_cell(cuts.get(keep), shade) for keep in keeps],
-        "saved": share(least.saved[kind], costs[kind]),
-        "reason": next((cut.reason for cut in one.cuts if cut.reason), ""),
+        "sensitivity": row,
+        "cells": [_cell(cuts.get(keep), shades) for keep in keeps],
+        "saved": share(cuts[min(cuts)].saved[kind], costs[kind]),
+        "reason": next((cut.reason for cut in row.cuts if cut.reason), ""),
     }
 
 
-def _cell(cut: GroupCut | None, shade: Mapping[float, float]) -> dict[str, Any]:
+def _cell(cut: GroupCut | None, shades: Mapping[float, float]) -> dict[str, Any]:
     if cut is None or cut.divergence is None:
         return {"value": "", "text": "-", "shade": 0.0, "units": "" if cut is None else cut.units}
-    finite = math.isfinite(cut.divergence)
     return {
-        "value": cut.divergence if finite else 1e300,
-        "text": f"{cut.divergence:.3g}" if finite else "infinite",
-        "shade": shade[cut.divergence] if finite else 1.0,
+        # JavaScript reads no infinity
+        "value": min(cut.divergence, 1e300),
+        "text": significant(cut.divergence),
+        "shade": shades.get(cut.divergence, 1.0),
         "units": cut.units,
     }
 
 
 def _shades(rows: Sequence[GroupSensitivity]) -> dict[float, float]:
-    """Colour of every divergence, 0 to 1, by its logarithm over some decades below the worst."""
-    values = [
-        cut.divergence
-        for one in rows
-        for cut in one.cuts
-        if cut.divergence is not None and math.isfinite(cut.divergence)
-    ]
+    """Colour of every finite divergence, 0 to 1, by its logarithm below the worst."""
+    measured = (cut.divergence for row in rows for cut in row.cuts)
+    values = [value for value in measured if value is not None and math.isfinite(value)]
     most = max(values, default=0.0)
-    least = max(min((one for one in values if one > 0), default=1.0), most * 10**-_DECADES)
+    least = max(min((value for value in values if value > 0), default=1.0), most * 10**-_DECADES)
     span = math.log(most / least) if most > least else 1.0
     return {
-        one: min(max((math.log(one / least) / span) if one > 0 else 0.0, 0.0), 1.0)
-        for one in values
+        value: min(max(math.log(value / least) / span, 0.0), 1.0) if value > 0 else 0.0
+        for value in values
     }
-
-
-_KINDS = ("macs", "params", "size", "memory")
 
 
 def sweep_page(sweep: SweepRecord) -> str:
     """Return the page of a sweep."""
-    best = sweep.pareto()
     measures = answer_measures(sweep)
-    done = [one for one in sweep.points if one.done]
-    points = [
-        _sweep_row(one, measures, any(one is other for other in best))
-        for one in (*done, *(one for one in sweep.baselines if one.done))
-    ]
+    every = (*sweep.points, *sweep.baselines)
+    done = [point for point in every if point.done]
+    took = durations(sum(point.seconds for point in sweep.points))
     return render(
         "sweep.html",
         {
             "title": sweep.source.name if sweep.source is not None else "A model",
-            "summary": _sweep_summary(sweep),
-            "measures": list(measures),
+            "summary": f"{len(sweep.points)} budgets; {_method(sweep.study.options)}; {took}",
+            "measures": measures,
             "quality": next(iter(measures)),
-            "kinds": [KIND_NAMES[kind] for kind in _KINDS],
-            "answers": [Markup(inline(one)) for one in tradeoff_panels(sweep, diverging=False)],
-            "diverging": [Markup(inline(one)) for one in tradeoff_panels(sweep, diverging=True)],
+            "kinds": {kind: kind_label(kind) for kind in _KINDS},
+            "answers": _tradeoffs(sweep, _answer_panel),
+            "diverging": _tradeoffs(sweep, _divergence_panel),
             "baselines": bool(sweep.baselines),
-            "points": points,
-            "widths": [_widths(one) for one in done if one.widths],
-            "failed": [
-                {
-                    "target": f"{one.baseline} {target_text(one.target)}".strip(),
-                    "status": one.status,
-                    "reason": one.reason,
-                }
-                for one in (*sweep.points, *sweep.baselines)
-                if not one.done
-            ],
+            "target_text": target_text,
+            "done": done,
+            "best": sweep.pareto(),
+            "widths": [point for point in sweep.points if point.widths],
+            "failed": [point for point in every if not point.done],
             "origin": study_facts(sweep.study),
         },
     )
 
 
-def _sweep_summary(sweep: SweepRecord) -> str:
-    options = sweep.study.options
-    took = durations(sum(one.seconds for one in sweep.points))
-    return (
-        f"{len(sweep.points)} budgets; ranked by {options.get('criterion', '?')}; compensation "
-        f"{options.get('compensate', '?')}; {took}"
+def _tradeoffs(sweep: SweepRecord, panel: Callable[[SweepRecord, str], Panel]) -> list[str]:
+    """Quality over MACs, latency, size and parameters, without charts that would be empty."""
+    return [chart for kind in _CHARTED if (chart := inline(panel(sweep, kind)))]
+
+
+def tradeoff_chart(sweep: SweepRecord) -> str:
+    """Return an SVG document: divergence, same answers and latency over cost.
+
+    The cost is that of the targets, MACs where they are of several kinds.
+    """
+    kind = sweep.kinds[0] if len(sweep.kinds) == 1 else "macs"
+    panels = [_divergence_panel(sweep, kind), _answer_panel(sweep, kind)]
+    if kind != "latency":
+        lines = _lines(sweep, kind, _latency)
+        panels.append(Panel("Measured latency", _axis(kind), lines, fine_percent, fine_percent))
+    return draw(panels, "Trade-off between cost and quality, by onnxprune sweep")
+
+
+def answer_measures(sweep: SweepRecord) -> dict[str, Measure]:
+    """Return by name what measures quality and how alike answers are.
+
+    That is the quality where it was measured; then the fraction of samples with the same answer,
+    or the cosine for outputs that give none.
+    """
+    measured = [point.quality for point in sweep.points if point.quality is not None]
+    measures: dict[str, Measure] = {}
+    if measured:
+        measures[str(measured[0]["measure"]).capitalize()] = _quality
+    outputs = [output for point in sweep.points for output in point.outputs]
+    if any(output.get("agreement") is not None for output in outputs):
+        measures["Same answer as the original"] = lambda point: _lowest(point, "agreement")
+    else:
+        measures["Cosine to the original's outputs"] = lambda point: _lowest(point, "cosine")
+    return measures
+
+
+def _divergence_panel(sweep: SweepRecord, kind: str) -> Panel:
+    lines = _lines(sweep, kind, _divergence)
+    title = f"Divergence of the outputs by {kind_label(kind)}"
+    return Panel(title, _axis(kind), lines, fine_percent, "{:.2g}".format, logarithmic=True)
+
+
+def _answer_panel(sweep: SweepRecord, kind: str) -> Panel:
+    name, answers = next(iter(answer_measures(sweep).items()))
+    lines = _lines(sweep, kind, answers)
+    return Panel(f"{name} by {kind_label(kind)}", _axis(kind), lines, fine_percent, fine_percent)
+
+
+def _axis(kind: str) -> str:
+    return f"{kind_label(kind)}, relative to the original"
+
+
+def _lines(sweep: SweepRecord, kind: str, measure: Measure) -> tuple[Line, ...]:
+    """One line for each kind of target; dominated points stand beside it."""
+    best = sweep.pareto()
+    lines: dict[str, list[Dot]] = {}
+    for point in (*sweep.points, *sweep.baselines):
+        y = measure(point) if point.done else None
+        timed = kind != "latency" or point.latency is not None
+        if y is not None and math.isfinite(y) and timed:
+            name = point.baseline or _line_name(sweep, point)
+            on_line = bool(point.baseline) or point in best
+            dot = Dot(point.remains(kind), y, _dot_label(point), on_line)
+            lines.setdefault(name, []).append(dot)
+    baselines = {point.baseline for point in sweep.baselines}
+    return tuple(Line(name, tuple(dots), muted=name in baselines) for name, dots in lines.items())
+
+
+def _line_name(sweep: SweepRecord, point: SweepPointRecord) -> str:
+    if len({tuple(other.target) for other in sweep.points}) == 1 and sweep.baselines:
+        return "onnxprune"
+    return " + ".join(kind_label(kind) for kind in point.target)
+
+
+def _dot_label(point: SweepPointRecord) -> str:
+    """The target, what remains, and the widths."""
+    target = target_text(point.target)
+    figures = [f"{kind_label(kind)} {percent(point.remains(kind))}" for kind in ("macs", "params")]
+    if point.latency is not None:
+        figures.append(f"latency {percent(point.latency['ratio'])}")
+    if point.quality is not None:
+        figures.append(f"{point.quality['measure']} {percent(point.quality['result'] / 100)}")
+    if point.divergence is not None:
+        figures.append(f"divergence {point.divergence:.2g}")
+    largest = sorted(point.widths.items(), key=lambda width: width[1][1] - width[1][0])[:_WIDTHS]
+    widths = [f"{printable(name, 30)}: {before} -> {after}" for name, (before, after) in largest]
+    more = len(point.widths) - len(widths)
+    head = f"{point.baseline}, {target}" if point.baseline else target
+    return "\n".join(
+        [head, ", ".join(figures), *widths, *([f"and {more} more groups"] if more else [])]
     )
 
 
-def _sweep_row(
-    one: SweepPointRecord, measures: Mapping[str, Measure], best: bool
-) -> dict[str, Any]:
-    latency = one.latency
-    return {
-        "target": target_text(one.target),
-        "way": one.baseline or "onnxprune",
-        "remains": [one.remains(kind) for kind in _KINDS],
-        "latency": None if latency is None else latency["ratio"],
-        "seconds": "" if latency is None else milliseconds(latency["result"]),
-        "answers": [measure(one) for measure in measures.values()],
-        "divergence": one.divergence,
-        "shown_divergence": significant(one.divergence),
-        "best": best,
-        "file": one.file or "",
-    }
+def _lowest(point: SweepPointRecord, figure: str) -> float | None:
+    values = [output[figure] for output in point.outputs if output.get(figure) is not None]
+    return min(values, default=None)
 
 
-def _widths(one: SweepPointRecord) -> dict[str, Any]:
-    groups = [
-        {"name": name, "size": size, "kept": kept, "ratio": share(kept, size)}
-        for name, (size, kept) in one.widths.items()
-    ]
-    return {
-        "target": target_text(one.target),
-        "groups": groups,
-        "left": percent(one.channels),
-    }
+def _quality(point: SweepPointRecord) -> float | None:
+    return point.quality["result"] / 100 if point.quality is not None else None
+
+
+def _divergence(point: SweepPointRecord) -> float | None:
+    return None if point.divergence is None else max(point.divergence, _LEAST)
+
+
+def _latency(point: SweepPointRecord) -> float | None:
+    return point.latency["ratio"] if point.latency is not None else None

@@ -1,61 +1,100 @@
-"""The account of a run as plain tables, at most 100 columns wide."""
+"""Results as plain tables, at most 100 columns wide."""
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 from typing import TextIO, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.figures import NodeCost
 from onnxprune.coupling.groups import Group, Refused
+from onnxprune.options import target_text
 from onnxprune.report.figures import (
     bar,
     count,
+    decimals,
     durations,
+    fine_percent,
+    kind_label,
     milliseconds,
     percent,
     printable,
     share,
+    significant,
     size,
 )
 from onnxprune.report.records import (
     ComparisonRecord,
+    GroupSensitivity,
     InspectionRecord,
+    PipelineRecord,
     PruneRecord,
+    SensitivityRecord,
+    Sizes,
+    StepReport,
+    SweepPointRecord,
+    SweepRecord,
 )
 from onnxprune.report.sections import (
     COSTS,
     certificate_text,
     certificate_verdict,
     cost_rows,
+    cost_text,
     doubts,
-    effort_rows,
     group_refusals,
+    latency_interval,
+    remaining,
+    summarise,
     traced_size,
 )
 from onnxprune.verification.comparison import OutputComparison
 
 T = TypeVar("T")
+Row = tuple[str, str]
 
+# columns of names
 _WIDTH = 100
 _NAME = 50
-_LAYERS = 15
+_GROUP_NAME = 32
+_PASS_NAME = 30
+_REASON = 60
 _BAR = 6
+
+# lines of lists that are not verbose
+_LAYERS = 15
 _GROUPS = 8
+_SENSITIVE = 30
 _REASONS = 5
 _OUTPUTS = 8
+_BLOCKS = 3
+
+_STEP_COSTS = tuple(kind for kind in COSTS if kind.name in ("macs", "params", "size"))
+_SWEEP_COSTS = ("macs", "params", "size", "memory")
+_DOUBTFUL = 0.2
+"""Width of a latency's interval over the ratio from which on the figure is marked."""
+
+_BARS: tuple[Callable[[NodeCost], int], ...] = (
+    lambda node: node.macs,
+    lambda node: node.bytes,
+    lambda node: node.activations,
+)
 
 
 class _Console(Console):
-    """A console that leaves it to the caller what happens when nobody reads on."""
+    """A console that leaves a broken pipe to the caller."""
 
     def on_broken_pipe(self) -> None:
-        """Raise what rich would turn into exit code 1.
+        """Raise the error, which rich would turn into exit code 1.
 
         Raises:
             BrokenPipeError: always.
@@ -85,14 +124,17 @@ class TextReport:
 
     def pruned(self, title: str, report: PruneRecord) -> None:
         """Print what `prune` or `apply` did."""
-        one = report.certificate
+        certificate = report.certificate
         self._title(f"{title}   {durations(report.seconds)}")
         self._costs(report)
         self._widths(report)
         self._lines(
             [
-                *effort_rows(report, self.verbose),
-                ("certificate", f"{certificate_verdict(one)}: {certificate_text(one)}"),
+                *_effort(report, self.verbose),
+                (
+                    "certificate",
+                    f"{certificate_verdict(certificate)}: {certificate_text(certificate)}",
+                ),
                 *_quality(report),
                 *_dropped(report.dropped, self.verbose),
             ]
@@ -106,8 +148,8 @@ class TextReport:
         where = traced_size(sizes)
         self._title(title)
         self._lines(
-            (one.name, f"{one.shown(sizes)} ({where})" if one.traced else one.shown(sizes))
-            for one in COSTS
+            (kind.label, cost_text(kind, sizes) + (f" ({where})" if kind.traced else ""))
+            for kind in COSTS
         )
         self._layers(inspection.nodes)
         self._groups(inspection.groups)
@@ -122,6 +164,86 @@ class TextReport:
         self._print(table)
         self._outputs(comparison.outputs)
 
+    def ran(self, title: str, result: PipelineRecord) -> None:
+        """Print what the model costs after each pass, and how far its outputs have moved.
+
+        A run of one pruning is printed as `pruned` does.
+        """
+        if len(result.steps) == 1 and (report := result.steps[0].report) is not None:
+            self.pruned(title, report)
+            return
+        self._title(title)
+        headings = ("MACs", "params", "file size", "latency", "same answer", "cosine", "time")
+        table = make_table("after", *(f">{heading}" for heading in headings))
+        for step in result.steps:
+            table.add_row(*_step_row(step, result.original))
+        self._print(table)
+        last = result.steps[-1].sizes
+        self._print(f"file: {size(result.original.bytes)} -> {size(last.bytes)}")
+        for step in result.steps:
+            for line in _remarks(step):
+                self._print(f"{_pass_name(step)}: {line}")
+
+    def wrote(self, files: Iterable[Path]) -> None:
+        """Print which files were written beside the model."""
+        for file in files:
+            self._print(f"written beside it: {printable(str(file))}")
+
+    def swept(self, title: str, sweep: SweepRecord) -> None:
+        """Print a sweep, one line for each point."""
+        self._title(title)
+        headings = [f">{kind_label(kind)}" for kind in _SWEEP_COSTS]
+        best = sweep.pareto()
+        done = [point for point in sweep.points if point.done]
+        quality = next((point.quality for point in done if point.quality is not None), None)
+        # all of them do not fit 100 columns
+        last = [">same answer", ">divergence"]
+        last = [*last, ">time"] if quality is None else [f">{quality['measure']}", *last]
+        table = make_table("target", *headings, ">latency", *last, "")
+        for point in done:
+            table.add_row(*_point_row(point), "" if point in best else "*")
+        if done:
+            self._print(table)
+        if quality is not None:
+            self._print(
+                f"{quality['measure']}: the original has {quality['original']:.4g} %, on "
+                f"{quality['samples']} samples (also used for calibration)."
+            )
+        if len(done) > len(best):
+            self._print("*: dominated; another point costs no more and diverges less.")
+        for point in sweep.points:
+            if not point.done:
+                reason = printable(point.reason)
+                self._print(f"{target_text(point.target)} {point.status}: {reason}")
+
+    def sensed(self, title: str, study: SensitivityRecord) -> None:
+        """Print the groups of a sensitivity study, the most sensitive first."""
+        self._title(title)
+        rows = [row for row in study.ranked() if row.cuts]
+        keeps = [cut.keep for cut in rows[0].cuts] if rows else []
+        headings = [f">{percent(keep).replace('.0', '')}" for keep in keeps]
+        table = make_table(
+            "group: divergence when cut to", "kind", ">units", *headings, ">saves", ""
+        )
+        # parameters for a model that has no MACs
+        kind = "macs" if study.costs["macs"] else "params"
+        shown = rows if self.verbose else rows[:_SENSITIVE]
+        for row in shown:
+            table.add_row(*_sensitivity_row(row, kind, study.costs))
+        if rows:
+            self._print(table)
+            self._print(f"saves: {kind_label(kind)} of the whole model at the smallest width.")
+        self._rest(len(rows) - len(shown), "groups")
+        for row in study.rows:
+            if not row.cuts:
+                reason = printable(row.reason, None if self.verbose else _REASON)
+                self._print(f"{printable(row.group, _GROUP_NAME)} was not cut: {reason}")
+        if study.missing:
+            names = study.missing if self.verbose else study.missing[:_SENSITIVE]
+            more = "" if len(names) == len(study.missing) else " ..."
+            listed = ", ".join(printable(name, _GROUP_NAME) for name in names)
+            self._print(f"groups not measured yet ({len(study.missing)}): {listed}{more}")
+
     def note(self, text: str) -> None:
         """Print one remark."""
         self._print(text)
@@ -133,13 +255,12 @@ class TextReport:
             table.add_row(*row.cells(), where if row.kind.traced else "")
         latency = report.latency
         if latency is not None:
-            low, high = latency.interval
             table.add_row(
                 "latency",
                 milliseconds(latency.original),
                 milliseconds(latency.result),
                 percent(latency.ratio),
-                f"{where}; between {percent(low)} and {percent(high)}",
+                f"{where}; {latency_interval(latency)}",
             )
         self._print(table)
         for sentence in doubts(report):
@@ -147,20 +268,23 @@ class TextReport:
 
     def _widths(self, report: PruneRecord) -> None:
         table = make_table("group", "kind", ">before", ">after", ">remains")
-        cut = [one for one in report.groups if one.kept < one.size]
-        shown = self._largest(cut, [one.size - one.kept for one in cut], _GROUPS)
-        for one in shown:
+        cut = [group for group in report.groups if group.kept < group.size]
+        shown = self._largest(cut, [group.size - group.kept for group in cut], _GROUPS)
+        for group in shown:
             table.add_row(
-                printable(one.name, _NAME),
-                f"{one.kind}, inexact" if one.name in report.inexact else one.kind,
-                str(one.size),
-                str(one.kept),
-                percent(share(one.kept, one.size)),
+                printable(group.name, _NAME),
+                f"{group.kind}, inexact" if group.name in report.inexact else group.kind,
+                str(group.size),
+                str(group.kept),
+                percent(share(group.kept, group.size)),
             )
         self._print(table)
         self._rest(len(cut) - len(shown), "groups")
         if report.inexact:
-            self._print("inexact: normalisation statistics of these run over fewer entries now.")
+            self._print(
+                "inexact: normalisation statistics of these groups are now computed over fewer "
+                "entries."
+            )
 
     def _layers(self, nodes: Sequence[NodeCost]) -> None:
         table = make_table("layer", "op", ">MACs", "", ">params", ">bytes", "", ">output", "")
@@ -195,7 +319,7 @@ class TextReport:
         if not groups:
             self._print("Nothing can be pruned.")
             return
-        table = make_table("group that can be pruned", "kind", ">units", ">tensors", "read by")
+        table = make_table("group that can be pruned", "kind", ">units", ">tensors", "consumers")
         shown = self._largest(groups, [one.size for one in groups], _GROUPS)
         for one in shown:
             readers = list(dict.fromkeys(reading.consumer.node for reading in one.readings))
@@ -213,14 +337,14 @@ class TextReport:
     def _outputs(self, outputs: Sequence[OutputComparison]) -> None:
         if not outputs:
             return
-        table = make_table("output on the samples", ">same answer", ">cosine", ">relative error")
+        table = make_table("output", ">same answer", ">cosine", ">relative error")
         shown = outputs if self.verbose else outputs[:_OUTPUTS]
         for one in shown:
             table.add_row(
                 printable(one.output, _NAME),
                 percent(one.agreement),
-                "-" if one.cosine is None else f"{one.cosine:.4f}",
-                "-" if one.relative_error is None else f"{one.relative_error:.3g}",
+                decimals(one.cosine),
+                significant(one.relative_error),
             )
         self._print(table)
         self._rest(len(outputs) - len(shown), "outputs")
@@ -229,7 +353,7 @@ class TextReport:
         reasons = group_refusals(refused)
         if not reasons:
             return
-        table = make_table("stays whole because", ">axes", ">parameters", "for example")
+        table = make_table("not pruned because", ">axes", ">parameters", "example")
         shown = reasons if self.verbose else reasons[:_REASONS]
         for one in shown:
             table.add_row(
@@ -286,26 +410,147 @@ def make_table(*headings: str) -> Table:
     return table
 
 
-_BARS: tuple[Callable[[NodeCost], int], ...] = (
-    lambda node: node.macs,
-    lambda node: node.bytes,
-    lambda node: node.activations,
-)
+def _step_row(step: StepReport, original: Sizes) -> tuple[str, ...]:
+    worst = summarise(step.outputs)
+    return (
+        _pass_name(step),
+        *(percent(remaining(kind, original, step.sizes)) for kind in _STEP_COSTS),
+        _latency(step),
+        percent(worst.agreement) if worst.agreement is not None else "",
+        decimals(worst.cosine) if worst.cosine is not None else "",
+        durations(step.seconds),
+    )
 
 
-def _quality(report: PruneRecord) -> list[tuple[str, str]]:
-    """What a measure says of original and result; nothing where none was asked for."""
-    one = report.quality
-    if one is None:
+def _pass_name(step: StepReport) -> str:
+    """The name of a pass, without the file or package that it comes from."""
+    return printable(step.name.rpartition(":")[2], _PASS_NAME)
+
+
+def _latency(step: StepReport) -> str:
+    """The ratio; marked where the machine was too busy to measure it to a tenth."""
+    if step.latency is None:
+        return ""
+    low, high = step.latency.interval
+    doubtful = high - low > _DOUBTFUL * step.latency.ratio
+    return f"{'~' if doubtful else ''}{percent(step.latency.ratio)}"
+
+
+def _remarks(step: StepReport) -> Iterator[str]:
+    if step.new_interface:
+        yield "changes inputs or outputs: later passes are compared with its result"
+    if not step.modified and not step.notes:
+        yield "found nothing to change"
+    yield from step.notes
+    if step.remark:
+        yield step.remark
+
+
+def _point_row(point: SweepPointRecord) -> list[str]:
+    costs = [percent(point.remains(kind)) for kind in _SWEEP_COSTS]
+    latency = percent(point.latency["ratio"]) if point.latency is not None else "-"
+    agreements = [out["agreement"] for out in point.outputs if out.get("agreement") is not None]
+    last = [percent(min(agreements, default=None)), significant(point.divergence)]
+    if point.quality is None:
+        last = [*last, f"{point.seconds:.1f} s"]
+    else:
+        last = [percent(point.quality["result"] / 100), *last]
+    return [target_text(point.target), *costs, latency, *last]
+
+
+def _sensitivity_row(row: GroupSensitivity, kind: str, costs: Mapping[str, int]) -> list[str]:
+    least = min(row.cuts, key=lambda cut: cut.keep)
+    return [
+        printable(row.group, _GROUP_NAME),
+        row.kind,
+        str(row.units),
+        *(significant(cut.divergence) for cut in row.cuts),
+        percent(share(least.saved[kind], costs[kind])),
+        printable(next((cut.reason for cut in row.cuts if cut.reason), ""), 20),
+    ]
+
+
+def _effort(report: PruneRecord, verbose: bool) -> list[Row]:
+    """Blocks, allocation, re-fitted layers, and what was done differently from what was asked."""
+    rows = [*_blocks(report.blocks, report.depths, verbose)]
+    rows += _allocation(report.allocation, report.trials, verbose)
+    rows += _fits(report.repairs, verbose)
+    return [*rows, ("note", printable(report.note))] if report.note else rows
+
+
+def _blocks(removed: Sequence[str], depths: Mapping[int, float], verbose: bool) -> list[Row]:
+    """How many residual blocks were removed, and the divergence of other numbers."""
+    if not (removed or depths):
         return []
-    where = "kept out of calibration" if one.held_out else "the calibration saw them too"
-    text = f"{one.original:.4g} -> {one.result:.4g}, on {one.samples} samples ({where})"
-    return [(printable(one.measure, _NAME), text)]
+    names = [printable(name, _NAME) for name in (removed if verbose else removed[:_BLOCKS])]
+    names += ["..."] if len(names) < len(removed) else []
+    text = f"{len(removed)} removed" + (f" ({', '.join(names)})" if removed else "")
+    if len(removed) in depths:
+        text += f": divergence {significant(depths[len(removed)])}"
+    others = [
+        f"{significant(value)} with {number}"
+        for number, value in sorted(depths.items())
+        if number != len(removed)
+    ]
+    return [("blocks", f"{text}; {', '.join(others)}" if others else text)]
 
 
-def _dropped(dropped: dict[str, str], verbose: bool) -> list[tuple[str, str]]:
+def _allocation(name: str, trials: Mapping[str, float], verbose: bool) -> list[Row]:
+    """Which allocation was chosen; nothing where there was no choice."""
+    if not trials:
+        return []
+    text = f"'{name}', the best of {len(trials)}: divergence {significant(trials[name])}"
+    if verbose:
+        others = sorted((value, other) for other, value in trials.items() if other != name)
+        return [
+            ("allocation", f"{text}; the others:"),
+            *(("", f"{other}: {significant(value)}") for value, other in others),
+        ]
+    finite = [value for other, value in trials.items() if other != name and math.isfinite(value)]
+    if finite:
+        text += f", the others {significant(min(finite))}"
+        text += f" to {significant(max(finite))}" if len(finite) > 1 else ""
+    return [("allocation", text)]
+
+
+def _fits(fits: Sequence[LayerFit], verbose: bool) -> list[Row]:
+    """How many layers were re-fitted, to what effect, and why others were not."""
+    if not fits:
+        return []
+    solved = [fit for fit in fits if fit.solved]
+    text = f"{len(solved)} of {len(fits)} {'layer' if len(fits) == 1 else 'layers'} re-fitted"
+    if solved:
+        before, after = median(fit.before for fit in solved), median(fit.after for fit in solved)
+        text += f"; median error {fine_percent(before)} -> {fine_percent(after)} of output variance"
+    rows = [("least squares", text)]
+    for fit in solved if verbose else ():
+        errors = f"{fine_percent(fit.before)} -> {fine_percent(fit.after)}"
+        rows.append(("", f"{printable(fit.node, _NAME)}: {errors}"))
+    reasons: dict[str, list[str]] = {}
+    for fit in fits:
+        if not fit.solved:
+            reason = fit.reason or "no better on held-out samples"
+            reasons.setdefault(reason, []).append(printable(fit.node, _NAME))
+    for reason, names in reasons.items():
+        shown = names if verbose else names[:1]
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        rows.append(("not re-fitted", f"{printable(reason)}: {', '.join(shown)}{more}"))
+    return rows
+
+
+def _quality(report: PruneRecord) -> list[Row]:
+    """The measured quality of original and result; nothing where none was asked for."""
+    quality = report.quality
+    if quality is None:
+        return []
+    where = "held out" if quality.held_out else "also used for calibration"
+    text = f"{quality.original:.4g} -> {quality.result:.4g}, on {quality.samples} samples ({where})"
+    return [(printable(quality.measure, _NAME), text)]
+
+
+def _dropped(dropped: Mapping[str, str], verbose: bool) -> list[Row]:
     rows = [
-        ("left whole", f"{printable(name, _NAME)}: {printable(reason)}")
+        ("not pruned", f"{printable(name, _NAME)}: {printable(reason)}")
         for name, reason in dropped.items()
     ]
     if verbose or len(rows) <= _REASONS:

@@ -15,8 +15,8 @@ import onnx_ir as ir
 from onnxprune.errors import InputError
 from onnxprune.model.save import check_writable, save, write_text_atomic
 from onnxprune.pruning.plan import Plan
-from onnxprune.report.pipeline_page import pipeline_page
 from onnxprune.report.records import PipelineRecord
+from onnxprune.report.run_page import run_page
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -102,7 +102,7 @@ class PipelineResult(PipelineRecord):
         except InputError as error:
             passes, no_passes = [], str(error)
         beside = self.files_beside(model_file) if model_file is not None else ()
-        return pipeline_page(
+        return run_page(
             self,
             passes,
             no_passes,

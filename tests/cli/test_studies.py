@@ -211,7 +211,7 @@ def test_sensitivity_in_parts(run, given, tmp_path):
         assert run("sensitivity", *given, *shard).code == 0
     merged = tmp_path / "merged.json"
     outcome = run("sensitivity", "--merge", parts[0])
-    assert "are missing" in outcome.out
+    assert "not measured yet (1)" in outcome.out
     outcome = run("sensitivity", "--merge", *parts, "--json", merged)
     assert (outcome.code, outcome.err) == (0, "")
     assert "missing" not in outcome.out

@@ -179,13 +179,13 @@ def test_a_pipeline_says_what_every_pass_did_and_how_to_repeat_it(tmp_path: Path
         "kept 0, 1, 2, 3,",
         "(100 in all)",
         "certificate (2)",
-        "has other inputs or outputs".capitalize(),
-        "The model is what it was before.",
+        "Changes inputs or outputs: later passes",
+        "The model was not changed",
         "onnxprune prune 'a b.onnx'",
         "passes:",
         "- quantize",
         hashlib.sha256(b"a model").hexdigest(),
-        f"Beside the model: {tmp_path}/small.tokens.json",
+        f"Files beside the model: {tmp_path}/small.tokens.json",
     ):
         assert words in page.text, words
     assert page.count("svg") == 2

@@ -8,8 +8,7 @@ import math
 from onnxprune.pruning.studies.sensitivity_result import Sensitivity
 from onnxprune.pruning.studies.sweep_result import Sweep, SweepPoint
 from onnxprune.report.records import GroupCut, GroupSensitivity, Study
-from onnxprune.report.study_text import StudyText
-from onnxprune.report.text import make_console
+from onnxprune.report.text import TextReport, make_console
 
 STUDY = Study("m", "s", {}, {})
 COSTS = {"macs": 1000, "params": 1000, "bytes": 4000, "memory": 8000}
@@ -31,13 +30,13 @@ def point(macs: float, divergence: float, **more: object) -> SweepPoint:
 
 def swept(*points: SweepPoint) -> str:
     stream = io.StringIO()
-    StudyText(make_console(stream)).swept("title", Sweep(STUDY, points))
+    TextReport(make_console(stream)).swept("title", Sweep(STUDY, points))
     return stream.getvalue()
 
 
 def sensed(found: Sensitivity, verbose: bool = False) -> str:
     stream = io.StringIO()
-    StudyText(make_console(stream), verbose).sensed("title", found)
+    TextReport(make_console(stream), verbose).sensed("title", found)
     return stream.getvalue()
 
 
@@ -67,7 +66,8 @@ def test_a_sweep() -> None:
         "s",
     ]
     assert "infinite" in second
-    assert second.endswith("beaten")
+    assert second.endswith("*")
+    assert "*: dominated; another point" in text
     assert "macs=0.1 unreachable: no" in text
     assert max(map(len, text.splitlines())) <= 100
 
@@ -106,7 +106,7 @@ def test_groups_most_sensitive_first() -> None:
     assert [line[:3] for line in lines] == ["wor", "xxx", "mil"]
     assert lines[0].split() == ["worst", "channel", "16", "0.1", "infinite", "25.0", "%"]
     assert "stuck was not cut: nothing of it can go alone" in text
-    assert "groups that are missing (1): absent" in text
+    assert "groups not measured yet (1): absent" in text
     assert max(map(len, text.splitlines())) <= 100
 
 

@@ -11,10 +11,9 @@ from onnxprune.errors import InputError
 from onnxprune.model.save import check_writable, write_text_atomic
 from onnxprune.pruning.results import PruneResult
 from onnxprune.pruning.studies.study import read_study, written
-from onnxprune.report.charts import tradeoff_chart
 from onnxprune.report.figures import json_text
 from onnxprune.report.records import SweepPointRecord, SweepRecord
-from onnxprune.report.study_pages import sweep_page
+from onnxprune.report.study_pages import sweep_page, tradeoff_chart
 
 _FORMAT = "onnxprune-sweep"
 

@@ -37,14 +37,14 @@ _SYMBOLS = {
 }
 
 
-def network_svg(network: Network, *, title: str = "", links: bool = False) -> str:
+def network_svg(network: Network, *, title: str = "", anchor: str = "") -> str:
     """Draw a network as one SVG element without scripts, in light and dark.
 
     Args:
         network: what is drawn; widths after the cut only where something was removed.
         title: above the picture.
-        links: layers link to the elements `group-N` of the page that the picture is part of; else
-            the picture is a document of its own.
+        anchor: layers link to the elements of a page whose ids are this text and the number of
+            their group; empty for a picture that is a document of its own.
 
     Raises:
         InputError: when pygraphviz, which lays it out, is not installed.
@@ -52,7 +52,7 @@ def network_svg(network: Network, *, title: str = "", links: bool = False) -> st
     folded = fold(network)
     layout = arrange(folded, [_size(one) for one in folded.nodes])
     widest = max((one.before for one in network.nodes), default=1)
-    draw = _Pen(network, math.sqrt(widest or 1), links=links)
+    draw = _Pen(network, math.sqrt(widest or 1), anchor=anchor)
     width = max(layout.width + 2 * _MARGIN, _NARROWEST)
     left = (width - layout.width) / 2
     head = _HEAD if title else _HEAD - _TITLE
@@ -63,7 +63,7 @@ def network_svg(network: Network, *, title: str = "", links: bool = False) -> st
             f'<svg xmlns="http://www.w3.org/2000/svg" class="network" role="group" '
             f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
             f'aria-label="{_text(name)}">',
-            *([] if links else [f"<title>{_text(name)}</title>"]),
+            *([] if anchor else [f"<title>{_text(name)}</title>"]),
             f"<style>{_STYLE.read_text(encoding='utf-8')}</style>",
             _DEFINITIONS,
             f'<rect class="paper" width="{width:g}" height="{height:g}"/>',
@@ -144,13 +144,13 @@ class _Pen:
     Args:
         network: for the names of groups.
         widest: square root of the greatest width.
-        links: nodes link to their groups.
+        anchor: ids of the elements that nodes link to, without the number of the group.
     """
 
-    def __init__(self, network: Network, widest: float, *, links: bool) -> None:
+    def __init__(self, network: Network, widest: float, *, anchor: str) -> None:
         self._network = network
         self._widest = widest
-        self._links = links
+        self._anchor = anchor
         self._colours = _colours(network)
 
     def node(self, node: FoldedNode, box: Box) -> Iterator[str]:
@@ -220,11 +220,11 @@ class _Pen:
             within: on a card, which the keyboard stops at already.
         """
         content = f"<title>{_text(description)}</title>{''.join(inside)}"
-        if group is None or not self._links:
+        if group is None or not self._anchor:
             return f"<g>{content}</g>"
         label = _text(description.replace("\n", ", "))
         stop = ' tabindex="-1"' if within else ""
-        return f'<a href="#group-{group}" aria-label="{label}"{stop}>{content}</a>'
+        return f'<a href="#{self._anchor}{group}" aria-label="{label}"{stop}>{content}</a>'
 
     def _widths(self, members: Sequence[NetworkNode]) -> str:
         before, after = members[0].before, sorted({one.after for one in members})
