@@ -1,12 +1,12 @@
-"""A pass that keeps one of several units that do the same.
+"""Duplicate removal: of several units that compute the same, one is kept.
 
 Formula, for units u and v whose values on the samples are correlated by r at every reader::
 
-    x_u ~ c + a x_v  with  |r| >= similarity:    W[:, v] += a W[:, u], u goes
+    x_u ~ c + a x_v  with  |r| >= similarity:    W[:, v] += a W[:, u], u is removed
 
-and the layers around are solved anew from there, since more than one unit can make up for u.
-Units that are equal, or equal up to a factor, by their weights go first, exactly and without
-samples (`passes/remove_lossless.py`).
+and the layers around are re-fitted from there, since more than one unit can make up for u. Units
+whose weights are equal, or equal up to a factor, are merged first, exactly and without samples
+ (`passes/remove_lossless.py`).
 
 Conditions: of units with constraints (heads, grouped convolutions) only equal ones are merged.
 

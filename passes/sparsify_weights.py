@@ -154,7 +154,7 @@ class SparsifyWeights(ir.passes.InPlacePass):
         """
         context = self.context
         target = EditableModel(model, trace(model, observe_model(model, context)))
-        layers = [one for one in replaceable_layers(model, target.coupling) if self._may_lose(one)]
+        layers = list(filter(self._may_lose, replaceable_layers(model, target.coupling)))
         if not layers:
             raise InputError(
                 "no weight can be set to zero: no Conv, ConvTranspose, Gemm, MatMul or Einsum that "

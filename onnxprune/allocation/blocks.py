@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any
 
 import numpy as np
@@ -116,8 +116,8 @@ class BlockCandidates:
             for block in self.blocks:
                 if node_id(node) in block.nodes:
                     names[block.name] |= parts
-        blocks = [one for one in self.blocks if is_selected(names[one.name], include, exclude)]
-        return replace(self, blocks=blocks)
+        selected = (is_selected(names[block.name], include, exclude) for block in self.blocks)
+        return replace(self, blocks=list(compress(self.blocks, selected)))
 
     def measured(self, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> BlockCandidates:
         """The same with the statistics of their branches on some batches, at least one."""

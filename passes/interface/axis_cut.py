@@ -336,11 +336,11 @@ def _closed(coupling: Coupling, seeds: Sequence[int], held: Sequence[int]) -> li
         tuple(classes[atoms] for atoms in relations.rectangles),
         tuple(np.unique(classes[atoms], axis=0) for atoms in relations.alignments),
     )
-    dead = np.zeros(relations.count, bool)
+    removed = np.zeros(relations.count, bool)
     cost = np.ones(relations.count)
-    gone = close(constraints, constraints.by_unit(), dead, seeds, cost)
-    if gone is None or set(gone) & set(held):
+    closure = close(constraints, constraints.by_unit(), removed, seeds, cost)
+    if closure is None or set(closure) & set(held):
         raise NothingPrunable(
             "the entries to remove share weights with entries that stay; they cannot be cut"
         )
-    return gone
+    return closure
