@@ -13,8 +13,8 @@ import onnx.parser
 import pytest
 
 import onnxprune
-from onnxprune import api
 from onnxprune.errors import VerificationError
+from onnxprune.pruning.run import PruneRun
 
 
 def command(*arguments, **environment):
@@ -239,7 +239,7 @@ def test_failed_verification_writes_nothing(run, models, tmp_path, monkeypatch):
     def fail(*_arguments, **_options):
         raise VerificationError("the sliced model differs")
 
-    monkeypatch.setattr(api, "prune_model", fail)
+    monkeypatch.setattr(PruneRun, "at", fail)
     plan = tmp_path / "p.json"
     outcome = run("prune", models / "spirals_mlp.onnx", tmp_path / "o.onnx", "--plan", plan)
     outcome.refused(4, "differs")
@@ -250,7 +250,7 @@ def test_internal_error(run, models, tmp_path, monkeypatch):
     def fail(*_arguments, **_options):
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr(api, "prune_model", fail)
+    monkeypatch.setattr(PruneRun, "at", fail)
     arguments = ["prune", models / "spirals_mlp.onnx", tmp_path / "o.onnx"]
     outcome = run(*arguments)
     assert outcome.code == 1
