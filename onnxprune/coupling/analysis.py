@@ -156,7 +156,7 @@ def why_nothing(
     """Say why no group is left to prune."""
     if dropped:
         name, reason = next(iter(dropped.items()))
-        return f"nothing can be pruned: {name} stays whole because {reason}"
+        return f"nothing can be pruned: {name} cannot be cut: {reason}"
     if analysis.groups and (options.include or options.exclude):
         return "nothing can be pruned: include and exclude leave no group"
     if analysis.groups:

@@ -1,9 +1,9 @@
 """Shapes and integers inside the bodies of If, Loop and Scan.
 
-onnxruntime shows nothing of what happens inside a body. So each is run once more as a model of its
-own, on made-up values of the shapes that enter it at each of the observed sizes. A body whose
-tensors cannot be told from others by name, whose states change their shape from one iteration to
-the next, or that does not run, stays closed: whatever enters it is not cut.
+onnxruntime does not show the tensors inside a subgraph. So each is run once more as a model of its
+own, on generated values of the shapes that enter it at each of the observed sizes. A subgraph whose
+tensor names are not unique, whose states change their shape from one iteration to the next, or that
+does not run, is not followed: nothing that enters it is cut.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Bodies:
         return run.shapes.get(name, self.facts.first.shapes.get(name))
 
     def _run(self, node: ir.Node, graph: ir.Graph, outside: Observation) -> Observation:
-        """Run a body on made-up values of the right shapes."""
+        """Run a body on generated values of the right shapes."""
         feed = {
             name: self._made_up(name, outside) for name in read_from_outside(graph)
         } | self._formals(node, graph, outside)

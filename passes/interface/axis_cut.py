@@ -300,7 +300,7 @@ def _removable_units(
     size = coupling.tensors[name].shape[axis] if name in coupling.tensors else 0
     for refused in find_refusals(coupling) if not len(atoms) else ():
         if coupling.tensors[refused.tensor].shape[refused.dimension] == size:
-            raise _Refusal(f"{refused.axis} stays whole: {refused.reason} (at {refused.node})")
+            raise _Refusal(f"{refused.axis} cannot be cut: {refused.reason} (at {refused.node})")
     return _units(coupling, atoms)
 
 

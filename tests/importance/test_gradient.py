@@ -121,5 +121,5 @@ def test_groups_without_gradients_stay_whole_and_the_report_says_so() -> None:
         measure_latency=False,
     )
     assert {group.id for group in result.plan.groups if group.removed} <= {"w2[0]", "w3[0]"}
-    assert "left whole: w1[0]" in result.report.note
+    assert "not pruned: w1[0]" in result.report.note
     assert "the gradient through LpPool node 'i' cannot be computed" in result.report.note
