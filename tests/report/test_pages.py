@@ -14,7 +14,8 @@ from helpers.paths import MODELS
 
 import onnxprune
 from onnxprune.pruning.plan import Plan, PlannedStep
-from onnxprune.report.records import StepReport
+from onnxprune.report.records import PipelineRecord, StepReport
+from onnxprune.report.run_page import run_page
 
 ALL = {
     "run": lambda: pages.report().to_html(command=["onnxprune", "prune", "a b.onnx"]),
@@ -204,3 +205,23 @@ def test_a_pipeline_of_objects_says_why_it_cannot_be_repeated() -> None:
     page = Page(pages.pipeline(plan=plan).to_html())
     assert "the pass Mine was given as an object" in page.text
     assert "passes:" not in page.text
+
+
+def test_a_pruning_within_a_pipeline_is_shown_in_full_and_ids_are_unique() -> None:
+    step = StepReport("prune", {}, 1.0, True, pages.AFTER, report=pages.report())
+    page = Page(pages.pipeline(steps=(step, step)).to_html())
+    ids = [given["id"] for _, given in page.elements if given.get("id")]
+    assert len(ids) == len(set(ids))
+    for section in ("certificate", "groups", "curves", "layers", "allocation", "refusals"):
+        assert {f"pass-1-{section}", f"pass-2-{section}"} <= set(ids)
+    assert {"pass-1-group-1", "pass-2-group-3"} <= set(ids)
+    assert page.text.count("Certificate holds.") == 2
+
+
+def test_a_pipeline_of_one_pruning_is_the_page_of_that_pruning() -> None:
+    report = pages.report()
+    step = StepReport(
+        "prune", {}, 1.5, True, report.result, report.outputs, report.latency, report=report
+    )
+    record = PipelineRecord(report.original, (step,), report.provenance)
+    assert run_page(record) == report.to_html()
