@@ -6,7 +6,7 @@ Formula, for units u and v whose values on the samples are correlated by r at ev
 
 and the layers around are re-fitted from there, since more than one unit can make up for u. Units
 whose weights are equal, or equal up to a factor, are merged first, exactly and without samples
- (`passes/remove_lossless.py`).
+(`passes/remove_lossless.py`).
 
 Conditions: of units with constraints (heads, grouped convolutions) only equal ones are merged.
 
