@@ -18,13 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.compensation.regression.elimination import Elimination, Reader, eliminate
+from onnxprune.compensation.regression.elimination import SMALLEST, Elimination, Reader, eliminate
 from onnxprune.coupling.group_view import GroupView
 from onnxprune.coupling.groups import Group, Reading
 from onnxprune.importance.removal_order import RemovalStep, removal_order
 
 _RIDGE = 1e-3
-_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Curve:
         """Error after each step, looked at in several ways; see `allocate.candidates`."""
         errors = np.maximum(self.errors, 0)  # rounding makes small negative ones
         raw = errors.sum(axis=1)
-        stream = (errors / np.maximum(self.stream, _TINY)).sum(axis=1)
+        stream = (errors / np.maximum(self.stream, SMALLEST)).sum(axis=1)
         return {
             "balanced": np.sqrt(raw * stream),
             "raw": raw,
@@ -137,9 +136,9 @@ def _scores(
     """Relative error of each unit alone."""
     scores = np.zeros(group.size)
     for reader in readers:
-        scores += Elimination.of(reader, _RIDGE).scores(group.size) / max(reader.variance, _TINY)
+        scores += Elimination.of(reader, _RIDGE).scores(group.size) / max(reader.variance, SMALLEST)
     for reader_errors in plain:
-        scores += reader_errors.errors / max(reader_errors.variance, _TINY)
+        scores += reader_errors.errors / max(reader_errors.variance, SMALLEST)
     return scores
 
 
@@ -169,7 +168,7 @@ def _curve(
 ) -> Curve:
     every: list[Reader | _Plain] = [*readers, *plain]
     variance = np.array([reader.variance for reader in every])
-    relative = (rises / np.maximum(variance, _TINY)).sum(axis=1)
+    relative = (rises / np.maximum(variance, SMALLEST)).sum(axis=1)
     steps = zip(classes, fractions, relative.tolist(), strict=True)
     return Curve(
         tuple(RemovalStep(tuple(removed), fraction, score) for removed, fraction, score in steps),
@@ -199,7 +198,7 @@ def _plain_errors(view: GroupView, regressions: Mapping[Reading, Sequence[Reader
             moments = view.moments.get(reading)
             power = np.ones(reading.units.shape) if moments is None else moments.mean_square
             errors = errors * view.per_unit(reading.units, power)
-        share = errors / max(float(errors.sum()), _TINY)
+        share = errors / max(float(errors.sum()), SMALLEST)
         result.append(_Plain(share * variance, variance, stream, True))
     if not result and not readers:
         # nothing is seen of a group inside a Loop or If but its weights

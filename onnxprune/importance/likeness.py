@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.batches import drawn_rows
 from onnxprune.calibration.walk import Walk
+from onnxprune.compensation.regression.elimination import SMALLEST
 from onnxprune.coupling.groups import Group, Reading
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
 
 _ROWS = 65_536
-_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Likeness:
         correlations = []
         for _, covariance in self.covariances:
             deviation = np.sqrt(np.diagonal(covariance))
-            scale = np.maximum(np.multiply.outer(deviation, deviation), _TINY)
+            scale = np.maximum(np.multiply.outer(deviation, deviation), SMALLEST)
             correlations.append(np.abs(covariance / scale))
         return np.asarray(np.min(correlations, axis=0))
 
@@ -77,7 +77,7 @@ def likeness(
         feeds: batches that fit into memory together.
         runtime: how to run the model.
         seed: of the rows that are drawn where there are very many.
-        progress: told about every reader.
+        progress: progress callback.
 
     Returns:
         By name of the group. Groups are left out that nobody reads, that the body of a node

@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 from onnxprune.calibration.batches import BatchBudget, drawn_rows
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.walk import Walk
-from onnxprune.compensation.components.linear_paths import LinearSet
-from onnxprune.compensation.components.linear_walk import Product, Regressor
+from onnxprune.compensation.components.linear_paths import LinearSet, Product, Regressor
 from onnxprune.compensation.components.unit_positions import Places
 from onnxprune.compensation.regression.linear_layers import LinearLayer
 from onnxprune.coupling.trace import Coupling

@@ -1,4 +1,4 @@
-"""Which units a reader misses least when it may be solved anew: block optimal brain surgeon.
+"""Which units a reader misses least when it may be re-fitted: block optimal brain surgeon.
 
 A reader computes y = W x. Units own blocks of the unknowns x. With P = (H + lam I)^-1 over the
 unknowns that are left, removing block J and solving W anew raises the mean squared error by exactly
