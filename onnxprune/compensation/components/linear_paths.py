@@ -7,8 +7,8 @@ a matrix T does to the units where they are made, its inverse undoes where they 
 No pattern is looked for. Units that share all their rows form a set; every node at which one of
 them appears has to be of a kind known to be linear and alike, with the whole set at its place.
 
-Factors of a product of two activations (queries and keys) are distinguished by the side they stand on: one
-side is multiplied by T, the other by its inverse.
+Where two activations are multiplied (queries and keys), what makes one operand is multiplied by T,
+what makes the other by its inverse.
 """
 
 from __future__ import annotations
