@@ -63,11 +63,9 @@ def _pass_text(installed: InstalledPass, *, in_full: bool) -> str:
 
 
 def _option_text(option: Option) -> str:
-    default = "required" if option.required else f"default {_value_text(option.default)}"
+    default = "optional" if option.default in (None, ()) else f"default {option.default}"
+    if isinstance(option.default, bool):
+        default = default.lower()
+    if option.required:
+        default = "required"
     return f"{option.name} ({option.expects}; {default}): {option.help}"
-
-
-def _value_text(default: Any) -> str:
-    if default is None or default == ():
-        return "none"
-    return str(default).lower() if isinstance(default, bool) else str(default)

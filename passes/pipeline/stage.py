@@ -26,7 +26,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxprune.passes.pipeline.adapters import Context, make_pass
 from onnxprune.passes.pipeline.steps import Step
-from onnxprune.passes.pipeline.targets import OF, TARGET, given_target, remaining
+from onnxprune.passes.pipeline.targets import OF, TARGET, relative_target, remaining
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.feeds import Feed, batch_rows
@@ -227,9 +227,9 @@ def _translated(stage: Stage, step: Step) -> tuple[Mapping[str, Any] | None, tup
         measured = _steady_latency(stage)
         left |= {LATENCY: measured.ratio} if measured is not None else {}
         notes = () if measured is not None else (_UNSTEADY,)
-    found = given_target(target, left)
-    notes += (found.note,) if found.note else ()
-    return ({**options, TARGET: found.target} if found.target else None), notes
+    asked, note = relative_target(target, left)
+    notes += (note,) if note else ()
+    return ({**options, TARGET: asked} if asked else None), notes
 
 
 def _steady_latency(stage: Stage) -> Latency | None:

@@ -1,20 +1,20 @@
 """What the fractions of a target refer to, in a pipeline.
 
-A target says what is to remain of the model that the pipeline was given, so that the figures of
-all passes mean the same and are those of the summary. With f asked for and r that is left of the
-original before the pass, a pass with an option `target` (a mapping) is asked for::
+A target is a fraction of the model that the pipeline was given, so that the figures of all passes
+mean the same and are those of the summary. For a target f, and a fraction r of the original that is
+left before the pass, a pass with an option `target` (a mapping) gets the target::
 
     f / r  of the model it is given        (nothing, where f >= r)
 
-`of: current` asks for f of the model the pass is given. `channels` always does: it is met by every
-group for itself, and groups of the original need not be there any more.
+With `of: current` it gets f. `channels` is always f: every group meets it by itself, and groups of
+the original may no longer exist.
 """
 
 from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from onnxprune.cost.kinds import FIGURES
@@ -23,31 +23,17 @@ from onnxprune.options import TARGETS, check_targets, share_text, target_text
 from onnxprune.report.records import Sizes
 
 TARGET = "target"
-"""The option of a pass that says what is to remain."""
+"""The option of a pass that says which fraction remains."""
 
 OF = Option(
     "of",
     Literal["original", "current"],
     "original",
     "what the fractions of target refer to: original, the model that the pipeline was given, or "
-    "current, the one that this pass is given",
+    "current, the model that this pass is given",
 )
 
-_NOT_OF_THE_MODEL = "channels"
-
-
-@dataclass(frozen=True)
-class GivenTarget:
-    """A target as the pass itself is to be asked for it.
-
-    Attributes:
-        target: kind -> fraction of the model that the pass is given; empty where nothing is left
-            to do.
-        note: what was made of what was asked, in words; empty where it is the same.
-    """
-
-    target: dict[str, float]
-    note: str = ""
+_PER_GROUP = "channels"
 
 
 def with_of(options: tuple[Option, ...]) -> tuple[Option, ...]:
@@ -60,43 +46,43 @@ def with_of(options: tuple[Option, ...]) -> tuple[Option, ...]:
 
 
 def remaining(original: Sizes, current: Sizes) -> dict[str, float]:
-    """What is left of a model, by kind of target; of the kinds that are counted."""
-    found = {}
-    for kind, attribute in FIGURES.items():
-        before = getattr(original, attribute)
-        found[kind] = getattr(current, attribute) / before if before else 1.0
-    return found
+    """The fraction of a model that is left, for each kind of target that is counted."""
+    sizes = {
+        kind: (getattr(original, name), getattr(current, name)) for kind, name in FIGURES.items()
+    }
+    return {kind: after / before if before else 1.0 for kind, (before, after) in sizes.items()}
 
 
-def given_target(target: Mapping[str, float], left: Mapping[str, float]) -> GivenTarget:
-    """Translate a target of the original.
+def relative_target(
+    target: Mapping[str, float], left: Mapping[str, float]
+) -> tuple[dict[str, float], str]:
+    """Translate a target of the original into one of the model that a pass is given.
 
     Args:
         target: kind -> fraction of the original.
-        left: what is left of the original by kind; 1 for those it does not name.
+        left: fraction of the original that is left, by kind; 1 for kinds it does not name.
+
+    Returns:
+        kind -> fraction of the given model, without kinds that are met already; and a note for the
+        report, empty where nothing changes.
     """
-    shares = {kind: 1.0 if kind == _NOT_OF_THE_MODEL else left.get(kind, 1.0) for kind in target}
-    given = {
+    shares = {kind: 1.0 if kind == _PER_GROUP else left.get(kind, 1.0) for kind in target}
+    relative = {
         kind: fraction / shares[kind]
         for kind, fraction in target.items()
         if fraction < shares[kind] or shares[kind] == 1
     }
-    changed = [kind for kind in target if shares[kind] != 1]
-    if not changed:
-        return GivenTarget(given)
-    said = [
-        f"{target_text({kind: target[kind]})} of the original "
-        + (
-            f"is {share_text(given[kind])} of the model it was given"
-            if kind in given
-            else "was met before"
-        )
-        for kind in (one for one in TARGETS if one in changed)
-    ]
-    return GivenTarget(given, "; ".join(said))
+    notes = []
+    for kind in TARGETS:
+        if shares.get(kind, 1) != 1:
+            met = "was met before"
+            if kind in relative:
+                met = f"is {share_text(relative[kind])} of the model it was given"
+            notes.append(f"{target_text({kind: target[kind]})} of the original {met}")
+    return relative, "; ".join(notes)
 
 
 def _is_mapping(kind: Any) -> bool:
     """Whether a type is that of mappings, or of mappings and others."""
     kinds = (kind, *typing.get_args(kind))
-    return any((typing.get_origin(one) or one) in (dict, Mapping) for one in kinds)
+    return any((typing.get_origin(each) or each) in (dict, Mapping) for each in kinds)
