@@ -47,7 +47,7 @@ def simple_candidates(
     Raises:
         TargetUnreachable: when removing everything that may go is not enough.
     """
-    groups, orders = [one.group for one in ranked], [one.steps for one in ranked]
+    groups, orders = [entry.group for entry in ranked], [entry.steps for entry in ranked]
     found = [Candidate("uniform", choose(groups, orders, target, cost, comparable=False))]
     if comparable:
         found.append(Candidate("global", choose(groups, orders, target, cost, comparable=True)))
@@ -77,19 +77,19 @@ def knapsack_candidates(
     costs = {kind: share for kind, share in target.items() if kind != "channels"}
     if not costs or not ranked:
         return []
-    groups, orders = [one.group for one in ranked], [one.steps for one in ranked]
+    groups, orders = [entry.group for entry in ranked], [entry.steps for entry in ranked]
     start = choose(groups, orders, target, cost, comparable=False)
     # parts of a group share its axes, so that each could give up its share and all too much
     whole = "channels" in target
-    parts = [part for one in ranked for part in ((one,) if whole else one.parts or (one,))]
-    groups, orders = [one.group for one in parts], [one.steps for one in parts]
+    parts = [part for entry in ranked for part in ((entry,) if whole else entry.parts or (entry,))]
+    groups, orders = [part.group for part in parts], [part.steps for part in parts]
     gone = 1 - target.get("channels", 1.0) + _ROUNDING
     least = [sum(step.fraction <= gone for step in order) for order in orders]
     found: list[Candidate] = []
     for name in ranked[0].curves if scaling is None else {scaling} & ranked[0].curves.keys():
-        errors = [one.curves[name] for one in parts]
+        errors = [part.curves[name] for part in parts]
         removal = allocate(groups, orders, errors, costs, cost, start, least)
-        if all(removal.units != one.removal.units for one in found):
+        if all(removal.units != entry.removal.units for entry in found):
             found.append(Candidate(name, removal))
     return found
 
@@ -100,9 +100,11 @@ def without_shared(ranked: Sequence[RankedGroup]) -> list[RankedGroup]:
     What a group with many readers loses (a residual stream) cannot be made up for at one place, and
     its error curve says too little of that.
     """
-    return [one for one in ranked if len(_weights_read(one.group)) < 2]
+    return [entry for entry in ranked if len(_weights_read(entry.group)) < 2]
 
 
 def _weights_read(group: Group) -> set[str]:
     """Weights of the layers that read a group."""
-    return {one.consumer.weight for one in group.readings if one.consumer.weight is not None}
+    return {
+        reading.consumer.weight for reading in group.readings if reading.consumer.weight is not None
+    }

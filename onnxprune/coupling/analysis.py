@@ -83,7 +83,7 @@ class Analysis:
             return []
         of_atom = self.coupling.unit_of
         found = {
-            int(one) for label in labels.axis_labels for one in np.unique(of_atom[label.atoms])
+            int(unit) for label in labels.axis_labels for unit in np.unique(of_atom[label.atoms])
         }
         return [name for name, removed in classes.items() if found & set(removed)]
 

@@ -175,7 +175,7 @@ class PruneRun:
         ranked = rank_groups(workspace, self.groups, gradients, target, self.method, self.context)
         multiples = self._costs_for(target).multiples
         finer = self.method.options.round_to == "auto"
-        return [one.bundled(multiples.get(one.group.name, 1), finer=finer) for one in ranked]
+        return [entry.bundled(multiples.get(entry.group.name, 1), finer=finer) for entry in ranked]
 
     def _costs_for(self, target: Mapping[str, float]) -> Costs:
         """The cost model for a target; kernels are timed once, and only where latency counts."""

@@ -275,7 +275,7 @@ class Search:
         comparable = self.method.criterion.comparable
         simple = simple_candidates(ranked, aim, self.cost, comparable=comparable)
         if allocation != "auto":
-            return [one for one in simple if one.name == allocation] or simple[:1]
+            return [candidate for candidate in simple if candidate.name == allocation] or simple[:1]
         try:
             curved = knapsack_candidates(self._unshared(aim), aim, self.cost, scaling)
         except TargetUnreachable:

@@ -179,12 +179,12 @@ class _Trials:
 def _checked(keep: Sequence[float]) -> list[float]:
     """Fractions, each once, the largest first."""
     try:
-        fractions = sorted({float(one) for one in keep}, reverse=True)
+        fractions = sorted({float(fraction) for fraction in keep}, reverse=True)
     except (TypeError, ValueError):
         raise InputError(f"keep takes fractions such as 0.5, not {keep!r}") from None
-    for one in fractions:
-        if not 0 < one < 1:
-            raise InputError(f"a group can keep a fraction above 0 and below 1, not {one:g}")
+    for fraction in fractions:
+        if not 0 < fraction < 1:
+            raise InputError(f"a group can keep a fraction above 0 and below 1, not {fraction:g}")
     if not fractions:
         raise InputError("no fraction to keep; give at least one, such as 0.5")
     return fractions

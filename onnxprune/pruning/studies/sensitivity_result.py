@@ -31,7 +31,7 @@ class Sensitivity(SensitivityRecord):
 
     def with_rows(self, rows: Sequence[GroupSensitivity]) -> Sensitivity:
         """Add rows; those of groups that have one already are left out."""
-        known = {one.group: one for one in (*rows, *self.rows)}
+        known = {row.group: row for row in (*rows, *self.rows)}
         return replace(self, rows=tuple(known[name] for name in self.groups if name in known))
 
     def merge(self, *others: Sensitivity) -> Sensitivity:
@@ -56,7 +56,7 @@ class Sensitivity(SensitivityRecord):
             "costs": dict(self.costs),
             "groups": list(self.groups),
             "missing": list(self.missing),
-            "rows": [asdict(one) for one in self.rows],
+            "rows": [asdict(row) for row in self.rows],
         }
         return written(self.study, _FORMAT, results)
 
@@ -85,14 +85,14 @@ class Sensitivity(SensitivityRecord):
         """
         study, data = read_study(file, _FORMAT)
         try:
-            rows = tuple(_row(one) for one in data["rows"])
+            rows = tuple(_row(row) for row in data["rows"])
             return cls(study, dict(data["costs"]), tuple(data["groups"]), rows)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(f"{file}: is damaged; delete it to start afresh") from None
 
 
 def _row(data: Mapping[str, Any]) -> GroupSensitivity:
-    return GroupSensitivity(**{**data, "cuts": tuple(_cut(one) for one in data["cuts"])})
+    return GroupSensitivity(**{**data, "cuts": tuple(_cut(cut) for cut in data["cuts"])})
 
 
 def _cut(data: Mapping[str, Any]) -> GroupCut:

@@ -101,8 +101,8 @@ def sweep(
     target_folder = Path(folder) if folder is not None else None
     if target_folder is not None:
         done = _resumed(target_folder, done)
-    missing = [one for one in wanted if not _is_finished(done, one, target_folder, save)]
-    compared = [(b, one) for b in baselines for one in wanted if done.find(one, b) is None]
+    missing = [target for target in wanted if not _is_finished(done, target, target_folder, save)]
+    compared = [(b, target) for b in baselines for target in wanted if done.find(target, b) is None]
     if missing or compared:
         measure = quality_measure(loaded.model, samples, known, None, options, options.runtime)
         headed = _HeadedProgress(progress)
@@ -123,7 +123,7 @@ def sweep(
             if target_folder is not None:
                 done = _kept(done, target_folder, save=save)
         for name in dict.fromkeys(name for name, _ in compared):
-            targets = [one for other, one in compared if other == name]
+            targets = [target for criterion, target in compared if criterion == name]
             baseline = points.baseline(name)
             for target in progress(targets, f"baseline {name}", len(targets)):
                 point = baseline.at(target)
@@ -182,7 +182,7 @@ class _Points:
             result=figures["result"],
             channels=self._channels(run),
             latency=figures["latency"],
-            outputs=tuple(_with_noise(one) for one in figures["outputs"]),
+            outputs=tuple(_with_noise(output) for output in figures["outputs"]),
             divergence=self.evaluator.divergence(model),
             quality=figures["quality"],
             seconds=time.perf_counter() - begun,
@@ -200,9 +200,9 @@ def _checked(targets: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     """Targets as floats, each once."""
     checked: list[dict[str, float]] = []
     for target in targets:
-        one = check_targets(target)
-        if one not in checked:
-            checked.append(one)
+        fractions = check_targets(target)
+        if fractions not in checked:
+            checked.append(fractions)
     if not checked:
         raise InputError("no target; give at least one, such as macs=0.5")
     return checked
@@ -236,17 +236,17 @@ def _is_finished(done: Sweep, target: Mapping[str, float], folder: Path | None, 
 
 def _kept(done: Sweep, folder: Path, *, save: bool) -> Sweep:
     """Write what there is so far, and let go of the models."""
-    before = {one.file for one in done.points if one.file is not None}
+    before = {point.file for point in done.points if point.file is not None}
     done = done.save(folder, models=save)
     best = done.pareto()
     points = []
     for point in done.points:
-        kept = point if any(point is one for one in best) else replace(point, file=None)
+        kept = point if any(point is other for other in best) else replace(point, file=None)
         points.append(replace(kept, run=None))
     done = replace(done, points=tuple(points))
     done.write(folder)
-    beaten = before - {one.file for one in done.points}
-    for name in {f"{file_stem(one.target)}.onnx" for one in done.points} & beaten:
+    beaten = before - {point.file for point in done.points}
+    for name in {f"{file_stem(point.target)}.onnx" for point in done.points} & beaten:
         for file in (name, f"{name}.data", f"{name.removesuffix('.onnx')}.plan.json"):
             with contextlib.suppress(OSError):
                 (folder / file).unlink()
@@ -256,7 +256,7 @@ def _kept(done: Sweep, folder: Path, *, save: bool) -> Sweep:
 def _ordered(done: Sweep, targets: Sequence[Mapping[str, float]]) -> Sweep:
     """Points in the order asked for, those of earlier runs behind."""
     first = [point for target in targets if (point := done.find(target)) is not None]
-    others = [one for one in done.points if all(one is not other for other in first)]
+    others = [point for point in done.points if all(point is not other for other in first)]
     return replace(done, points=(*first, *others))
 
 

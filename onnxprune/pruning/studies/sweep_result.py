@@ -53,13 +53,17 @@ class Sweep(SweepRecord):
         """The point with a target."""
         among = self.baselines if baseline else self.points
         wanted = baseline, dict(target)
-        return next((one for one in among if (one.baseline, dict(one.target)) == wanted), None)
+        return next(
+            (point for point in among if (point.baseline, dict(point.target)) == wanted), None
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         best = self.pareto()
-        points = [one.to_dict() | {"pareto": any(one is b for b in best)} for one in self.points]
-        baselines = [one.to_dict() for one in self.baselines]
+        points = [
+            point.to_dict() | {"pareto": any(point is b for b in best)} for point in self.points
+        ]
+        baselines = [baseline.to_dict() for baseline in self.baselines]
         return written(self.study, _FORMAT, {"points": points, "baselines": baselines})
 
     def to_html(self) -> str:
@@ -82,10 +86,10 @@ class Sweep(SweepRecord):
         target = make_folder(folder)
         best = self.pareto() if models else ()
         points = tuple(
-            save_point(one, target)
-            if one.run is not None and any(one is other for other in best)
-            else one
-            for one in self.points
+            save_point(point, target)
+            if point.run is not None and any(point is other for other in best)
+            else point
+            for point in self.points
         )
         saved = replace(self, points=points)
         saved.write(target)
@@ -94,7 +98,7 @@ class Sweep(SweepRecord):
     def write(self, folder: Path) -> None:
         """Write `sweep.json` and, where there is any result, `sweep.svg` and `sweep.html`."""
         write_text_atomic(folder / "sweep.json", json_text(self.to_dict()))
-        if any(one.done for one in self.points):
+        if any(point.done for point in self.points):
             write_text_atomic(folder / "sweep.svg", tradeoff_chart(self))
             write_text_atomic(folder / "sweep.html", self.to_html())
 
@@ -170,5 +174,5 @@ def _fraction(value: float) -> str:
 def _with(points: Sequence[SweepPoint], new: SweepPoint) -> tuple[SweepPoint, ...]:
     """Points with a new one in place of that of the same target."""
     wanted = new.baseline, dict(new.target)
-    others = [one for one in points if (one.baseline, dict(one.target)) != wanted]
+    others = [point for point in points if (point.baseline, dict(point.target)) != wanted]
     return (*others, new)
