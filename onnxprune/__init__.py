@@ -23,11 +23,15 @@ from onnxprune.errors import (
 )
 
 if TYPE_CHECKING:
-    from onnxprune.api import apply, inspect, prune, verify
-    from onnxprune.passes.pipeline.results import PipelineResult
-    from onnxprune.passes.pipeline.run import apply_pipeline, run_pipeline
+    from onnxprune.api import apply, apply_pipeline, inspect, prune, run_pipeline, verify
     from onnxprune.pruning.plan import PipelinePlan, Plan
-    from onnxprune.pruning.results import Comparison, Inspection, PruneResult, Report
+    from onnxprune.pruning.results import (
+        Comparison,
+        Inspection,
+        PipelineResult,
+        PruneResult,
+        Report,
+    )
     from onnxprune.pruning.studies.sensitivity import sensitivity
     from onnxprune.pruning.studies.sensitivity_result import Sensitivity
     from onnxprune.pruning.studies.sweep import sweep
@@ -64,17 +68,15 @@ __version__ = "0.1.0"
 
 _LAZY = {
     **dict.fromkeys(
-        ("Comparison", "Inspection", "PruneResult", "apply", "inspect", "prune", "verify"),
-        "onnxprune.api",
+        ("apply", "apply_pipeline", "inspect", "prune", "run_pipeline", "verify"), "onnxprune.api"
     ),
-    "PipelinePlan": "onnxprune.pruning.plan",
-    "PipelineResult": "onnxprune.passes.pipeline.results",
-    "Plan": "onnxprune.pruning.plan",
-    "Report": "onnxprune.pruning.results",
+    **dict.fromkeys(("PipelinePlan", "Plan"), "onnxprune.pruning.plan"),
+    **dict.fromkeys(
+        ("Comparison", "Inspection", "PipelineResult", "PruneResult", "Report"),
+        "onnxprune.pruning.results",
+    ),
     "Sensitivity": "onnxprune.pruning.studies.sensitivity_result",
     "Sweep": "onnxprune.pruning.studies.sweep_result",
-    "apply_pipeline": "onnxprune.passes.pipeline.run",
-    "run_pipeline": "onnxprune.passes.pipeline.run",
     "sensitivity": "onnxprune.pruning.studies.sensitivity",
     "sweep": "onnxprune.pruning.studies.sweep",
 }

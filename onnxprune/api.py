@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.samples import CalibrationSource, read_samples
-from onnxprune.calibration.streams import Samples, divide
-from onnxprune.cost.figures import node_costs
-from onnxprune.coupling.analysis import analyse
-from onnxprune.coupling.cut import CutError
-from onnxprune.declaration import read_options
-from onnxprune.errors import InputError, VerificationError
-from onnxprune.importance.registry import resolve_options
-from onnxprune.model.inputs import input_specs
-from onnxprune.model.load import LoadedModel, ModelSource, load, loaded_bytes
+from onnxprune.calibration.samples import CalibrationSource
+from onnxprune.model.load import ModelSource, load
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import OPTIONS, RUNTIME_OPTIONS, PruneOptions
+from onnxprune.passes.pipeline.run import repeat_plan, run_passes
+from onnxprune.passes.pipeline.steps import pruning_step, read_steps
 from onnxprune.progress import Progress, silent
-from onnxprune.pruning.blocks import without_blocks
-from onnxprune.pruning.max_drop import Limit, prune_within
-from onnxprune.pruning.method import Method
-from onnxprune.pruning.plan import Plan, planned_removal, planned_stages
-from onnxprune.pruning.quality import fitted_samples, known_labels, quality_measure
-from onnxprune.pruning.results import (
-    Comparison,
-    Inspection,
-    PruneResult,
-    batch_of,
-    build_result,
-    sizes_of,
-)
-from onnxprune.pruning.run import PruneRun, replay
-from onnxprune.report.network.network import find_network
-from onnxprune.verification.certificate import check_interface
-from onnxprune.verification.comparison import compare_outputs
-from onnxprune.verification.quality import Quality
+from onnxprune.pruning.inspection import compare_models, inspect_model
+from onnxprune.pruning.plan import Plan
+from onnxprune.pruning.results import Comparison, Inspection, PruneResult
 
 
 def prune(
@@ -131,40 +108,51 @@ def prune(
         VerificationError: when no result could be verified.
     """
     arguments = locals()
-    started = time.perf_counter()
-    options = resolve_options(
-        {each.name: arguments[each.name] for each in (*OPTIONS, *RUNTIME_OPTIONS)},
-        calibrated=calibration is not None,
-    )
-    loaded = load(model)
-    samples = _samples(loaded, calibration)
-    known = known_labels(labels, samples, options) if samples is not None else None
-    measure = quality_measure(
-        loaded.model, samples, labels if known is None else known, metric, options, options.runtime
-    )
-    fitted = fitted_samples(samples, options)
-    context = RunContext(fitted, known, options.runtime, options.seed, progress)
-    analysis = analyse(
-        loaded.model,
-        context,
-        normalised_axes=options.normalised_axes,
-        file_bytes=loaded_bytes(loaded),
-    )
-    run = PruneRun(analysis, Method.of(options), context)
-    quality: Quality | None
-    if options.max_drop is not None and measure is not None:
-        goal = options.target if target is not None else None
-        within = prune_within(run, Limit(options.max_drop, measure), goal)
-        pruned, quality = within.pruned, within.quality
-    else:
-        pruned = run.at(options.target)
-        quality = measure.of(pruned.cut.model) if measure is not None else None
-    return build_result(loaded, pruned, context, quality, measure_latency, started)
+    context = _context(providers, threads, seed, progress, measure_latency)
+    return run_passes(model, [pruning_step(arguments)], calibration, context)
+
+
+def run_pipeline(
+    model: ModelSource,
+    passes: Any,
+    *,
+    calibration: CalibrationSource | None = None,
+    seed: int = 0,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    threads: int = 0,
+    measure_latency: bool | None = None,
+    progress: Progress[Any] = silent,
+) -> PruneResult:
+    """Run passes one after another; after each the model is checked and compared.
+
+    Args:
+        model: a path, onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph; never changed.
+        passes: path of a YAML or JSON file; or a list of names, of {name: options}, and of passes
+            or functions themselves. See `pipelines.steps`, and `onnxprune passes` for the names.
+            Fractions of a `target` refer to the model given here; with `of: current` to the one
+            that the pass is given.
+        calibration: samples for passes that use them; as for `onnxprune.prune`.
+        seed: of everything random.
+        providers: onnxruntime execution providers, the preferred one first.
+        threads: threads within an operator; 0 lets onnxruntime decide.
+        measure_latency: time the model after every pass; default: unless its weights exceed
+            512 MB.
+        progress: told about long loops.
+
+    Raises:
+        InputError: for a pipeline, model or samples that cannot be used, or a pass of somebody
+            else's that fails.
+        NothingPrunable: when a pass that is to reach a target cannot.
+        VerificationError: when what a pass made is no valid model, does not run, or has another
+            interface than the pass announces.
+    """
+    context = _context(providers, threads, seed, progress, measure_latency)
+    return run_passes(model, read_steps(passes), calibration, context)
 
 
 def apply(
     model: ModelSource,
-    plan: Plan | str | Path,
+    plan: Plan | str | os.PathLike[str],
     *,
     calibration: CalibrationSource | None = None,
     compensate: str | None = None,
@@ -173,13 +161,17 @@ def apply(
     measure_latency: bool | None = None,
     progress: Progress[Any] = silent,
 ) -> PruneResult:
-    """Replay a plan on the model it was made for.
+    """Run again what a plan says, on the model it was made for.
+
+    Passes that planned what they did do not choose anew; on the same samples, with the same number
+    of threads, the result is the same bit for bit.
 
     Args:
         model: as for `prune`.
-        plan: a plan, or the path of a plan file.
+        plan: of a result of `prune` or `run_pipeline`, or the path of its file.
         calibration: samples for the compensation; as for `prune`.
-        compensate: as for `prune`. Default: as the plan says with samples, else `none`.
+        compensate: of a plan of one pruning; default: its own when there is calibration, else
+            `none`.
         providers: onnxruntime execution providers, the preferred one first.
         threads: threads within an operator; 0 lets onnxruntime decide.
         measure_latency: time original and result in alternation for the report; default: unless
@@ -187,39 +179,17 @@ def apply(
         progress: told about long loops.
 
     Raises:
-        InputError: for a plan that was made for another model, or does not fit this one.
-        VerificationError: when the result fails a check.
+        InputError: for a plan that was made for another model, or does not fit this one, and as
+            `run_pipeline`.
+        NothingPrunable: as `run_pipeline`.
+        VerificationError: when a result fails a check.
     """
-    started = time.perf_counter()
-    runtime = Runtime(tuple(providers), threads)
-    runtime.validate()
-    plan = plan if isinstance(plan, Plan) else Plan.load(plan)
-    loaded = load(model)
-    if plan.model.get("sha256") != loaded.sha256:
-        raise InputError("the plan was made for another model: the sha256 of the file differs")
-    if compensate is None:
-        compensate = "none" if calibration is None else str(plan.options.get("compensate", "mean"))
-    read_options(OPTIONS, {"compensate": compensate})
-    if compensate != "none" and calibration is None:
-        raise InputError(f"compensation {compensate} looks at activations; give --calibration")
-    samples = _samples(loaded, calibration)
-    options = PruneOptions.from_dict(plan.options, compensate=compensate, runtime=runtime)
-    if samples is not None and options.max_drop is not None:
-        samples, _ = divide(samples)
-    context = RunContext(samples, None, runtime, options.seed, progress)
-    analysis = analyse(loaded.model, context, normalised_axes=options.normalised_axes)
-    cut = analysis
-    if plan.blocks:
-        cut = without_blocks(
-            analysis, plan.blocks, context, normalised_axes=options.normalised_axes
-        )
-    removal = planned_removal(cut, plan)
-    try:
-        stages = planned_stages(cut, plan)
-        pruned = replay(analysis, cut, removal, Method.of(options), context, stages)
-    except CutError as error:
-        raise VerificationError(f"the plan cannot be carried out: {error}") from error
-    return build_result(loaded, pruned, context, None, measure_latency, started)
+    context = _context(providers, threads, 0, progress, measure_latency)
+    return repeat_plan(model, plan, calibration, compensate, context)
+
+
+apply_pipeline = apply
+"""Public name for plans of several passes."""
 
 
 def inspect(
@@ -240,21 +210,7 @@ def inspect(
     Raises:
         InputError: for a model or samples that cannot be used.
     """
-    runtime = Runtime(tuple(providers), threads)
-    runtime.validate()
-    loaded = load(model)
-    analysis = analyse(loaded.model, RunContext(_samples(loaded, calibration), runtime=runtime))
-    nodes = node_costs(analysis.model.graph, analysis.coupling.facts)
-    return Inspection(
-        sizes=sizes_of(analysis, (), loaded_bytes(loaded)),
-        batch=batch_of(analysis),
-        nodes=tuple(nodes),
-        groups=analysis.groups,
-        refused=analysis.refused,
-        network=find_network(
-            analysis.model.graph, analysis.coupling, analysis.groups, analysis.refused
-        ),
-    )
+    return inspect_model(load(model), calibration, _context(providers, threads))
 
 
 def verify(
@@ -272,18 +228,18 @@ def verify(
         InputError: for models or samples that cannot be used.
         VerificationError: when their interfaces differ.
     """
+    context = _context(providers, threads, progress=progress)
+    return compare_models(load(original), load(pruned), calibration, context)
+
+
+def _context(
+    providers: Sequence[str],
+    threads: int,
+    seed: int = 0,
+    progress: Progress[Any] = silent,
+    measure_latency: bool | None = None,
+) -> RunContext:
+    """Context of a run whose samples are still to be read; the runtime is checked."""
     runtime = Runtime(tuple(providers), threads)
     runtime.validate()
-    first, second = load(original), load(pruned)
-    check_interface(first.model, second.model)
-    samples = read_samples(calibration, input_specs(first.model))
-    outputs = compare_outputs(first.model, second.model, samples, runtime, progress=progress)
-    sizes = [
-        sizes_of(analyse(m.model, RunContext(samples, runtime=runtime)), (), loaded_bytes(m))
-        for m in (first, second)
-    ]
-    return Comparison(tuple(outputs), sizes[0], sizes[1])
-
-
-def _samples(loaded: LoadedModel, calibration: CalibrationSource | None) -> Samples | None:
-    return None if calibration is None else read_samples(calibration, input_specs(loaded.model))
+    return RunContext(None, None, runtime, seed, progress, measure_latency)

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
+from onnxprune.passes.pipeline.protocol import Pass
 from onnxprune.passes.remove_lossless import removed_exactly
 
 from onnxprune.calibration.batches import BatchBudget
@@ -41,7 +42,7 @@ from onnxprune.surgery.linear import is_mergeable, move_weights
 _OPTIONS = PruneOptions(criterion="l2", compensate="least-squares")
 
 
-class MergeDuplicates(ir.passes.FunctionalPass):
+class MergeDuplicates(Pass, ir.passes.FunctionalPass):
     """Keep one of several units that do the same, by their weights or on the samples.
 
     Args:
@@ -72,8 +73,7 @@ class MergeDuplicates(ir.passes.FunctionalPass):
             raise InputError(f"similarity is above 0 and at most 1, not {similarity}")
         self.similarity = similarity
         self.samples = samples
-        self._context = RunContext(samples, None, runtime or Runtime(), seed, progress)
-        self.details: dict[str, Any] = {}
+        self.context = RunContext(samples, None, runtime or Runtime(), seed, progress)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Merge and certify.
@@ -81,7 +81,7 @@ class MergeDuplicates(ir.passes.FunctionalPass):
         Raises:
             VerificationError: when the cut model does not compute what the masked one does.
         """
-        exact = removed_exactly(model, self._context)
+        exact = removed_exactly(model, self.context)
         current = model if exact is None else exact.model
         self.details = {"equal": {} if exact is None else exact.details["units"]}
         alike = self._merged_on_samples(current) if self.samples is not None else None
@@ -92,7 +92,7 @@ class MergeDuplicates(ir.passes.FunctionalPass):
 
     def _merged_on_samples(self, model: ir.Model) -> ir.Model | None:
         """A model without the twins there are on the samples; None for none."""
-        method, context = Method.of(_OPTIONS), self._context
+        method, context = Method.of(_OPTIONS), self.context
         analysis = analyse(model, context)
         with matrix_threads(context.runtime.threads):
             calibration = calibrate(analysis, method, context)

@@ -1,4 +1,4 @@
-"""Passes that prune channels: the whole of `onnxprune.prune`, and its lossless first step alone."""
+"""Structured pruning as a pass: channels, hidden units and heads go, and layers are re-fitted."""
 
 from __future__ import annotations
 
@@ -7,117 +7,178 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxprune.passes.pipeline.protocol import Pass, VerifiedRun
 
-from onnxprune import api
+from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
+from onnxprune.coupling.analysis import Analysis, analyse
+from onnxprune.coupling.cut import CutError
 from onnxprune.declaration import Option
+from onnxprune.errors import VerificationError
 from onnxprune.importance.registry import resolve_options
-from onnxprune.model.load import load
+from onnxprune.model.load import LoadedModel, load, loaded_bytes
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import LABELS, METRIC, OPTIONS
+from onnxprune.options import LABELS, METRIC, OPTIONS, PruneOptions
 from onnxprune.progress import Progress, silent
-from onnxprune.pruning.plan import Plan
-from onnxprune.pruning.results import PruneResult
+from onnxprune.pruning.blocks import without_blocks
+from onnxprune.pruning.max_drop import Limit, prune_within
+from onnxprune.pruning.method import Method
+from onnxprune.pruning.plan import Plan, planned_removal, planned_stages
+from onnxprune.pruning.quality import fitted_samples, known_labels, quality_measure
+from onnxprune.pruning.results import Report, describe
+from onnxprune.pruning.run import PrunedModel, PruneRun, replay
+from onnxprune.verification.quality import Quality, QualityMeasure
 
-_MEASURES = (LABELS, METRIC)
-"""Options of pruning that say how a result is measured, not how it is made."""
 
-
-class Prune(ir.passes.FunctionalPass):
+class Prune(Pass, ir.passes.FunctionalPass):
     """Remove whole channels, hidden units and heads, and solve the layers around them anew.
 
     Args:
         samples: calibration samples; None for none.
-        runtime: how to run the model.
+        runtime: onnxruntime providers and threads.
         seed: of everything random.
-        progress: told about long loops.
+        progress: progress callback of long loops.
         plan: of the run that is to be repeated, as `Plan.to_dict` gives it; None to choose.
-        options: those of `onnxprune.prune`.
+        options: those of `onnxprune.prune`; of no effect with a plan.
 
     Attributes:
-        details: options, certificate, way of spreading, widths and axes that stay whole.
-        plan: what was removed, filled by the call.
-        notes: what was done differently from what was set, filled by the call.
+        details: options, certificate, allocation, widths and axes that stay whole.
+        plan: what was removed.
 
     Raises:
         InputError: for options that cannot be used, or a damaged plan.
     """
 
-    declared: ClassVar[tuple[Option, ...]] = (*OPTIONS, *_MEASURES)
+    verifies = True
+
+    declared: ClassVar[tuple[Option, ...]] = (*OPTIONS, LABELS, METRIC)
 
     def __init__(
         self,
-        samples: Samples | None,
-        runtime: Runtime,
+        samples: Samples | None = None,
+        runtime: Runtime | None = None,
         seed: int = 0,
         progress: Progress[Any] = silent,
         plan: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__()
-        self.samples = samples
-        self.runtime = runtime
-        self.seed = seed
-        self.progress = progress
-        self.options = options
-        self.repeated = None if plan is None else Plan.from_dict(plan)
-        self.plan: dict[str, Any] | None = None
-        self.notes: tuple[str, ...] = ()
-        self.details: dict[str, Any] = {}
-        if self.repeated is None:
-            self._check()
+        super().__init__(RunContext(samples, None, runtime or Runtime(), seed, progress))
+        self._to_repeat = None if plan is None else Plan.from_dict(plan)
+        self._labels, self._metric = options.pop("labels", None), options.pop("metric", None)
+        self._has_target = options.get("target") is not None
+        self._options = (
+            self._checked(options) if self._to_repeat is None else self._planned(self._to_repeat)
+        )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Prune.
 
         Raises:
+            InputError: for a model or samples that cannot be used.
             NothingPrunable: when nothing can be removed, or not enough.
             VerificationError: when no result could be verified.
         """
-        how: dict[str, Any] = {
-            "calibration": self.samples,
-            "providers": self.runtime.providers,
-            "threads": self.runtime.threads,
-            "measure_latency": False,
-            "progress": self.progress,
-        }
-        if self.repeated is None:
-            result = api.prune(model, seed=self.seed, **how, **self.options)
+        return self.run(load(model))
+
+    def run(self, loaded: LoadedModel) -> ir.passes.PassResult:
+        """Prune a model that stays as it is; raises as `call` does."""
+        plan, options = self._to_repeat, self._options
+        samples, fitted = self.context.samples, fitted_samples(self.context.samples, options)
+        labels = None if samples is None else known_labels(self._labels, samples, options)
+        context = replace(self.context, samples=fitted, labels=labels, seed=options.seed)
+        measure = None if plan is not None else self._quality_measure(loaded.model, labels)
+        analysis = analyse(
+            loaded.model,
+            context,
+            normalised_axes=options.normalised_axes,
+            file_bytes=loaded_bytes(loaded),
+        )
+        quality: Quality | None = None
+        if plan is None:
+            pruned, quality = self._chosen(PruneRun(analysis, Method.of(options), context), measure)
         else:
-            # weights differ from those of the plan's run where samples do; the network is the same
-            here = replace(self.repeated, model={"sha256": load(model).sha256})
-            result = api.apply(model, here, **how)
-        self.plan = result.plan.to_dict()
-        self.details = _account(result)
-        self.notes = (result.report.note,) if result.report.note else ()
-        if self.repeated is not None and self.samples is None:
-            self.notes += self._uncompensated(self.repeated)
-        assert isinstance(result.model, ir.Model)
-        return ir.passes.PassResult(result.model, modified=True)
+            pruned = self._repeated(analysis, plan, context)
+        done, report = describe(loaded, pruned, quality)
+        self.plan = done.to_dict()
+        self.details = _details(done, report)
+        self.notes = (report.note,) if report.note else ()
+        if plan is not None and samples is None:
+            self.notes += _uncompensated(plan)
+        self.verified = VerifiedRun(analysis, report, fitted)
+        return ir.passes.PassResult(pruned.cut.model, modified=True)
 
-    @staticmethod
-    def _uncompensated(plan: Plan) -> tuple[str, ...]:
-        planned = plan.options.get("compensate", "none")
-        if planned == "none":
-            return ()
-        return (f"the plan was made with compensation {planned}; without samples there is none",)
+    def _quality_measure(
+        self, model: ir.Model, labels: NDArray[Any] | None
+    ) -> QualityMeasure | None:
+        labels = self._labels if labels is None else labels
+        samples, runtime = self.context.samples, self.context.runtime
+        return quality_measure(model, samples, labels, self._metric, self._options, runtime)
 
-    def _check(self) -> None:
-        """Find mistakes in the options before anything runs.
+    def _chosen(
+        self, run: PruneRun, measure: QualityMeasure | None
+    ) -> tuple[PrunedModel, Quality | None]:
+        """Choose what to remove, and remove it."""
+        options = self._options
+        if options.max_drop is None or measure is None:
+            pruned = run.at(options.target)
+            return pruned, measure.of(pruned.cut.model) if measure is not None else None
+        goal = options.target if self._has_target else None
+        within = prune_within(run, Limit(options.max_drop, measure), goal)
+        return within.pruned, within.quality
+
+    def _repeated(self, analysis: Analysis, plan: Plan, context: RunContext) -> PrunedModel:
+        """Remove what a plan says.
 
         Raises:
-            InputError: naming the option.
+            InputError: when the plan does not fit the model.
+            VerificationError: when the graph cannot express it.
         """
-        measures = [each.name for each in _MEASURES]
-        how = {name: value for name, value in self.options.items() if name not in measures}
-        resolve_options(how, calibrated=self.samples is not None)
+        options, base = self._options, analysis
+        if plan.blocks:
+            normalised = options.normalised_axes
+            base = without_blocks(analysis, plan.blocks, context, normalised_axes=normalised)
+        removal = planned_removal(base, plan)
+        try:
+            stages = planned_stages(base, plan)
+            return replay(analysis, base, removal, Method.of(options), context, stages)
+        except CutError as error:
+            raise VerificationError(f"the plan cannot be carried out: {error}") from error
+
+    def _checked(self, options: Mapping[str, Any]) -> PruneOptions:
+        """Options for a new run, checked before anything runs.
+
+        Raises:
+            InputError: naming the option that cannot be used.
+        """
+        context, runtime = self.context, self.context.runtime
+        options = {
+            **options,
+            "seed": context.seed,
+            "providers": runtime.providers,
+            "threads": runtime.threads,
+        }
+        return resolve_options(options, calibrated=context.samples is not None)
+
+    def _planned(self, plan: Plan) -> PruneOptions:
+        """Options of a plan; without samples there is no compensation."""
+        planned = str(plan.options.get("compensate", "mean"))
+        compensate = planned if self.context.samples is not None else "none"
+        runtime = self.context.runtime
+        return PruneOptions.from_dict(plan.options, compensate=compensate, runtime=runtime)
 
 
-def _account(result: PruneResult) -> dict[str, Any]:
+def _uncompensated(plan: Plan) -> tuple[str, ...]:
+    planned = plan.options.get("compensate", "none")
+    if planned == "none":
+        return ()
+    return (f"the plan was made with compensation {planned}; without samples there is none",)
+
+
+def _details(plan: Plan, report: Report) -> dict[str, Any]:
     """What a pruning did, as plain data."""
-    report = result.report
     return {
-        "options": result.plan.options,
+        "options": dict(plan.options),
         "allocation": report.allocation,
         "certificate": vars(report.certificate),
         "widths": {

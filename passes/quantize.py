@@ -52,6 +52,7 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxprune.passes.pipeline.protocol import Pass
 from onnxruntime import quantization
 from onnxruntime.quantization import shape_inference
 
@@ -90,7 +91,7 @@ _LARGE = LARGEST_MESSAGE // 2
 _INPUT, _PREPARED, _RESULT = "model.onnx", "prepared.onnx", "quantised.onnx"
 
 
-class Quantize(ir.passes.FunctionalPass):
+class Quantize(Pass, ir.passes.FunctionalPass):
     """Make weights 8-bit integers, and with samples activations too, by onnxruntime.
 
     Args:
@@ -117,6 +118,8 @@ class Quantize(ir.passes.FunctionalPass):
         InputError: for the static mode without samples.
     """
 
+    wants_latency = True
+
     def __init__(
         self,
         mode: Literal["static", "dynamic"] | None = None,
@@ -139,8 +142,8 @@ class Quantize(ir.passes.FunctionalPass):
         self.exclude = exclude
         self.samples = samples if self.mode == "static" else None
         self.runtime = runtime or Runtime()
-        self.details: dict[str, Any] = {"mode": self.mode}
-        self.prefers: dict[str, int] = {"round_to": _STEP} if self.mode == "static" else {}
+        self.details = {"mode": self.mode}
+        self.prefers = {"round_to": _STEP} if self.mode == "static" else {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Quantise.

@@ -43,6 +43,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxprune.passes.pipeline.protocol import Pass
 
 from onnxprune.allocation.blocks import (
     TARGET_KINDS,
@@ -70,7 +71,7 @@ from onnxprune.verification.divergence import DivergenceEvaluator
 _HELD_OUT_BATCHES = 8
 
 
-class RemoveBlocks(ir.passes.InPlacePass):
+class RemoveBlocks(Pass, ir.passes.InPlacePass):
     """Remove whole residual branches, and let the layers around them make up for it.
 
     Args:
@@ -124,8 +125,6 @@ class RemoveBlocks(ir.passes.InPlacePass):
         self.samples = samples
         self.context = RunContext(samples, None, runtime or Runtime(), seed, progress)
         self.planned = None if plan is None else _planned(plan)
-        self.details: dict[str, Any] = {}
-        self.plan: dict[str, Any] | None = None
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Choose, remove, repair and check.

@@ -1,4 +1,4 @@
-"""Passes that prune channels: the whole of `onnxprune.prune`, and its lossless first step alone."""
+"""Lossless removal: units that are dead, constant, or copies of others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
+from onnxprune.passes.pipeline.protocol import Pass
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
@@ -18,24 +19,22 @@ from onnxprune.pruning.build import build_plain
 from onnxprune.surgery.editable_model import EditableModel
 
 
-class RemoveLosslessUnits(ir.passes.FunctionalPass):
+class RemoveLosslessUnits(Pass, ir.passes.FunctionalPass):
     """Remove what changes no output: dead, constant, duplicate and proportional units.
 
     Args:
-        samples: calibration samples; inputs to compare on, None for made-up ones.
-        runtime: how to run the model.
-        seed: of made-up inputs.
+        samples: calibration samples; inputs to compare on, None for randomly generated ones.
+        runtime: onnxruntime providers and threads.
+        seed: of randomly generated inputs.
 
     Attributes:
-        details: how many units went, by group.
+        details: number of removed units by group, and the certificate.
     """
 
-    def __init__(self, samples: Samples | None, runtime: Runtime, seed: int = 0) -> None:
-        super().__init__()
-        self.samples = samples
-        self.runtime = runtime
-        self.seed = seed
-        self.details: dict[str, Any] = {}
+    def __init__(
+        self, samples: Samples | None = None, runtime: Runtime | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(RunContext(samples, None, runtime or Runtime(), seed))
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove and certify.
@@ -43,12 +42,11 @@ class RemoveLosslessUnits(ir.passes.FunctionalPass):
         Raises:
             VerificationError: when the cut model does not compute what the masked one does.
         """
-        context = RunContext(self.samples, runtime=self.runtime, seed=self.seed)
-        found = removed_exactly(model, context)
-        if found is None:
+        exact = removed_exactly(model, self.context)
+        if exact is None:
             return ir.passes.PassResult(model.clone(), modified=False)
-        self.details = dict(found.details)
-        return ir.passes.PassResult(found.model, modified=True)
+        self.details = dict(exact.details)
+        return ir.passes.PassResult(exact.model, modified=True)
 
 
 @dataclass(frozen=True)

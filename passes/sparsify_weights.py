@@ -42,6 +42,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxprune.passes.pipeline.protocol import Pass
 from onnxprune.passes.sparsity.patterns import parse_pattern
 from onnxprune.passes.sparsity.scores import (
     InputMoments,
@@ -72,7 +73,7 @@ from onnxprune.progress import Progress, silent
 from onnxprune.surgery.editable_model import EditableModel
 
 
-class SparsifyWeights(ir.passes.InPlacePass):
+class SparsifyWeights(Pass, ir.passes.InPlacePass):
     """Set single weights to zero, anywhere, N of every M, or in blocks; shapes stay.
 
     Args:
@@ -97,6 +98,8 @@ class SparsifyWeights(ir.passes.InPlacePass):
         InputError: for options that do not go together.
     """
 
+    wants_latency = True
+
     def __init__(
         self,
         pattern: str = "unstructured",
@@ -119,7 +122,6 @@ class SparsifyWeights(ir.passes.InPlacePass):
         self.include = include
         self.exclude = exclude
         self.context = RunContext(samples, None, runtime or Runtime(), seed, progress)
-        self.details: dict[str, Any] = {}
         own = self.pattern.amount
         if own is not None and amount is not None:
             raise InputError(f"the pattern {pattern} sets {own:.0%} to zero; leave amount out")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.streams import Samples
+from onnxprune.model.execution import is_heavy
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
 
@@ -22,6 +24,7 @@ class RunContext:
         runtime: onnxruntime providers and threads.
         seed: of everything random.
         progress: progress callback of long loops.
+        measure_latency: time models for the report; None: unless their weights exceed 512 MB.
     """
 
     samples: Samples | None = None
@@ -29,3 +32,12 @@ class RunContext:
     runtime: Runtime = field(default_factory=Runtime)
     seed: int = 0
     progress: Progress[Any] = silent
+    measure_latency: bool | None = None
+
+    def measures_latency(self, model: ir.Model) -> bool:
+        """Whether latency is to be measured for the report.
+
+        Args:
+            model: the original.
+        """
+        return not is_heavy(model) if self.measure_latency is None else self.measure_latency

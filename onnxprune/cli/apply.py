@@ -6,7 +6,6 @@ from argparse import Namespace
 from typing import Any
 
 from onnxprune.cli import flags, output
-from onnxprune.errors import InputError
 
 
 def add_parser(commands: Any) -> None:
@@ -27,27 +26,17 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Replay a plan and write the model.
-
-    Raises:
-        InputError: when --compensate is set for a plan of several passes.
-    """
+    """Replay a plan and write the model."""
     from onnxprune import api
-    from onnxprune.passes.pipeline.run import apply_pipeline
     from onnxprune.pruning.plan import Plan
 
     output.check(arguments, arguments.out, arguments.report, inputs=[arguments.plan])
     plan = Plan.load(arguments.plan)
     context = output.context(arguments)
-    if plan.steps:
-        if arguments.compensate is not None:
-            raise InputError(
-                f"{arguments.plan} is the plan of a pipeline, whose passes set their own "
-                "compensation; leave out --compensate"
-            )
-        output.finish_passes(arguments, apply_pipeline(arguments.model, plan, **context))
-        return
     result = api.apply(arguments.model, plan, compensate=arguments.compensate, **context)
+    if plan.steps:
+        output.finish_passes(arguments, result)
+        return
     text = output.finish_prune(arguments, result)
     planned = plan.options.get("compensate", "none")
     uncompensated = arguments.compensate is None and arguments.calibration is None

@@ -16,7 +16,6 @@ from onnxprune.errors import InputError
 from onnxprune.options import RUNTIME_OPTIONS
 
 if TYPE_CHECKING:
-    from onnxprune.passes.pipeline.results import PipelineResult
     from onnxprune.pruning.results import PruneResult
     from onnxprune.report.text import TextReport
 
@@ -103,7 +102,7 @@ def finish_prune(
     return text
 
 
-def finish_passes(arguments: Namespace, result: PipelineResult, plan: str | None = None) -> None:
+def finish_passes(arguments: Namespace, result: PruneResult, plan: str | None = None) -> None:
     """Do the same for a pipeline."""
     figures = {"model": arguments.model, "out": arguments.out}
     _write_result(arguments, result, figures | result.to_dict(), plan)
@@ -124,7 +123,7 @@ def stopped(file: Path) -> None:
 
 def _write_result(
     arguments: Namespace,
-    result: PruneResult | PipelineResult,
+    result: PruneResult,
     figures: dict[str, Any],
     plan: str | None,
 ) -> None:

@@ -49,7 +49,6 @@ def add_parser(commands: Any) -> None:
 def run(arguments: Namespace) -> None:
     """Prune a model, or run passes, and write the result."""
     from onnxprune import api
-    from onnxprune.passes.pipeline.run import run_pipeline
 
     several = bool(arguments.passes or arguments.config or arguments.set)
     outputs = (arguments.out, arguments.plan, arguments.report)
@@ -57,7 +56,7 @@ def run(arguments: Namespace) -> None:
     context = output.context(arguments)
     if several:
         steps = _steps(arguments)
-        result = run_pipeline(arguments.model, steps, seed=arguments.seed, **context)
+        result = api.run_pipeline(arguments.model, steps, seed=arguments.seed, **context)
         output.finish_passes(arguments, result, arguments.plan)
     else:
         pruned = api.prune(arguments.model, **context, **flags.values(arguments, _OPTIONS))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ from onnxprune.cost.figures import BLOCKS, dynamic_extents, padded_macs
 from onnxprune.cost.latency.measure import measure_pair
 from onnxprune.cost.memory import all_constants, stored_parameters, tensor_bytes
 from onnxprune.coupling.analysis import Analysis
-from onnxprune.model.execution import is_heavy
+from onnxprune.errors import InputError
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, convert, loaded_bytes
 from onnxprune.model.save import check_writable, model_bytes, save, write_text_atomic
@@ -30,8 +32,15 @@ from onnxprune.pruning.run import PrunedModel
 from onnxprune.report.accounts import accounts_of, provenance_of
 from onnxprune.report.network.network import find_network
 from onnxprune.report.network.picture import network_svg
-from onnxprune.report.records import ComparisonRecord, InspectionRecord, PruneRecord, Sizes
-from onnxprune.report.run_page import prune_page
+from onnxprune.report.records import (
+    ComparisonRecord,
+    InspectionRecord,
+    PipelineRecord,
+    PruneRecord,
+    Sizes,
+    StepReport,
+)
+from onnxprune.report.run_page import prune_page, run_page
 from onnxprune.verification.comparison import OutputComparison, compare_outputs
 from onnxprune.verification.quality import Quality
 
@@ -92,28 +101,111 @@ class Report(PruneRecord):
 
 
 @dataclass(frozen=True)
-class PruneResult:
-    """What `prune` and `apply` return.
+class PruneResult(PipelineRecord):
+    """The result of a run: of one pruning, or of several passes.
 
     Attributes:
-        model: the smaller model, of the kind that was given (an ir.Model for a path).
-        plan: what was removed.
-        report: numbers before and after, certificate, refusals.
+        model: after the last pass, of the kind that was given (an ir.Model for a path).
+        plan: from which the run can be repeated.
+        original: costs of the model that was given.
+        steps: one report for each pass.
+        provenance: versions, machine, options and the original's digest.
     """
 
     model: onnx.ModelProto | ir.Model | gs.Graph
     plan: Plan
-    report: Report
     _ir: ir.Model
     _source: Path | None = None
 
-    def save(self, path: str | Path) -> None:
-        """Write the smaller model atomically.
+    @property
+    def report(self) -> Report:
+        """Numbers before and after, certificate, refusals; of several passes the last that prunes.
 
         Raises:
-            InputError: when the path is that of the input, or cannot be written.
+            AttributeError: when no pass prunes.
         """
-        save(self._ir, path, protect=self._source)
+        reports = [step.report for step in self.steps if isinstance(step.report, Report)]
+        if not reports:
+            raise AttributeError("no pass of this run prunes; see its steps")
+        return reports[-1]
+
+    def save(self, path: str | Path) -> None:
+        """Write the model atomically, and beside it the files that belong to it.
+
+        A file of the suffix `.tokens.json` is `small.tokens.json` beside `small.onnx`.
+
+        Raises:
+            InputError: when a path is that of an input, or cannot be written; then nothing is.
+        """
+        beside = self.files_beside(path)
+        for file in beside:
+            for protected in self._read():
+                check_writable(file, protected)
+        written: list[Path] = []
+        try:
+            for file, text in beside.items():
+                write_text_atomic(file, text)
+                written.append(file)
+            save(self._ir, path, protect=self._source)
+        except BaseException:
+            for file in written:
+                with contextlib.suppress(OSError):
+                    os.unlink(file)
+            raise
+
+    def files_beside(self, path: str | Path) -> dict[Path, str]:
+        """Files that belong beside the model, with their texts.
+
+        Args:
+            path: of the model.
+
+        Raises:
+            InputError: for a suffix that is none.
+        """
+        files: dict[Path, str] = {}
+        for number, step in enumerate(self.steps, 1):
+            for suffix, text in step.files.items():
+                if os.path.basename(suffix) != suffix:
+                    raise InputError(f"{step.name}: {suffix!r} is no ending of a file name")
+                file = Path(path).with_name(f"{Path(path).stem}{suffix}")
+                if file in files:
+                    file = file.with_name(f"{Path(path).stem}.{number}{suffix}")
+                files[file] = text
+        return files
+
+    def _read(self) -> Iterator[Path]:
+        """Files that the run may have read."""
+        if self._source is not None:
+            yield self._source
+        for step in self.steps:
+            values = step.options.values()
+            yield from (Path(value) for value in values if isinstance(value, (str, Path)))
+
+    def to_html(self, *, command: Sequence[str] = (), model_file: str | Path | None = None) -> str:
+        """Return one self-contained HTML page.
+
+        Args:
+            command: the words of the command line that made it; empty for none.
+            model_file: where the result was saved; its digest is shown then.
+
+        Raises:
+            OSError: when that file cannot be read.
+        """
+        if not self.plan.steps:
+            return self.report.to_html(command=command, model_file=model_file)
+        try:
+            passes, no_passes = self.plan.to_dict()["steps"], ""
+        except InputError as error:
+            passes, no_passes = [], str(error)
+        beside = self.files_beside(model_file) if model_file is not None else ()
+        return run_page(
+            self,
+            passes,
+            no_passes,
+            command=command,
+            model_file=model_file,
+            beside=list(map(str, beside)),
+        )
 
     def save_report(
         self,
@@ -122,7 +214,7 @@ class PruneResult:
         command: Sequence[str] = (),
         model_file: str | Path | None = None,
     ) -> None:
-        """Write the report as one self-contained HTML file, atomically.
+        """Write the page as one self-contained HTML file, atomically.
 
         Args:
             path: the file to write.
@@ -133,8 +225,18 @@ class PruneResult:
             InputError: when the path is that of the input, or cannot be written.
         """
         check_writable(path, self._source)
-        page = self.report.to_html(command=command, model_file=model_file)
-        write_text_atomic(path, page)
+        write_text_atomic(path, self.to_html(command=command, model_file=model_file))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "original": vars(self.original),
+            "steps": [step.to_dict() for step in self.steps],
+        }
+
+
+PipelineResult = PruneResult
+"""Public name of the result of several passes."""
 
 
 @dataclass(frozen=True)
@@ -204,52 +306,55 @@ class Comparison(ComparisonRecord):
 _COMPARED_BATCHES = 16
 
 
-def build_result(
-    loaded: LoadedModel,
-    pruned: PrunedModel,
-    context: RunContext,
-    quality: Quality | None,
-    measure_latency: bool | None,
-    started: float,
-) -> PruneResult:
-    """Compare a smaller model with the original and assemble the result.
+def compared(
+    reference: ir.Model, result: ir.Model, context: RunContext
+) -> tuple[OutputComparison, ...]:
+    """Compare the outputs of two models on the first samples; empty without samples.
+
+    Args:
+        reference: the model whose outputs are to be kept.
+        result: a model with the same interface.
+        context: samples, runtime and progress callback.
+    """
+    if context.samples is None:
+        return ()
+    outputs = compare_outputs(
+        reference,
+        result,
+        context.samples,
+        context.runtime,
+        batches=_COMPARED_BATCHES,
+        progress=context.progress,
+    )
+    return tuple(outputs)
+
+
+def describe(
+    loaded: LoadedModel, pruned: PrunedModel, quality: Quality | None = None
+) -> tuple[Plan, Report]:
+    """Plan and report of a pruning.
 
     Args:
         loaded: the original.
         pruned: the smaller model.
-        context: samples to compare on, runtime and progress callback.
-        quality: measured; None where it was not.
-        measure_latency: as for `prune`.
-        started: when the run began, by `time.perf_counter`.
+        quality: of original and result, where it was measured.
+
+    Returns:
+        The plan, and the report without `outputs`, `seconds` and, where latency was no target,
+        `latency`.
     """
     original, analysis, cut = pruned.original, pruned.analysis, pruned.cut
     removed = cut.removal.removed_units()
     # what `apply` is to repeat, which need not be what was asked
     options = replace(pruned.method.options, target=pruned.target)
     plan = plan_of(loaded, analysis, cut.removal, options, pruned.stages)
-    outputs: list[OutputComparison] = []
-    if context.samples is not None:
-        outputs = compare_outputs(
-            original.model,
-            cut.model,
-            context.samples,
-            context.runtime,
-            batches=_COMPARED_BATCHES,
-            progress=context.progress,
-        )
-    latency = pruned.latency
-    wanted = measure_latency or (measure_latency is None and not is_heavy(original.model))
-    if latency is None and wanted:
-        feed = original.coupling.facts.first.feed
-        work = partial(measure_pair, original.model, cut.model, feed, context.runtime)
-        latency = during(context.progress, "measuring latency", work)
     report = Report(
         original=sizes_of(original, (), loaded_bytes(loaded)),
         result=_result_sizes(analysis, cut),
         batch=batch_of(original),
         certificate=cut.certificate,
-        outputs=tuple(outputs),
-        latency=latency,
+        outputs=(),
+        latency=pruned.latency,
         padding=_padding(analysis, removed),
         widths={group.id: (group.size, group.size - len(group.removed)) for group in plan.groups},
         inexact=tuple(group.id for group in plan.groups if group.inexact),
@@ -262,7 +367,7 @@ def build_result(
         trials=dict(pruned.trials),
         quality=quality,
         note=pruned.note,
-        seconds=time.perf_counter() - started,
+        seconds=0.0,
         network=find_network(
             analysis.model.graph, analysis.coupling, analysis.groups, analysis.refused, removed
         ),
@@ -271,10 +376,53 @@ def build_result(
             {group.id: len(group.removed) for group in plan.groups},
             pruned.ranked,
         ),
-        provenance=provenance_of(loaded.path, loaded.sha256, plan.options, context.runtime),
+        provenance=provenance_of(loaded.path, loaded.sha256, plan.options, options.runtime),
     )
-    model = convert(cut.model, loaded.kind)
-    return PruneResult(model, plan, report, cut.model, loaded.path)
+    return plan, report
+
+
+def build_result(
+    loaded: LoadedModel,
+    pruned: PrunedModel,
+    context: RunContext,
+    quality: Quality | None,
+    started: float,
+) -> PruneResult:
+    """Compare a pruned model with the original and assemble the result.
+
+    Args:
+        loaded: the original.
+        pruned: the smaller model.
+        context: samples to compare outputs on, runtime, progress callback, and whether latency is
+            measured.
+        quality: of original and result, where it was measured.
+        started: when the run began, by `time.perf_counter`.
+    """
+    plan, report = describe(loaded, pruned, quality)
+    original, model = pruned.original, pruned.cut.model
+    latency = report.latency
+    if latency is None and context.measures_latency(original.model):
+        feed = original.coupling.facts.first.feed
+        work = partial(measure_pair, original.model, model, feed, context.runtime)
+        latency = during(context.progress, "measuring latency", work)
+    report = replace(
+        report,
+        outputs=compared(original.model, model, context),
+        latency=latency,
+        seconds=time.perf_counter() - started,
+    )
+    step = StepReport(
+        "prune", {}, report.seconds, True, report.result, report.outputs, latency, report=report
+    )
+    return PruneResult(
+        original=report.original,
+        steps=(step,),
+        provenance=provenance_of(loaded.path, loaded.sha256, plan.options, context.runtime),
+        model=convert(model, loaded.kind),
+        plan=plan,
+        _ir=model,
+        _source=loaded.path,
+    )
 
 
 def _padding(analysis: Analysis, dead: Sequence[int]) -> dict[int, float]:

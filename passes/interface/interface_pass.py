@@ -7,11 +7,12 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxprune.passes.pipeline.protocol import Pass
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.feeds import batch_rows
@@ -24,7 +25,7 @@ _LEAST_SAMPLES = 64
 """Fewest samples of the kept classes for later passes to see these alone."""
 
 
-class InterfacePass(ir.passes.InPlacePass):
+class InterfacePass(Pass, ir.passes.InPlacePass):
     """A pass that changes the inputs or outputs of a model.
 
     Args:
@@ -37,7 +38,7 @@ class InterfacePass(ir.passes.InPlacePass):
         files: suffix -> text of files that belong beside the model; filled by the call.
     """
 
-    changes_interface: ClassVar[bool] = True
+    changes_interface = True
 
     def __init__(
         self,
@@ -49,8 +50,6 @@ class InterfacePass(ir.passes.InPlacePass):
         self.keep = keep
         self.outputs = outputs
         self.context = context
-        self.details: dict[str, Any] = {}
-        self.files: dict[str, str] = {}
 
     def require_named(self, cuttable: Collection[str], facts: Facts, size: int) -> None:
         """Require that every output which the user has named has an axis of the entries.

@@ -1,11 +1,14 @@
-"""Whatever can change a model as an onnx-ir pass: passes, rewrite rules, plain functions.
+"""Passes of other packages and of users, as passes of a pipeline.
 
 * an onnx-ir or onnxscript pass: a class, whose options are its keyword parameters, or an object;
 * a set of onnxscript rewrite rules: anything with `apply_to_model(model)`;
 * a function of one model, whose other parameters are its options. What it wants to be called with
   is said by the annotation of its first parameter (the first of these, where it allows several),
   or else by its name: `model: ir.Model`, `graph: gs.Graph` (onnx-graphsurgeon) or
-  `proto: onnx.ModelProto`. It changes what it is given, or returns something new.
+  `proto: onnx.ModelProto`. It changes the model in place, or returns a new one.
+
+Any of them may have the attributes of `onnxprune.passes.pipeline.protocol.Pass`: `details`,
+`notes`, `files`, `plan`, `prefers`, `changes_interface`, `remark(latency)` and `convert(feed)`.
 """
 
 from __future__ import annotations
@@ -13,18 +16,19 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnxprune.passes.pipeline.options import SUPPLIED, options_of
+from onnxprune.passes.pipeline.protocol import Pass
 
-from onnxprune.calibration.streams import Samples
+from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.feeds import Feed
+from onnxprune.cost.latency.measure import Latency
 from onnxprune.declaration import Option
 from onnxprune.errors import InputError
-from onnxprune.model.load import ModelKind, load
-from onnxprune.model.runtime import Runtime
-from onnxprune.progress import Progress, silent
+from onnxprune.model.load import ModelKind, convert, load
 
 _KINDS: dict[str, tuple[ModelKind, tuple[str, ...]]] = {
     "model": ("ir", ("ir.Model", "onnx_ir.Model", "Model")),
@@ -34,108 +38,120 @@ _KINDS: dict[str, tuple[ModelKind, tuple[str, ...]]] = {
 """Name of the parameter -> what it is called with, and the annotations that say the same."""
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a pipeline offers its passes, by the names of their parameters.
+class ThirdPartyPass(Pass, ir.passes.FunctionalPass):
+    """A pass that does not derive from `Pass`, with those of its attributes that it has.
 
-    Attributes:
-        samples: calibration samples; None for none.
-        runtime: how to run models.
-        seed: of everything random.
-        progress: told about long loops.
-        plan: what the pass planned in the run that is to be repeated; None where it is to choose.
+    Args:
+        source: what has the attributes.
+        action: called with a model that it may change.
     """
 
-    samples: Samples | None = None
-    runtime: Runtime = field(default_factory=Runtime)
-    seed: int = 0
-    progress: Progress[Any] = silent
-    plan: Mapping[str, Any] | None = None
-
-
-class _RewriteRules(ir.passes.InPlacePass):
-    """A set of onnxscript rewrite rules."""
-
-    def __init__(self, rules: Any) -> None:
+    def __init__(self, source: Any, action: Callable[[ir.Model], ir.passes.PassResult]) -> None:
         super().__init__()
-        self.rules = rules
+        self._source = source
+        self._action = action
+        self.changes_interface = bool(getattr(source, "changes_interface", False))
+        self.wants_latency = callable(getattr(source, "remark", None))
+        self.prefers = self._mapping("prefers")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Apply the rules."""
-        return ir.passes.PassResult(model, bool(self.rules.apply_to_model(model)))
+        """Call it with a copy, and read its attributes."""
+        result = self._action(model.clone())
+        notes = getattr(self._source, "notes", None)
+        self.notes = tuple(map(str, notes)) if isinstance(notes, (list, tuple)) else ()
+        self.details = self._mapping("details")
+        files = self._mapping("files")
+        self.files = {str(suffix): str(text) for suffix, text in files.items()}
+        self.plan = self._mapping("plan") or None
+        return result
+
+    def remark(self, latency: Latency | None) -> str:
+        """What it says; empty where it says nothing."""
+        return str(self._source.remark(latency)) if self.wants_latency else ""
+
+    def convert(self, feed: Feed) -> Mapping[str, NDArray[Any]]:
+        """What it makes of a feed."""
+        converted: Mapping[str, NDArray[Any]] = getattr(self._source, "convert", super().convert)(
+            feed
+        )
+        return converted
+
+    def _mapping(self, attribute: str) -> dict[str, Any]:
+        value = getattr(self._source, attribute, None)
+        return dict(value) if isinstance(value, Mapping) else {}
 
 
-class _Function(ir.passes.FunctionalPass):
-    """A function of one model."""
-
-    def __init__(
-        self, function: Callable[..., Any], kind: ModelKind, given: dict[str, Any]
-    ) -> None:
-        super().__init__()
-        self.function = function
-        self.kind = kind
-        self.given = given
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Call it with a copy.
-
-        Raises:
-            InputError: when it returns something that is no model.
-        """
-        from onnxprune.model.load import convert
-
-        copy = convert(model.clone(), self.kind)
-        result = self.function(copy, **self.given)
-        if isinstance(result, ir.passes.PassResult):
-            return ir.passes.PassResult(result.model, result.modified)
-        changed = copy if result is None or isinstance(result, (bool, int)) else result
-        return ir.passes.PassResult(load(changed).model, modified=True)
-
-
-def options_of_pass(made_by: Any, name: str) -> tuple[Option, ...]:
+def options_of_pass(source: Any, name: str) -> tuple[Option, ...]:
     """Options of anything that can be a pass.
 
     Raises:
         InputError: when it cannot be one.
     """
-    if isinstance(made_by, type) and issubclass(made_by, ir.passes.PassBase):
-        return options_of(made_by)
-    if isinstance(made_by, ir.passes.PassBase) or hasattr(made_by, "apply_to_model"):
+    if isinstance(source, type) and issubclass(source, ir.passes.PassBase):
+        return options_of(source)
+    if isinstance(source, ir.passes.PassBase) or hasattr(source, "apply_to_model"):
         return ()
-    if inspect.isroutine(made_by):
-        _kind_wanted(made_by, name)
-        return options_of(made_by, skip=1)
+    if inspect.isroutine(source):
+        _kind_wanted(source, name)
+        return options_of(source, skip=1)
     raise InputError(
-        f"pass {name!r} is {type(made_by).__name__}; a pass is an onnx-ir pass, a set of "
+        f"pass {name!r} is {type(source).__name__}; a pass is an onnx-ir pass, a set of "
         "onnxscript rewrite rules, or a function of a model"
     )
 
 
 def make_pass(
-    made_by: Any, options: Mapping[str, Any], context: Context, name: str
-) -> ir.passes.PassBase:
-    """Make the pass itself.
+    source: Any,
+    options: Mapping[str, Any],
+    context: RunContext,
+    plan: Mapping[str, Any] | None,
+    name: str,
+) -> Pass:
+    """Make a pass of whatever can be one.
 
     Args:
-        made_by: as for `options_of_pass`.
+        source: as for `options_of_pass`.
         options: checked.
-        context: what the pipeline supplies, as far as the pass has parameters for it.
+        context: handed to those parameters of the pass that are named after its attributes.
+        plan: what the pass planned in the run that is repeated; None for a new run.
         name: for messages.
     """
-    if isinstance(made_by, ir.passes.PassBase):
-        return made_by
-    if not isinstance(made_by, type) and hasattr(made_by, "apply_to_model"):
-        return _RewriteRules(made_by)
-    supplied = {
-        key: getattr(context, key)
-        for key in inspect.signature(made_by).parameters
-        if key in SUPPLIED
-    }
-    given = {**supplied, **options}
-    if isinstance(made_by, type):
-        made: ir.passes.PassBase = made_by(**given)
-        return made
-    return _Function(made_by, _kind_wanted(made_by, name), given)
+    if not isinstance(source, type):
+        if isinstance(source, ir.passes.PassBase):
+            return source if isinstance(source, Pass) else ThirdPartyPass(source, source)
+        if hasattr(source, "apply_to_model"):
+            return ThirdPartyPass(source, _applied(source))
+    supplied = vars(context) | {"plan": plan}
+    wanted = SUPPLIED & inspect.signature(source).parameters.keys()
+    arguments = {name: supplied[name] for name in wanted} | dict(options)
+    if isinstance(source, type):
+        return make_pass(source(**arguments), {}, context, None, name)
+    return ThirdPartyPass(source, _called(source, _kind_wanted(source, name), arguments))
+
+
+def _applied(rules: Any) -> Callable[[ir.Model], ir.passes.PassResult]:
+    """A set of onnxscript rewrite rules as an action."""
+
+    def action(model: ir.Model) -> ir.passes.PassResult:
+        return ir.passes.PassResult(model, bool(rules.apply_to_model(model)))
+
+    return action
+
+
+def _called(
+    function: Callable[..., Any], kind: ModelKind, arguments: Mapping[str, Any]
+) -> Callable[[ir.Model], ir.passes.PassResult]:
+    """A function of one model as an action."""
+
+    def action(model: ir.Model) -> ir.passes.PassResult:
+        given = convert(model, kind)
+        result = function(given, **arguments)
+        if isinstance(result, ir.passes.PassResult):
+            return result
+        changed = given if result is None or isinstance(result, (bool, int)) else result
+        return ir.passes.PassResult(load(changed).model, modified=True)
+
+    return action
 
 
 def _kind_wanted(function: Callable[..., Any], name: str) -> ModelKind:
@@ -161,7 +177,7 @@ def _kind_wanted(function: Callable[..., Any], name: str) -> ModelKind:
 def _names_in(annotation: Any) -> set[str]:
     """Names of the types that an annotation allows."""
     if isinstance(annotation, str):
-        return {one.strip().strip("'\"") for one in annotation.split("|")}
+        return {name.strip().strip("'\"") for name in annotation.split("|")}
     several = (*typing.get_args(annotation), *getattr(annotation, "__constraints__", ()))
     if several:
         return set().union(*map(_names_in, several))

@@ -1,174 +1,464 @@
-"""Running a pipeline: pass after pass, and every one's result checked before the next begins."""
+"""Running passes one after another: each called, its result checked, compared and accounted for.
+
+A pass that verifies its own result (`Pass.verifies`) is believed: what it has measured is not
+measured a second time. So pruning alone is a pipeline of one pass, and costs no more for it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from onnxprune.passes.pipeline.adapters import Context
-from onnxprune.passes.pipeline.results import PipelineResult
-from onnxprune.passes.pipeline.stage import Preference, Stage, advance, make
-from onnxprune.passes.pipeline.steps import Step, planned_steps, read_steps
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxprune.passes.pipeline.adapters import make_pass
+from onnxprune.passes.pipeline.protocol import Pass
+from onnxprune.passes.pipeline.steps import Step, planned_steps
+from onnxprune.passes.pipeline.targets import OF, TARGET, relative_target, remaining
 
 from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.feeds import batch_rows
+from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.samples import CalibrationSource, read_samples
-from onnxprune.coupling.analysis import analyse
-from onnxprune.errors import InputError
-from onnxprune.model.execution import is_heavy
+from onnxprune.calibration.scripts import first_line
+from onnxprune.calibration.streams import FeedSamples, Samples
+from onnxprune.cost.latency.measure import Latency, measure_pair
+from onnxprune.coupling.analysis import Analysis, analyse
+from onnxprune.declaration import read_options
+from onnxprune.errors import (
+    InputError,
+    NothingPrunable,
+    OnnxPruneError,
+    RuntimeFailure,
+    TargetUnreachable,
+    VerificationError,
+)
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, ModelSource, convert, load, loaded_bytes
-from onnxprune.model.runtime import Runtime
-from onnxprune.progress import Progress, silent
+from onnxprune.model.save import model_bytes
+from onnxprune.options import LATENCY, OPTIONS
+from onnxprune.progress import during
 from onnxprune.pruning.plan import Plan, PlannedStep, model_facts
-from onnxprune.pruning.results import sizes_of
+from onnxprune.pruning.results import PruneResult, compared, sizes_of
 from onnxprune.report.accounts import provenance_of
-from onnxprune.report.records import StepReport
+from onnxprune.report.records import Sizes, StepReport
+from onnxprune.verification.certificate import (
+    check_interface,
+    check_runs,
+    keep_loadable,
+    tolerance_for,
+)
+from onnxprune.verification.comparison import OutputComparison
+
+_MEASUREMENTS = 3
+_DOUBTFUL = 0.2
+"""Width of the 95 % interval of a latency ratio, over the ratio, from which it is not relied on."""
+_UNSTEADY = (
+    "the original's latency cannot be told from here (the machine is busy, or it takes other "
+    "inputs), so the latency asked for is that of the model it was given"
+)
 
 
-def run_pipeline(
+def run_passes(
     model: ModelSource,
-    passes: Any,
-    *,
-    calibration: CalibrationSource | None = None,
-    seed: int = 0,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
-    threads: int = 0,
-    measure_latency: bool | None = None,
-    progress: Progress[Any] = silent,
-) -> PipelineResult:
+    steps: Sequence[Step],
+    calibration: CalibrationSource | None,
+    context: RunContext,
+) -> PruneResult:
     """Run passes one after another; after each the model is checked and compared.
 
     Args:
-        model: a path, onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph; never changed.
-        passes: path of a YAML or JSON file; or a list of names, of {name: options}, and of passes
-            or functions themselves. See `pipelines.steps`, and `onnxprune passes` for the names.
-            Fractions of a `target` refer to the model given here; with `of: current` to the one
-            that the pass is given.
-        calibration: samples for passes that use them; as for `onnxprune.prune`.
-        seed: of everything random.
-        providers: onnxruntime execution providers.
-        threads: threads within an operator; 0 lets onnxruntime decide.
-        measure_latency: time the model after every pass; default: unless its weights exceed
-            512 MB.
-        progress: told about long loops.
+        model: as for `onnxprune.prune`.
+        steps: the passes with their options, at least one.
+        calibration: samples; as for `onnxprune.prune`.
+        context: runtime, seed, progress callback and whether latency is measured after every pass;
+            the samples are read here.
 
     Raises:
-        InputError: for a pipeline, model or samples that cannot be used, or a pass of somebody
-            else's that fails.
+        InputError: for a model or samples that cannot be used, or a third-party pass that fails.
         NothingPrunable: when a pass that is to reach a target cannot.
-        VerificationError: when what a pass made is no valid model, does not run, or has another
-            interface than the pass announces.
+        VerificationError: when the result of a pass is no valid model, does not run, or has
+            another interface than the pass announces.
     """
-    context = Context(None, _runtime(providers, threads), seed, progress)
-    steps = read_steps(passes)
-    return _run(load(model), steps, calibration, context, measure_latency)
+    return _run(load(model), steps, calibration, context)
 
 
-def apply_pipeline(
+def repeat_plan(
     model: ModelSource,
     plan: Plan | str | os.PathLike[str],
-    *,
-    calibration: CalibrationSource | None = None,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
-    threads: int = 0,
-    measure_latency: bool | None = None,
-    progress: Progress[Any] = silent,
-) -> PipelineResult:
-    """Run a pipeline again on the model it was run on.
-
-    Passes that planned what they did are not asked to choose anew; on the same samples, with the
-    same number of threads, the result is the same bit for bit.
+    calibration: CalibrationSource | None,
+    compensate: str | None,
+    context: RunContext,
+) -> PruneResult:
+    """Run the passes of a plan again, on the model it was made for.
 
     Args:
-        model: as for `run_pipeline`.
-        plan: of a result, or the path of its file.
-        calibration: samples; as for `run_pipeline`.
-        providers: onnxruntime execution providers.
-        threads: threads within an operator; 0 lets onnxruntime decide.
-        measure_latency: time the model after every pass; default: unless its weights exceed
-            512 MB.
-        progress: told about long loops.
+        model: as for `onnxprune.prune`.
+        plan: a plan, or the path of its file.
+        calibration: samples; as for `onnxprune.prune`.
+        compensate: of a plan of one pruning, in place of its own; None to keep that.
+        context: as for `run_passes`; the seed is the plan's.
 
     Raises:
-        InputError: for a plan of another model, and as `run_pipeline`.
-        NothingPrunable: as `run_pipeline`.
-        VerificationError: as `run_pipeline`.
+        InputError: for a plan of another model, and as `run_passes`.
+        NothingPrunable: as `run_passes`.
+        VerificationError: as `run_passes`.
     """
-    runtime = _runtime(providers, threads)
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     loaded = load(model)
     if plan.model.get("sha256") != loaded.sha256:
         raise InputError("the plan was made for another model: the sha256 of the file differs")
-    context = Context(None, runtime, plan.seed, progress)
-    return _run(loaded, planned_steps(plan), calibration, context, measure_latency)
+    if compensate is not None:
+        plan = _compensated(plan, compensate, calibrated=calibration is not None)
+    context = replace(context, seed=plan.seed)
+    return _run(loaded, planned_steps(plan), calibration, context)
 
 
-def _runtime(providers: Sequence[str], threads: int) -> Runtime:
-    runtime = Runtime(tuple(providers), threads)
-    runtime.validate()
-    return runtime
+def _compensated(plan: Plan, compensate: str, *, calibrated: bool) -> Plan:
+    """A plan of one pruning with another compensation.
+
+    Raises:
+        InputError: where it cannot have that.
+    """
+    read_options(OPTIONS, {"compensate": compensate})
+    if plan.steps:
+        raise InputError(
+            "this is the plan of a pipeline, whose passes set their own compensation; leave out "
+            "--compensate"
+        )
+    if compensate != "none" and not calibrated:
+        raise InputError(f"compensation {compensate} looks at activations; give --calibration")
+    return replace(plan, options={**plan.options, "compensate": compensate})
 
 
 def _run(
     loaded: LoadedModel,
     steps: Sequence[Step],
     calibration: CalibrationSource | None,
-    context: Context,
-    measure_latency: bool | None,
-) -> PipelineResult:
-    """Run passes on a model."""
+    context: RunContext,
+) -> PruneResult:
     if calibration is not None:
-        context = replace(context, samples=read_samples(calibration, input_specs(loaded.model)))
-    # all are made at once: a mistake in the last step is told before the first one runs
-    passes = [make(step, context) for step in steps]
-    analysis = analyse(
-        loaded.model, RunContext(context.samples, None, context.runtime, context.seed)
-    )
-    original = sizes_of(analysis, (), loaded_bytes(loaded))
-    timed = not is_heavy(loaded.model) if measure_latency is None else measure_latency
-    stage = Stage(analysis, loaded.model, original, original, loaded.model, context, timed)
+        samples = read_samples(calibration, input_specs(loaded.model))
+        context = replace(context, samples=samples)
+    # all are made at once: a mistake in the last step is reported before the first one runs
+    passes = [_make(step, context, step.options) for step in steps]
+    run = _PipelineRun(loaded, context)
     reports = []
-    for number, step in enumerate(steps):
+    for number, (step, first) in enumerate(zip(steps, passes, strict=True)):
         later = zip(steps[number + 1 :], passes[number + 1 :], strict=True)
-        stage, report = advance(stage, step, _preferences(step, later))
-        reports.append(report)
-    result = stage.analysis.model
-    return PipelineResult(
-        original=original,
+        reports.append(run.advance(step, first, _preferences(step, later)))
+    plan = _plan(loaded, context.seed, steps, reports)
+    options = plan.options or {"seed": context.seed}
+    return PruneResult(
+        original=run.original_sizes,
         steps=tuple(reports),
-        provenance=provenance_of(
-            loaded.path, loaded.sha256, {"seed": context.seed}, context.runtime
-        ),
-        model=convert(result, loaded.kind),
-        plan=_plan(loaded, context.seed, steps, reports),
-        _ir=result,
+        provenance=provenance_of(loaded.path, loaded.sha256, options, context.runtime),
+        model=convert(run.result, loaded.kind),
+        plan=plan,
+        _ir=run.result,
         _source=loaded.path,
     )
-
-
-def _preferences(step: Step, later: Iterable[tuple[Step, Any]]) -> tuple[Preference, ...]:
-    """What later passes prefer of this one, where nobody has set it; of several the nearest.
-
-    Nothing where the pass is to repeat what it did.
-    """
-    known = {one.name for one in step.installed.options} if step.plan is None else set()
-    found: dict[str, Preference] = {}
-    for other, one in later:
-        preferred = getattr(one, "prefers", None)
-        for option, value in preferred.items() if isinstance(preferred, Mapping) else ():
-            if option in known and option not in step.options:
-                found.setdefault(option, Preference(option, value, other.name))
-    return tuple(found.values())
 
 
 def _plan(
     loaded: LoadedModel, seed: int, steps: Sequence[Step], reports: Sequence[StepReport]
 ) -> Plan:
     """What was run, so that it can be run again."""
+    if [step.name for step in steps] == ["prune"] and reports[0].plan is not None:
+        return Plan.from_dict(reports[0].plan)
     planned = (
         PlannedStep(step.name, step.options, report.plan, step.installed.given_as_object)
         for step, report in zip(steps, reports, strict=True)
     )
     return Plan(model_facts(loaded), seed=seed, steps=tuple(planned))
+
+
+@dataclass(frozen=True)
+class _Preference:
+    """An option that a later pass prefers an earlier one to be run with.
+
+    Attributes:
+        option: its name.
+        value: what it is to be.
+        by: name of the later pass.
+    """
+
+    option: str
+    value: Any
+    by: str
+
+
+def _preferences(step: Step, later: Iterable[tuple[Step, Pass]]) -> tuple[_Preference, ...]:
+    """What later passes prefer of this one, where nobody has set it; of several the nearest.
+
+    Nothing where the pass is to repeat what it did.
+    """
+    known = {option.name for option in step.installed.options} if step.plan is None else set()
+    preferences: dict[str, _Preference] = {}
+    for other, made in later:
+        for option, value in made.prefers.items():
+            if option in known and option not in step.options:
+                preferences.setdefault(option, _Preference(option, value, other.name))
+    return tuple(preferences.values())
+
+
+def _make(step: Step, context: RunContext, options: Mapping[str, Any]) -> Pass:
+    """Make the pass of a step.
+
+    Raises:
+        InputError: for options that the pass does not take.
+    """
+    values = dict(options)
+    if OF in step.installed.options:
+        values.pop(OF.name, None)
+    try:
+        return make_pass(step.installed.made_by, values, context, step.plan, step.name)
+    except InputError as error:
+        raise InputError(step.named(error)) from error
+    except Exception as error:
+        if step.installed.ours:
+            raise
+        raise InputError(step.named(f"cannot be made: {first_line(error)}")) from error
+
+
+class _Idle(Pass, ir.passes.FunctionalPass):
+    """Stands for a pass whose target is met before it runs."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Leave the model as it is."""
+        return ir.passes.PassResult(model.clone(), modified=False)
+
+
+class _PipelineRun:
+    """A pipeline on its way.
+
+    Args:
+        loaded: the model that it was given.
+        context: what passes are offered; its samples follow the interface of the model.
+
+    Attributes:
+        result: the model as it is now.
+    """
+
+    def __init__(self, loaded: LoadedModel, context: RunContext) -> None:
+        self.result = loaded.model
+        self._started = time.perf_counter()
+        self._loaded = loaded
+        self._original = loaded.model
+        self._reference = loaded.model
+        self._context = context
+        self._timed = context.measures_latency(loaded.model)
+        self._original_sizes: Sizes | None = None
+        self._sizes: Sizes | None = None
+        self._feed: Mapping[str, NDArray[Any]] = {}
+
+    @property
+    def original_sizes(self) -> Sizes:
+        """Costs of the model that the pipeline was given; known once a pass was run."""
+        assert self._original_sizes is not None
+        return self._original_sizes
+
+    def advance(
+        self, step: Step, made: Pass, preferences: tuple[_Preference, ...] = ()
+    ) -> StepReport:
+        """Run one pass, check its result and compare it with the reference.
+
+        Args:
+            step: its name and options.
+            made: the pass, made with these options.
+            preferences: what later passes prefer.
+
+        Raises:
+            InputError: when a third-party pass fails.
+            NothingPrunable: when the pass is to reach a target and cannot.
+            VerificationError: when the result is no valid model, does not run, or has another
+                interface than the pass announces.
+        """
+        if self._original_sizes is None and not made.verifies:
+            analysis = analyse(self.result, self._context)
+            self._original_sizes = self._sizes = sizes_of(analysis, (), loaded_bytes(self._loaded))
+            self._feed = analysis.coupling.facts.first.feed
+        if self._loaded.model is not self.result:
+            self._loaded = load(self.result)
+        before, started = self._loaded.model, time.perf_counter()
+        made, done, notes = self._carry_out(step, made, preferences)
+        seconds = time.perf_counter() - started
+        self._accept(step, made, done.model)
+        verified, context = made.verified, self._context
+        samples = context.samples if verified is None else verified.samples
+        outputs: tuple[OutputComparison, ...] = ()
+        if samples is not None and not made.changes_interface:
+            outputs = compared(self._reference, self.result, replace(context, samples=samples))
+        report = None if verified is None else verified.report
+        known = report.latency if report is not None and before is self._original else None
+        latency = known or self._latency(self._original)
+        if report is not None and before is self._original:
+            passed = time.perf_counter() - self._started
+            report = replace(report, outputs=outputs, latency=latency, seconds=passed)
+        if made.changes_interface:
+            self._reference = self.result
+        assert self._sizes is not None
+        return StepReport(
+            step.name,
+            step.options,
+            seconds,
+            bool(done.modified),
+            self._sizes,
+            outputs,
+            latency,
+            made.changes_interface,
+            made.details,
+            self._remark(step, made, latency if before is self._original else None, before),
+            (*notes, *made.notes),
+            made.files,
+            made.plan,
+            report,
+        )
+
+    def _carry_out(
+        self, step: Step, made: Pass, preferences: tuple[_Preference, ...]
+    ) -> tuple[Pass, ir.passes.PassResult, tuple[str, ...]]:
+        """Call a pass, with what later ones prefer where it can be had; say what is different."""
+        options, asked = self._translated(step)
+        if options is None:
+            made = _Idle()
+            return made, made.run(self._loaded), asked
+        notes = asked
+        if preferences:
+            text = ", ".join(f"{p.option}={p.value}, as {p.by} prefers" for p in preferences)
+            preferred = {p.option: p.value for p in preferences}
+            made = _make(step, self._context, {**options, **preferred})
+            try:
+                return made, self._called(step, made), (*notes, f"run with {text}")
+            except NothingPrunable:
+                notes = (*notes, f"run without {text}: too little can go with that")
+        made = _make(step, self._context, options)
+        try:
+            return made, self._called(step, made), notes
+        except TargetUnreachable as error:
+            if asked:
+                error.args = (f"{error} ({'; '.join(asked)})", *error.args[1:])
+            raise
+
+    def _translated(self, step: Step) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
+        """Options as the pass itself is to be given them, None where its target is met, and why."""
+        options = step.options
+        target = options.get(TARGET)
+        relative = OF in step.installed.options and options.get(OF.name, OF.default) == OF.default
+        if not relative or not target or step.plan is not None or self._sizes is None:
+            return options, ()
+        left = remaining(self.original_sizes, self._sizes)
+        notes: tuple[str, ...] = ()
+        if LATENCY in target and self._sizes is not self._original_sizes:
+            measured = self._steady_latency()
+            left |= {LATENCY: measured.ratio} if measured is not None else {}
+            notes = () if measured is not None else (_UNSTEADY,)
+        asked, note = relative_target(target, left)
+        notes += (note,) if note else ()
+        return ({**options, TARGET: asked} if asked else None), notes
+
+    def _called(self, step: Step, made: Pass) -> ir.passes.PassResult:
+        """Call a pass; an exception in a third-party one is an error of the input."""
+        try:
+            return made.run(self._loaded)
+        except OnnxPruneError as error:
+            error.args = (step.named(error), *error.args[1:])
+            raise
+        except Exception as error:
+            if step.installed.ours:
+                raise
+            raise InputError(step.named(f"the pass failed: {first_line(error)}")) from error
+
+    def _accept(self, step: Step, made: Pass, model: ir.Model) -> None:
+        """Check what a pass has made, unless it did so itself, and go on from there.
+
+        Raises:
+            VerificationError: when it is no valid model, does not run, or computes no numbers.
+        """
+        if made.verified is not None:
+            report = made.verified.report
+            if self._original_sizes is None:
+                self._original_sizes = report.original
+            self.result, self._sizes = model, report.result
+            self._feed = made.verified.analysis.coupling.facts.first.feed
+            keep_loadable(model, self._context.runtime)
+            return
+        if made.changes_interface and self._context.samples is not None:
+            samples = _converted(self._context.samples, made, model)
+            self._context = replace(self._context, samples=samples)
+        try:
+            analysis = self._checked(model, same_interface=not made.changes_interface)
+        except (VerificationError, RuntimeFailure, InputError) as error:
+            raise VerificationError(f"after {step.where or step.name}: {error}") from error
+        self.result = analysis.model
+        self._sizes = sizes_of(analysis, (), model_bytes(analysis.model))
+        self._feed = analysis.coupling.facts.first.feed
+
+    def _checked(self, model: ir.Model, *, same_interface: bool) -> Analysis:
+        """Check a model on the samples, or on randomly generated inputs.
+
+        Raises:
+            VerificationError: when it is no valid model, does not run, or computes no numbers.
+            InputError: the same, where it does not even load.
+        """
+        before, runtime = self._loaded.model, self._context.runtime
+        if same_interface:
+            check_interface(before, model)
+        self._loaded = load(model)
+        model = self._loaded.model
+        analysis = analyse(model, self._context)
+        runs = analysis.runs()
+        feeds, outputs = [run.feed for run in runs], [run.outputs for run in runs]
+        check_runs(before, model, feeds, outputs, runtime, tolerance_for(model))
+        keep_loadable(model, runtime)
+        return analysis
+
+    def _remark(self, step: Step, made: Pass, latency: Latency | None, before: ir.Model) -> str:
+        """What a pass has to say; an exception in a third-party one is an error of the input."""
+        if made.wants_latency and latency is None:
+            latency = self._latency(before)
+        try:
+            return made.remark(latency)
+        except Exception as error:
+            if step.installed.ours:
+                raise
+            raise InputError(step.named(f"its remark failed: {first_line(error)}")) from error
+
+    def _latency(self, reference: ir.Model) -> Latency | None:
+        """Latency against another model; None where it is not measured or other inputs are."""
+        if not self._timed:
+            return None
+        return self._measured_latency(reference)
+
+    def _measured_latency(self, reference: ir.Model) -> Latency | None:
+        work = partial(measure_pair, reference, self.result, self._feed, self._context.runtime)
+        latency: Latency | None = None
+        with contextlib.suppress(RuntimeFailure):
+            latency = during(self._context.progress, "measuring latency", work)
+        return latency
+
+    def _steady_latency(self) -> Latency | None:
+        """Latency against the original, the least uncertain of several; None where none is sure."""
+        tries = (self._measured_latency(self._original) for _ in range(_MEASUREMENTS))
+        steady = [each for each in tries if each is not None and _uncertainty(each) < _DOUBTFUL]
+        return min(steady, key=_uncertainty, default=None)
+
+
+def _uncertainty(measured: Latency) -> float:
+    low, high = measured.interval
+    return (high - low) / measured.ratio
+
+
+def _converted(samples: Samples, made: Pass, model: ir.Model) -> Samples:
+    """Samples as the model takes them that a pass has made."""
+
+    def feeds() -> Iterator[Mapping[str, NDArray[Any]]]:
+        converted = (made.convert(feed) for feed in samples.batches(BATCH))
+        return (feed for feed in converted if batch_rows(feed, samples.specs) != 0)
+
+    return FeedSamples(feeds, tuple(input_specs(model)), "converted calibration")

@@ -25,7 +25,7 @@ from onnxprune.passes.pipeline.registry import InstalledPass, find_pass
 
 from onnxprune.declaration import read_options
 from onnxprune.errors import InputError, nearest
-from onnxprune.pruning.plan import Plan, PlannedStep
+from onnxprune.pruning.plan import Plan
 
 if TYPE_CHECKING:
     from yaml import SafeLoader
@@ -48,7 +48,7 @@ class Step:
     Attributes:
         installed: the pass.
         options: what was set.
-        where: what messages about it begin with.
+        where: what messages about it begin with; empty for the only pass.
         plan: what the pass planned in the run that is to be repeated; None where it is to choose.
     """
 
@@ -61,6 +61,10 @@ class Step:
     def name(self) -> str:
         """The pass's name."""
         return self.installed.name
+
+    def named(self, message: object) -> str:
+        """A message about the step, after what names it."""
+        return f"{self.where}: {message}" if self.where else str(message)
 
 
 def read_steps(source: Any) -> tuple[Step, ...]:
@@ -83,12 +87,27 @@ def planned_steps(plan: Plan) -> tuple[Step, ...]:
     Raises:
         InputError: for passes or options that this onnxprune does not have.
     """
+    if not plan.steps:
+        return (replace(pruning_step({}), plan=plan.to_dict()),)
     steps = []
-    pruning = PlannedStep("prune", {}, plan.to_dict())
-    for number, planned in enumerate(plan.steps or (pruning,), 1):
+    for number, planned in enumerate(plan.steps, 1):
         step = _named(planned.name, planned.options, f"plan: pass {number}")
         steps.append(replace(step, plan=planned.plan))
     return tuple(steps)
+
+
+def pruning_step(options: Mapping[str, Any]) -> Step:
+    """The only step of a pipeline that prunes and does nothing else.
+
+    Args:
+        options: value by name; the pass checks them. None is as good as not set, and names that
+            are none of its options are left out.
+    """
+    installed = find_pass("prune")
+    known = [option for option in installed.options if options.get(option.name) is not None]
+    values = {option.name: options[option.name] for option in known}
+    defaults = {option.name: option.default for option in known}
+    return Step(installed, {n: value for n, value in values.items() if value is not defaults[n]})
 
 
 def read_description(source: Any) -> list[tuple[str, Mapping[str, Any]]]:

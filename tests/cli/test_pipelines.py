@@ -10,12 +10,13 @@ from pathlib import Path
 import onnx
 import pytest
 from helpers.outcome import Outcome
-from onnxprune.passes.pipeline import results, stage
-from onnxprune.passes.pipeline import run as running
+from onnxprune.passes.pipeline import run as stage
 
+from onnxprune import api
 from onnxprune.cost.latency.measure import measure_pair
 from onnxprune.errors import InputError
 from onnxprune.options import TARGETS
+from onnxprune.pruning import results
 
 Run = Callable[..., Outcome]
 
@@ -143,7 +144,7 @@ def test_options_of_passes_that_are_run_twice(
         described.append(passes)
         raise InputError("seen")
 
-    monkeypatch.setattr(running, "run_pipeline", stopped)
+    monkeypatch.setattr(api, "run_pipeline", stopped)
     given = [word for one in settings for word in ("--set", one)]
     run("prune", *spirals, tmp_path / "a.onnx", "--passes", "prune,prune", *given).refused(2)
     assert described == [[{"prune": one} for one in options]]

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxprune.passes.pipeline.results import PipelineResult
 
 from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.groups import Refused
 from onnxprune.pruning.plan import Plan, PlannedStep
-from onnxprune.pruning.results import Report
+from onnxprune.pruning.results import PruneResult, Report
 from onnxprune.pruning.studies.sensitivity_result import Sensitivity
 from onnxprune.pruning.studies.sweep_result import Sweep, SweepPoint
 from onnxprune.report.records import (
@@ -87,7 +86,7 @@ def report(count: int = 3, **changes: Any) -> Report:
     return Report(**given | changes)
 
 
-def pipeline(**changes: Any) -> PipelineResult:
+def pipeline(**changes: Any) -> PruneResult:
     """Two passes, the second of which changes inputs; changes replace what the result has."""
     outputs = (
         OutputComparison(HOSTILE, 0.99, 0.1, 0.95),
@@ -130,7 +129,7 @@ def pipeline(**changes: Any) -> PipelineResult:
         ),
         "_ir": model,
     }
-    return PipelineResult(**given | changes)
+    return PruneResult(**given | changes)
 
 
 def sweep(baselines: bool = True) -> Sweep:

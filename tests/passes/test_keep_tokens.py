@@ -13,8 +13,8 @@ from helpers.quantised import whole
 from helpers.reducing import Weights, changed, declared, graph, metadata, shapes, weights
 from numpy.typing import NDArray
 from onnxprune.passes.keep_tokens import KEPT_TOKENS, KeepTokens
-from onnxprune.passes.pipeline.run import run_pipeline
 
+from onnxprune.api import run_pipeline
 from onnxprune.errors import CalibrationError, InputError, NothingPrunable
 
 KEPT = [0, 2, 3, 7, 11]

@@ -12,8 +12,8 @@ from helpers.solving import HEAD, floats, images, parse
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxprune.passes.merge_duplicates import MergeDuplicates
-from onnxprune.passes.pipeline.run import run_pipeline
 
+from onnxprune.api import run_pipeline
 from onnxprune.errors import InputError
 from onnxprune.importance.likeness import Likeness
 

@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 from helpers.oracle import ONE_THREAD, difference, outputs
 from helpers.solving import HEAD, floats, images, mlp, parse
-from onnxprune.passes.pipeline.run import run_pipeline
 from onnxprune.passes.quantize import Quantize
 
+from onnxprune.api import run_pipeline
 from onnxprune.calibration.samples import read_samples
 from onnxprune.calibration.streams import Samples
 from onnxprune.cost.latency.measure import Latency

@@ -13,10 +13,10 @@ from helpers.oracle import ONE_THREAD, difference, outputs
 from helpers.solving import HEAD, MLP, floats, images, mlp, parse
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from onnxprune.passes.pipeline.run import run_pipeline
 from onnxprune.passes.sparsify_weights import SparsifyWeights
 from onnxprune.passes.sparsity.patterns import parse_pattern
 
+from onnxprune.api import run_pipeline
 from onnxprune.calibration.samples import read_samples
 from onnxprune.calibration.streams import Samples
 from onnxprune.errors import InputError

@@ -106,7 +106,7 @@ def sweep(
     if missing or compared:
         measure = quality_measure(loaded.model, samples, known, None, options, options.runtime)
         headed = _HeadedProgress(progress)
-        context = RunContext(samples, known, options.runtime, options.seed, headed)
+        context = RunContext(samples, known, options.runtime, options.seed, headed, measure_latency)
         analysis = analyse(
             loaded.model,
             context,
@@ -114,7 +114,7 @@ def sweep(
             file_bytes=loaded_bytes(loaded),
         )
         run = PruneRun(analysis, Method.of(options), context)
-        points = _Points(loaded, run, run.evaluator(), measure, measure_latency)
+        points = _Points(loaded, run, run.evaluator(), measure, context)
         if target_folder is not None:
             make_folder(target_folder)
         for number, target in enumerate(missing, 1):
@@ -142,7 +142,7 @@ class _Points:
     run: PruneRun
     evaluator: DivergenceEvaluator
     measure: QualityMeasure | None
-    measure_latency: bool | None
+    context: RunContext
 
     def baseline(self, criterion: str) -> _Points:
         """The same model with each group cut by the same fraction, without compensation.
@@ -172,9 +172,7 @@ class _Points:
             return SweepPoint(target, status, str(error), seconds=time.perf_counter() - begun)
         model = pruned.cut.model
         quality = self.measure.of(model) if self.measure is not None else None
-        run = build_result(
-            self.loaded, pruned, self.run.context, quality, self.measure_latency, begun
-        )
+        run = build_result(self.loaded, pruned, self.context, quality, begun)
         figures = run.report.to_dict()
         return SweepPoint(
             target,

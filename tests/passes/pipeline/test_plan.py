@@ -139,10 +139,14 @@ def test_what_no_file_can_hold_is_named() -> None:
 
 def test_options_that_no_file_can_hold_are_not_needed_with_a_plan() -> None:
     labels = np.zeros(48, np.int64)
-    (step,) = json.loads(
-        ran({"prune": {"target": {"macs": 0.6}, "labels": labels}}).plan.to_json()
-    )["steps"]
+    pruning = {"prune": {"target": {"macs": 0.6}, "labels": labels}}
+    step, _ = json.loads(ran(pruning, "remove-lossless").plan.to_json())["steps"]
     assert step["options"] == {"target": {"macs": 0.6}}
+
+
+def test_the_plan_of_one_pruning_is_that_of_prune() -> None:
+    alone = onnxprune.prune(mlp(), calibration={"x": X}, target={"macs": 0.6}, **QUICK)
+    assert ran({"prune": {"target": {"macs": 0.6}}}).plan == alone.plan
 
 
 def test_options_are_written_as_data() -> None:

@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 from helpers.oracle import difference, outputs
 from helpers.solving import images, mlp
-from onnxprune.passes.pipeline.run import run_pipeline
 
 import onnxprune
+from onnxprune.api import run_pipeline
 from onnxprune.errors import InputError, VerificationError
 
 X = images(48, 8)

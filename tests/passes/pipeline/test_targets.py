@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from helpers.solving import images, mlp
-from onnxprune.passes.pipeline import stage
+from onnxprune.passes.pipeline import run as stage
 from onnxprune.passes.pipeline.options import options_of
 from onnxprune.passes.pipeline.steps import read_steps
 from onnxprune.passes.pipeline.targets import OF, relative_target, with_of

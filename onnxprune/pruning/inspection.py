@@ -1,0 +1,75 @@
+"""Looking at models without changing them: what can be pruned, and how two models differ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.samples import CalibrationSource, read_samples
+from onnxprune.cost.figures import node_costs
+from onnxprune.coupling.analysis import analyse
+from onnxprune.model.inputs import input_specs
+from onnxprune.model.load import LoadedModel, loaded_bytes
+from onnxprune.pruning.results import Comparison, Inspection, batch_of, sizes_of
+from onnxprune.report.network.network import find_network
+from onnxprune.verification.certificate import check_interface
+from onnxprune.verification.comparison import compare_outputs
+
+
+def inspect_model(
+    loaded: LoadedModel, calibration: CalibrationSource | None, context: RunContext
+) -> Inspection:
+    """Say what can be pruned, what cannot and why, and what every node costs.
+
+    Args:
+        loaded: the model.
+        calibration: samples, as for `onnxprune.prune`.
+        context: runtime.
+
+    Raises:
+        InputError: for a model or samples that cannot be used.
+    """
+    if calibration is not None:
+        samples = read_samples(calibration, input_specs(loaded.model))
+        context = replace(context, samples=samples)
+    analysis = analyse(loaded.model, context)
+    graph, coupling = analysis.model.graph, analysis.coupling
+    return Inspection(
+        sizes=sizes_of(analysis, (), loaded_bytes(loaded)),
+        batch=batch_of(analysis),
+        nodes=tuple(node_costs(graph, coupling.facts)),
+        groups=analysis.groups,
+        refused=analysis.refused,
+        network=find_network(graph, coupling, analysis.groups, analysis.refused),
+    )
+
+
+def compare_models(
+    original: LoadedModel,
+    pruned: LoadedModel,
+    calibration: CalibrationSource,
+    context: RunContext,
+) -> Comparison:
+    """Compare two models with the same interface on samples.
+
+    Args:
+        original: the one.
+        pruned: the other.
+        calibration: samples, as for `onnxprune.prune`.
+        context: runtime and progress callback.
+
+    Raises:
+        InputError: for models or samples that cannot be used.
+        VerificationError: when their interfaces differ.
+    """
+    check_interface(original.model, pruned.model)
+    samples = read_samples(calibration, input_specs(original.model))
+    context = replace(context, samples=samples)
+    outputs = compare_outputs(
+        original.model, pruned.model, samples, context.runtime, progress=context.progress
+    )
+    sizes = [
+        sizes_of(analyse(loaded.model, context), (), loaded_bytes(loaded))
+        for loaded in (original, pruned)
+    ]
+    return Comparison(tuple(outputs), sizes[0], sizes[1])
