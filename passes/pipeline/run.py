@@ -25,7 +25,6 @@ from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.feeds import batch_rows
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.samples import CalibrationSource, read_samples
-from onnxprune.calibration.scripts import first_line
 from onnxprune.calibration.streams import FeedSamples, Samples
 from onnxprune.cost.latency.measure import Latency, measure_pair
 from onnxprune.coupling.analysis import Analysis, analyse
@@ -37,6 +36,7 @@ from onnxprune.errors import (
     RuntimeFailure,
     TargetUnreachable,
     VerificationError,
+    typed_line,
 )
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, ModelSource, convert, load, loaded_bytes
@@ -223,7 +223,7 @@ def _make(step: Step, context: RunContext, options: Mapping[str, Any]) -> Pass:
     except Exception as error:
         if step.installed.ours:
             raise
-        raise InputError(step.named(f"cannot be made: {first_line(error)}")) from error
+        raise InputError(step.named(f"cannot be made: {typed_line(error)}")) from error
 
 
 class _Idle(Pass, ir.passes.FunctionalPass):
@@ -372,7 +372,7 @@ class _PipelineRun:
         except Exception as error:
             if step.installed.ours:
                 raise
-            raise InputError(step.named(f"the pass failed: {first_line(error)}")) from error
+            raise InputError(step.named(f"the pass failed: {typed_line(error)}")) from error
 
     def _accept(self, step: Step, made: Pass, model: ir.Model) -> None:
         """Check what a pass has made, unless it did so itself, and go on from there.
@@ -427,7 +427,7 @@ class _PipelineRun:
         except Exception as error:
             if step.installed.ours:
                 raise
-            raise InputError(step.named(f"its remark failed: {first_line(error)}")) from error
+            raise InputError(step.named(f"its remark failed: {typed_line(error)}")) from error
 
     def _latency(self, reference: ir.Model) -> Latency | None:
         """Latency against another model; None where it is not measured or other inputs are."""
