@@ -62,15 +62,15 @@ class Report(PruneRecord):
         padding: channels that a kernel computes together -> MACs of the cut convolutions with
             widths rounded up to whole blocks over those without; empty where none was cut.
         widths: per group name its size before and after.
-        groups: every group of the model with its error curve, those left whole too.
+        groups: every group of the model with its error curve, uncut groups too.
         inexact: names of cut groups whose normalisation statistics run over fewer entries now.
         refused: axes that cannot be cut.
-        dropped: groups left whole because the graph could not follow, with the reason.
-        repairs: what became of the layers that were to be solved anew.
-        allocation: name of the way the removal was spread over the groups.
+        dropped: groups that were not cut because no valid result could be built, with the reason.
+        repairs: least-squares fit of every layer that was to be re-fitted.
+        allocation: name of the way the removal was distributed over the groups.
         trials: divergence of the outputs for each way that was tried.
         blocks: sums that lost their residual branch.
-        depths: number of blocks gone -> divergence of the outputs, for each number that was tried.
+        depths: number of removed blocks -> divergence of the outputs, for each number tried.
         quality: of original and result on samples, when labels, a metric or a limit were given.
         note: what was done differently from what was asked, empty for nothing.
         seconds: duration of the run.

@@ -30,20 +30,20 @@ def accounts_of(
 
     Args:
         groups: all of them.
-        removed: units that went, by name of the group.
+        removed: number of removed units, by name of the group.
         ranked: groups with their removal orders; those that were not ranked are missing.
     """
-    orders = {one.group.name: one for one in ranked}
-    found = []
+    orders = {order.group.name: order for order in ranked}
+    accounts = []
     for number, group in enumerate(groups):
         kept = group.size - removed.get(group.name, 0)
         order = orders.get(group.name)
         curve = None if order is None else _curve(order, kept)
         readers = dict.fromkeys(reading.consumer.node for reading in group.readings)
-        found.append(
+        accounts.append(
             GroupAccount(number, group.name, group.kind, group.size, kept, tuple(readers), curve)
         )
-    return tuple(found)
+    return tuple(accounts)
 
 
 def _curve(order: RankedGroup, kept: int) -> ErrorCurve | None:
@@ -52,16 +52,16 @@ def _curve(order: RankedGroup, kept: int) -> ErrorCurve | None:
         return None
     group = order.group
     units = set(group.units.tolist())
-    gone = np.cumsum([sum(one in units for one in step.units) for step in order.steps])
-    widths = np.concatenate([[group.size], group.size - gone])
+    removed = np.cumsum([sum(unit in units for unit in step.units) for step in order.steps])
+    widths = np.concatenate([[group.size], group.size - removed])
     errors = np.concatenate([[0.0], np.cumsum([step.score for step in order.steps])])
     # widths fall, and numpy interpolates over what rises
     chosen = float(np.interp(kept, widths[::-1], errors[::-1]))
     shown = min(_POINTS, len(widths))
     places = np.unique(np.linspace(0, len(widths) - 1, shown).round().astype(int))
     return ErrorCurve(
-        tuple(int(one) for one in widths[places]),
-        tuple(float(one) for one in errors[places]),
+        tuple(int(width) for width in widths[places]),
+        tuple(float(error) for error in errors[places]),
         chosen,
     )
 

@@ -103,9 +103,9 @@ def inline(panel: Panel) -> Markup:
 
 def draw(panels: Sequence[Panel], title: str) -> str:
     """Return an SVG document with panels side by side; panels without dots are left out."""
-    shown = [one for one in panels if not one.empty]
-    width = sum(one.width for one in shown) or 1
-    height = max((one.height for one in shown), default=1)
+    shown = [panel for panel in panels if not panel.empty]
+    width = sum(panel.width for panel in shown) or 1
+    height = max((panel.height for panel in shown), default=1)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img">',
@@ -153,7 +153,7 @@ class _Scale:
         within = (1,) if len(decades) > 2 else (1, 2, 5)
         powers = range(math.floor(self.low), math.ceil(self.high) + 1)
         values = [digit * 10.0**power for power in powers for digit in within]
-        return [one for one in values if self.low <= math.log10(one) <= self.high]
+        return [value for value in values if self.low <= math.log10(value) <= self.high]
 
 
 def _panel(panel: Panel) -> list[str]:
@@ -211,7 +211,7 @@ def _line(line: Line, colour: int, across: _Scale, up: _Scale) -> list[str]:
 
 def _scale(values: Sequence[float], start: float, end: float, logarithmic: bool) -> _Scale:
     """A scale on which the values do not touch the frame."""
-    shown = [math.log10(one) if logarithmic else one for one in values]
+    shown = [math.log10(value) if logarithmic else value for value in values]
     low, high = min(shown), max(shown)
     margin = _MARGIN * (high - low) or 0.05 * max(abs(high), 1.0)
     return _Scale(low - margin, high + margin, start, end, logarithmic)
@@ -221,7 +221,7 @@ def _steps(low: float, high: float, most: float) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten, at most so many."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(one * power for one in (1, 2, 5, 10) if one * power >= rough)
+    step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough)
     numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
     return [round(number * step, 12) for number in numbers]
 

@@ -28,13 +28,13 @@ class DetailTable:
 
 def detail_facts(details: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and texts of what is a single value or a list; nothing for what is empty."""
-    found = []
+    facts = []
     for name, value in details.items():
         if _is_table(value):
             continue
         if text := _text(value):
-            found.append((_words(name), text))
-    return found
+            facts.append((_words(name), text))
+    return facts
 
 
 def detail_tables(details: Mapping[str, Any]) -> list[DetailTable]:
@@ -46,17 +46,17 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value)
 
 
-def _table(title: str, given: Mapping[str, Any]) -> DetailTable:
-    values = list(given.values())
-    if all(isinstance(one, Mapping) for one in values):
-        names = tuple(dict.fromkeys(str(key) for one in values for key in one))
-        cells = [[_cell(one.get(name)) for name in names] for one in values]
+def _table(title: str, details: Mapping[str, Any]) -> DetailTable:
+    values = list(details.values())
+    if all(isinstance(row, Mapping) for row in values):
+        names = tuple(dict.fromkeys(str(key) for row in values for key in row))
+        cells = [[_cell(row.get(name)) for name in names] for row in values]
         columns = tuple(map(_words, names))
     else:
         columns = ()
-        cells = [list(_cells(one)) for one in values]
+        cells = [list(_cells(value)) for value in values]
     rows = tuple(
-        (str(name), tuple(row)) for name, row in zip(given, _of_one_length(cells), strict=True)
+        (str(name), tuple(row)) for name, row in zip(details, _of_one_length(cells), strict=True)
     )
     return DetailTable(_words(title), columns, rows)
 
@@ -68,7 +68,7 @@ def _of_one_length(cells: list[list[tuple[str, Any]]]) -> Iterator[list[tuple[st
 
 def _cells(value: Any) -> Iterator[tuple[str, Any]]:
     """A short list of numbers takes a cell for each, anything else a single one."""
-    if _is_list(value) and 0 < len(value) <= 3 and all(_is_number(one) for one in value):
+    if _is_list(value) and 0 < len(value) <= 3 and all(_is_number(number) for number in value):
         return map(_cell, value)
     return iter([_cell(value)])
 
@@ -88,9 +88,9 @@ def _text(value: Any) -> str:
         return f"{value:.4g}"
     if _is_list(value):
         more = f", ... ({len(value)} in all)" if len(value) > _LISTED else ""
-        return ", ".join(_text(one) for one in list(value)[:_LISTED]) + more
+        return ", ".join(_text(entry) for entry in list(value)[:_LISTED]) + more
     if isinstance(value, Mapping):
-        return ", ".join(f"{_words(str(name))} {_text(one)}" for name, one in value.items())
+        return ", ".join(f"{_words(str(name))} {_text(entry)}" for name, entry in value.items())
     return str(value)
 
 

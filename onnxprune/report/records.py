@@ -81,14 +81,14 @@ class PruneRecord:
 
 @dataclass(frozen=True)
 class ErrorCurve:
-    """What a group costs at every width, thinned out to what a drawing shows.
+    """Error of a group at every width, thinned out for drawing.
 
     Attributes:
-        kept: units that are left, the whole group first.
-        error: what that costs: with error curves the part of the variance of the readers' outputs
-            that is lost although their weights are solved anew, added up over the readers;
-            else the summed scores of the criterion.
-        chosen: error at the width that was chosen.
+        kept: units kept, the whole group first.
+        error: for the criterion reconstruction the fraction of the variance of the consumers'
+            outputs that is lost after their weights are re-fitted, summed over the consumers;
+            for others the summed scores of the removed units.
+        chosen: error at the chosen width.
     """
 
     kept: tuple[int, ...]
@@ -160,13 +160,13 @@ class Study:
 
     def differences(self, other: Study) -> list[str]:
         """Names of what differs from another study; empty when results may be mixed."""
-        found = [
+        differing = [
             name for name in ("model", "samples") if getattr(self, name) != getattr(other, name)
         ]
         for mine, theirs in ((self.options, other.options), (self.versions, other.versions)):
             names = [*mine, *(name for name in theirs if name not in mine)]
-            found += [name for name in names if mine.get(name) != theirs.get(name)]
-        return found
+            differing += [name for name in names if mine.get(name) != theirs.get(name)]
+        return differing
 
 
 @dataclass(frozen=True)
@@ -174,12 +174,12 @@ class SweepPointRecord:
     """One budget of a sweep.
 
     Attributes:
-        target: kind -> fraction of the original that was to remain.
+        target: kind -> fraction of the original asked for.
         status: "done", "unreachable", or "failed" when no result could be verified.
         reason: why there is no result; empty where there is one.
         original: costs of the original.
         result: costs of the result; empty where there is none, like all that follows.
-        channels: fraction of the units of all groups that is left.
+        channels: fraction of the units of all groups that is kept.
         latency: seconds of `original` and `result`, `ratio` with the interval `low` to `high`;
             None when it was not measured.
         outputs: by output agreement, cosine, relative error and signal to noise in dB, compared
@@ -233,10 +233,10 @@ class SweepPointRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        data = {one.name: getattr(self, one.name) for one in fields(SweepPointRecord)}
+        data = {field.name: getattr(self, field.name) for field in fields(SweepPointRecord)}
         return data | {
             "target": dict(self.target),
-            "outputs": [dict(one) for one in self.outputs],
+            "outputs": [dict(output) for output in self.outputs],
             "widths": {name: list(sizes) for name, sizes in self.widths.items()},
         }
 
@@ -264,12 +264,14 @@ class SweepRecord:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of cost that the targets are about."""
-        return tuple(dict.fromkeys(kind for one in self.points for kind in one.target))
+        return tuple(dict.fromkeys(kind for point in self.points for kind in point.target))
 
     def pareto(self) -> tuple[SweepPointRecord, ...]:
         """Points that no other beats: none diverges less at the same costs or fewer."""
-        done = [one for one in self.points if one.done]
-        keys = [(_divergence(one), *(one.remains(kind) for kind in self.kinds)) for one in done]
+        done = [point for point in self.points if point.done]
+        keys = [
+            (_divergence(point), *(point.remains(kind) for kind in self.kinds)) for point in done
+        ]
         return tuple(
             point
             for point, key in zip(done, keys, strict=True)
@@ -281,20 +283,20 @@ def _divergence(point: SweepPointRecord) -> float:
     return math.inf if point.divergence is None else point.divergence
 
 
-def _beats(one: Iterable[float], other: Iterable[float]) -> bool:
-    """Whether one is nowhere worse, and somewhere better."""
-    pairs = list(zip(one, other, strict=True))
+def _beats(first: Iterable[float], second: Iterable[float]) -> bool:
+    """Whether the first is nowhere worse, and somewhere better."""
+    pairs = list(zip(first, second, strict=True))
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
 @dataclass(frozen=True)
 class GroupCut:
-    """A group cut to one fraction, everything else whole.
+    """One group cut to a fraction of its units, all others uncut.
 
     Attributes:
-        keep: fraction of the units that was to remain.
-        units: how many remain, the nearest that is legal.
-        divergence: of the model's outputs from the original's on samples that were not fitted;
+        keep: fraction of the units asked for.
+        units: how many are kept, the nearest legal width.
+        divergence: of the model's outputs from the original's on held-out samples;
             infinite for outputs that are not finite, None where it could not be built.
         saved: by kind (params, macs) what the cut saves of the model.
         reason: why it could not be built; empty where it was.
@@ -315,8 +317,8 @@ class GroupSensitivity:
         group: its name.
         kind: channel, head, ...
         units: how many there are.
-        cuts: one for each fraction; empty where nothing can go.
-        reason: why nothing can go; empty where something can.
+        cuts: one for each fraction; empty where no unit can be removed.
+        reason: why no unit can be removed; empty where one can.
     """
 
     group: str
@@ -328,7 +330,7 @@ class GroupSensitivity:
     @property
     def worst(self) -> float:
         """Largest divergence of the cuts that were measured, 0 where none was."""
-        measured = [one.divergence for one in self.cuts if one.divergence is not None]
+        measured = [cut.divergence for cut in self.cuts if cut.divergence is not None]
         return max(measured, default=0.0)
 
 
@@ -344,17 +346,17 @@ class SensitivityRecord:
     @property
     def missing(self) -> tuple[str, ...]:
         """Names of groups that have no row yet."""
-        measured = {one.group for one in self.rows}
+        measured = {row.group for row in self.rows}
         return tuple(name for name in self.groups if name not in measured)
 
     def ranked(self) -> tuple[GroupSensitivity, ...]:
         """Rows by their worst divergence, the most sensitive group first."""
-        return tuple(sorted(self.rows, key=lambda one: -one.worst))
+        return tuple(sorted(self.rows, key=lambda row: -row.worst))
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """The model after one pass, compared with what the pipeline was given.
+    """The model after one pass, compared with the original of the pipeline.
 
     Attributes:
         name: of the pass.
@@ -367,11 +369,11 @@ class StepReport:
             was not.
         new_interface: inputs or outputs are others now, as this pass announces; from here on the
             model it made is the reference.
-        details: what the pass tells of itself, for JSON.
-        remark: what it has to say to people.
+        details: facts of the pass, for JSON.
+        remark: a sentence for people.
         notes: what was done differently from what was set, and why.
         files: suffix -> text of files that belong beside the model.
-        plan: from which the pass can be repeated without choosing anew; None where there is none.
+        plan: from which the pass can be repeated; None where it has none.
         report: full account of a pass that prunes, against the model it was given; None for other
             passes. Not part of the JSON.
     """
@@ -400,7 +402,7 @@ class StepReport:
             "modified": self.modified,
             "new_interface": self.new_interface,
             "sizes": vars(self.sizes),
-            "outputs": [one.to_dict() for one in self.outputs],
+            "outputs": [output.to_dict() for output in self.outputs],
             "latency": vars(self.latency) if self.latency is not None else None,
             "remark": self.remark,
             "notes": list(self.notes),

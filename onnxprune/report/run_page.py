@@ -262,7 +262,7 @@ def _step(number: int, step: StepReport, alone: bool) -> dict[str, Any]:
         "number": number,
         "name": step.name,
         "warnings": warnings,
-        "remarks": [f"{one[:1].upper()}{one[1:]}" for one in remarks if one not in warnings],
+        "remarks": [f"{text[:1].upper()}{text[1:]}" for text in remarks if text not in warnings],
         "options": textwrap.shorten(option_text(step.options), _OPTIONS, placeholder=" ..."),
         "facts": detail_facts(step.details) if report is None else [],
         "tables": detail_tables(step.details) if report is None else [],
@@ -382,7 +382,9 @@ def _pipeline(steps: Sequence[Mapping[str, Any]]) -> tuple[list[str], str]:
     """The lines of a pipeline as a file for --config, or why they are not shown."""
     if not steps:
         return [], ""
-    passes = [{one["pass"]: one["options"]} if one["options"] else one["pass"] for one in steps]
+    passes = [
+        {step["pass"]: step["options"]} if step["options"] else step["pass"] for step in steps
+    ]
     # options of a pass on a line of their own, lists and mappings within in short form
     text: str = yaml.safe_dump(
         {"passes": passes}, sort_keys=False, allow_unicode=True, default_flow_style=None, width=90

@@ -92,9 +92,9 @@ class OutputSummary:
 def summarise(outputs: Iterable[OutputComparison]) -> OutputSummary:
     """Return the worst of all outputs."""
     known = list(outputs)
-    agreements = [one.agreement for one in known if one.agreement is not None]
-    cosines = [one.cosine for one in known if one.cosine is not None]
-    errors = [one.relative_error for one in known if one.relative_error is not None]
+    agreements = [output.agreement for output in known if output.agreement is not None]
+    cosines = [output.cosine for output in known if output.cosine is not None]
+    errors = [output.relative_error for output in known if output.relative_error is not None]
     return OutputSummary(
         min(agreements, default=None), min(cosines, default=None), max(errors, default=None)
     )
@@ -113,24 +113,28 @@ GATES = (
 """Checks of every result besides the certificate; see `verification.gates`."""
 
 
-def certificate_verdict(one: Certificate) -> str:
+def certificate_verdict(certificate: Certificate) -> str:
     """Return "holds" or "FAILS"."""
-    return "holds" if one.holds else "FAILS"
+    return "holds" if certificate.holds else "FAILS"
 
 
-def certificate_text(one: Certificate) -> str:
+def certificate_text(certificate: Certificate) -> str:
     """Return how well the cut model agrees with the masked one, in one clause.
 
     The proof is empty when no input reacts to what was removed, so the clause says whether
     inputs do.
     """
-    inputs = "1 input" if one.runs == 1 else f"{one.runs} inputs"
-    agreement = "exactly" if one.error == 0 else f"within {one.error:.2g}"
-    reacts = "reacts" if one.runs == 1 else "react"
-    what = "what was removed" if one.effect > one.tolerance else "nothing that was removed"
+    inputs = "1 input" if certificate.runs == 1 else f"{certificate.runs} inputs"
+    agreement = "exactly" if certificate.error == 0 else f"within {certificate.error:.2g}"
+    reacts = "reacts" if certificate.runs == 1 else "react"
+    what = (
+        "what was removed"
+        if certificate.effect > certificate.tolerance
+        else "nothing that was removed"
+    )
     return (
-        f"cut and masked model agree {agreement} (allowed {one.tolerance:.0e}) on {inputs} that "
-        f"{reacts} to {what}"
+        f"cut and masked model agree {agreement} (allowed {certificate.tolerance:.0e}) "
+        f"on {inputs} that {reacts} to {what}"
     )
 
 
@@ -196,19 +200,19 @@ class Reason:
 
 def group_refusals(refused: Iterable[Refused]) -> list[Reason]:
     """Add refusals up by reason, the most parameters first."""
-    found: dict[str, list[Refused]] = {}
-    for one in refused:
-        found.setdefault(_general(one.reason), []).append(one)
-    reasons = [_reason(text, members) for text, members in found.items()]
-    return sorted(reasons, key=lambda one: (-one.parameters, -one.axes, one.reason))
+    by_reason: dict[str, list[Refused]] = {}
+    for refusal in refused:
+        by_reason.setdefault(_general(refusal.reason), []).append(refusal)
+    reasons = [_reason(text, members) for text, members in by_reason.items()]
+    return sorted(reasons, key=lambda refusal: (-refusal.parameters, -refusal.axes, refusal.reason))
 
 
 def _reason(text: str, members: list[Refused]) -> Reason:
     # a tensor refused along two axes counts once
     tensors: dict[str, int] = {}
-    for one in members:
-        tensors[one.tensor] = max(tensors.get(one.tensor, 0), one.parameters)
-    largest = max(members, key=lambda one: one.parameters)
+    for refusal in members:
+        tensors[refusal.tensor] = max(tensors.get(refusal.tensor, 0), refusal.parameters)
+    largest = max(members, key=lambda refusal: refusal.parameters)
     return Reason(text, len(members), sum(tensors.values()), largest.axis)
 
 
@@ -223,30 +227,30 @@ _OWN_LINES = ("seed", "labels")
 """Options that are shown in lines of their own."""
 
 
-def origin_facts(one: Provenance | None, model_file: str | Path | None) -> Facts:
+def origin_facts(provenance: Provenance | None, model_file: str | Path | None) -> Facts:
     """Files that a run read and wrote, options, versions and machine.
 
     Args:
-        one: of the run; None where nothing is known.
+        provenance: of the run; None where nothing is known.
         model_file: where the result was saved; None where it was not.
 
     Raises:
         OSError: when the file of the result cannot be read.
     """
     facts: Facts = []
-    if one is not None:
-        facts.append(("original", _file(one.model or "in memory", one.sha256)))
+    if provenance is not None:
+        facts.append(("original", _file(provenance.model or "in memory", provenance.sha256)))
     if model_file is not None:
         facts.append(("result", _file(str(model_file), file_digest(model_file))))
         data = Path(f"{model_file}.data")
         if data.is_file():
             facts.append(("its data", _file(str(data), file_digest(data))))
-    if one is None:
+    if provenance is None:
         return facts
-    facts.append(("seed", str(one.options.get("seed", 0))))
-    if set_options := option_text(one.options):
+    facts.append(("seed", str(provenance.options.get("seed", 0))))
+    if set_options := option_text(provenance.options):
         facts.append(("options", set_options))
-    return [*facts, *machine_facts(one.versions, one.machine)]
+    return [*facts, *machine_facts(provenance.versions, provenance.machine)]
 
 
 def study_facts(study: Study) -> Facts:
@@ -283,7 +287,7 @@ def _value(value: Any) -> str:
     if value is None or value == [] or value == {}:
         return ""
     if isinstance(value, dict):
-        return " and ".join(f"{name}={_value(one)}" for name, one in value.items())
+        return " and ".join(f"{name}={_value(part)}" for name, part in value.items())
     if isinstance(value, (list, tuple)):
         return " ".join(map(str, value))
     if isinstance(value, bool):

@@ -289,26 +289,26 @@ class TextReport:
     def _layers(self, nodes: Sequence[NodeCost]) -> None:
         table = make_table("layer", "op", ">MACs", "", ">params", ">bytes", "", ">output", "")
         letter = "#" if self.console.options.ascii_only else "█"
-        most = [max((part(one) for one in nodes), default=0) for part in _BARS]
+        most = [max((part(node) for node in nodes), default=0) for part in _BARS]
         weights = [
-            sum(share(part(one), top) for part, top in zip(_BARS, most, strict=True))
-            for one in nodes
+            sum(share(part(node), top) for part, top in zip(_BARS, most, strict=True))
+            for node in nodes
         ]
         shown = self._largest(nodes, weights, _LAYERS)
-        for one in shown:
+        for node in shown:
             macs, bytes_, output = (
-                bar(share(part(one), top), letter, _BAR)
+                bar(share(part(node), top), letter, _BAR)
                 for part, top in zip(_BARS, most, strict=True)
             )
             table.add_row(
-                printable(one.node, 24),
-                printable(one.op_type, 10),
-                count(one.macs),
+                printable(node.node, 24),
+                printable(node.op_type, 10),
+                count(node.macs),
                 macs,
-                count(one.parameters),
-                size(one.bytes),
+                count(node.parameters),
+                size(node.bytes),
                 bytes_,
-                size(one.activations),
+                size(node.activations),
                 output,
             )
         if nodes:
@@ -320,15 +320,15 @@ class TextReport:
             self._print("Nothing can be pruned.")
             return
         table = make_table("group that can be pruned", "kind", ">units", ">tensors", "consumers")
-        shown = self._largest(groups, [one.size for one in groups], _GROUPS)
-        for one in shown:
-            readers = list(dict.fromkeys(reading.consumer.node for reading in one.readings))
+        shown = self._largest(groups, [group.size for group in groups], _GROUPS)
+        for group in shown:
+            readers = list(dict.fromkeys(reading.consumer.node for reading in group.readings))
             more = f" and {len(readers) - 1} more" if len(readers) > 1 else ""
             table.add_row(
-                printable(one.name, _NAME),
-                one.kind,
-                str(one.size),
-                str(len({owned.tensor for owned in one.owned})),
+                printable(group.name, _NAME),
+                group.kind,
+                str(group.size),
+                str(len({owned.tensor for owned in group.owned})),
                 printable(readers[0], 14) + more if readers else "-",
             )
         self._print(table)
@@ -339,12 +339,12 @@ class TextReport:
             return
         table = make_table("output", ">same answer", ">cosine", ">relative error")
         shown = outputs if self.verbose else outputs[:_OUTPUTS]
-        for one in shown:
+        for output in shown:
             table.add_row(
-                printable(one.output, _NAME),
-                percent(one.agreement),
-                decimals(one.cosine),
-                significant(one.relative_error),
+                printable(output.output, _NAME),
+                percent(output.agreement),
+                decimals(output.cosine),
+                significant(output.relative_error),
             )
         self._print(table)
         self._rest(len(outputs) - len(shown), "outputs")
@@ -355,12 +355,12 @@ class TextReport:
             return
         table = make_table("not pruned because", ">axes", ">parameters", "example")
         shown = reasons if self.verbose else reasons[:_REASONS]
-        for one in shown:
+        for reason in shown:
             table.add_row(
-                printable(one.reason, 46),
-                str(one.axes),
-                count(one.parameters),
-                printable(one.example, 28),
+                printable(reason.reason, 46),
+                str(reason.axes),
+                count(reason.parameters),
+                printable(reason.example, 28),
             )
         self._print(table)
         self._rest(len(reasons) - len(shown), "reasons")

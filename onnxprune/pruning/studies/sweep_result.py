@@ -60,10 +60,8 @@ class Sweep(SweepRecord):
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         best = self.pareto()
-        points = [
-            point.to_dict() | {"pareto": any(point is b for b in best)} for point in self.points
-        ]
-        baselines = [baseline.to_dict() for baseline in self.baselines]
+        points = [point.to_dict() | {"pareto": point in best} for point in self.points]
+        baselines = [point.to_dict() for point in self.baselines]
         return written(self.study, _FORMAT, {"points": points, "baselines": baselines})
 
     def to_html(self) -> str:
@@ -86,9 +84,7 @@ class Sweep(SweepRecord):
         target = make_folder(folder)
         best = self.pareto() if models else ()
         points = tuple(
-            save_point(point, target)
-            if point.run is not None and any(point is other for other in best)
-            else point
+            save_point(point, target) if point.run is not None and point in best else point
             for point in self.points
         )
         saved = replace(self, points=points)

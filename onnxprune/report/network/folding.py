@@ -86,16 +86,16 @@ def _folded(nodes: Sequence[NetworkNode], runs: Sequence[_Run]) -> Folded:
         first = len(members)
         for offset in range(run.period):
             members.append(list(range(run.start + offset, run.end, run.period)))
-            for one in members[-1]:
-                place[one] = first + offset
+            for index in members[-1]:
+                place[index] = first + offset
         if run.times > 1:
             blocks.append(Block(run.times, range(first, len(members))))
         index = run.end
     return Folded(
         tuple(
             FoldedNode(
-                tuple(nodes[one] for one in mine),
-                tuple(sorted({place[one] for one in nodes[mine[0]].sources})),
+                tuple(nodes[index] for index in mine),
+                tuple(sorted({place[index] for index in nodes[mine[0]].sources})),
             )
             for mine in members
         ),
@@ -129,14 +129,14 @@ def _candidates(nodes: Sequence[NetworkNode], low: int, high: int) -> Iterator[_
 
 
 def _alike(nodes: Sequence[NetworkNode], index: int, period: int) -> bool:
-    one, other = nodes[index], nodes[index + period]
+    node, other = nodes[index], nodes[index + period]
     return (
-        one.kind == other.kind
-        and one.kind in ("layer", "join")
-        and one.operator == other.operator
-        and one.before == other.before
-        and len(one.sources) == len(other.sources)
-        and all(b - a in (0, period) for a, b in zip(one.sources, other.sources, strict=True))
+        node.kind == other.kind
+        and node.kind in ("layer", "join")
+        and node.operator == other.operator
+        and node.before == other.before
+        and len(node.sources) == len(other.sources)
+        and all(b - a in (0, period) for a, b in zip(node.sources, other.sources, strict=True))
     )
 
 
@@ -145,7 +145,9 @@ def _aligned(nodes: Sequence[NetworkNode], low: int, high: int, period: int) -> 
 
     def passed(start: int) -> set[int]:
         second = range(start + period, start + 2 * period)
-        return {one for index in second for one in nodes[index].sources if one < second.start}
+        return {
+            source for index in second for source in nodes[index].sources if source < second.start
+        }
 
     def connected(start: int) -> bool:
         """Whether what goes from block to block comes from the block before, all else not."""

@@ -119,14 +119,14 @@ def _graph(folded: Folded, sizes: Sequence[tuple[float, float]]) -> Any:
 
 
 def _edges(folded: Folded) -> list[tuple[int, int]]:
-    return [(one, index) for index, node in enumerate(folded.nodes) for one in node.sources]
+    return [(source, index) for index, node in enumerate(folded.nodes) for source in node.sources]
 
 
 def _spine(folded: Folded) -> set[tuple[int, int]]:
     """The edges of a longest path, which is drawn as straight as possible."""
     depths: list[int] = []
     for node in folded.nodes:
-        depths.append(max((depths[one] + 1 for one in node.sources), default=0))
+        depths.append(max((depths[source] + 1 for source in node.sources), default=0))
     edges = set()
     end = max(range(len(depths)), key=depths.__getitem__, default=0)
     while depths and folded.nodes[end].sources:
@@ -141,9 +141,9 @@ def _cluster(number: int) -> str:
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(one) for one in text.split(",")]
+    return [float(number) for number in text.split(",")]
 
 
 def _points(text: str) -> list[tuple[float, float]]:
-    points = (_numbers(one) for one in text.split())
+    points = (_numbers(pair) for pair in text.split())
     return [(x, y) for x, y in points]

@@ -81,12 +81,12 @@ class NetworkNode:
     @property
     def before(self) -> int:
         """Width in the original."""
-        return sum(one.before for one in self.segments)
+        return sum(segment.before for segment in self.segments)
 
     @property
     def after(self) -> int:
         """Width that is left."""
-        return sum(one.after for one in self.segments)
+        return sum(segment.after for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def find_network(
     coupling: Coupling,
     groups: Sequence[Group],
     refused: Sequence[Refused] = (),
-    dead: Iterable[int] = (),
+    removed: Iterable[int] = (),
 ) -> Network:
     """Find the layers of a model and how they are connected.
 
@@ -118,10 +118,10 @@ def find_network(
         coupling: its labels.
         groups: its groups, in the order of their numbers.
         refused: axes that cannot be cut, and why.
-        dead: units that are removed; none before pruning.
+        removed: units that are removed; none before pruning.
     """
-    gone = list(dead)
-    widths = _Widths(coupling, groups, gone)
+    units = list(removed)
+    widths = _Widths(coupling, groups, units)
     walk = _Walk(widths, refused)
     for value in graph.inputs:
         if value.name and value.name not in coupling.facts.constants:
@@ -130,19 +130,19 @@ def find_network(
         walk.pass_through(node)
     for value in graph.outputs:
         walk.end(value.name or "")
-    return Network(_connected(walk.nodes), tuple(one.name for one in groups), bool(gone))
+    return Network(_connected(walk.nodes), tuple(group.name for group in groups), bool(units))
 
 
 class _Widths:
     """Which part of an axis belongs to which group, and what is left of it."""
 
-    def __init__(self, coupling: Coupling, groups: Sequence[Group], dead: list[int]) -> None:
+    def __init__(self, coupling: Coupling, groups: Sequence[Group], removed: list[int]) -> None:
         self.coupling = coupling
         self._group = np.full(coupling.relations.count, -1, np.int64)
         for number, group in enumerate(groups):
             self._group[group.all_units] = number
         self._alive = np.ones(coupling.relations.count, bool)
-        self._alive[dead] = False
+        self._alive[removed] = False
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor at the traced size; empty when it is unknown."""
@@ -187,7 +187,7 @@ class _Walk:
     def __init__(self, widths: _Widths, refused: Sequence[Refused]) -> None:
         self.nodes: list[NetworkNode] = []
         self._widths = widths
-        self._reasons = {one.axis: one.reason for one in refused}
+        self._reasons = {refusal.axis: refusal.reason for refusal in refused}
         self._source: dict[str, int] = {}
 
     def begin(self, name: str) -> None:
@@ -223,7 +223,7 @@ class _Walk:
     def _weights(self, node: ir.Node) -> list[str]:
         """Inputs that do not depend on the graph's and have at least two axes."""
         names = [value.name for value in node.inputs if value is not None and value.name]
-        return [one for one in names if one not in self._source and self._rank(one) > 1]
+        return [name for name in names if name not in self._source and self._rank(name) > 1]
 
     def _rank(self, name: str) -> int:
         return len(self._widths.shape(name))
@@ -243,7 +243,7 @@ class _Walk:
         if (node.domain, node.op_type) in _CHANNELS_SECOND:
             kernel = self._widths.shape(weights[0])[2:]
             operator += " " + "\u00d7".join(map(str, kernel)) if kernel else ""
-        whole = sum(one.before for one in segments if one.group is None)
+        whole = sum(segment.before for segment in segments if segment.group is None)
         reason = self._reason(weights, whole) if whole else ""
         return NetworkNode("layer", _name(node), operator, segments, tuple(sorted(sources)), reason)
 
@@ -261,9 +261,9 @@ class _Walk:
         """Why no axis of that width of the weights can be cut."""
         for name in weights:
             for axis, extent in enumerate(self._widths.shape(name)):
-                found = self._reasons.get(f"{name}[{axis}]")
-                if found and extent == width:
-                    return found
+                reason = self._reasons.get(f"{name}[{axis}]")
+                if reason and extent == width:
+                    return reason
         return ""
 
     def _branches(self, node: ir.Node, output: str) -> set[int]:
@@ -283,7 +283,7 @@ def _reads(node: ir.Node) -> Iterator[str]:
 
 
 def _name(node: ir.Node) -> str:
-    return node.name or next((one.name for one in node.outputs if one.name), None) or ""
+    return node.name or next((value.name for value in node.outputs if value.name), None) or ""
 
 
 def _has_parameters(body: ir.Graph) -> bool:
@@ -300,6 +300,6 @@ def _connected(nodes: Sequence[NetworkNode]) -> tuple[NetworkNode, ...]:
             kept.update(nodes[index].sources)
     number: Mapping[int, int] = {old: new for new, old in enumerate(sorted(kept))}
     return tuple(
-        replace(nodes[old], sources=tuple(number[one] for one in nodes[old].sources))
+        replace(nodes[old], sources=tuple(number[source] for source in nodes[old].sources))
         for old in number
     )

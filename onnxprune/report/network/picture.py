@@ -50,8 +50,8 @@ def network_svg(network: Network, *, title: str = "", anchor: str = "") -> str:
         InputError: when pygraphviz, which lays it out, is not installed.
     """
     folded = fold(network)
-    layout = arrange(folded, [_size(one) for one in folded.nodes])
-    widest = max((one.before for one in network.nodes), default=1)
+    layout = arrange(folded, [_size(node) for node in folded.nodes])
+    widest = max((node.before for node in network.nodes), default=1)
     draw = _Pen(network, math.sqrt(widest or 1), anchor=anchor)
     width = max(layout.width + 2 * _MARGIN, _NARROWEST)
     left = (width - layout.width) / 2
@@ -94,13 +94,13 @@ _DEFINITIONS = (
 
 def _size(node: FoldedNode) -> tuple[float, float]:
     """Width and height of a node in pixels."""
-    one = node.members[0]
-    if one.kind == "layer":
-        return _CARD, (_BAR_TOP + _thickness(node) if one.segments else _SECOND_LINE) + _BELOW
-    if one.kind == "join":
-        text = _symbol(one)
+    first = node.members[0]
+    if first.kind == "layer":
+        return _CARD, (_BAR_TOP + _thickness(node) if first.segments else _SECOND_LINE) + _BELOW
+    if first.kind == "join":
+        text = _symbol(first)
         return max(_JOIN, 12 + _JOIN_LETTER * len(text) if len(text) > 1 else 0), _JOIN
-    return 24 + 6.8 * len(printable(one.name, _SHORT)), _END_HEIGHT
+    return 24 + 6.8 * len(printable(first.name, _SHORT)), _END_HEIGHT
 
 
 def _thickness(node: FoldedNode) -> float:
@@ -120,8 +120,8 @@ def _head(title: str, network: Network) -> Iterator[str]:
     keys += [("g0", True, "removed")] if network.cut else []
     keys += [("whole", False, "cannot be cut")]
     x = float(_MARGIN)
-    for colour, gone, text in keys:
-        yield from _bar(colour, x, top + 14, 18, _THICK, gone=gone)
+    for colour, removed, text in keys:
+        yield from _bar(colour, x, top + 14, 18, _THICK, removed=removed)
         yield f'<text class="quiet" x="{x + 24:g}" y="{top + 22.5:g}">{text}</text>'
         x += 24 + 6.2 * len(text) + 16
 
@@ -175,22 +175,22 @@ class _Pen:
         ]
         yield self._linked(_main_group(first), self._described(node.members), inside)
         top, high = float(_BAR_TOP), _thickness(node) / len(node.members)
-        for one in node.members:
-            yield from self._stripe(one, top, high - (0.8 if len(node.members) > 1 else 0))
+        for member in node.members:
+            yield from self._stripe(member, top, high - (0.8 if len(node.members) > 1 else 0))
             top += high
 
     def _stripe(self, node: NetworkNode, top: float, high: float) -> Iterator[str]:
         """One bar: its segments beside each other, each with what is left of it first."""
         length = max(_BAR * math.sqrt(node.before) / self._widest, _SHORTEST)
         left = (_CARD - length) / 2
-        for one in node.segments:
-            wide = length * one.before / max(node.before, 1)
-            kept = wide * one.after / max(one.before, 1)
-            colour = "whole" if one.group is None else f"g{self._colours[one.group]}"
+        for segment in node.segments:
+            wide = length * segment.before / max(node.before, 1)
+            kept = wide * segment.after / max(segment.before, 1)
+            colour = "whole" if segment.group is None else f"g{self._colours[segment.group]}"
             parts = [*_bar(colour, left, top, kept, high)] if kept else []
-            if one.after < one.before:
-                parts += _bar(colour, left + kept, top, wide - kept, high, gone=True)
-            yield self._linked(one.group, self._described([node], one), parts, within=True)
+            if segment.after < segment.before:
+                parts += _bar(colour, left + kept, top, wide - kept, high, removed=True)
+            yield self._linked(segment.group, self._described([node], segment), parts, within=True)
             left += wide
 
     def _pill(self, node: FoldedNode, box: Box) -> Iterator[str]:
@@ -227,7 +227,7 @@ class _Pen:
         return f'<a href="#{self._anchor}{group}" aria-label="{label}"{stop}>{content}</a>'
 
     def _widths(self, members: Sequence[NetworkNode]) -> str:
-        before, after = members[0].before, sorted({one.after for one in members})
+        before, after = members[0].before, sorted({member.after for member in members})
         if not before:
             return ""
         if after == [before]:
@@ -238,9 +238,9 @@ class _Pen:
     def _described(self, members: Sequence[NetworkNode], only: Segment | None = None) -> str:
         """Operator, names, widths, groups and reasons, a line for each."""
         lines = []
-        for one in members:
-            width = f": {self._widths([one])}" if one.before else ""
-            lines.append(f"{one.operator} {printable(one.name)}{width}")
+        for member in members:
+            width = f": {self._widths([member])}" if member.before else ""
+            lines.append(f"{member.operator} {printable(member.name)}{width}")
         shown = [only] if only is not None else list(members[0].segments)
         for part in shown:
             kept = str(part.before) + (f" \u2192 {part.after}" if part.after < part.before else "")
@@ -254,16 +254,16 @@ class _Pen:
 
 def _main_group(node: NetworkNode) -> int | None:
     """The group with the largest part of a node."""
-    parts = [one for one in node.segments if one.group is not None]
-    return max(parts, key=lambda one: one.before).group if parts else None
+    parts = [segment for segment in node.segments if segment.group is not None]
+    return max(parts, key=lambda segment: segment.before).group if parts else None
 
 
 def _bar(
-    colour: str, left: float, top: float, width: float, height: float, *, gone: bool = False
+    colour: str, left: float, top: float, width: float, height: float, *, removed: bool = False
 ) -> Iterator[str]:
     place = f'x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"'
-    yield f'<rect class="{colour}{" gone" if gone else ""}" {place}/>'
-    if gone:
+    yield f'<rect class="{colour}{" gone" if removed else ""}" {place}/>'
+    if removed:
         yield f'<rect class="hatch" {place}/>'
 
 
@@ -272,10 +272,10 @@ def _colours(network: Network) -> dict[int, int]:
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for place, node in enumerate(network.nodes):
-        for one in node.segments:
-            if one.group is not None:
-                first.setdefault(one.group, place)
-                last[one.group] = place
+        for segment in node.segments:
+            if segment.group is not None:
+                first.setdefault(segment.group, place)
+                last[segment.group] = place
     free = [-1] * _COLOURS
     chosen = {}
     for group in first:
