@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 from onnxprune.coupling.groups import Group, unit_positions
 from onnxprune.coupling.step import Consumer, node_id
 from onnxprune.coupling.trace import Coupling
+from onnxprune.model.node_view import NodeView
 from onnxprune.model.observe import ConstantValues
 
 
-class NodeView:
+class NumberedNode(NodeView):
     """A node as the rules see it.
 
     Attributes:
         numbering: of the group.
-        node: the node.
         carried: input slot -> the layer through which the group enters and passes on.
     """
 
     def __init__(self, numbering: Numbering, node: ir.Node, consumers: Sequence[Consumer]) -> None:
+        super().__init__(node, value_of=numbering.constant)
         self.numbering = numbering
-        self.node = node
         self._contracted = {(consumer.tensor, consumer.axis) for consumer in consumers}
         self._contracted |= {
             (consumer.weight or "", consumer.weight_axis) for consumer in consumers
@@ -66,7 +66,7 @@ class NodeView:
         entering = np.zeros(numbering.group.size, bool)
         for name, layer in self._entering:
             entering |= numbering.values(name, layer).number > ZERO
-        rule: Callable[[NodeView], Values | None] | None = None
+        rule: Callable[[NumberedNode], Values | None] | None = None
         if self._clear and not self.node.domain:
             rule = NUMBERING.get(self.node.op_type)
         made = rule(self) if rule is not None else None
@@ -87,21 +87,6 @@ class NodeView:
         value = self.node.inputs[slot]
         assert value is not None
         return self.numbering.values(value.name or "", self.carried[slot])
-
-    def has(self, slot: int) -> bool:
-        """Whether an input is there."""
-        return slot < len(self.node.inputs) and self.node.inputs[slot] is not None
-
-    def constant(self, slot: int) -> NDArray[Any] | None:
-        """Value of an input that is a constant of the graph."""
-        value = self.node.inputs[slot] if self.has(slot) else None
-        tensor = self.numbering.coupling.facts.constants.get((value and value.name) or "")
-        return None if tensor is None else tensor.numpy()
-
-    def attribute(self, name: str, default: Any = None) -> Any:
-        """Value of an attribute, or the default."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else attribute.value
 
     def aligned(self) -> bool:
         """Whether all inputs that carry the group lay it out as the output does."""
@@ -230,24 +215,24 @@ class Values:
     factor: NDArray[np.float64]
 
 
-def _linear(view: NodeView) -> Values | None:
+def _linear(view: NumberedNode) -> Values | None:
     return view.renumbered(view.values(0)) if view.carried.keys() == {0} else None
 
 
-def _movement(view: NodeView) -> Values | None:
+def _movement(view: NumberedNode) -> Values | None:
     return view.values(0) if view.carried.keys() == {0} else None
 
 
-def _picking(view: NodeView) -> Values | None:
+def _picking(view: NumberedNode) -> Values | None:
     return _linear(view) if view.single() else None
 
 
-def _cast(view: NodeView) -> Values | None:
+def _cast(view: NumberedNode) -> Values | None:
     to = ir.DataType(view.attribute("to", ir.DataType.FLOAT)).name
     return _movement(view) if to in _FLOATS else None
 
 
-def _positive(view: NodeView) -> Values | None:
+def _positive(view: NumberedNode) -> Values | None:
     if view.carried.keys() != {0}:
         return None
     values = view.values(0)
@@ -255,7 +240,7 @@ def _positive(view: NodeView) -> Values | None:
     return view.renumbered(positive, (values.factor < 0).astype(np.int64))
 
 
-def _prelu(view: NodeView) -> Values | None:
+def _prelu(view: NumberedNode) -> Values | None:
     if 0 not in view.carried or not view.aligned():
         return None
     values = view.values(0)
@@ -268,7 +253,7 @@ def _prelu(view: NodeView) -> Values | None:
     return Values(number, np.abs(values.factor))
 
 
-def _anything(view: NodeView) -> Values | None:
+def _anything(view: NumberedNode) -> Values | None:
     if not view.carried or not view.aligned():
         return None
     carried = [view.values(slot) for slot in view.carried]
@@ -285,7 +270,7 @@ def _anything(view: NodeView) -> Values | None:
     return Values(number, np.where(number == 0, 0.0, 1.0))
 
 
-def _product(view: NodeView, left: Values, right: Values, *, divide: bool = False) -> Values:
+def _product(view: NumberedNode, left: Values, right: Values, *, divide: bool = False) -> Values:
     zero = (left.number == 0) | (right.number == 0)
     with np.errstate(all="ignore"):
         factor = left.factor / right.factor if divide else left.factor * right.factor
@@ -296,7 +281,7 @@ def _product(view: NodeView, left: Values, right: Values, *, divide: bool = Fals
     return Values(np.where(absent, -1, number), np.where(lost, 1.0, np.where(zero, 0, factor)))
 
 
-def _mul(view: NodeView) -> Values | None:
+def _mul(view: NumberedNode) -> Values | None:
     if not view.carried or not view.aligned():
         return None
     carried = [view.values(slot) for slot in view.carried]
@@ -305,7 +290,7 @@ def _mul(view: NodeView) -> Values | None:
     )
 
 
-def _div(view: NodeView) -> Values | None:
+def _div(view: NumberedNode) -> Values | None:
     if view.carried.keys() == {1}:
         return _anything(view)
     if not view.aligned():
@@ -316,7 +301,7 @@ def _div(view: NodeView) -> Values | None:
     return None if (carried[1].number == 0).any() else _product(view, *carried, divide=True)
 
 
-def _together(view: NodeView, terms: Sequence[Values]) -> Values:
+def _together(view: NumberedNode, terms: Sequence[Values]) -> Values:
     """Terms side by side; a unit that a term does not have has zero there."""
     numbers = [np.maximum(term.number, ZERO) for term in terms]
     rows = np.stack([np.where(term.number > ZERO, term.factor, 0.0) for term in terms], axis=1)
@@ -326,7 +311,7 @@ def _together(view: NodeView, terms: Sequence[Values]) -> Values:
     return Values(np.where(absent, ABSENT, number), classes.factor)
 
 
-def _sum(view: NodeView, terms: Sequence[Values]) -> Values:
+def _sum(view: NumberedNode, terms: Sequence[Values]) -> Values:
     made = _together(view, terms)
     plain = np.all([term.number <= ONE for term in terms], axis=0) & (made.number > ZERO)
     total = np.sum([np.where(term.number == ONE, term.factor, 0.0) for term in terms], axis=0)
@@ -334,8 +319,8 @@ def _sum(view: NodeView, terms: Sequence[Values]) -> Values:
     return Values(number, np.where(plain, total, made.factor))
 
 
-def _signed(sign: float) -> Callable[[NodeView], Values | None]:
-    def rule(view: NodeView) -> Values | None:
+def _signed(sign: float) -> Callable[[NumberedNode], Values | None]:
+    def rule(view: NumberedNode) -> Values | None:
         if not view.carried or not view.aligned():
             return None
         terms = []
@@ -347,11 +332,11 @@ def _signed(sign: float) -> Callable[[NodeView], Values | None]:
     return rule
 
 
-def _concat(view: NodeView) -> Values | None:
+def _concat(view: NumberedNode) -> Values | None:
     return _together(view, [view.values(slot) for slot in view.carried]) if view.carried else None
 
 
-def _pad(view: NodeView) -> Values | None:
+def _pad(view: NumberedNode) -> Values | None:
     """Zeros around: what is only padding is zero."""
     if view.carried.keys() != {0} or view.attribute("mode", "constant") != "constant":
         return None
@@ -363,7 +348,7 @@ def _pad(view: NodeView) -> Values | None:
     return Values(number, np.where(number == 0, 0.0, made.factor))
 
 
-def _convolution(view: NodeView) -> Values | None:
+def _convolution(view: NumberedNode) -> Values | None:
     groups = int(view.attribute("group", 1))
     if 1 not in view.carried:
         return None
@@ -381,7 +366,7 @@ def _convolution(view: NodeView) -> Values | None:
     return _biased(view, made)
 
 
-def _row(view: NodeView) -> NDArray[np.int64]:
+def _row(view: NumberedNode) -> NDArray[np.int64]:
     """The first row of a grouped convolution's weight that is a unit's."""
     units = view.carried[1].units.ravel()
     mine = np.flatnonzero(units >= 0)[::-1]
@@ -390,11 +375,11 @@ def _row(view: NodeView) -> NDArray[np.int64]:
     return row
 
 
-def _rows_of(view: NodeView, groups: int) -> int:
+def _rows_of(view: NumberedNode, groups: int) -> int:
     return int(view.carried[1].units.size) // groups
 
 
-def _biased(view: NodeView, made: Values, scale: float = 1.0) -> Values | None:
+def _biased(view: NumberedNode, made: Values, scale: float = 1.0) -> Values | None:
     if not view.has(2):
         return made
     if 2 not in view.carried:
@@ -403,7 +388,7 @@ def _biased(view: NodeView, made: Values, scale: float = 1.0) -> Values | None:
     return _sum(view, [made, Values(bias.number, bias.factor * scale)])
 
 
-def _gemm(view: NodeView) -> Values | None:
+def _gemm(view: NumberedNode) -> Values | None:
     factors = view.carried.keys() - {2}
     if len(factors) != 1:
         return None
@@ -412,12 +397,12 @@ def _gemm(view: NodeView) -> Values | None:
     return _biased(view, Values(made.number, made.factor * alpha), beta)
 
 
-def _contraction(view: NodeView) -> Values | None:
+def _contraction(view: NumberedNode) -> Values | None:
     slots = list(view.carried)
     return view.renumbered(view.values(slots[0])) if len(slots) == 1 else None
 
 
-def _batch_normalisation(view: NodeView) -> Values | None:
+def _batch_normalisation(view: NumberedNode) -> Values | None:
     """(x - mean) / sqrt(variance + epsilon) * scale + shift."""
     if view.carried.keys() != {0, 1, 2, 3, 4} or view.attribute("training_mode", 0):
         return None
@@ -435,7 +420,7 @@ def _batch_normalisation(view: NodeView) -> Values | None:
     return _sum(view, [scaled, shifted])
 
 
-NUMBERING: dict[str, Callable[[NodeView], Values | None]] = {
+NUMBERING: dict[str, Callable[[NumberedNode], Values | None]] = {
     **dict.fromkeys(_MOVEMENT, _movement),
     **dict.fromkeys(_PICKING, _picking),
     **dict.fromkeys(_LINEAR, _linear),
@@ -614,7 +599,7 @@ class Numbering:
         for node in nodes:
             if node.op_type in _ONLY_SIZES or node.outputs[0].name in coupling.facts.constants:
                 continue
-            NodeView(self, node, consumers.get(node_id(node), ())).visit()
+            NumberedNode(self, node, consumers.get(node_id(node), ())).visit()
 
     def values(self, tensor: str, layer: Carried) -> Values:
         """What the units hold at a layer of a tensor."""
@@ -623,6 +608,11 @@ class Numbering:
             known = tensor in self.coupling.facts.constants
             self._values[key] = self._slices(tensor, layer) if known else self.unknown(layer)
         return self._values[key]
+
+    def constant(self, tensor: str) -> NDArray[Any] | None:
+        """Value of a constant of the graph as it was traced; None for any other tensor."""
+        constant = self.coupling.facts.constants.get(tensor)
+        return None if constant is None else constant.numpy()
 
     def at(self, tensor: str, axes: tuple[int, ...]) -> Values:
         """What the units hold at the layer of a tensor with these axes."""
