@@ -32,10 +32,8 @@ if TYPE_CHECKING:
         PruneResult,
         Report,
     )
-    from onnxprune.pruning.studies.sensitivity import sensitivity
-    from onnxprune.pruning.studies.sensitivity_result import Sensitivity
-    from onnxprune.pruning.studies.sweep import sweep
-    from onnxprune.pruning.studies.sweep_result import Sweep
+    from onnxprune.pruning.studies.sensitivity import Sensitivity, sensitivity
+    from onnxprune.pruning.studies.sweep import Sweep, sweep
 
 __all__ = [
     "CalibrationError",
@@ -75,8 +73,8 @@ _LAZY = {
         ("Comparison", "Inspection", "PipelineResult", "PruneResult", "Report"),
         "onnxprune.pruning.results",
     ),
-    "Sensitivity": "onnxprune.pruning.studies.sensitivity_result",
-    "Sweep": "onnxprune.pruning.studies.sweep_result",
+    "Sensitivity": "onnxprune.pruning.studies.sensitivity",
+    "Sweep": "onnxprune.pruning.studies.sweep",
     "sensitivity": "onnxprune.pruning.studies.sensitivity",
     "sweep": "onnxprune.pruning.studies.sweep",
 }

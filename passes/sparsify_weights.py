@@ -58,10 +58,7 @@ from onnxprune.calibration.batches import BatchBudget, load_held_batches
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
 from onnxprune.compensation.least_squares import LeastSquares
-from onnxprune.compensation.regression.linear_layers import (
-    LinearLayer,
-    replaceable_layers,
-)
+from onnxprune.compensation.regression.linear_layers import LinearLayer, replaceable_layers
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.analysis import is_selected, observe_model
 from onnxprune.coupling.trace import trace

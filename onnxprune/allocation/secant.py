@@ -55,10 +55,7 @@ class Rule(Protocol):
         ...
 
     def next_aim(
-        self,
-        attempts: Sequence[Attempt[T]],
-        last: Mapping[str, float],
-        floor: Mapping[str, float],
+        self, attempts: Sequence[Attempt[T]], last: Mapping[str, float], floor: Mapping[str, float]
     ) -> dict[str, float] | None:
         """Return the next aim; None to give up.
 
@@ -137,10 +134,7 @@ class Excess:
         return not self.excess(ratios)
 
     def next_aim(
-        self,
-        attempts: Sequence[Attempt[T]],
-        last: Mapping[str, float],
-        floor: Mapping[str, float],
+        self, attempts: Sequence[Attempt[T]], last: Mapping[str, float], floor: Mapping[str, float]
     ) -> dict[str, float] | None:
         """Return the last aim less its excess; None where that cannot be built."""
         if floor or not attempts:
@@ -171,10 +165,7 @@ class Secant:
         return abs(ratios[self.kind] / self.asked - 1) <= self.close
 
     def next_aim(
-        self,
-        attempts: Sequence[Attempt[T]],
-        last: Mapping[str, float],
-        floor: Mapping[str, float],
+        self, attempts: Sequence[Attempt[T]], last: Mapping[str, float], floor: Mapping[str, float]
     ) -> dict[str, float] | None:
         """Return the interpolated aim; None where it was tried, or cannot be built."""
         least = floor.get(self.kind, 0.0)

@@ -192,10 +192,7 @@ def _by_period(value: NDArray[np.float64], tap: Tap) -> NDArray[np.float64]:
 
 
 def _same_in_every_sample(
-    model: ir.Model,
-    candidates: Mapping[Tap, NDArray[np.bool_]],
-    samples: Samples,
-    runtime: Runtime,
+    model: ir.Model, candidates: Mapping[Tap, NDArray[np.bool_]], samples: Samples, runtime: Runtime
 ) -> dict[Tap, NDArray[np.bool_]]:
     """Compare whole activations sample by sample; their summaries agree already.
 

@@ -122,10 +122,7 @@ def stopped(file: Path) -> None:
 
 
 def _write_result(
-    arguments: Namespace,
-    result: PruneResult,
-    figures: dict[str, Any],
-    plan: str | None,
+    arguments: Namespace, result: PruneResult, figures: dict[str, Any], plan: str | None
 ) -> None:
     """Write figures and plan, then the model: where there is a model, the rest is there too.
 

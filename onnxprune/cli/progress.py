@@ -113,13 +113,7 @@ class _LateBar:
 def _make_bars(stream: TextIO, *, counted: bool) -> Progress:
     """What is being done, how far it is, and how long it will take; else how long it has taken."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Column
 
     console = Console(file=stream)

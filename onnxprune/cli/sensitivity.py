@@ -12,7 +12,7 @@ from onnxprune.errors import InputError
 from onnxprune.options import LABELS, STUDY_OPTIONS
 
 if TYPE_CHECKING:
-    from onnxprune.pruning.studies.sensitivity_result import Sensitivity
+    from onnxprune.pruning.studies.sensitivity import Sensitivity
 
 
 def add_parser(commands: Any) -> None:
@@ -90,7 +90,7 @@ def _measured(arguments: Namespace) -> Sensitivity:
 
 def _merged(arguments: Namespace) -> Sensitivity:
     from onnxprune.model.save import check_writable
-    from onnxprune.pruning.studies.sensitivity_result import Sensitivity
+    from onnxprune.pruning.studies.sensitivity import Sensitivity
 
     unused = ("model", "calibration", "labels", "keep", "shard")
     if any(getattr(arguments, name) is not None for name in unused):

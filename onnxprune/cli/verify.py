@@ -22,11 +22,7 @@ def run(arguments: Namespace) -> None:
     from onnxprune import api
 
     output.check(arguments)
-    comparison = api.verify(
-        arguments.model,
-        arguments.pruned,
-        **output.context(arguments),
-    )
+    comparison = api.verify(arguments.model, arguments.pruned, **output.context(arguments))
     output.write_json(arguments, comparison.to_dict())
     if text := output.printer(arguments):
         text.compared(f"{arguments.model} and {arguments.pruned}", comparison)

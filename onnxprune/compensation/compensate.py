@@ -6,7 +6,7 @@ weights and biases that are kept, at full width; what is removed is cut away aft
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -56,6 +56,35 @@ class Compensated:
     divergence: float | None = None
 
 
+@dataclass(frozen=True)
+class Task:
+    """What to compensate for, and with what.
+
+    Attributes:
+        analysis: the model; its `original` is what layers are fitted to.
+        removal: the units to remove.
+        calibration: statistics and batches; None where the compensation needs no samples.
+        context: runtime, seed and progress callback.
+        effort: how much to do.
+    """
+
+    analysis: Analysis
+    removal: Removal
+    calibration: Calibration | None
+    context: RunContext
+    effort: Effort
+
+    def full_model(self) -> EditableModel:
+        """A copy of the model at full width, to be changed."""
+        return EditableModel(self.analysis.model.clone(), self.analysis.coupling)
+
+    def fold_means(self, full: EditableModel, cut: Cut, skip: Collection[str] = ()) -> None:
+        """Fold the means of removed units into the biases of all consumers but those to skip."""
+        assert self.calibration is not None
+        sample = self.calibration.samples.take(1)
+        fold_means(full, cut, self.calibration.moments, sample, self.context.runtime, skip)
+
+
 class Compensation(Protocol):
     """Makes up for a removal in the weights and biases that are kept.
 
@@ -74,22 +103,8 @@ class Compensation(Protocol):
     refits_layers: ClassVar[bool]
     weaker: ClassVar[str]
 
-    def apply(
-        self,
-        analysis: Analysis,
-        removal: Removal,
-        calibration: Calibration | None,
-        context: RunContext,
-        effort: Effort,
-    ) -> Compensated:
+    def apply(self, task: Task) -> Compensated:
         """Compensate a copy of the model.
-
-        Args:
-            analysis: the model; its `original` is what layers are fitted to.
-            removal: the units to remove.
-            calibration: statistics and batches; None where the compensation needs no samples.
-            context: runtime, seed and progress callback.
-            effort: how much to do.
 
         Raises:
             CutError: when the graph cannot express the removal.
@@ -107,16 +122,9 @@ class NoCompensation:
     refits_layers: ClassVar[bool] = False
     weaker: ClassVar[str] = ""
 
-    def apply(
-        self,
-        analysis: Analysis,
-        removal: Removal,
-        calibration: Calibration | None,
-        context: RunContext,
-        effort: Effort,
-    ) -> Compensated:
+    def apply(self, task: Task) -> Compensated:
         """Return a copy of the model as it is."""
-        return Compensated(EditableModel(analysis.model.clone(), analysis.coupling), removal)
+        return Compensated(task.full_model(), task.removal)
 
 
 class MeanCompensation:
@@ -128,21 +136,11 @@ class MeanCompensation:
     refits_layers: ClassVar[bool] = False
     weaker: ClassVar[str] = "none"
 
-    def apply(
-        self,
-        analysis: Analysis,
-        removal: Removal,
-        calibration: Calibration | None,
-        context: RunContext,
-        effort: Effort,
-    ) -> Compensated:
+    def apply(self, task: Task) -> Compensated:
         """Fold means into biases; see `fold_means`."""
-        assert calibration is not None
-        full = EditableModel(analysis.model.clone(), analysis.coupling)
-        cut = Cut(analysis.coupling, removal.removed_units())
-        sample = calibration.samples.take(1)
-        fold_means(full, cut, calibration.moments, sample, context.runtime)
-        return Compensated(full, removal)
+        full = task.full_model()
+        task.fold_means(full, Cut(full.coupling, task.removal.removed_units()))
+        return Compensated(full, task.removal)
 
 
 class LeastSquaresCompensation:
@@ -154,30 +152,27 @@ class LeastSquaresCompensation:
     refits_layers: ClassVar[bool] = True
     weaker: ClassVar[str] = "mean"
 
-    def apply(
-        self,
-        analysis: Analysis,
-        removal: Removal,
-        calibration: Calibration | None,
-        context: RunContext,
-        effort: Effort,
-    ) -> Compensated:
+    def apply(self, task: Task) -> Compensated:
         """Re-fit layers front to back; see `least_squares`."""
-        assert calibration is not None
-        full = EditableModel(analysis.model.clone(), analysis.coupling)
-        cut = Cut(analysis.coupling, removal.removed_units())
-        solvable = _solvable(full, cut, effort.settings.largest)
-        sample = calibration.samples.take(1)
-        fold_means(full, cut, calibration.moments, sample, context.runtime, solvable)
-        open_choices = (
-            _open_choices(analysis.groups, removal, solvable) if effort.open_groups else []
+        assert task.calibration is not None
+        full, removal, effort, analysis = (
+            task.full_model(),
+            task.removal,
+            task.effort,
+            task.analysis,
         )
+        cut = Cut(full.coupling, removal.removed_units())
+        solvable = _solvable(full, cut, task.effort.settings.largest)
+        task.fold_means(full, cut, solvable)
+        choices = []
+        if task.effort.open_groups:
+            choices = _open_choices(analysis.groups, removal, solvable)
         fixed = dict(removal.units)
-        for choice in open_choices:
+        for choice in choices:
             del fixed[choice.group.name]
         refit = LeastSquares(
-            full, analysis.original, calibration.feeds, context, effort.settings
-        ).fit(Removal(fixed).removed_units(), open_choices, analysis.altered)
+            full, analysis.original, task.calibration.feeds, task.context, task.effort.settings
+        ).fit(Removal(fixed).removed_units(), choices, analysis.altered)
         return Compensated(
             full,
             Removal({**fixed, **refit.chosen}),

@@ -204,11 +204,7 @@ class _Folding:
         return _Removed(means, even, uneven)
 
     def _fold(
-        self,
-        node: ir.Node,
-        consumer: Consumer,
-        removed: _Removed,
-        weight: NDArray[Any],
+        self, node: ir.Node, consumer: Consumer, removed: _Removed, weight: NDArray[Any]
     ) -> bool:
         assert consumer.weight is not None
         slot = next(

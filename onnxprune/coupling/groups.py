@@ -294,9 +294,7 @@ def _kind(constraints: ConstraintSet, readings: tuple[Reading, ...]) -> str:
     )
 
 
-def unit_positions(
-    units: NDArray[np.int64],
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def unit_positions(units: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Positions of all units, by how many they have.
 
     Args:

@@ -106,10 +106,7 @@ class LossGradient:
     """
 
     def __init__(
-        self,
-        heads: Sequence[Head],
-        loss: str | Callable[..., Any] | None,
-        rng: np.random.Generator,
+        self, heads: Sequence[Head], loss: str | Callable[..., Any] | None, rng: np.random.Generator
     ) -> None:
         self._heads = heads
         self._function = loss if callable(loss) else None

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import Calibration
-from onnxprune.coupling.activation_statistics import tap_of
-from onnxprune.coupling.analysis import Analysis
+from onnxprune.coupling.analysis import Analysis, tap_of
 from onnxprune.coupling.group_view import GroupView, MaskGradients
 from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError

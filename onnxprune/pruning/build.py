@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import Calibration
-from onnxprune.compensation.compensate import Compensated
+from onnxprune.compensation.compensate import Compensated, Task
 from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, CutError, Removal
@@ -75,15 +75,16 @@ def build(
         RuntimeFailure: when onnxruntime refuses one of the models.
     """
     compensation, effort = method.compensation, method.effort
+    task = Task(analysis, removal, calibration, context, effort)
     try:
-        compensated = compensation.apply(analysis, removal, calibration, context, effort)
+        compensated = compensation.apply(task)
         if not replay or compensated.removal.same_as(removal):
             return certified(analysis, compensated, context)
     except FAILURES:
         if not effort.open_groups:
             raise
-    closed = replace(effort, open_groups=False)
-    compensated = compensation.apply(analysis, removal, calibration, context, closed)
+    closed = replace(task, effort=replace(effort, open_groups=False))
+    compensated = compensation.apply(closed)
     return certified(analysis, compensated, context)
 
 

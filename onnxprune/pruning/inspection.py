@@ -45,10 +45,7 @@ def inspect_model(
 
 
 def compare_models(
-    original: LoadedModel,
-    pruned: LoadedModel,
-    calibration: CalibrationSource,
-    context: RunContext,
+    original: LoadedModel, pruned: LoadedModel, calibration: CalibrationSource, context: RunContext
 ) -> Comparison:
     """Compare two models with the same interface on samples.
 

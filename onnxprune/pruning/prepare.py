@@ -9,8 +9,7 @@ from functools import partial
 from onnxprune.calibration.context import RunContext
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.latency.table import LatencyTable, group_multiples
-from onnxprune.coupling.activation_statistics import tap_of
-from onnxprune.coupling.analysis import Analysis
+from onnxprune.coupling.analysis import Analysis, tap_of
 from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.coupling.groups import Group
 from onnxprune.gradients.losses import Objective

@@ -208,11 +208,7 @@ class PruneResult(PipelineRecord):
         )
 
     def save_report(
-        self,
-        path: str | Path,
-        *,
-        command: Sequence[str] = (),
-        model_file: str | Path | None = None,
+        self, path: str | Path, *, command: Sequence[str] = (), model_file: str | Path | None = None
     ) -> None:
         """Write the page as one self-contained HTML file, atomically.
 
@@ -229,10 +225,7 @@ class PruneResult(PipelineRecord):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {
-            "original": vars(self.original),
-            "steps": [step.to_dict() for step in self.steps],
-        }
+        return {"original": vars(self.original), "steps": [step.to_dict() for step in self.steps]}
 
 
 PipelineResult = PruneResult
@@ -372,9 +365,7 @@ def describe(
             analysis.model.graph, analysis.coupling, analysis.groups, analysis.refused, removed
         ),
         groups=accounts_of(
-            analysis.groups,
-            {group.id: len(group.removed) for group in plan.groups},
-            pruned.ranked,
+            analysis.groups, {group.id: len(group.removed) for group in plan.groups}, pruned.ranked
         ),
         provenance=provenance_of(loaded.path, loaded.sha256, plan.options, options.runtime),
     )

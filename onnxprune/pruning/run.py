@@ -15,6 +15,7 @@ from typing import Any
 from onnxprune.allocation.secant import TOLERANCE, Excess, Secant, solve_for_target
 from onnxprune.calibration.batches import first_batches, held_out_part
 from onnxprune.calibration.context import RunContext
+from onnxprune.compensation.compensate import Task
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.cost.memory import stored_parameters
@@ -28,13 +29,7 @@ from onnxprune.options import LATENCY, PARAMS, SIZE, target_text
 from onnxprune.pruning.blocks import greedy_order, without_blocks
 from onnxprune.pruning.build import FAILURES, CutModel, build
 from onnxprune.pruning.method import Method
-from onnxprune.pruning.prepare import (
-    Costs,
-    costs_of,
-    loss_gradients,
-    rank_groups,
-    removal_goal,
-)
+from onnxprune.pruning.prepare import Costs, costs_of, loss_gradients, rank_groups, removal_goal
 from onnxprune.pruning.search import Choice, Search, measured_latency, too_slow
 from onnxprune.pruning.workspace import Workspace, calibrate, needs_samples, rewrite
 from onnxprune.verification.divergence import DivergenceEvaluator
@@ -109,11 +104,7 @@ class PruneRun:
     """
 
     def __init__(
-        self,
-        analysis: Analysis,
-        method: Method,
-        context: RunContext,
-        base: PruneRun | None = None,
+        self, analysis: Analysis, method: Method, context: RunContext, base: PruneRun | None = None
     ) -> None:
         options = method.options
         if context.samples is None and method.criterion.needs_calibration:
@@ -253,11 +244,13 @@ class PruneRun:
                 ranked = self._rank(workspace, gradients, partial)
             choice = self._search(partial, workspace, ranked).choose()
             compensated = self.method.compensation.apply(
-                workspace.current,
-                choice.candidate.removal,
-                workspace.calibration,
-                self.context,
-                self.method.effort,
+                Task(
+                    workspace.current,
+                    choice.candidate.removal,
+                    workspace.calibration,
+                    self.context,
+                    self.method.effort,
+                )
             )
             stages.append(compensated.removal)
             workspace = workspace.after_step(compensated, self.context)
@@ -295,9 +288,7 @@ class PruneRun:
     def _in_time(self, search: Search, choice: Choice) -> tuple[CutModel, Latency]:
         """Build with full effort at the latency asked for."""
 
-        def build(
-            aim: Mapping[str, float],
-        ) -> tuple[tuple[CutModel, Latency], Mapping[str, float]]:
+        def build(aim: Mapping[str, float]) -> tuple[tuple[CutModel, Latency], Mapping[str, float]]:
             cut = self._built(search, self._choice_at(search, choice, aim))
             latency = measured_latency(self.analysis, cut.model, self.context)
             return (cut, latency), {LATENCY: latency.ratio}
@@ -433,7 +424,7 @@ def replay(
         workspace = rewrite(analysis, groups, method, calibration, context)
         for stage in stages:
             compensated = method.compensation.apply(
-                workspace.current, stage, workspace.calibration, context, method.effort
+                Task(workspace.current, stage, workspace.calibration, context, method.effort)
             )
             workspace = workspace.after_step(compensated, context)
         cut = build(workspace.current, removal, method, workspace.calibration, context, replay=True)

@@ -25,7 +25,7 @@ from onnxprune.allocation.candidates import (
 from onnxprune.allocation.secant import Attempt, Excess, Secant, solve_for_target
 from onnxprune.calibration.batches import feed_bytes, spread_batches
 from onnxprune.calibration.context import RunContext
-from onnxprune.compensation.compensate import Effort
+from onnxprune.compensation.compensate import Effort, Task
 from onnxprune.compensation.least_squares import Settings
 from onnxprune.compensation.regression.linear_layers import replaceable_layers
 from onnxprune.cost.kinds import CostModel
@@ -208,7 +208,7 @@ class Search:
         quiet = replace(self.context, progress=silent)
         try:
             trial = self.method.compensation.apply(
-                workspace.current, candidate.removal, few, quiet, _TRIAL
+                Task(workspace.current, candidate.removal, few, quiet, _TRIAL)
             )
         except (CutError, RuntimeFailure):
             return float("inf")

@@ -20,8 +20,7 @@ from onnxprune.calibration.moments import Calibration
 from onnxprune.compensation.compensate import Compensated
 from onnxprune.compensation.components.align import align_components
 from onnxprune.compensation.lossless.remove import remove_lossless
-from onnxprune.coupling.activation_statistics import statistics_of
-from onnxprune.coupling.analysis import Analysis
+from onnxprune.coupling.analysis import Analysis, statistics_of
 from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError
@@ -77,10 +76,7 @@ class Workspace:
         full, removal = compensated.full, compensated.removal
         zero_removed(full.model, Cut(full.coupling, removal.removed_units()))
         current = replace(
-            self.current,
-            model=full.model,
-            coupling=full.coupling,
-            reference=self.current.original,
+            self.current, model=full.model, coupling=full.coupling, reference=self.current.original
         )
         calibration = _recalibrated(self.calibration, current, context)
         return replace(self, current=current, calibration=calibration, lossless=dict(removal.units))

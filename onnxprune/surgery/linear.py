@@ -201,10 +201,7 @@ def add_border_exact_constant(
 
 
 def _convolved_ones(
-    target: EditableModel,
-    node: ir.Node,
-    levels: NDArray[np.float64],
-    weight: NDArray[Any],
+    target: EditableModel, node: ir.Node, levels: NDArray[np.float64], weight: NDArray[Any]
 ) -> ir.Value:
     """The node's own convolution over a single channel of ones, with the constants in its taps."""
     editor, output = target.editor, node.outputs[0].name or ""

@@ -110,10 +110,7 @@ class Certificate:
 
 
 def certify(
-    original: Sequence[Mapping[str, Any]],
-    masked: Probed,
-    sliced: Probed,
-    tolerance: float,
+    original: Sequence[Mapping[str, Any]], masked: Probed, sliced: Probed, tolerance: float
 ) -> Certificate:
     """Compare what the models computed on the same inputs, run exactly as written.
 

@@ -112,10 +112,7 @@ class DivergenceEvaluator:
     """
 
     def __init__(
-        self,
-        original: ir.Model,
-        feeds: Sequence[Mapping[str, NDArray[Any]]],
-        runtime: Runtime,
+        self, original: ir.Model, feeds: Sequence[Mapping[str, NDArray[Any]]], runtime: Runtime
     ) -> None:
         self._original = original
         self._feeds = feeds

@@ -41,10 +41,7 @@ class InterfacePass(Pass, ir.passes.InPlacePass):
     changes_interface = True
 
     def __init__(
-        self,
-        keep: str | Sequence[int | str],
-        outputs: Sequence[str] | None,
-        context: RunContext,
+        self, keep: str | Sequence[int | str], outputs: Sequence[str] | None, context: RunContext
     ) -> None:
         super().__init__()
         self.keep = keep

@@ -11,12 +11,7 @@ from helpers.oracle import ONE_THREAD
 from helpers.reducing import graph, weights
 
 from onnxprune.allocation import blocks as module
-from onnxprune.allocation.blocks import (
-    BlockTarget,
-    block_candidates,
-    block_savings,
-    block_target,
-)
+from onnxprune.allocation.blocks import BlockTarget, block_candidates, block_savings, block_target
 from onnxprune.calibration.context import RunContext
 from onnxprune.model.load import load
 from onnxprune.surgery.blocks.residual import ResidualBlock

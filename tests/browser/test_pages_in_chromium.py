@@ -9,12 +9,7 @@ import pytest
 from helpers import pages as made_up
 
 KINDS = ("run", "pipeline", "sweep", "sensitivity")
-SORTED = {
-    "run": "remains",
-    "pipeline": "parameters",
-    "sweep": "parameters",
-    "sensitivity": "units",
-}
+SORTED = {"run": "remains", "pipeline": "parameters", "sweep": "parameters", "sensitivity": "units"}
 """A column of the first table that sorts, by kind of page."""
 
 

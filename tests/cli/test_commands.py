@@ -228,7 +228,7 @@ def test_nothing_prunable(run, tmp_path):
 def test_unreachable_target_names_the_best(run, models, tmp_path):
     out, plan = tmp_path / "o.onnx", tmp_path / "p.json"
     outcome = run(
-        *("prune", models / "spirals_mlp.onnx", out, "--plan", plan, "--target", "params=0.001"),
+        *("prune", models / "spirals_mlp.onnx", out, "--plan", plan, "--target", "params=0.001")
     )
     outcome.refused(3, "params=0.001", "cannot be reached", "the best is params=0.0")
     assert not out.exists()

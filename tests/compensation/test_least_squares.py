@@ -10,16 +10,7 @@ from helpers.networks import Map, Net
 from helpers.oracle import Traced, difference, outputs, parse, traced
 from helpers.paths import MODELS
 from helpers.readers import ON_MAPS, ON_VECTORS, WIDTH
-from helpers.solving import (
-    EXACT,
-    HEAD,
-    Feed,
-    batches,
-    classes_of,
-    floats,
-    images,
-    solve,
-)
+from helpers.solving import EXACT, HEAD, Feed, batches, classes_of, floats, images, solve
 from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from helpers.oracle import difference, outputs, parse
-from helpers.solving import (
-    EXACT,
-    HEAD,
-    batches,
-    classes_of,
-    floats,
-    images,
-    solve,
-)
+from helpers.solving import EXACT, HEAD, batches, classes_of, floats, images, solve
 
 RESIDUAL = f"""{HEAD} g (float[N, 6] input) => (float[N, 4] y)
     {{ x = MatMul(input, embed)

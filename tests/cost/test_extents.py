@@ -16,11 +16,7 @@ def test_the_batch_comes_first_and_other_open_axes_by_name() -> None:
         InputSpec("mask", FLOAT, ("N", "length", None)),
         InputSpec("table", FLOAT, (7, "N", 3)),
     ]
-    feed = {
-        "ids": np.zeros((2, 8)),
-        "mask": np.zeros((2, 8, 5)),
-        "table": np.zeros((7, 2, 3)),
-    }
+    feed = {"ids": np.zeros((2, 8)), "mask": np.zeros((2, 8, 5)), "table": np.zeros((7, 2, 3))}
     assert dynamic_extents(specs, feed) == {"batch": 2, "length": 8, "mask[2]": 5}
 
 

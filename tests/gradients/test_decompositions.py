@@ -51,13 +51,7 @@ def projections() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(
     ("mask", "given"),
-    [
-        ("", ""),
-        ("", ", unidirectional = 1"),
-        ("", ", scale = 0.3"),
-        ("lengths", ""),
-        ("kept", ""),
-    ],
+    [("", ""), ("", ", unidirectional = 1"), ("", ", scale = 0.3"), ("lengths", ""), ("kept", "")],
 )
 def test_attention(mask: str, given: str) -> None:
     masks = {

@@ -16,7 +16,7 @@ from helpers.oracle import ONE_THREAD, Traced, difference, outputs, traced
 from onnxprune.calibration.moments import Moments, Tap, collect
 from onnxprune.calibration.samples import read_samples
 from onnxprune.compensation.fold_means import fold_means
-from onnxprune.coupling.activation_statistics import tap_of
+from onnxprune.coupling.analysis import tap_of
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.inputs import input_specs
 from onnxprune.surgery.editable_model import EditableModel

@@ -317,8 +317,7 @@ def sub_pixels(net: Net, x: Map) -> Map:
     wide = conv(net, x, 16)
     mode = net.pick(("DCR", "CRD"))
     x = Map(
-        net.op("DepthToSpace", wide.name, blocksize=2, mode=mode),
-        (4, *(2 * n for n in x.spatial)),
+        net.op("DepthToSpace", wide.name, blocksize=2, mode=mode), (4, *(2 * n for n in x.spatial))
     )
     x = conv(net, x, 4)
     name = net.op("SpaceToDepth", x.name, blocksize=2)

@@ -13,8 +13,8 @@ from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.groups import Refused
 from onnxprune.pruning.plan import Plan, PlannedStep
 from onnxprune.pruning.results import PruneResult, Report
-from onnxprune.pruning.studies.sensitivity_result import Sensitivity
-from onnxprune.pruning.studies.sweep_result import Sweep, SweepPoint
+from onnxprune.pruning.studies.sensitivity import Sensitivity
+from onnxprune.pruning.studies.sweep import Sweep, SweepPoint
 from onnxprune.report.records import (
     ErrorCurve,
     GroupAccount,

@@ -11,7 +11,7 @@ from helpers.folding import Samples, moments_of
 from helpers.oracle import Traced, outputs, parse, traced
 from numpy.typing import NDArray
 
-from onnxprune.coupling.activation_statistics import tap_of
+from onnxprune.coupling.analysis import tap_of
 from onnxprune.coupling.group_view import GroupView
 from onnxprune.importance.registry import criterion_names, find_criterion
 from onnxprune.model.observe import ConstantValues

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import Calibration
 from onnxprune.calibration.samples import read_samples
-from onnxprune.coupling.activation_statistics import statistics_of
-from onnxprune.coupling.analysis import Analysis, analyse
+from onnxprune.coupling.analysis import Analysis, analyse, statistics_of
 from onnxprune.importance.criterion import RankingInputs
 from onnxprune.importance.ranked import RankedGroup
 from onnxprune.importance.reconstruction import Reconstruction

@@ -46,10 +46,6 @@ def test_minus_one_and_question_marks_are_open() -> None:
     assert spec.shape == (None, 3, None, None)
     images = np.random.default_rng(1).standard_normal((6, 3, 5, 9)).astype(np.float32)
     result = onnxprune.prune(
-        proto,
-        calibration={"x": images},
-        target={"channels": 0.5},
-        threads=1,
-        measure_latency=False,
+        proto, calibration={"x": images}, target={"channels": 0.5}, threads=1, measure_latency=False
     )
     assert outputs(result.model, {"x": images})["y"].shape == (6, 4, 5, 9)

@@ -25,11 +25,7 @@ TABLES = weights(table=(12, 4), w=(4, 12), inner=(4, 4))
 
 
 def language_model(
-    body: str,
-    values: Weights | None = None,
-    *,
-    out: str = "float[N, T, 12] y",
-    kind: str = "int64",
+    body: str, values: Weights | None = None, *, out: str = "float[N, T, 12] y", kind: str = "int64"
 ) -> onnx.ModelProto:
     """Twelve tokens with four features each."""
     return graph(f"({kind}[N, T] ids) => ({out})", body, {**TABLES, **(values or {})})

@@ -20,10 +20,10 @@ import onnxprune
 from onnxprune import InputError, NothingPrunable, TargetUnreachable, VerificationError
 from onnxprune.compensation.compensate import (
     Compensated,
-    Effort,
     LeastSquaresCompensation,
     MeanCompensation,
     NoCompensation,
+    Task,
 )
 from onnxprune.coupling.cut import Cut
 from onnxprune.errors import RuntimeFailure
@@ -245,19 +245,11 @@ def test_the_plan_says_which_compensation_is_in_the_model(
 
     for compensation in (NoCompensation, MeanCompensation, LeastSquaresCompensation):
 
-        def apply(
-            self: Any,
-            analysis: Any,
-            removal: Any,
-            calibration: Any,
-            context: Any,
-            effort: Effort,
-            real: Any = compensation.apply,
-        ) -> Compensated:
-            opened = open_too and calibration is not None and effort.open_groups
+        def apply(self: Any, task: Task, real: Any = compensation.apply) -> Compensated:
+            opened = open_too and task.calibration is not None and task.effort.open_groups
             if self.name in failing or opened:
                 raise RuntimeFailure("it cannot be")
-            return real(self, analysis, removal, calibration, context, effort)
+            return real(self, task)
 
         monkeypatch.setattr(compensation, "apply", apply)
     source, data = MODELS / "digits_mlp.onnx", MODELS / "digits_mlp_calibration.npz"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 
-from onnxprune.pruning.studies.sensitivity_result import Sensitivity
-from onnxprune.pruning.studies.sweep_result import Sweep, SweepPoint
+from onnxprune.pruning.studies.sensitivity import Sensitivity
+from onnxprune.pruning.studies.sweep import Sweep, SweepPoint
 from onnxprune.report.records import GroupCut, GroupSensitivity, Study
 from onnxprune.report.text import TextReport, make_console
 

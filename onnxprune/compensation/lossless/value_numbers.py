@@ -641,12 +641,7 @@ class Numbering:
         return there
 
     def classify(
-        self,
-        keys: NDArray[np.int64],
-        rows: NDArray[Any],
-        *,
-        scaled: bool,
-        depends: Any = False,
+        self, keys: NDArray[np.int64], rows: NDArray[Any], *, scaled: bool, depends: Any = False
     ) -> Values:
         """Give units with the same keys and rows that are alike one new number.
 

@@ -62,10 +62,7 @@ class Elimination:
     """
 
     def __init__(
-        self,
-        weight: NDArray[np.float64],
-        inverse: NDArray[np.float64],
-        unit: NDArray[np.int64],
+        self, weight: NDArray[np.float64], inverse: NDArray[np.float64], unit: NDArray[np.int64]
     ) -> None:
         # unknowns along the first axis, so that those of one unit are rows
         self._weight = np.ascontiguousarray(weight.T)

@@ -428,9 +428,7 @@ def node_name(position: int) -> str:
 
 
 def seconds_by_node(
-    graph: ir.Graph,
-    seconds: Mapping[tuple[str, str], float],
-    shapes: Mapping[str, tuple[int, ...]],
+    graph: ir.Graph, seconds: Mapping[tuple[str, str], float], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[float, ...]:
     """Share the time of kernels out among the nodes of the file.
 

@@ -191,10 +191,7 @@ def group_multiples(
 
 
 def _multiple(
-    table: LatencyTable,
-    coupling: Coupling,
-    group: Group,
-    readers: Mapping[str, Sequence[ir.Node]],
+    table: LatencyTable, coupling: Coupling, group: Group, readers: Mapping[str, Sequence[ir.Node]]
 ) -> int:
     names = [owned.tensor for owned in group.owned]
     names += [reading.consumer.tensor for reading in group.readings]

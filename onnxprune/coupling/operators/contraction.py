@@ -95,8 +95,4 @@ def _einsum(step: Step) -> None:
     contract_operands(step, operands, [ord(letter) for letter in output])
 
 
-RULES: RuleTable = {
-    ("", "Gemm"): gemm,
-    ("", "MatMul"): _matmul,
-    ("", "Einsum"): _einsum,
-}
+RULES: RuleTable = {("", "Gemm"): gemm, ("", "MatMul"): _matmul, ("", "Einsum"): _einsum}

@@ -131,7 +131,4 @@ def _shared_weight(
     return outside
 
 
-RULES: RuleTable = {
-    ("", "Conv"): _conv,
-    ("", "ConvTranspose"): _conv_transpose,
-}
+RULES: RuleTable = {("", "Conv"): _conv, ("", "ConvTranspose"): _conv_transpose}

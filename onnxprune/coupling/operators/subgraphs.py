@@ -139,7 +139,4 @@ def _note_reader(step: Step, labels: TensorLabels) -> None:
             step.note_consumer(labels, axis)
 
 
-RULES: RuleTable = {
-    ("", "If"): _if,
-    **{("", op): _repeated for op in ("Loop", "Scan")},
-}
+RULES: RuleTable = {("", "If"): _if, **{("", op): _repeated for op in ("Loop", "Scan")}}

@@ -6,10 +6,7 @@ from collections.abc import Callable
 
 from onnxprune.gradients.decompositions.fused import CONVOLUTION, Decomposition, Fused, body
 
-_PARAMETERS = {
-    "LeakyRelu": ("alpha",),
-    "HardSigmoid": ("alpha", "beta"),
-}
+_PARAMETERS = {"LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta")}
 
 
 def _matmul(node: Fused) -> Decomposition:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune.calibration.batches import spread_pairs
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, read_samples
-from onnxprune.compensation.compensate import Effort
+from onnxprune.compensation.compensate import Effort, Task
 from onnxprune.compensation.least_squares import Settings
 from onnxprune.compensation.regression.linear_layers import replaceable_layers
 from onnxprune.coupling.analysis import Analysis, analyse
@@ -23,17 +23,105 @@ from onnxprune.importance.ranked import RankedGroup
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import ModelSource, load
 from onnxprune.model.runtime import matrix_threads
-from onnxprune.model.save import check_writable
+from onnxprune.model.save import check_writable, write_text_atomic
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.build import FAILURES, build_plain
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.quality import known_labels
 from onnxprune.pruning.run import PruneRun
-from onnxprune.pruning.studies.sensitivity_result import Sensitivity
-from onnxprune.pruning.studies.study import study_of, study_options
-from onnxprune.report.records import GroupCut, GroupSensitivity
+from onnxprune.pruning.studies.study import read_study, study_of, study_options, written
+from onnxprune.report.figures import json_text
+from onnxprune.report.records import GroupCut, GroupSensitivity, SensitivityRecord
+from onnxprune.report.study_pages import sensitivity_page
 from onnxprune.surgery.operators.normalisation import restrict_statistics
 from onnxprune.surgery.slicing import zero_removed
+
+_FORMAT = "onnxprune-sensitivity"
+
+
+@dataclass(frozen=True)
+class Sensitivity(SensitivityRecord):
+    """What `sensitivity` returns.
+
+    Attributes:
+        study: what all rows have in common.
+        costs: by kind (params, macs) what the original costs.
+        groups: names of all groups of the study, in the order of the model.
+        rows: the groups that were measured, in the same order.
+    """
+
+    def with_rows(self, rows: Sequence[GroupSensitivity]) -> Sensitivity:
+        """Add rows; those of groups that have one already are left out."""
+        known = {row.group: row for row in (*rows, *self.rows)}
+        return replace(self, rows=tuple(known[name] for name in self.groups if name in known))
+
+    def merge(self, *others: Sensitivity) -> Sensitivity:
+        """Put parts of one study together.
+
+        Raises:
+            InputError: for parts of another study; says what differs.
+        """
+        merged = self
+        for other in others:
+            differing = self.study.differences(other.study)
+            if not differing and self.groups != other.groups:
+                differing = ["groups"]
+            if differing:
+                raise InputError(f"parts of different studies: {', '.join(differing)} differ")
+            merged = merged.with_rows(other.rows)
+        return merged
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        results = {
+            "costs": dict(self.costs),
+            "groups": list(self.groups),
+            "missing": list(self.missing),
+            "rows": [asdict(row) for row in self.rows],
+        }
+        return written(self.study, _FORMAT, results)
+
+    def to_html(self, title: str = "") -> str:
+        """Return one self-contained HTML page.
+
+        Args:
+            title: what the model is called; empty for a model in memory.
+        """
+        return sensitivity_page(self, title)
+
+    def write(self, file: str | Path) -> None:
+        """Write a JSON file atomically.
+
+        Raises:
+            InputError: when it cannot be written.
+        """
+        write_text_atomic(file, json_text(self.to_dict()))
+
+    @classmethod
+    def load(cls, file: str | Path) -> Sensitivity:
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: when it cannot be read or is something else.
+        """
+        study, data = read_study(file, _FORMAT)
+        try:
+            rows = tuple(_row(row) for row in data["rows"])
+            return cls(study, dict(data["costs"]), tuple(data["groups"]), rows)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise InputError(f"{file}: is damaged; delete it to start afresh") from None
+
+
+def _row(data: Mapping[str, Any]) -> GroupSensitivity:
+    return GroupSensitivity(**{**data, "cuts": tuple(_cut(cut) for cut in data["cuts"])})
+
+
+def _cut(data: Mapping[str, Any]) -> GroupCut:
+    cut = GroupCut(**data)
+    # JSON has no infinity
+    lost = cut.divergence is None and not cut.reason
+    return replace(cut, divergence=math.inf) if lost else cut
+
 
 KEEP = (0.75, 0.5, 0.25)
 """Fractions of its units that a group keeps."""
@@ -166,7 +254,7 @@ class _Trials:
     def _divergence(self, removal: Removal) -> float:
         compensation = self._run.method.compensation
         trial = compensation.apply(
-            self._analysis, removal, self._calibration, self._context, self._effort
+            Task(self._analysis, removal, self._calibration, self._context, self._effort)
         )
         if self._evaluator is None:
             return trial.divergence if trial.divergence is not None else math.inf

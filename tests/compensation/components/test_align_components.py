@@ -102,10 +102,7 @@ LEFT_ALONE = {
     "activation": ("h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2)", {}),
     "scaled one by one": ("h = MatMul(x, w1) r = Mul(h, v) y = MatMul(r, w2)", {"v": (8,)}),
     "shifted alike": ("h = MatMul(x, w1) r = Add(h, v) y = MatMul(r, w2)", {"v": (1,)}),
-    "gated": (
-        "h = MatMul(x, w1) i = MatMul(x, v) r = Mul(h, i) y = MatMul(r, w2)",
-        {"v": (6, 8)},
-    ),
+    "gated": ("h = MatMul(x, w1) i = MatMul(x, v) r = Mul(h, i) y = MatMul(r, w2)", {"v": (6, 8)}),
     "squared": ("h = MatMul(x, w1) r = Mul(h, h) y = MatMul(r, w2)", {}),
     "normalised": (
         "h = MatMul(x, w1) r = BatchNormalization(h, v, v, v, u) y = MatMul(r, w2)",

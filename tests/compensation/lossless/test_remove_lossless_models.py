@@ -59,11 +59,7 @@ def widened(
 
 WIDENED = {
     "digits_mlp": ([("coefficient", 1), ("intercepts", 1)], [("coefficient1", 0)], ()),
-    "digits_resnet": (
-        [("onnx::Conv_103", 0), ("onnx::Conv_104", 0)],
-        [("onnx::Conv_106", 1)],
-        (),
-    ),
+    "digits_resnet": ([("onnx::Conv_103", 0), ("onnx::Conv_104", 0)], [("onnx::Conv_106", 1)], ()),
     "digits_resnet_bn": (
         [("blocks.1.bn1.weight", 0), ("blocks.1.bn1.bias", 0)],
         [("blocks.1.conv2.weight", 1)],

@@ -74,11 +74,7 @@ CASES = [
 
 @pytest.mark.parametrize(("call", "weights", "inputs", "widths", "others"), CASES)
 def test_widths_are_read_from_shapes_and_put_back(
-    call: str,
-    weights: dict[str, tuple[int, ...]],
-    inputs: str,
-    widths: Widths,
-    others: Widths,
+    call: str, weights: dict[str, tuple[int, ...]], inputs: str, widths: Widths, others: Widths
 ) -> None:
     op = call.split("(")[0].split("<")[0]
     one = kernel(f"y = {call}", weights, inputs, op)

@@ -48,7 +48,7 @@ REFUSED = [
         {"a": (4, 4), "b": (4, 3)},
         refused="there is no coupling rule for Det",
         values={"s": np.array([0, 2, 2]), "i": np.array([1])},
-    ),
+    )
 ]
 
 

@@ -81,11 +81,7 @@ CASES = [
     in_frame("And", f"{TO_BOOL} q = And(g, g) t = Cast<to=1>(q)", False),
     in_frame("Not", f"{TO_BOOL} q = Not(g) t = Cast<to=1>(q)", False),
     in_frame("BitwiseNot", f"{TO_INT} q = BitwiseNot(g) t = Cast<to=1>(q)", False),
-    in_frame(
-        "BitShift",
-        f'{TO_INT} q = BitShift<direction="LEFT">(g, g2) t = Cast<to=1>(q)',
-        True,
-    ),
+    in_frame("BitShift", f'{TO_INT} q = BitShift<direction="LEFT">(g, g2) t = Cast<to=1>(q)', True),
     in_frame("Cast", "q = Cast<to=11>(c) t = Cast<to=1>(q)", True),
     in_frame(
         "CastLike", "q = Cast<to=11>(c) n = Constant<value_float=0.0>() t = CastLike(q, n)", True

@@ -159,11 +159,7 @@ CASES = [
     conv("", "(h, k)", "8: a[0] k[1]", "8: b[1] k[0]"),
     *(
         conv(
-            f'<activation="{name}"{more}>',
-            "(h, k, c)",
-            "8: a[0] k[1]",
-            "8: b[1] c[0] k[0]",
-            c=(8,),
+            f'<activation="{name}"{more}>', "(h, k, c)", "8: a[0] k[1]", "8: b[1] c[0] k[0]", c=(8,)
         )
         for name, more in (("Relu", ""), ("LeakyRelu", ", activation_params=[0.2]"), ("Tanh", ""))
     ),

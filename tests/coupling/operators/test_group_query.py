@@ -54,12 +54,7 @@ CASES = [
     grouped(attributes=", scale=0.3, local_window_size=3, softcap=2.0"),
     grouped(result="t, nk, nv"),
     grouped(PACKED),
-    grouped(
-        "q, k, v, , , last, five, cos, sin",
-        dim=16,
-        attributes=", do_rotary=1",
-        values=TABLES,
-    ),
+    grouped("q, k, v, , , last, five, cos, sin", dim=16, attributes=", do_rotary=1", values=TABLES),
     grouped("q, k, v, , , last, five, , , , p", "p[1]", values={"p": PENALTY}),
     grouped(f"{PACKED}, , , , , s", "s[0]", values={"s": np.ones(6, np.float32)}),
     grouped(

@@ -105,11 +105,7 @@ CASES = [
         for v in (9, 22)
     ),
     *(
-        one_way(
-            op,
-            f"s = {op}<hidden_size=6>(x, w, r)",
-            groups=("6: b[0] r[1] r[2] w[1]",),
-        )
+        one_way(op, f"s = {op}<hidden_size=6>(x, w, r)", groups=("6: b[0] r[1] r[2] w[1]",))
         for op in GATES
     ),
     *(both_ways(op) for op in GATES),

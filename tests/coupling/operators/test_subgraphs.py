@@ -242,10 +242,7 @@ CASES = [
         refused=MEETS,
     ),
     branches(
-        "u = Relu(h)",
-        "q = Softmax(h) v = Neg(q)",
-        (),
-        refused="Softmax takes statistics over it",
+        "u = Relu(h)", "q = Softmax(h) v = Neg(q)", (), refused="Softmax takes statistics over it"
     ),
 ]
 

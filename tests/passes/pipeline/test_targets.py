@@ -67,10 +67,7 @@ def test_a_target_out_of_reach_is_told_in_both_ways() -> None:
 
 @pytest.mark.parametrize(("interval", "asked"), [((0.79, 0.81), 0.5), ((0.1, 8.0), 0.4)])
 def test_latency_refers_to_the_original_where_it_can_be_measured(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    interval: tuple[float, float],
-    asked: float,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: tuple[float, float], asked: float
 ) -> None:
     measured = Latency(1e-3, 8e-4, 0.8, *interval, 9, interval)
     monkeypatch.setattr(stage, "measure_pair", lambda *given: measured)

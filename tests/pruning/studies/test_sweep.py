@@ -16,7 +16,7 @@ import onnxprune
 from onnxprune import InputError, Sweep
 from onnxprune.errors import VerificationError
 from onnxprune.pruning.run import PruneRun
-from onnxprune.pruning.studies.sweep_result import SweepPoint, file_stem
+from onnxprune.pruning.studies.sweep import SweepPoint, file_stem
 from onnxprune.report.records import Study
 
 TWO_LAYERS = """<ir_version: 8, opset_import: ["": 17]>

@@ -93,9 +93,7 @@ def test_normalisation_is_one_node_where_that_is_valid(
 
 
 @pytest.mark.parametrize(
-    ("body", "sums"),
-    [(POST_NORM, ["z/sum", "y/sum"]), (PRE_NORM, ["s", "t"])],
-    ids=["post", "pre"],
+    ("body", "sums"), [(POST_NORM, ["z/sum", "y/sum"]), (PRE_NORM, ["s", "t"])], ids=["post", "pre"]
 )
 def test_every_branch_is_found_with_its_bias(body: str, sums: list[str]) -> None:
     first, second = found(separated(network(body)))
