@@ -155,12 +155,7 @@ class LeastSquaresCompensation:
     def apply(self, task: Task) -> Compensated:
         """Re-fit layers front to back; see `least_squares`."""
         assert task.calibration is not None
-        full, removal, effort, analysis = (
-            task.full_model(),
-            task.removal,
-            task.effort,
-            task.analysis,
-        )
+        full, removal, analysis = task.full_model(), task.removal, task.analysis
         cut = Cut(full.coupling, removal.removed_units())
         solvable = _solvable(full, cut, task.effort.settings.largest)
         task.fold_means(full, cut, solvable)
