@@ -81,7 +81,7 @@ def removed_exactly(model: ir.Model, context: RunContext) -> Exact | None:
     rewritten = replace(analysis, model=full.model, coupling=full.coupling)
     cut = build_plain(rewritten, Removal(removal.units), context)
     units = {
-        name: {"dead": len(one.dead), "constant": len(one.constant), "merged": len(one.merged)}
-        for name, one in removal.groups.items()
+        name: {"dead": len(each.dead), "constant": len(each.constant), "merged": len(each.merged)}
+        for name, each in removal.groups.items()
     }
     return Exact(cut.model, {"units": units, "certificate": vars(cut.certificate)})

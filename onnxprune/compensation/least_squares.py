@@ -336,7 +336,7 @@ class LeastSquares:
         wanted = self._reference[total.name]
         weight = self._weight(layer)
         outputs = layer.kept_outputs(self._cut)
-        counts = [layer.row_count(one.shape) for one in wanted]
+        counts = [layer.row_count(target.shape) for target in wanted]
         limit = self.settings.row_bytes // (4 * (weight[:, 0].size + 3 * weight[:, :, 0].size))
         drawn = drawn_rows(counts, min(self.settings.rows, limit), [self.context.seed, number])
         halves: tuple[list[Half], list[Half]] = ([], [])

@@ -253,9 +253,9 @@ def _types(model: ir.Model) -> dict[str, ir.DataType]:
     while waiting:
         found |= {
             value.name: value.dtype
-            for one in waiting
-            for value in _values(one)
+            for body in waiting
+            for value in _values(body)
             if value.name and value.dtype is not None
         }
-        waiting = [inner for one in waiting for node in one for inner in subgraphs(node)]
+        waiting = [inner for body in waiting for node in body for inner in subgraphs(node)]
     return found

@@ -290,7 +290,7 @@ class Comparison(ComparisonRecord):
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return {
-            "outputs": [one.to_dict() for one in self.outputs],
+            "outputs": [output.to_dict() for output in self.outputs],
             "original": vars(self.original),
             "pruned": vars(self.pruned),
         }
@@ -445,8 +445,8 @@ def _result_sizes(analysis: Analysis, cut: CutModel) -> Sizes:
     counted = sizes_of(analysis, cut.removal.removed_units(), model_bytes(cut.model))
     graph = cut.model.graph
     weights = sum(
-        tensor_bytes(tuple(one.shape.numpy()), ir.DataType(one.dtype))
-        for one in all_constants(graph)
+        tensor_bytes(tuple(constant.shape.numpy()), ir.DataType(constant.dtype))
+        for constant in all_constants(graph)
     )
     return replace(
         counted,

@@ -65,13 +65,13 @@ class InstalledPass:
             "source": self.source,
             "options": [
                 {
-                    "name": one.name,
-                    "expects": one.expects,
-                    "required": one.required,
-                    "default": None if one.required else one.default,
-                    "help": one.help,
+                    "name": option.name,
+                    "expects": option.expects,
+                    "required": option.required,
+                    "default": None if option.required else option.default,
+                    "help": option.help,
                 }
-                for one in self.options
+                for option in self.options
             ],
         }
 

@@ -151,7 +151,7 @@ class _Search:
         self.moments = moments
         self.found = [RedundantUnits() for _ in groups]
         self.dead = np.zeros(target.coupling.relations.count, bool)
-        self._constant: list[NDArray[np.bool_]] = [np.zeros(one.size, bool) for one in groups]
+        self._constant: list[NDArray[np.bool_]] = [np.zeros(group.size, bool) for group in groups]
         self._carriers = Carriers(target.coupling, groups, target.model.graph)
         self._consumers: dict[str, list[Consumer]] = defaultdict(list)
         for consumer in target.coupling.consumers:
@@ -233,7 +233,7 @@ class _Search:
             return []
         cost = np.ones(len(self.dead))
         cost[group.units[list(wanted)]] = 0
-        number_of = {int(one): unit for unit, one in enumerate(group.units)}
+        number_of = {int(unit): number for number, unit in enumerate(group.units)}
         by_unit = group.constraints.by_unit()
         closed = [a for a, whole in zip(group.axes, group.closed, strict=True) if whole]
         axes_of: dict[int, list[int]] = defaultdict(list)
@@ -271,7 +271,7 @@ def _seeds(group: Group, wanted: Mapping[int, None]) -> list[list[int]]:
     singles = [[int(group.units[unit])] for unit in wanted]
     if not len(group.constraints):
         return singles
-    everything = [one for seeds in singles for one in seeds]
+    everything = [seed for seeds in singles for seed in seeds]
     heads = [
         members.tolist()
         for _, members in group.constraints.definitions
@@ -301,7 +301,9 @@ class SpareUnits:
         self.group = group
         self.numbering = numbering
         self.moments = moments
-        self.values = [numbering.at(one.consumer.tensor, one.axes) for one in group.readings]
+        self.values = [
+            numbering.at(reading.consumer.tensor, reading.axes) for reading in group.readings
+        ]
         self.unfelt = self._unfelt()
 
     def dead(self) -> NDArray[np.bool_]:

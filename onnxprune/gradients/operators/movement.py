@@ -170,8 +170,8 @@ def _places(step: GradientStep, value: ir.Value, axis: int) -> ir.Value:
     emit = step.emit
     scalar = emit.constant(np.array(axis, np.int64))
     extent = emit.op("Gather", emit.shape(value), scalar, axis=0)
-    zero, one = (emit.constant(np.array(number, np.int64)) for number in (0, 1))
-    return emit.op("Range", zero, extent, one)
+    start, step_size = (emit.constant(np.array(number, np.int64)) for number in (0, 1))
+    return emit.op("Range", start, extent, step_size)
 
 
 def _column(step: GradientStep, value: ir.Value, axis: int) -> ir.Value:
