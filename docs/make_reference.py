@@ -14,11 +14,11 @@ from pathlib import Path
 
 import griffe
 from griffe2md import ConfigDict, render_object_docs
-from onnxprune.passes.pipeline.registry import BUILT_IN, find_pass
 
 import onnxprune
 from onnxprune.declaration import Option
 from onnxprune.options import LABELS, METRIC, OPTIONS, RUNTIME_OPTIONS
+from onnxprune.passes.pipeline.registry import BUILT_IN, find_pass
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "reference.md"

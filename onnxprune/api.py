@@ -100,7 +100,7 @@ def prune(
         threads: threads within an operator; 0 lets onnxruntime decide.
         measure_latency: time original and result in alternation for the report; default: unless
             the weights exceed 512 MB, which are then never loaded as a whole.
-        progress: told about long loops.
+        progress: progress callback of long loops.
 
     Raises:
         InputError: for a model, samples or options that cannot be used.
@@ -137,7 +137,7 @@ def run_pipeline(
         threads: threads within an operator; 0 lets onnxruntime decide.
         measure_latency: time the model after every pass; default: unless its weights exceed
             512 MB.
-        progress: told about long loops.
+        progress: progress callback of long loops.
 
     Raises:
         InputError: for a pipeline, model or samples that cannot be used, or a pass of somebody
@@ -176,7 +176,7 @@ def apply(
         threads: threads within an operator; 0 lets onnxruntime decide.
         measure_latency: time original and result in alternation for the report; default: unless
             the weights exceed 512 MB, which are then never loaded as a whole.
-        progress: told about long loops.
+        progress: progress callback of long loops.
 
     Raises:
         InputError: for a plan that was made for another model, or does not fit this one, and as
@@ -203,7 +203,7 @@ def inspect(
 
     Args:
         model: as for `prune`.
-        calibration: samples; only needed for models that do not run on made-up inputs.
+        calibration: samples; only needed for models that do not run on randomly generated inputs.
         providers: onnxruntime execution providers, the preferred one first.
         threads: threads within an operator; 0 lets onnxruntime decide.
 

@@ -48,6 +48,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.streams import Samples
+from onnxprune.coupling.analysis import observe_model
+from onnxprune.errors import InputError
+from onnxprune.model.observe import Facts
+from onnxprune.model.runtime import Runtime
 from onnxprune.passes.interface.axis_cut import apply, check, find_cut
 from onnxprune.passes.interface.interface_pass import (
     InterfacePass,
@@ -59,13 +66,6 @@ from onnxprune.passes.interface.interface_pass import (
 )
 from onnxprune.passes.interface.parts import Part, find_parts, select_outputs
 from onnxprune.passes.interface.whole_axis import axes_picked_along
-
-from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.streams import Samples
-from onnxprune.coupling.analysis import observe_model
-from onnxprune.errors import InputError
-from onnxprune.model.observe import Facts
-from onnxprune.model.runtime import Runtime
 
 KEPT_CLASSES = "onnxprune.kept_classes"
 """Metadata key: JSON list, the old number of every class there is."""

@@ -43,6 +43,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.streams import Samples
+from onnxprune.coupling.analysis import observe_model
+from onnxprune.errors import CalibrationError, InputError, NothingPrunable
+from onnxprune.model.observe import Facts
+from onnxprune.model.runtime import Runtime
+from onnxprune.model.save import write_text_atomic
 from onnxprune.passes.interface.axis_cut import AxisCut, apply, check, find_cut
 from onnxprune.passes.interface.interface_pass import (
     InterfacePass,
@@ -52,14 +60,6 @@ from onnxprune.passes.interface.interface_pass import (
 )
 from onnxprune.passes.interface.lookups import IdInput, Lookup, find_id_inputs, map_ids, renumber
 from onnxprune.passes.interface.parts import select_outputs, whole_axes
-
-from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.streams import Samples
-from onnxprune.coupling.analysis import observe_model
-from onnxprune.errors import CalibrationError, InputError, NothingPrunable
-from onnxprune.model.observe import Facts
-from onnxprune.model.runtime import Runtime
-from onnxprune.model.save import write_text_atomic
 
 KEPT_TOKENS = "onnxprune.kept_tokens"
 """Metadata key: JSON list, the old id of every token there is."""

@@ -20,8 +20,6 @@ from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
-from onnxprune.passes.pipeline.protocol import Pass
-from onnxprune.passes.remove_lossless import removed_exactly
 
 from onnxprune.calibration.batches import BatchBudget
 from onnxprune.calibration.context import RunContext
@@ -32,6 +30,8 @@ from onnxprune.errors import InputError
 from onnxprune.importance.likeness import Likeness, likeness
 from onnxprune.model.runtime import Runtime, matrix_threads
 from onnxprune.options import PruneOptions
+from onnxprune.passes.pipeline.protocol import Pass
+from onnxprune.passes.remove_lossless import removed_exactly
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.build import build
 from onnxprune.pruning.method import Method
@@ -50,8 +50,8 @@ class MergeDuplicates(Pass, ir.passes.FunctionalPass):
             samples
         samples: calibration samples; None merges only what is equal by its weights.
         runtime: how to run the model.
-        seed: of made-up inputs, and of the rows that are drawn.
-        progress: told about long loops.
+        seed: of randomly generated inputs, and of the rows that are drawn.
+        progress: progress callback of long loops.
 
     Attributes:
         details: what went, by group.
@@ -121,7 +121,7 @@ class MergeDuplicates(Pass, ir.passes.FunctionalPass):
 def _move(full: EditableModel, found: Likeness, merged: Mapping[int, int]) -> None:
     """Add the weights behind merged units to those behind their twins, as well as one factor can.
 
-    The layers are solved anew afterwards; this is what they start from, and are drawn to.
+    The layers are re-fitted afterwards, regularised towards these weights.
     """
     for reading, covariance in found.covariances:
         if is_mergeable(full, reading):

@@ -1,4 +1,4 @@
-"""Structured pruning as a pass: channels, hidden units and heads go, and layers are re-fitted."""
+"""Structured pruning as a pass: channels, hidden units and heads are removed, layers re-fitted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxprune.passes.pipeline.protocol import Pass, VerifiedRun
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
@@ -20,6 +19,7 @@ from onnxprune.importance.registry import resolve_options
 from onnxprune.model.load import LoadedModel, load, loaded_bytes
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import LABELS, METRIC, OPTIONS, PruneOptions
+from onnxprune.passes.pipeline.protocol import Pass, VerifiedRun
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.blocks import without_blocks
 from onnxprune.pruning.max_drop import Limit, prune_within
@@ -32,7 +32,7 @@ from onnxprune.verification.quality import Quality, QualityMeasure
 
 
 class Prune(Pass, ir.passes.FunctionalPass):
-    """Remove whole channels, hidden units and heads, and solve the layers around them anew.
+    """Remove whole channels, hidden units and heads, and re-fit the layers around them.
 
     Args:
         samples: calibration samples; None for none.

@@ -52,7 +52,6 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from onnxprune.passes.pipeline.protocol import Pass
 from onnxruntime import quantization
 from onnxruntime.quantization import shape_inference
 
@@ -66,6 +65,7 @@ from onnxprune.model.protobuf import LARGEST_MESSAGE
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.save import model_bytes
 from onnxprune.model.tensors import initializers
+from onnxprune.passes.pipeline.protocol import Pass
 from onnxprune.verification.divergence import DivergenceEvaluator
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")

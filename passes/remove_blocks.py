@@ -43,7 +43,6 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxprune.passes.pipeline.protocol import Pass
 
 from onnxprune.allocation.blocks import (
     TARGET_KINDS,
@@ -62,6 +61,7 @@ from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
 from onnxprune.model.execution import Execution
 from onnxprune.model.runtime import Runtime
+from onnxprune.passes.pipeline.protocol import Pass
 from onnxprune.progress import Progress, silent
 from onnxprune.surgery.blocks.residual import ResidualBlock
 from onnxprune.surgery.editable_model import EditableModel

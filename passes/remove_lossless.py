@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
-from onnxprune.passes.pipeline.protocol import Pass
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
@@ -15,6 +14,7 @@ from onnxprune.compensation.lossless.remove import remove_lossless
 from onnxprune.coupling.analysis import analyse
 from onnxprune.coupling.cut import Removal
 from onnxprune.model.runtime import Runtime
+from onnxprune.passes.pipeline.protocol import Pass
 from onnxprune.pruning.build import build_plain
 from onnxprune.surgery.editable_model import EditableModel
 

@@ -42,17 +42,6 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxprune.passes.pipeline.protocol import Pass
-from onnxprune.passes.sparsity.patterns import parse_pattern
-from onnxprune.passes.sparsity.scores import (
-    InputMoments,
-    input_moments,
-    input_order,
-    layer_amounts,
-    shares_of_output,
-    weight_scores,
-)
-from onnxprune.passes.sparsity.second_order import ZerosOnceSolved
 
 from onnxprune.calibration.batches import BatchBudget, load_held_batches
 from onnxprune.calibration.context import RunContext
@@ -66,6 +55,17 @@ from onnxprune.errors import InputError
 from onnxprune.model.observe import ConstantValues
 from onnxprune.model.runtime import Runtime, matrix_threads
 from onnxprune.model.tensors import mark_sparse, sparse_values
+from onnxprune.passes.pipeline.protocol import Pass
+from onnxprune.passes.sparsity.patterns import parse_pattern
+from onnxprune.passes.sparsity.scores import (
+    InputMoments,
+    input_moments,
+    input_order,
+    layer_amounts,
+    shares_of_output,
+    weight_scores,
+)
+from onnxprune.passes.sparsity.second_order import ZerosOnceSolved
 from onnxprune.progress import Progress, silent
 from onnxprune.surgery.editable_model import EditableModel
 

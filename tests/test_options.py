@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.solving import images, mlp
-from onnxprune.passes.pipeline.options import documented
 
 import onnxprune
 from onnxprune.calibration.augment import VIEWS
@@ -28,6 +27,7 @@ from onnxprune.options import (
     share_text,
     target_text,
 )
+from onnxprune.passes.pipeline.options import documented
 
 DECLARED = (*OPTIONS, *RUNTIME_OPTIONS, LABELS, METRIC)
 OTHERS = {"model", "calibration", "measure_latency", "progress"}

@@ -97,8 +97,8 @@ def knapsack_candidates(
 def without_shared(ranked: Sequence[RankedGroup]) -> list[RankedGroup]:
     """Groups that one layer reads at most.
 
-    What a group with many readers loses (a residual stream) cannot be made up for at one place, and
-    its error curve says too little of that.
+    The loss of a group with many consumers (a residual stream) cannot be compensated at one place,
+    and its error curve underestimates it.
     """
     return [entry for entry in ranked if len(_weights_read(entry.group)) < 2]
 

@@ -1,4 +1,4 @@
-"""Samples as batches that can be gone through again and again, and the arrays these are cut from.
+"""Samples as batches that can be iterated any number of times, and the arrays these are cut from.
 
 Memory does not grow with the number of samples: files are mapped or read piece by piece, what
 can be had only once is spooled to a temporary file.
@@ -265,7 +265,7 @@ def _check_counts_equal(counts: Mapping[str, int], where: str) -> None:
 
 
 class Samples(abc.ABC):
-    """Samples for one model, checked against its inputs, to be gone through any number of times.
+    """Samples for one model, checked against its inputs, to be iterated any number of times.
 
     Attributes:
         specs: the inputs of the model.

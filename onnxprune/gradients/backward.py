@@ -58,7 +58,7 @@ def add_backward(
 ) -> Backward:
     """Append the nodes that compute gradients.
 
-    Only what lies between an edge and a seed is gone through.
+    Only nodes between an edge and a seed are visited.
 
     Args:
         model: changed.

@@ -1,7 +1,7 @@
 """In which order the units of a group go: a nested sequence of legal removals.
 
 Every prefix of the sequence is legal, so an allocator only has to choose how far to go. Each step
-carries the fraction of its axis that is gone after it; the sequence is built by raising that
+carries the fraction of its axis that is removed after it; the sequence is built by raising that
 fraction slowly and, below it, taking the cheapest legal closure first.
 """
 
@@ -28,7 +28,7 @@ class RemovalStep:
 
     Attributes:
         units: what is removed now, composites included.
-        fraction: largest fraction of any axis of the group that is gone afterwards.
+        fraction: largest fraction of any axis of the group that is removed afterwards.
         score: sum of the scores of the units that die now.
     """
 

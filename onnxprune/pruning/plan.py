@@ -351,7 +351,7 @@ def plan_of(
 
 
 def planned_removal(analysis: Analysis, plan: Plan) -> Removal:
-    """Classes of the planned units, with everything that has to go with them.
+    """The planned units, with everything that has to be removed with them.
 
     Raises:
         InputError: when the plan does not fit the model.
@@ -375,16 +375,16 @@ def planned_stages(analysis: Analysis, plan: Plan) -> list[Removal]:
 
 def _units(analysis: Analysis, removal: Removal) -> dict[str, tuple[int, ...]]:
     """Removed units of every group that loses some, by its name."""
-    found = {}
+    removed_units = {}
     for group in analysis.groups:
-        classes = set(removal.units.get(group.name, ()))
-        if removed := tuple(i for i, unit in enumerate(group.units.tolist()) if unit in classes):
-            found[group.name] = removed
-    return found
+        units = set(removal.units.get(group.name, ()))
+        if removed := tuple(i for i, unit in enumerate(group.units.tolist()) if unit in units):
+            removed_units[group.name] = removed
+    return removed_units
 
 
 def _removal(groups: Mapping[str, Group], removed: Mapping[str, Sequence[int]]) -> Removal:
-    classes = {}
+    removal = {}
     for name, units in removed.items():
         group = groups.get(name)
         if group is None or max(units, default=0) >= group.size:
@@ -395,14 +395,13 @@ def _removal(groups: Mapping[str, Group], removed: Mapping[str, Sequence[int]]) 
         ):
             raise InputError(f"the plan leaves nothing of an axis of group {name}")
         seeds = [int(group.units[unit]) for unit in units]
-        dead = np.zeros(int(group.all_units.max()) + 1, bool)
-        killed = close(
-            group.constraints, group.constraints.by_unit(), dead, seeds, np.zeros(len(dead))
-        )
-        if killed is None or int(dead[group.units].sum()) != len(seeds):
+        is_removed = np.zeros(int(group.all_units.max()) + 1, bool)
+        cost = np.zeros(len(is_removed))
+        together = close(group.constraints, group.constraints.by_unit(), is_removed, seeds, cost)
+        if together is None or int(is_removed[group.units].sum()) != len(seeds):
             raise InputError(f"the plan's removal in group {name} is not a legal one")
-        classes[name] = tuple(killed)
-    return Removal(classes)
+        removal[name] = tuple(together)
+    return Removal(removal)
 
 
 def _misfit(name: str) -> InputError:

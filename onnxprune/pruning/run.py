@@ -60,7 +60,7 @@ class PrunedModel:
         target: kind -> fraction of the original that was to remain.
         allocation: name of the allocation that was chosen; empty for a replayed plan.
         trials: divergence of each allocation that was tried, by name.
-        dropped: groups that were left whole because their cut failed, with the reason.
+        dropped: groups that were not cut because that failed, with the reason.
         stages: what was removed after each step but the last.
         latency: measured against the original's, where latency was a target.
         ranked: the groups with the removal orders it was chosen from; empty for a replayed plan.

@@ -88,7 +88,7 @@ class Choice:
 class Search:
     """The search for what to remove for one target.
 
-    A group whose cut the graph cannot express, or for which the certificate fails, is left whole,
+    A group whose cut the graph cannot express, or for which the certificate fails, is not cut,
     and the allocation is made again without it.
 
     Attributes:
@@ -98,7 +98,7 @@ class Search:
         method: criterion, compensation and options.
         context: how to run models.
         target: kind -> fraction of the original that is to remain.
-        dropped: groups that are left whole, with the reason; filled by the search.
+        dropped: groups that are not cut, with the reason; filled by the search.
     """
 
     workspace: Workspace
@@ -150,7 +150,7 @@ class Search:
     def candidates(self, aim: Mapping[str, float]) -> list[Candidate]:
         """Allocations by the options: one, unless several can be tried.
 
-        Groups that several layers read are left whole where the aim can be met without.
+        Groups that several layers read are not cut where the aim can be met without.
 
         Raises:
             TargetUnreachable: when removing everything that may be removed is not enough.
@@ -259,7 +259,7 @@ class Search:
         )
 
     def _left(self) -> list[RankedGroup]:
-        """The groups that are not left whole."""
+        """The groups that may still be cut."""
         return [ranked for ranked in self.ranked if ranked.group.name not in self.dropped]
 
     def _unshared(self, aim: Mapping[str, float]) -> list[RankedGroup]:

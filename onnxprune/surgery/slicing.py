@@ -174,7 +174,7 @@ def _computed(
 def _replace_constant(owners: Mapping[str, ir.Value], name: str, tensor: ir.TensorProtocol) -> None:
     """Put a changed tensor in place of an initializer or of the output of a Constant node.
 
-    A constant that is gone already was left without readers by a patch.
+    A constant that is missing was left without consumers by a size rule.
     """
     value = owners.get(name)
     if value is None:

@@ -15,17 +15,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxprune.passes.interface.lookups import Lookup
-from onnxprune.passes.interface.parts import Part
-from onnxprune.passes.interface.whole_axis import (
-    common_positions,
-    cut_readers,
-    map_picked,
-    mask_removed,
-    picked_positions,
-    rule_among,
-    whole_axis_readers,
-)
 
 from onnxprune.coupling.closure import ConstraintSet, close
 from onnxprune.coupling.cut import Cut, CutError
@@ -37,6 +26,17 @@ from onnxprune.errors import NothingPrunable, RuntimeFailure, VerificationError
 from onnxprune.model.execution import Execution
 from onnxprune.model.observe import Facts
 from onnxprune.model.runtime import Runtime
+from onnxprune.passes.interface.lookups import Lookup
+from onnxprune.passes.interface.parts import Part
+from onnxprune.passes.interface.whole_axis import (
+    common_positions,
+    cut_readers,
+    map_picked,
+    mask_removed,
+    picked_positions,
+    rule_among,
+    whole_axis_readers,
+)
 from onnxprune.surgery.slicing import slice_removed
 from onnxprune.verification.certificate import check_runs, tolerance_for
 from onnxprune.verification.comparison import largest_difference

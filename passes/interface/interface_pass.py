@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxprune.passes.pipeline.protocol import Pass
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.feeds import batch_rows
@@ -20,6 +19,7 @@ from onnxprune.calibration.moments import BATCH
 from onnxprune.errors import InputError
 from onnxprune.model.execution import Execution
 from onnxprune.model.observe import Facts
+from onnxprune.passes.pipeline.protocol import Pass
 
 _LEAST_SAMPLES = 64
 """Fewest samples of the kept classes for later passes to see these alone."""

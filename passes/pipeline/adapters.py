@@ -20,8 +20,6 @@ from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxprune.passes.pipeline.options import SUPPLIED, options_of
-from onnxprune.passes.pipeline.protocol import Pass
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.feeds import Feed
@@ -29,6 +27,8 @@ from onnxprune.cost.latency.measure import Latency
 from onnxprune.declaration import Option
 from onnxprune.errors import InputError
 from onnxprune.model.load import ModelKind, convert, load
+from onnxprune.passes.pipeline.options import SUPPLIED, options_of
+from onnxprune.passes.pipeline.protocol import Pass
 
 _KINDS: dict[str, tuple[ModelKind, tuple[str, ...]]] = {
     "model": ("ir", ("ir.Model", "onnx_ir.Model", "Model")),

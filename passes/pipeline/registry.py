@@ -18,12 +18,11 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from onnxprune.passes.pipeline.adapters import options_of_pass
-from onnxprune.passes.pipeline.targets import with_of
-
 from onnxprune.calibration.scripts import FUNCTION, load_attribute
 from onnxprune.declaration import Option
 from onnxprune.errors import InputError, nearest, typed_line
+from onnxprune.passes.pipeline.adapters import options_of_pass
+from onnxprune.passes.pipeline.targets import with_of
 
 BUILT_IN = {
     "remove-lossless": "onnxprune.passes.remove_lossless:RemoveLosslessUnits",
@@ -114,7 +113,7 @@ def find_pass(name: str) -> InstalledPass:
     for entry in entry_points(group=_ENTRY_POINTS, name=name):
         try:
             made_by = entry.load()
-        except Exception as error:  # somebody else's code
+        except Exception as error:  # third-party code
             reason = typed_line(error)
             raise InputError(
                 f"pass {name!r} ({entry.value}): cannot be loaded: {reason}"

@@ -16,10 +16,6 @@ from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxprune.passes.pipeline.adapters import make_pass
-from onnxprune.passes.pipeline.protocol import Pass
-from onnxprune.passes.pipeline.steps import Step, planned_steps
-from onnxprune.passes.pipeline.targets import OF, TARGET, relative_target, remaining
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.feeds import batch_rows
@@ -42,6 +38,10 @@ from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, ModelSource, convert, load, loaded_bytes
 from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY, OPTIONS
+from onnxprune.passes.pipeline.adapters import make_pass
+from onnxprune.passes.pipeline.protocol import Pass
+from onnxprune.passes.pipeline.steps import Step, planned_steps
+from onnxprune.passes.pipeline.targets import OF, TARGET, relative_target, remaining
 from onnxprune.progress import during
 from onnxprune.pruning.plan import Plan, PlannedStep, model_facts
 from onnxprune.pruning.results import PruneResult, compared, sizes_of

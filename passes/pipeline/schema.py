@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from onnxprune.passes.pipeline.registry import InstalledPass
-
 from onnxprune.declaration import Option
 from onnxprune.options import TARGETS, check_targets
+from onnxprune.passes.pipeline.registry import InstalledPass
 
 _FRACTION = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 

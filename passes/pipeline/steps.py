@@ -20,11 +20,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnxprune.passes.pipeline.adapters import options_of_pass
-from onnxprune.passes.pipeline.registry import InstalledPass, find_pass
-
 from onnxprune.declaration import read_options
 from onnxprune.errors import InputError, nearest
+from onnxprune.passes.pipeline.adapters import options_of_pass
+from onnxprune.passes.pipeline.registry import InstalledPass, find_pass
 from onnxprune.pruning.plan import Plan
 
 if TYPE_CHECKING:

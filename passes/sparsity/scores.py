@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxprune.passes.sparsity.patterns import Pattern
 
 from onnxprune.calibration.batches import drawn_rows
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.walk import Walk
 from onnxprune.compensation.regression.linear_layers import LinearLayer
+from onnxprune.passes.sparsity.patterns import Pattern
 
 _ROWS = 65_536
 """Rows from which the moments of a layer's inputs are taken."""

@@ -37,11 +37,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxprune.passes.sparsity.patterns import Pattern
-from onnxprune.passes.sparsity.scores import input_order
 
 from onnxprune.compensation.regression.gram import Gram, positive_inverse
 from onnxprune.compensation.regression.linear_layers import LinearLayer
+from onnxprune.passes.sparsity.patterns import Pattern
+from onnxprune.passes.sparsity.scores import input_order
 
 _COLUMNS = 128
 _DAMPING = 1e-2

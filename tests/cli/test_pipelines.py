@@ -10,12 +10,12 @@ from pathlib import Path
 import onnx
 import pytest
 from helpers.outcome import Outcome
-from onnxprune.passes.pipeline import run as stage
 
 from onnxprune import api
 from onnxprune.cost.latency.measure import measure_pair
 from onnxprune.errors import InputError
 from onnxprune.options import TARGETS
+from onnxprune.passes.pipeline import run as stage
 from onnxprune.pruning import results
 
 Run = Callable[..., Outcome]

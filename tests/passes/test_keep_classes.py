@@ -13,13 +13,13 @@ import pytest
 from helpers.oracle import feed, outputs
 from helpers.paths import MODELS
 from helpers.reducing import Weights, changed, declared, graph, metadata, shapes, weights
-from onnxprune.passes.keep_classes import KEPT_CLASSES, KeepClasses
 
 import onnxprune
 from onnxprune.calibration.samples import read_samples
 from onnxprune.errors import InputError, NothingPrunable
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
+from onnxprune.passes.keep_classes import KEPT_CLASSES, KeepClasses
 
 KEPT = [1, 4, 5]
 LINEAR = weights(w=(4, 6), b=(6,))

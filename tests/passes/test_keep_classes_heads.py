@@ -10,9 +10,9 @@ import pytest
 from helpers.oracle import feed, outputs
 from helpers.reducing import Weights, changed, declared, graph, metadata, shapes, weights
 from numpy.typing import NDArray
-from onnxprune.passes.keep_classes import KEPT_CLASSES, KeepClasses
 
 from onnxprune.errors import InputError, NothingPrunable
+from onnxprune.passes.keep_classes import KEPT_CLASSES, KeepClasses
 
 KEPT = [1, 4, 5]
 IMAGE = "(float[N, 4, 5, 5] x)"

@@ -12,10 +12,10 @@ from helpers.oracle import outputs
 from helpers.quantised import whole
 from helpers.reducing import Weights, changed, declared, graph, metadata, shapes, weights
 from numpy.typing import NDArray
-from onnxprune.passes.keep_tokens import KEPT_TOKENS, KeepTokens
 
 from onnxprune.api import run_pipeline
 from onnxprune.errors import CalibrationError, InputError, NothingPrunable
+from onnxprune.passes.keep_tokens import KEPT_TOKENS, KeepTokens
 
 KEPT = [0, 2, 3, 7, 11]
 OLD = np.array([[2, 11, 0], [7, 7, 3]])

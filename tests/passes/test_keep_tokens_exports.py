@@ -11,9 +11,9 @@ from helpers.oracle import outputs
 from helpers.quantised import whole
 from helpers.reducing import Weights, changed, declared, graph, shapes, weights
 from numpy.typing import NDArray
-from onnxprune.passes.keep_tokens import KeepTokens
 
 from onnxprune.errors import InputError, NothingPrunable
+from onnxprune.passes.keep_tokens import KeepTokens
 
 KEPT = [0, 2, 3, 7, 11]
 OLD = np.array([[2, 11, 0], [7, 7, 3]])

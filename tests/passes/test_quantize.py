@@ -12,7 +12,6 @@ import onnx_ir as ir
 import pytest
 from helpers.oracle import ONE_THREAD, difference, outputs
 from helpers.solving import HEAD, floats, images, mlp, parse
-from onnxprune.passes.quantize import Quantize
 
 from onnxprune.api import run_pipeline
 from onnxprune.calibration.samples import read_samples
@@ -21,6 +20,7 @@ from onnxprune.cost.latency.measure import Latency
 from onnxprune.errors import InputError
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
+from onnxprune.passes.quantize import Quantize
 
 CNN = f"""{HEAD} g (float[N, 8, 6, 6] x) => (float[N, 5] y) {{
     a = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (x, w1, b1)  h = Relu(a)

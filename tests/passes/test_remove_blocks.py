@@ -12,7 +12,6 @@ from helpers.oracle import ONE_THREAD, outputs
 from helpers.paths import MODELS
 from helpers.reducing import Weights, changed, declared, graph, shapes, weights
 from numpy.typing import NDArray
-from onnxprune.passes.remove_blocks import RemoveBlocks
 
 import onnxprune
 from onnxprune.calibration.samples import read_samples
@@ -20,6 +19,7 @@ from onnxprune.calibration.streams import Samples
 from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
+from onnxprune.passes.remove_blocks import RemoveBlocks
 
 # Two branches on a stream that a linear layer makes; the first is linear, the second is small.
 BODY = """x0 = Gemm (x, a, c)

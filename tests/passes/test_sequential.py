@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 from helpers.oracle import ONE_THREAD
 from helpers.reducing import graph, weights
-from onnxprune.passes.pipeline.registry import find_pass
 
 from onnxprune.calibration.samples import read_samples
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
+from onnxprune.passes.pipeline.registry import find_pass
 
 BODY = """x0 = Gemm (x, a, c) u = MatMul (x0, b1) r = Relu (u) f = MatMul (r, b2)
             s = Add (x0, f) n = Relu (s) y = Gemm (n, d, e)"""

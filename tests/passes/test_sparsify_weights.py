@@ -13,14 +13,14 @@ from helpers.oracle import ONE_THREAD, difference, outputs
 from helpers.solving import HEAD, MLP, floats, images, mlp, parse
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from onnxprune.passes.sparsify_weights import SparsifyWeights
-from onnxprune.passes.sparsity.patterns import parse_pattern
 
 from onnxprune.api import run_pipeline
 from onnxprune.calibration.samples import read_samples
 from onnxprune.calibration.streams import Samples
 from onnxprune.errors import InputError
 from onnxprune.model.inputs import input_specs
+from onnxprune.passes.sparsify_weights import SparsifyWeights
+from onnxprune.passes.sparsity.patterns import parse_pattern
 
 CNN = f"""{HEAD} g (float[N, 8, 6, 6] x) => (float[N, 5] y) {{
     a = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (x, w1, b1)  h = Relu(a)

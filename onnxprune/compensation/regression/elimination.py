@@ -113,7 +113,7 @@ class Elimination:
         return max(float(np.einsum("do,do->", inner @ weight, weight)), 0.0)
 
     def _shrink(self) -> None:
-        """Let go of the unknowns that are gone."""
+        """Drop the unknowns that were removed."""
         left = np.flatnonzero(self._left)
         self._weight, self._inverse = self._weight[left], self._inverse[np.ix_(left, left)]
         place = np.cumsum(self._left) - 1

@@ -156,7 +156,7 @@ def sensitivity(
         shard: (i, n) measures every n-th group from the i-th on, 1 <= i <= n; None all groups.
         file: JSON file that is written after every group. Groups that are in it already are not
             measured again.
-        progress: told about long loops.
+        progress: progress callback of long loops.
         **method: criterion, compensate and others, as for `prune`; not `target`, `max_drop`.
 
     Raises:

@@ -228,7 +228,7 @@ def sweep(
             are not computed again, and stay; otherwise they are replaced. Made if missing.
         save: write the models and plans of the Pareto points to the folder, too.
         measure_latency: as for `prune`.
-        progress: told about long loops.
+        progress: progress callback of long loops.
         **method: criterion, compensate and others, as for `prune`; not `max_drop`.
 
     Returns:

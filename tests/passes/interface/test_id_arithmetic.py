@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from helpers.reducing import graph
-from onnxprune.passes.interface.lookups import Arithmetic, arithmetic_of
 
 from onnxprune.model.load import load
+from onnxprune.passes.interface.lookups import Arithmetic, arithmetic_of
 
 ROWS = 12
 

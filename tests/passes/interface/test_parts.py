@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from helpers.oracle import ONE_THREAD
 from helpers.reducing import Weights, graph, weights
-from onnxprune.passes.interface.parts import Part, find_parts
 
 from onnxprune.errors import InputError
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
+from onnxprune.passes.interface.parts import Part, find_parts
 
 HEADS = weights(a=(3, 4), b=(3, 6), c=(3, 6))
 PARTS = "p = MatMul (x, a) q = MatMul (x, b)"

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 import pytest
-from onnxprune.passes.pipeline.options import options_of
-from onnxprune.passes.prune import Prune
 
 from onnxprune.declaration import Option, read_options
 from onnxprune.errors import InputError
 from onnxprune.model.runtime import Runtime
+from onnxprune.passes.pipeline.options import options_of
+from onnxprune.passes.prune import Prune
 
 
 class Example(ir.passes.InPlacePass):

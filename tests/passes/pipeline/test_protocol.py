@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 from helpers.solving import images, mlp
-from onnxprune.passes.pipeline.protocol import Pass
-from onnxprune.passes.pipeline.registry import installed_passes
-from onnxprune.passes.prune import Prune
 
 from onnxprune.calibration.samples import read_samples
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
+from onnxprune.passes.pipeline.protocol import Pass
+from onnxprune.passes.pipeline.registry import installed_passes
+from onnxprune.passes.prune import Prune
 
 
 def test_passes_of_ours_derive_from_the_protocol() -> None:

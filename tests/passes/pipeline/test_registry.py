@@ -6,10 +6,10 @@ from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
-from onnxprune.passes.pipeline import registry
-from onnxprune.passes.pipeline.registry import find_pass, installed_passes
 
 from onnxprune.errors import InputError
+from onnxprune.passes.pipeline import registry
+from onnxprune.passes.pipeline.registry import find_pass, installed_passes
 
 OURS = {"remove-lossless", "merge-duplicates", "prune", "sparsify-weights", "quantize"}
 

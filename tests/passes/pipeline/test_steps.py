@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from onnxprune.passes.pipeline.steps import parse_value, read_steps
 
 from onnxprune.errors import InputError
+from onnxprune.passes.pipeline.steps import parse_value, read_steps
 
 YAML = """
 passes:

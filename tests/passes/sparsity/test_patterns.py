@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnxprune.passes.sparsity.patterns import Pattern, parse_pattern
 
 from onnxprune.errors import InputError
+from onnxprune.passes.sparsity.patterns import Pattern, parse_pattern
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from onnxprune.passes.sparsity.patterns import Pattern
 from onnxprune.passes.sparsity.scores import (
     InputMoments,

@@ -10,10 +10,10 @@ import pytest
 from helpers.oracle import difference, outputs, traced
 from helpers.solving import CONTEXT, batches, images, mlp
 from numpy.typing import NDArray
-from onnxprune.passes.sparsity.patterns import Pattern, parse_pattern
-from onnxprune.passes.sparsity.second_order import ZerosOnceSolved, sparse_weights
 
 from onnxprune.compensation.least_squares import LeastSquares, Refit, Settings
+from onnxprune.passes.sparsity.patterns import Pattern, parse_pattern
+from onnxprune.passes.sparsity.second_order import ZerosOnceSolved, sparse_weights
 from onnxprune.surgery.editable_model import EditableModel
 
 PATTERNS = ["unstructured", "2:4", "4:8", "2x1", "1x4", "3x8"]
