@@ -83,8 +83,8 @@ def knapsack_candidates(
     whole = "channels" in target
     parts = [part for entry in ranked for part in ((entry,) if whole else entry.parts or (entry,))]
     groups, orders = [part.group for part in parts], [part.steps for part in parts]
-    gone = 1 - target.get("channels", 1.0) + _ROUNDING
-    least = [sum(step.fraction <= gone for step in order) for order in orders]
+    removed = 1 - target.get("channels", 1.0) + _ROUNDING
+    least = [sum(step.fraction <= removed for step in order) for order in orders]
     found: list[Candidate] = []
     for name in ranked[0].curves if scaling is None else {scaling} & ranked[0].curves.keys():
         errors = [part.curves[name] for part in parts]

@@ -8,6 +8,6 @@ Words used throughout:
 * A *composite* is a unit without entries of its own: it is removed exactly when all its members
   are (a whole head, a whole group of a convolution).
 * A *group* is a set of units that share axes or constraints; it numbers its units from 0.
-* A *consumer* is a contraction that reads a labelled axis: there a removal has its effect and is compensated.
+* A *consumer* is a contraction that reads a labelled axis: a removal is compensated there.
 * *Removed* and *kept* are said of units, atoms and entries alike.
 """
