@@ -55,7 +55,7 @@ from onnxprune.coupling.analysis import observe_model
 from onnxprune.errors import InputError
 from onnxprune.model.observe import Facts
 from onnxprune.model.runtime import Runtime
-from onnxprune.passes.interface.axis_cut import apply, check, find_cut
+from onnxprune.passes.interface.axis_cut import apply, axes_picked_along, check, find_cut
 from onnxprune.passes.interface.interface_pass import (
     InterfacePass,
     KeptSamples,
@@ -65,7 +65,6 @@ from onnxprune.passes.interface.interface_pass import (
     samples_of,
 )
 from onnxprune.passes.interface.parts import Part, find_parts, select_outputs
-from onnxprune.passes.interface.whole_axis import axes_picked_along
 
 KEPT_CLASSES = "onnxprune.kept_classes"
 """Metadata key: JSON list, the old number of every class there is."""

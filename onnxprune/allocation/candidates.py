@@ -20,7 +20,7 @@ from onnxprune.allocation.prefixes import choose
 from onnxprune.cost.kinds import CostModel
 from onnxprune.coupling.cut import Removal
 from onnxprune.coupling.groups import Group
-from onnxprune.importance.ranked import RankedGroup
+from onnxprune.importance.removal_order import RankedGroup
 
 _ROUNDING = 1e-9
 

@@ -34,8 +34,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: Namespace) -> None:
     """List the passes that are installed."""
-    from onnxprune.passes.pipeline.registry import find_pass, installed_passes
-    from onnxprune.passes.pipeline.schema import pipeline_schema
+    from onnxprune.passes.pipeline.registry import find_pass, installed_passes, pipeline_schema
     from onnxprune.report.figures import json_text
 
     passes = [find_pass(arguments.name)] if arguments.name else installed_passes()

@@ -19,8 +19,7 @@ from onnxprune.coupling.step import node_id
 from onnxprune.errors import InputError
 from onnxprune.gradients.backward import Edge, add_backward
 from onnxprune.gradients.emitter import QUANTISED, Emitter
-from onnxprune.gradients.expansion import expand
-from onnxprune.gradients.precision import to_single_precision, upgraded
+from onnxprune.gradients.preparation import expand, to_single_precision, upgraded
 from onnxprune.model.observe import Facts, observe
 from onnxprune.model.runtime import Runtime
 

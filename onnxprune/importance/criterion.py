@@ -16,8 +16,7 @@ from onnxprune.coupling.analysis import Analysis, tap_of
 from onnxprune.coupling.group_view import GroupView, MaskGradients
 from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError
-from onnxprune.importance.ranked import RankedGroup
-from onnxprune.importance.removal_order import removal_order
+from onnxprune.importance.removal_order import RankedGroup, removal_order
 from onnxprune.model.observe import ConstantValues
 
 

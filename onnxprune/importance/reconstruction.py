@@ -16,7 +16,7 @@ from dataclasses import replace
 from onnxprune.coupling.groups import Group
 from onnxprune.importance.criterion import Criterion, RankingInputs
 from onnxprune.importance.curves import Curve, part_curves, whole_curve
-from onnxprune.importance.ranked import RankedGroup
+from onnxprune.importance.removal_order import RankedGroup
 from onnxprune.importance.survey import Survey
 
 

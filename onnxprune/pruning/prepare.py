@@ -15,7 +15,7 @@ from onnxprune.coupling.groups import Group
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import GroupGradients, mask_gradients
 from onnxprune.importance.criterion import RankingInputs
-from onnxprune.importance.ranked import RankedGroup
+from onnxprune.importance.removal_order import RankedGroup
 from onnxprune.options import LATENCY
 from onnxprune.progress import during
 from onnxprune.pruning.method import Method

@@ -22,7 +22,7 @@ from onnxprune.cost.memory import stored_parameters
 from onnxprune.coupling.analysis import Analysis, why_nothing
 from onnxprune.coupling.cut import Removal
 from onnxprune.errors import NothingPrunable, TargetUnreachable
-from onnxprune.importance.ranked import RankedGroup
+from onnxprune.importance.removal_order import RankedGroup
 from onnxprune.model.runtime import matrix_threads
 from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY, PARAMS, SIZE, target_text

@@ -33,7 +33,7 @@ from onnxprune.cost.latency.measure import Latency, measure_pair
 from onnxprune.coupling.analysis import Analysis, why_nothing
 from onnxprune.coupling.cut import CutError
 from onnxprune.errors import NothingPrunable, RuntimeFailure, TargetUnreachable
-from onnxprune.importance.ranked import RankedGroup
+from onnxprune.importance.removal_order import RankedGroup
 from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY, SIZE, target_text
 from onnxprune.progress import during, silent

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxprune.cost.latency.cache import machine, processor_name
 from onnxprune.coupling.groups import Group
-from onnxprune.importance.ranked import RankedGroup
+from onnxprune.importance.removal_order import RankedGroup
 from onnxprune.model.runtime import Runtime
 from onnxprune.report.records import ErrorCurve, GroupAccount, Provenance
 

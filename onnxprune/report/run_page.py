@@ -19,7 +19,6 @@ from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.kinds import KINDS
 from onnxprune.errors import InputError
 from onnxprune.report.charts import Dot, Line, Panel, inline
-from onnxprune.report.details import detail_facts, detail_tables
 from onnxprune.report.figures import (
     decimals,
     durations,
@@ -44,6 +43,8 @@ from onnxprune.report.sections import (
     certificate_text,
     certificate_verdict,
     cost_rows,
+    detail_facts,
+    detail_tables,
     doubts,
     group_refusals,
     latency_interval,

@@ -7,12 +7,16 @@ Another package names its passes in an entry point of the group `onnxprune.passe
 
 A file of the user's needs no more than its name: "my_passes.py:clean_up"; so does whatever can be
 imported: "onnx_ir.passes.common:RemoveUnusedNodesPass".
+
+`pipeline_schema` describes files that name them (https://json-schema.org/draft/2020-12); YAML files
+name the schema in a comment such as `# yaml-language-server: $schema=pipeline.schema.json`.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -21,6 +25,7 @@ from typing import Any
 from onnxprune.calibration.scripts import FUNCTION, load_attribute
 from onnxprune.declaration import Option
 from onnxprune.errors import InputError, nearest, typed_line
+from onnxprune.options import TARGETS, check_targets
 from onnxprune.passes.pipeline.adapters import options_of_pass
 from onnxprune.passes.pipeline.targets import with_of
 
@@ -142,3 +147,55 @@ def _described(name: str, made_by: Any, source: str) -> InstalledPass:
     summary = (inspect.getdoc(documented) or "").strip().partition("\n")[0]
     options = with_of(options_of_pass(made_by, name))
     return InstalledPass(name, summary, options, source, made_by)
+
+
+_FRACTION = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+
+
+def pipeline_schema(passes: Sequence[InstalledPass]) -> dict[str, Any]:
+    """Return the schema of files that name these passes, or passes of other files."""
+    named = {each.name: _of_pass(each) for each in passes}
+    without_options = [
+        {"const": each.name, "description": each.summary}
+        for each in passes
+        if not any(option.required for option in each.options)
+    ]
+    entry = {
+        "type": "object",
+        "properties": named,
+        "patternProperties": {":": {"type": ["object", "null"]}},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 1,
+    }
+    items = {"anyOf": [*without_options, {"type": "string", "pattern": ":"}, entry]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "onnxprune pipeline",
+        "type": "object",
+        "properties": {"passes": {"type": "array", "items": items, "minItems": 1}},
+        "required": ["passes"],
+        "additionalProperties": False,
+    }
+
+
+def _of_pass(installed: InstalledPass) -> dict[str, Any]:
+    required = [option.name for option in installed.options if option.required]
+    return {
+        "description": installed.summary,
+        "type": "object" if required else ["object", "null"],
+        "properties": {option.name: _of_option(option) for option in installed.options},
+        "additionalProperties": False,
+        **({"required": required} if required else {}),
+    }
+
+
+def _of_option(option: Option) -> dict[str, Any]:
+    if option.check is not check_targets:
+        return option.schema()
+    return {
+        "description": option.help,
+        "type": ["object", "null"],
+        "properties": dict.fromkeys(TARGETS, _FRACTION),
+        "additionalProperties": False,
+    }

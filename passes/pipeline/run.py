@@ -49,7 +49,7 @@ from onnxprune.report.accounts import provenance_of
 from onnxprune.report.records import Sizes, StepReport
 from onnxprune.verification.certificate import (
     check_interface,
-    check_runs,
+    check_result,
     keep_loadable,
     tolerance_for,
 )
@@ -414,7 +414,15 @@ class _PipelineRun:
         analysis = analyse(model, self._context)
         runs = analysis.runs()
         feeds, outputs = [run.feed for run in runs], [run.outputs for run in runs]
-        check_runs(before, model, feeds, outputs, runtime, tolerance_for(model))
+        check_result(
+            before,
+            model,
+            feeds,
+            outputs,
+            runtime,
+            tolerance_for(model),
+            same_interface=same_interface,
+        )
         keep_loadable(model, runtime)
         return analysis
 

@@ -19,8 +19,7 @@ from onnxprune.cost.cut_cost import CutCost
 from onnxprune.coupling.groups import find_groups
 from onnxprune.coupling.trace import trace
 from onnxprune.errors import TargetUnreachable
-from onnxprune.importance.ranked import RankedGroup
-from onnxprune.importance.removal_order import removal_order
+from onnxprune.importance.removal_order import RankedGroup, removal_order
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
 

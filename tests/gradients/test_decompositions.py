@@ -8,7 +8,7 @@ import pytest
 from helpers.differences import check_gradient
 from helpers.oracle import ONE_THREAD, parse
 
-from onnxprune.gradients.expansion import expand
+from onnxprune.gradients.preparation import expand
 from onnxprune.model.execution import open_session, run
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe

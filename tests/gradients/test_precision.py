@@ -14,7 +14,7 @@ from onnxprune.calibration.samples import read_samples
 from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import mask_gradients
-from onnxprune.gradients.precision import to_single_precision, upgraded
+from onnxprune.gradients.preparation import to_single_precision, upgraded
 from onnxprune.model.execution import open_session, run
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load

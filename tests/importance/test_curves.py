@@ -17,8 +17,8 @@ from onnxprune.calibration.moments import Calibration
 from onnxprune.calibration.samples import read_samples
 from onnxprune.coupling.analysis import Analysis, analyse, statistics_of
 from onnxprune.importance.criterion import RankingInputs
-from onnxprune.importance.ranked import RankedGroup
 from onnxprune.importance.reconstruction import Reconstruction
+from onnxprune.importance.removal_order import RankedGroup
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime, matrix_threads

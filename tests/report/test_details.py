@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune.report.details import detail_facts, detail_tables
+from onnxprune.report.sections import detail_facts, detail_tables
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,8 @@ def _conv_widths(slots: Slots, shapes: Shapes, output: tuple[int, ...]) -> Width
 
 
 def _conv_resized(slots: Slots, shapes: Shapes, before: Widths, after: Widths) -> Shapes:
-    (groups, inner, outer), made = after, before[0] * before[2]
-    result = [_followed(shape, made, groups * outer) for shape in shapes]
-    data, weight = shapes[slots.data], shapes[slots.weight]
-    result[slots.data] = (data[0], groups * inner, *data[2:])
-    result[slots.weight] = (groups * outer, inner, *weight[2:])
-    return tuple(result)
+    groups, inner, outer = after
+    return _conv_shapes(slots, shapes, before, after, (groups * outer, inner))
 
 
 def _transposed_conv_widths(slots: Slots, shapes: Shapes, output: tuple[int, ...]) -> Widths:
@@ -88,11 +84,19 @@ def _transposed_conv_widths(slots: Slots, shapes: Shapes, output: tuple[int, ...
 
 
 def _transposed_conv_resized(slots: Slots, shapes: Shapes, before: Widths, after: Widths) -> Shapes:
-    (groups, inner, outer), made = after, before[0] * before[2]
-    result = [_followed(shape, made, groups * outer) for shape in shapes]
-    data, weight = shapes[slots.data], shapes[slots.weight]
+    groups, inner, outer = after
+    return _conv_shapes(slots, shapes, before, after, (groups * inner, outer))
+
+
+def _conv_shapes(
+    slots: Slots, shapes: Shapes, before: Widths, after: Widths, weight: tuple[int, int]
+) -> Shapes:
+    """Shapes at other widths, with the first two axes of the weight."""
+    groups, inner, outer = after
+    result = [_followed(shape, before[0] * before[2], groups * outer) for shape in shapes]
+    data = shapes[slots.data]
     result[slots.data] = (data[0], groups * inner, *data[2:])
-    result[slots.weight] = (groups * inner, outer, *weight[2:])
+    result[slots.weight] = (*weight, *shapes[slots.weight][2:])
     return tuple(result)
 
 

@@ -19,7 +19,7 @@ from onnxprune.compensation.regression.linear_layers import replaceable_layers
 from onnxprune.coupling.analysis import Analysis, analyse
 from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.errors import InputError
-from onnxprune.importance.ranked import RankedGroup
+from onnxprune.importance.removal_order import RankedGroup
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import ModelSource, load
 from onnxprune.model.runtime import matrix_threads
