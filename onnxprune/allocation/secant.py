@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from onnxprune.errors import TargetUnreachable
 
 T = TypeVar("T")
+
+Aim: TypeAlias = Mapping[str, float]
+"""Kind of target -> fraction of the original."""
 
 TOLERANCE = 0.05
 """How far a measured ratio may be from the one asked for, as a share of it."""
@@ -47,69 +50,6 @@ class Attempt(Generic[T]):
     result: T
 
 
-class Rule(Protocol):
-    """Says whether an attempt will do, and what to ask for next."""
-
-    def is_met(self, ratios: Mapping[str, float]) -> bool:
-        """Whether nothing more has to be built."""
-        ...
-
-    def next_aim(
-        self, attempts: Sequence[Attempt[T]], last: Mapping[str, float], floor: Mapping[str, float]
-    ) -> dict[str, float] | None:
-        """Return the next aim; None to give up.
-
-        Args:
-            attempts: built so far.
-            last: the last aim, also where it could not be built.
-            floor: kind -> fraction below which nothing can be built, as far as it is known; empty
-                as long as every aim could be built.
-        """
-        ...
-
-
-def solve_for_target(
-    start: Mapping[str, float],
-    build: Callable[[Mapping[str, float]], tuple[T, Mapping[str, float]]],
-    rule: Rule,
-    rounds: int,
-) -> list[Attempt[T]]:
-    """Build, measure and adjust the aim until a rule is met.
-
-    Args:
-        start: first aim, kind -> fraction of the original.
-        build: makes a result for an aim and measures its ratios.
-        rule: when to stop, and how to go on.
-        rounds: most attempts.
-
-    Returns:
-        the attempts in order; at least one.
-
-    Raises:
-        TargetUnreachable: when no aim can be built at all.
-    """
-    attempts: list[Attempt[T]] = []
-    floor: dict[str, float] = {}
-    refusal: TargetUnreachable | None = None
-    aim: Mapping[str, float] | None = start
-    for _ in range(rounds):
-        if aim is None:
-            break
-        try:
-            result, ratios = build(aim)
-        except TargetUnreachable as error:
-            refusal = error
-            floor = {kind: max(share, error.best.get(kind, 0.0)) for kind, share in aim.items()}
-        else:
-            attempts.append(Attempt(aim, ratios, result))
-            if rule.is_met(ratios):
-                break
-        aim = rule.next_aim(attempts, aim, floor)
-    if not attempts and refusal is not None:
-        raise refusal
-    return attempts
-
-
 @dataclass(frozen=True)
 class Excess:
     """Lower the aim by what a count exceeds.
@@ -133,9 +73,7 @@ class Excess:
         """Whether no limit is exceeded."""
         return not self.excess(ratios)
 
-    def next_aim(
-        self, attempts: Sequence[Attempt[T]], last: Mapping[str, float], floor: Mapping[str, float]
-    ) -> dict[str, float] | None:
+    def next_aim(self, attempts: Sequence[Attempt[T]], last: Aim, floor: Aim) -> Aim | None:
         """Return the last aim less its excess; None where that cannot be built."""
         if floor or not attempts:
             return None
@@ -164,9 +102,7 @@ class Secant:
         """Whether the ratio is as asked."""
         return abs(ratios[self.kind] / self.asked - 1) <= self.close
 
-    def next_aim(
-        self, attempts: Sequence[Attempt[T]], last: Mapping[str, float], floor: Mapping[str, float]
-    ) -> dict[str, float] | None:
+    def next_aim(self, attempts: Sequence[Attempt[T]], last: Aim, floor: Aim) -> Aim | None:
         """Return the interpolated aim; None where it was tried, or cannot be built."""
         least = floor.get(self.kind, 0.0)
         points = [(attempt.aim[self.kind], attempt.ratios[self.kind]) for attempt in attempts]
@@ -207,3 +143,46 @@ class Secant:
             return max(min(line, aim * self.asked / ratio), least)
         aim, ratio = max(below)
         return min(aim * self.asked / ratio, 1.0)
+
+
+def solve_for_target(
+    start: Aim,
+    build: Callable[[Aim], tuple[T, Mapping[str, float]]],
+    rule: Secant | Excess,
+    rounds: int,
+) -> list[Attempt[T]]:
+    """Build, measure and adjust the aim until a rule is met.
+
+    Args:
+        start: first aim, kind -> fraction of the original.
+        build: makes a result for an aim and measures its ratios.
+        rule: `is_met` says when to stop; `next_aim` what to ask for next, from the attempts, the
+            last aim and, once an aim could not be built, the fractions below which none can.
+        rounds: most attempts.
+
+    Returns:
+        the attempts in order; at least one.
+
+    Raises:
+        TargetUnreachable: when no aim can be built at all.
+    """
+    attempts: list[Attempt[T]] = []
+    floor: dict[str, float] = {}
+    refusal: TargetUnreachable | None = None
+    aim: Aim | None = start
+    for _ in range(rounds):
+        if aim is None:
+            break
+        try:
+            result, ratios = build(aim)
+        except TargetUnreachable as error:
+            refusal = error
+            floor = {kind: max(share, error.best.get(kind, 0.0)) for kind, share in aim.items()}
+        else:
+            attempts.append(Attempt(aim, ratios, result))
+            if rule.is_met(ratios):
+                break
+        aim = rule.next_aim(attempts, aim, floor)
+    if not attempts and refusal is not None:
+        raise refusal
+    return attempts

@@ -1,14 +1,13 @@
 """The compensations by name: what is done about the units that are removed.
 
-A compensation is one small class here and its mathematics in a file of its own. It changes the
-weights and biases that are kept, at full width; what is removed is cut away afterwards.
+A compensation is a row of the table here, with its mathematics in a file of its own. It changes
+the weights and biases that are kept, at full width; what is removed is cut away afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
 
 from onnxprune.calibration.batches import held_out_part
 from onnxprune.calibration.context import RunContext
@@ -85,11 +84,14 @@ class Task:
         fold_means(full, cut, self.calibration.moments, sample, self.context.runtime, skip)
 
 
-class Compensation(Protocol):
+@dataclass(frozen=True)
+class Compensation:
     """Makes up for a removal in the weights and biases that are kept.
 
     Attributes:
         name: what `--compensate` calls it.
+        apply: compensates a copy of the model; raises CutError when the graph cannot express the
+            removal, RuntimeFailure when onnxruntime refuses a part of a model.
         changes_weights: whether it does anything to the weights and biases that are kept.
         needs_samples: whether it looks at activations.
         refits_layers: whether layers are re-fitted, one after another: then allocations are
@@ -97,90 +99,55 @@ class Compensation(Protocol):
         weaker: name of the compensation to fall back to where this one fails; empty for none.
     """
 
-    name: ClassVar[str]
-    changes_weights: ClassVar[bool]
-    needs_samples: ClassVar[bool]
-    refits_layers: ClassVar[bool]
-    weaker: ClassVar[str]
-
-    def apply(self, task: Task) -> Compensated:
-        """Compensate a copy of the model.
-
-        Raises:
-            CutError: when the graph cannot express the removal.
-            RuntimeFailure: when onnxruntime refuses a part of a model.
-        """
-        ...
+    name: str
+    apply: Callable[[Task], Compensated]
+    changes_weights: bool = True
+    needs_samples: bool = True
+    refits_layers: bool = False
+    weaker: str = ""
 
 
-class NoCompensation:
+def no_compensation(task: Task) -> Compensated:
     """The kept weights stay as they are."""
-
-    name: ClassVar[str] = "none"
-    changes_weights: ClassVar[bool] = False
-    needs_samples: ClassVar[bool] = False
-    refits_layers: ClassVar[bool] = False
-    weaker: ClassVar[str] = ""
-
-    def apply(self, task: Task) -> Compensated:
-        """Return a copy of the model as it is."""
-        return Compensated(task.full_model(), task.removal)
+    return Compensated(task.full_model(), task.removal)
 
 
-class MeanCompensation:
+def mean_compensation(task: Task) -> Compensated:
     """What removed units contributed on average goes into the biases of their consumers."""
-
-    name: ClassVar[str] = "mean"
-    changes_weights: ClassVar[bool] = True
-    needs_samples: ClassVar[bool] = True
-    refits_layers: ClassVar[bool] = False
-    weaker: ClassVar[str] = "none"
-
-    def apply(self, task: Task) -> Compensated:
-        """Fold means into biases; see `fold_means`."""
-        full = task.full_model()
-        task.fold_means(full, Cut(full.coupling, task.removal.removed_units()))
-        return Compensated(full, task.removal)
+    full = task.full_model()
+    task.fold_means(full, Cut(full.coupling, task.removal.removed_units()))
+    return Compensated(full, task.removal)
 
 
-class LeastSquaresCompensation:
+def least_squares_compensation(task: Task) -> Compensated:
     """Layers whose input or output is cut are re-fitted; means are folded into all others."""
-
-    name: ClassVar[str] = "least-squares"
-    changes_weights: ClassVar[bool] = True
-    needs_samples: ClassVar[bool] = True
-    refits_layers: ClassVar[bool] = True
-    weaker: ClassVar[str] = "mean"
-
-    def apply(self, task: Task) -> Compensated:
-        """Re-fit layers front to back; see `least_squares`."""
-        assert task.calibration is not None
-        full, removal, analysis = task.full_model(), task.removal, task.analysis
-        cut = Cut(full.coupling, removal.removed_units())
-        solvable = _solvable(full, cut, task.effort.settings.largest)
-        task.fold_means(full, cut, solvable)
-        choices = []
-        if task.effort.open_groups:
-            choices = _open_choices(analysis.groups, removal, solvable)
-        fixed = dict(removal.units)
-        for choice in choices:
-            del fixed[choice.group.name]
-        refit = LeastSquares(
-            full, analysis.original, task.calibration.feeds, task.context, task.effort.settings
-        ).fit(Removal(fixed).removed_units(), choices, analysis.altered)
-        return Compensated(
-            full,
-            Removal({**fixed, **refit.chosen}),
-            refit.layers,
-            divergence(analysis.original, held_out_part(refit.outputs)),
-        )
+    assert task.calibration is not None
+    full, removal, analysis = task.full_model(), task.removal, task.analysis
+    cut = Cut(full.coupling, removal.removed_units())
+    solvable = _solvable(full, cut, task.effort.settings.largest)
+    task.fold_means(full, cut, solvable)
+    open_groups = task.effort.open_groups
+    choices = _open_choices(analysis.groups, removal, solvable) if open_groups else []
+    fixed = dict(removal.units)
+    for choice in choices:
+        del fixed[choice.group.name]
+    refit = LeastSquares(
+        full, analysis.original, task.calibration.feeds, task.context, task.effort.settings
+    ).fit(Removal(fixed).removed_units(), choices, analysis.altered)
+    return Compensated(
+        full,
+        Removal({**fixed, **refit.chosen}),
+        refit.layers,
+        divergence(analysis.original, held_out_part(refit.outputs)),
+    )
 
 
-_BUILT_IN: tuple[type[Compensation], ...] = (
-    NoCompensation,
-    MeanCompensation,
-    LeastSquaresCompensation,
+COMPENSATIONS = (
+    Compensation("none", no_compensation, changes_weights=False, needs_samples=False),
+    Compensation("mean", mean_compensation, weaker="none"),
+    Compensation("least-squares", least_squares_compensation, refits_layers=True, weaker="mean"),
 )
+"""All there are; a new one is a function in a file of its own and a row here."""
 
 
 def find_compensation(name: str) -> Compensation:
@@ -189,10 +156,10 @@ def find_compensation(name: str) -> Compensation:
     Raises:
         InputError: for an unknown name; lists those there are.
     """
-    for compensation in _BUILT_IN:
+    for compensation in COMPENSATIONS:
         if compensation.name == name:
-            return compensation()
-    names = ", ".join(compensation.name for compensation in _BUILT_IN)
+            return compensation
+    names = ", ".join(compensation.name for compensation in COMPENSATIONS)
     raise InputError(f"unknown compensation {name!r}; there are {names}")
 
 
