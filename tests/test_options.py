@@ -12,6 +12,7 @@ from helpers.solving import images, mlp
 
 import onnxprune
 from onnxprune.calibration.augment import VIEWS
+from onnxprune.compensation import compensate
 from onnxprune.declaration import Option
 from onnxprune.errors import InputError
 from onnxprune.gradients.losses import LOSSES
@@ -19,6 +20,7 @@ from onnxprune.importance.registry import criterion_names, resolve_options
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import (
     AUGMENTATIONS,
+    COMPENSATIONS,
     LABELS,
     METRIC,
     OPTIONS,
@@ -78,6 +80,7 @@ def test_help_names_what_there_is() -> None:
     assert all(f"`{name}`" in helps["criterion"] for name in criterion_names())
     assert all(f"`{name}`" in helps["loss"] for name in LOSSES)
     assert tuple(VIEWS) == AUGMENTATIONS
+    assert tuple(each.name for each in compensate.COMPENSATIONS) == COMPENSATIONS
     for option in OPTIONS:
         assert all(f"`{name}`" in option.help for name in option.choices)
 

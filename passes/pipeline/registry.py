@@ -27,7 +27,7 @@ from onnxprune.declaration import Option
 from onnxprune.errors import InputError, nearest, typed_line
 from onnxprune.options import TARGETS, check_targets
 from onnxprune.passes.pipeline.adapters import options_of_pass
-from onnxprune.passes.pipeline.targets import with_of
+from onnxprune.passes.pipeline.options import with_of
 
 BUILT_IN = {
     "remove-lossless": "onnxprune.passes.remove_lossless:RemoveLosslessUnits",

@@ -39,9 +39,9 @@ from onnxprune.model.load import LoadedModel, ModelSource, convert, load, loaded
 from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY, OPTIONS
 from onnxprune.passes.pipeline.adapters import make_pass
+from onnxprune.passes.pipeline.options import OF, TARGET, relative_target, remaining
 from onnxprune.passes.pipeline.protocol import Pass
 from onnxprune.passes.pipeline.steps import Step, planned_steps
-from onnxprune.passes.pipeline.targets import OF, TARGET, relative_target, remaining
 from onnxprune.progress import during
 from onnxprune.pruning.plan import Plan, PlannedStep, model_facts
 from onnxprune.pruning.results import PruneResult, compared, sizes_of

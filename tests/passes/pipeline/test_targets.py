@@ -14,9 +14,8 @@ from onnxprune.cost.latency.measure import Latency
 from onnxprune.errors import InputError, TargetUnreachable
 from onnxprune.options import check_targets
 from onnxprune.passes.pipeline import run as stage
-from onnxprune.passes.pipeline.options import options_of
+from onnxprune.passes.pipeline.options import OF, options_of, relative_target, with_of
 from onnxprune.passes.pipeline.steps import read_steps
-from onnxprune.passes.pipeline.targets import OF, relative_target, with_of
 
 X = images(48, 8)
 
