@@ -32,6 +32,7 @@ from onnx import helper, numpy_helper
 
 import onnxprune
 from onnxprune.allocation.candidates import simple_candidates
+from onnxprune.calibration.context import RunContext
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut
@@ -42,7 +43,7 @@ from onnxprune.importance.registry import find_criterion
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
 from onnxprune.options import PruneOptions
-from onnxprune.pruning.build import build
+from onnxprune.pruning.build import build_plain
 from onnxprune.surgery.slicing import slice_removed, zero_removed
 
 if TYPE_CHECKING:
@@ -208,13 +209,13 @@ def stages(proto: onnx.ModelProto) -> dict[str, Any]:
     removal = watch.time("choose", choose)
 
     def cut() -> None:
-        one = Cut(coupling, removal.removed_units())
+        removed = Cut(coupling, removal.removed_units())
         masked, sliced = model.clone(), model.clone()
-        zero_removed(masked, one)
-        slice_removed(sliced, one)
+        zero_removed(masked, removed)
+        slice_removed(sliced, removed)
 
     watch.time("cut", cut)
-    watch.time("build", lambda: build(analysis, removal, options, None))
+    watch.time("build", lambda: build_plain(analysis, removal, RunContext()))
     start = time.perf_counter()
     onnxprune.prune(proto, target=target, measure_latency=False)
     whole = time.perf_counter() - start

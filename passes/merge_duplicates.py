@@ -35,7 +35,7 @@ from onnxprune.passes.remove_lossless import removed_exactly
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.build import build
 from onnxprune.pruning.method import Method
-from onnxprune.pruning.workspace import calibrate
+from onnxprune.pruning.workspace import Workspace, calibrate
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.linear import is_mergeable, move_weights
 
@@ -113,7 +113,7 @@ class MergeDuplicates(Pass, ir.passes.FunctionalPass):
             if not classes:
                 return None
             moved = replace(analysis, model=full.model, coupling=full.coupling, reference=model)
-            cut = build(moved, Removal(classes), method, calibration, context)
+            cut = build(Workspace(moved, moved, calibration), Removal(classes), method, context)
         self.details["certificate"] = vars(cut.certificate)
         return cut.model
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.moments import Calibration
-from onnxprune.compensation.compensate import Compensated, Task
+from onnxprune.compensation.compensate import Compensated
 from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, CutError, Removal
 from onnxprune.errors import RuntimeFailure, VerificationError
 from onnxprune.pruning.method import Method
+from onnxprune.pruning.workspace import Workspace
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.operators.normalisation import keep_statistics, restrict_statistics
 from onnxprune.surgery.slicing import slice_removed, zero_removed
@@ -47,10 +47,9 @@ class CutModel:
 
 
 def build(
-    analysis: Analysis,
+    workspace: Workspace,
     removal: Removal,
     method: Method,
-    calibration: Calibration | None,
     context: RunContext,
     *,
     replay: bool = False,
@@ -61,10 +60,9 @@ def build(
     hold, exactly the units of the removal are removed.
 
     Args:
-        analysis: the model at full width.
+        workspace: the model at full width, with its statistics.
         removal: what to remove.
         method: compensation and effort.
-        calibration: statistics and batches; None without samples.
         context: runtime, seed and progress callback.
         replay: the removal was chosen by a run before, so that open groups have to end as they did
             there.
@@ -75,17 +73,16 @@ def build(
         RuntimeFailure: when onnxruntime refuses one of the models.
     """
     compensation, effort = method.compensation, method.effort
-    task = Task(analysis, removal, calibration, context, effort)
     try:
-        compensated = compensation.apply(task)
+        compensated = compensation.apply(workspace.task(removal, context, effort))
         if not replay or compensated.removal.same_as(removal):
-            return certified(analysis, compensated, context)
+            return certified(workspace.current, compensated, context)
     except FAILURES:
         if not effort.open_groups:
             raise
-    closed = replace(task, effort=replace(effort, open_groups=False))
-    compensated = compensation.apply(closed)
-    return certified(analysis, compensated, context)
+    closed = replace(effort, open_groups=False)
+    compensated = compensation.apply(workspace.task(removal, context, closed))
+    return certified(workspace.current, compensated, context)
 
 
 def build_plain(analysis: Analysis, removal: Removal, context: RunContext) -> CutModel:

@@ -15,7 +15,6 @@ from typing import Any
 from onnxprune.allocation.secant import TOLERANCE, Excess, Secant, solve_for_target
 from onnxprune.calibration.batches import first_batches, held_out_part
 from onnxprune.calibration.context import RunContext
-from onnxprune.compensation.compensate import Task
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.cost.memory import stored_parameters
@@ -243,15 +242,8 @@ class PruneRun:
             if number > 1:
                 ranked = self._rank(workspace, gradients, partial)
             choice = self._search(partial, workspace, ranked).choose()
-            compensated = self.method.compensation.apply(
-                Task(
-                    workspace.current,
-                    choice.candidate.removal,
-                    workspace.calibration,
-                    self.context,
-                    self.method.effort,
-                )
-            )
+            task = workspace.task(choice.candidate.removal, self.context, self.method.effort)
+            compensated = self.method.compensation.apply(task)
             stages.append(compensated.removal)
             workspace = workspace.after_step(compensated, self.context)
             gradients = loss_gradients(workspace, self.groups, self.method, self.context).gradients
@@ -324,7 +316,7 @@ class PruneRun:
         if options.steps == 1 and not set(workspace.aligned) <= removal.units.keys():
             groups = [group for group in self.groups if group.name in removal.units]
             workspace = rewrite(self.analysis, groups, self.method, self._calibration, context)
-        return build(workspace.current, removal, self.method, workspace.calibration, context)
+        return build(workspace, removal, self.method, context)
 
     def _best_depth(self, target: Mapping[str, float]) -> tuple[PruneRun, dict[int, float]]:
         """Remove the residual blocks whose absence leaves more to the rest than it costs.
@@ -423,11 +415,10 @@ def replay(
             groups = [group for group in analysis.groups if group.name in removal.units]
         workspace = rewrite(analysis, groups, method, calibration, context)
         for stage in stages:
-            compensated = method.compensation.apply(
-                Task(workspace.current, stage, workspace.calibration, context, method.effort)
-            )
+            task = workspace.task(stage, context, method.effort)
+            compensated = method.compensation.apply(task)
             workspace = workspace.after_step(compensated, context)
-        cut = build(workspace.current, removal, method, workspace.calibration, context, replay=True)
+        cut = build(workspace, removal, method, context, replay=True)
     return PrunedModel(cut, original, analysis, method, options.target, stages=tuple(stages))
 
 

@@ -17,7 +17,7 @@ from onnxprune.calibration.augment import augmented
 from onnxprune.calibration.batches import load_held_batches
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import Calibration
-from onnxprune.compensation.compensate import Compensated
+from onnxprune.compensation.compensate import Compensated, Effort, Task
 from onnxprune.compensation.components.align import align_components
 from onnxprune.compensation.lossless.remove import remove_lossless
 from onnxprune.coupling.analysis import Analysis, statistics_of
@@ -47,6 +47,10 @@ class Workspace:
     calibration: Calibration | None
     lossless: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     aligned: tuple[str, ...] = ()
+
+    def task(self, removal: Removal, context: RunContext, effort: Effort) -> Task:
+        """What to compensate for when units are removed from the current model."""
+        return Task(self.current, removal, self.calibration, context, effort)
 
     def with_lossless(self, removal: Removal, multiple: int) -> Removal:
         """Add units that are not needed to a removal, wherever that is legal.
