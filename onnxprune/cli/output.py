@@ -69,10 +69,10 @@ def context(arguments: Namespace) -> dict[str, Any]:
 
 def printer(arguments: Namespace) -> TextReport | None:
     """What prints tables; None when standard output is to stay empty or holds the figures."""
-    from onnxprune.report.text import TextReport, make_console
-
     if arguments.quiet or arguments.json == STANDARD_OUTPUT:
         return None
+    from onnxprune.report.text import TextReport, make_console
+
     return TextReport(make_console(sys.stdout), arguments.verbose)
 
 

@@ -11,9 +11,8 @@ import hashlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from onnxprune.report.charts import chart_style
@@ -28,6 +27,9 @@ from onnxprune.report.figures import (
     share,
     significant,
 )
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _NAME = 36
 """Letters of a name in a narrow column."""
@@ -64,6 +66,8 @@ def render(template: str, content: Mapping[str, Any]) -> str:
 
 
 def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from markupsafe import Markup
 
 from onnxprune.compensation.least_squares import LayerFit
@@ -387,6 +386,8 @@ def _pipeline(steps: Sequence[Mapping[str, Any]]) -> tuple[list[str], str]:
         {step["pass"]: step["options"]} if step["options"] else step["pass"] for step in steps
     ]
     # options of a pass on a line of their own, lists and mappings within in short form
+    import yaml
+
     text: str = yaml.safe_dump(
         {"passes": passes}, sort_keys=False, allow_unicode=True, default_flow_style=None, width=90
     )
