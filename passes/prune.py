@@ -22,10 +22,9 @@ from onnxprune.options import LABELS, METRIC, OPTIONS, PruneOptions
 from onnxprune.passes.pipeline.protocol import Pass, VerifiedRun
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.blocks import without_blocks
-from onnxprune.pruning.max_drop import Limit, prune_within
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.plan import Plan, planned_removal, planned_stages
-from onnxprune.pruning.quality import fitted_samples, known_labels, quality_measure
+from onnxprune.pruning.quality import fitted_samples, known_labels, prune_within, quality_measure
 from onnxprune.pruning.results import Report, describe
 from onnxprune.pruning.run import PrunedModel, PruneRun, replay
 from onnxprune.verification.quality import Quality, QualityMeasure
@@ -124,7 +123,7 @@ class Prune(Pass, ir.passes.FunctionalPass):
             pruned = run.at(options.target)
             return pruned, measure.of(pruned.cut.model) if measure is not None else None
         goal = options.target if self._has_target else None
-        within = prune_within(run, Limit(options.max_drop, measure), goal)
+        within = prune_within(run, options.max_drop, measure, goal)
         return within.pruned, within.quality
 
     def _repeated(self, analysis: Analysis, plan: Plan, context: RunContext) -> PrunedModel:

@@ -129,10 +129,8 @@ class Secant:
         if not points:  # the least that is offered, if that is known
             return min(floor * (1 + _SAME) if floor > last else (last + 1) / 2, 1.0)
         if above and below:
-            (slow_aim, slow), (fast_aim, fast) = (
-                min(above, key=lambda point: point[1]),
-                max(below, key=lambda point: point[1]),
-            )
+            slow_aim, slow = min(above, key=lambda point: point[1])
+            fast_aim, fast = max(below, key=lambda point: point[1])
             return fast_aim + (self.asked - fast) / (slow - fast) * (slow_aim - fast_aim)
         if above:
             aim, ratio = min(above)

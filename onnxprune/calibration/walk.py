@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.model.execution import node_reads, open_piece, run
+from onnxprune.model.execution import KnownValues, node_reads, open_piece, run
 from onnxprune.model.runtime import Runtime
 
 
@@ -134,7 +134,9 @@ class Walk:
         names: Sequence[str],
         batches: Sequence[Mapping[str, NDArray[Any]]],
     ) -> list[dict[str, NDArray[Any]]]:
-        session, read = open_piece(self._model, nodes, names, self._types, self._runtime)
+        session, read = open_piece(
+            self._model, nodes, names, KnownValues(self._types), self._runtime
+        )
         results = []
         for values in batches:
             feed = {name: _in_order(values[name]) for name in read}

@@ -22,26 +22,28 @@ from onnxprune.errors import InputError
 from onnxprune.importance.criterion import ScoreCriterion
 
 
-class Taylor(ScoreCriterion):
-    """First-order change of the loss."""
+class _GradientCriterion(ScoreCriterion):
+    """Looks at gradients of the loss with respect to a mask on the units."""
 
-    name = "taylor"
     needs_calibration = True
     needs_gradients = True
     comparable = True
+
+
+class Taylor(_GradientCriterion):
+    """First-order change of the loss."""
+
+    name = "taylor"
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""
         return _gradients(group).mean_magnitude
 
 
-class Fisher(ScoreCriterion):
+class Fisher(_GradientCriterion):
     """Second-order change of the loss."""
 
     name = "fisher"
-    needs_calibration = True
-    needs_gradients = True
-    comparable = True
 
     def score(self, group: GroupView, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return float [size]."""

@@ -17,9 +17,9 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +52,7 @@ def open_session(
     *,
     optimise: bool = True,
     arena: bool = True,
-    prepack: bool = True,
-    plan: bool = True,
+    memory: Literal["planned", "unplanned", "brief"] = "planned",
     alternating: bool = False,
     profile: str = "",
 ) -> ort.InferenceSession:
@@ -67,10 +66,10 @@ def open_session(
         runtime: providers and threads.
         optimise: False runs the nodes exactly as written (ORT_DISABLE_ALL).
         arena: False gives memory back after each run, for large activations.
-        prepack: False leaves weights where they are mapped instead of copying them into the layout
-            of the kernels.
-        plan: False allocates each tensor when it is computed; onnxruntime's planning takes time
-            that grows with the square of the number of nodes, 27 s for 16,000.
+        memory: "unplanned" allocates each tensor when it is computed: onnxruntime's planning takes
+            time that grows with the square of the number of nodes, 27 s for 16,000. "brief", for a
+            few runs, also leaves weights where they are mapped instead of copying them into the
+            layout of the kernels.
         profile: how the file begins that the profile is to be written to; "" for no profile.
         alternating: True lets threads rest as soon as a run is over: waiting for the next one they
             would take the time of the session that runs in between.
@@ -83,13 +82,13 @@ def open_session(
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = arena
-    options.enable_mem_reuse = options.enable_mem_pattern = plan
+    options.enable_mem_reuse = options.enable_mem_pattern = memory == "planned"
     options.intra_op_num_threads = runtime.threads
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     if alternating:
         options.add_session_config_entry(_NO_SPINNING_ON, "1")
-    if not prepack:
+    if memory == "brief":
         options.add_session_config_entry(_NO_PREPACKING, "1")
     if isinstance(model, ir.Model):
         folders = {os.path.abspath(tensor.base_dir) for tensor in external_initializers(model)}
@@ -221,14 +220,27 @@ def node_reads(node: ir.Node) -> Iterator[ir.Value]:
                     yield value
 
 
+@dataclass
+class KnownValues:
+    """What onnxruntime says of values, by name.
+
+    Attributes:
+        types: of the values.
+        shapes: as far as they are known; without them the layout optimisation of large pieces
+            takes quadratic time.
+    """
+
+    types: dict[str, ir.TypeProtocol | None]
+    shapes: dict[str, ir.Shape | None] = field(default_factory=dict)
+
+
 def open_piece(
     model: ir.Model,
     nodes: Sequence[ir.Node],
     names: Sequence[str],
-    types: dict[str, ir.TypeProtocol | None],
+    known: KnownValues,
     runtime: Runtime,
     *,
-    shapes: dict[str, ir.Shape | None] | None = None,
     optimise: bool = True,
     brief: bool = False,
 ) -> tuple[ort.InferenceSession, list[str]]:
@@ -238,10 +250,8 @@ def open_piece(
         model: the model they are part of.
         nodes: in graph order.
         names: values they make that are wanted.
-        types: types of values by name; those of the wanted ones are added.
+        known: types and shapes of values; those of the wanted ones are added.
         runtime: how to run them.
-        shapes: the same for shapes, as far as onnxruntime knows them; without them the layout
-            optimisation of large pieces takes quadratic time.
         optimise: False runs the nodes exactly as written.
         brief: for a session that runs a few times: weights stay mapped, memory is not planned.
 
@@ -267,19 +277,18 @@ def open_piece(
     for node in graph:
         for value in node.outputs:
             value.shape = None  # what was declared in between may be wrong
-    known = shapes if shapes is not None else {}
     for value in graph.inputs:
-        if value.name and value.name in types:
-            value.type, value.shape = types[value.name], known.get(value.name)
+        if value.name and value.name in known.types:
+            value.type, value.shape = known.types[value.name], known.shapes.get(value.name)
     piece = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
     session = open_session(
-        piece, runtime, optimise=optimise, arena=False, prepack=not brief, plan=not brief
+        piece, runtime, optimise=optimise, arena=False, memory="brief" if brief else "planned"
     )
     symbols = {dim for value in model.graph.inputs for dim in _named(value.shape)}
     for output in session.get_outputs():
-        types[output.name] = _parsed(output.type)
         tensor = output.type.startswith("tensor")
-        known[output.name] = _shape(output.name, output.shape, symbols) if tensor else None
+        known.types[output.name] = _parsed(output.type)
+        known.shapes[output.name] = _shape(output.name, output.shape, symbols) if tensor else None
     return session, [value.name or "" for value in inputs]
 
 
@@ -357,13 +366,14 @@ class Execution:
         self._session: ort.InferenceSession | None = None
         self._heavy = is_heavy(model)
         self._sessions: dict[int, tuple[ort.InferenceSession, list[str]]] = {}
-        self._types: dict[str, ir.TypeProtocol | None] = {}
-        self._shapes: dict[str, ir.Shape | None] = {}
+        self._known = KnownValues({})
         passed_on = any(value.is_initializer() for value in model.graph.outputs)
         if not passed_on and (self._heavy or len(model.graph) > _WHOLE_NODES):
             self._pieces = _cut_up(model.graph)
         else:
-            self._session = open_session(model, runtime, optimise=optimise, arena=arena, plan=False)
+            self._session = open_session(
+                model, runtime, optimise=optimise, arena=arena, memory="unplanned"
+            )
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Run once; see `run_all`."""
@@ -401,9 +411,8 @@ class Execution:
             self._model,
             piece.nodes,
             piece.makes,
-            self._types,
+            self._known,
             self._runtime,
-            shapes=self._shapes,
             optimise=self._optimise,
             brief=True,
         )

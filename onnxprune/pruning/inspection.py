@@ -50,8 +50,8 @@ def compare_models(
     """Compare two models with the same interface on samples.
 
     Args:
-        original: the one.
-        pruned: the other.
+        original: the first model.
+        pruned: the second model.
         calibration: samples, as for `onnxprune.prune`.
         context: runtime and progress callback.
 

@@ -1,8 +1,13 @@
-"""Labels of a run, and the measure of its quality."""
+"""Quality of a result: labels, the measure, and the largest reduction within a limit of it.
+
+One calibration serves all attempts. How far to go is found by bisection over t in [0, 1], where a
+target that is to keep a share s of something asks for 1 - t (1 - s): t = 1 is the whole way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -11,10 +16,11 @@ from numpy.typing import NDArray
 from onnxprune.calibration.samples import read_labels
 from onnxprune.calibration.scripts import load_function
 from onnxprune.calibration.streams import Samples, divide
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import PruneOptions
-from onnxprune.verification.quality import QualityMeasure
+from onnxprune.options import PruneOptions, target_text
+from onnxprune.pruning.run import PrunedModel, PruneRun
+from onnxprune.verification.quality import Quality, QualityMeasure
 
 
 def known_labels(labels: Any, samples: Samples, options: PruneOptions) -> NDArray[Any] | None:
@@ -84,3 +90,89 @@ def quality_measure(
 def _are_classes(options: PruneOptions) -> bool:
     """Whether labels are classes, not the targets of a regression."""
     return options.loss in (None, "cross-entropy")
+
+
+_RESOLUTION = 0.01
+
+
+@dataclass(frozen=True)
+class Within:
+    """A result within the limit.
+
+    Attributes:
+        pruned: the result.
+        quality: measured.
+    """
+
+    pruned: PrunedModel
+    quality: Quality
+
+
+def prune_within(
+    run: PruneRun, limit: float, measure: QualityMeasure, goal: Mapping[str, float] | None
+) -> Within:
+    """Prune as far as the limit allows.
+
+    Args:
+        run: the model.
+        limit: largest drop of quality, in the unit of the measure.
+        measure: measures quality.
+        goal: the target that is asked for besides, to be met within the limit; None to go as far
+            as possible in MACs, or in parameters where the model has no MACs.
+
+    Raises:
+        TargetUnreachable: when the goal costs more than the limit; names how far one can go.
+        NothingPrunable: when not even the least reduction stays within the limit.
+    """
+    if goal is not None:
+        last = _tried(run, measure, goal)
+        if last.quality.drop <= limit:
+            return last
+    best, worst = _bisected(run, limit, measure, goal or {_kind(run): 0.0})
+    if best is None:
+        cause = f"; {_told(worst)}" if worst is not None else ""
+        raise NothingPrunable(f"nothing can be pruned within a drop of {limit:g}{cause}")
+    if goal is not None:
+        raise TargetUnreachable(
+            f"{_told(last)}, more than the {limit:g} allowed; within it, {_told(best)}"
+        )
+    return best
+
+
+def _bisected(
+    run: PruneRun, limit: float, measure: QualityMeasure, goal: Mapping[str, float]
+) -> tuple[Within | None, Within | None]:
+    """The farthest attempt within the limit, and the least far one beyond it."""
+    best = worst = None
+    steps = round(1 / _RESOLUTION)
+    low, high = 0, steps
+    while high - low > 1:
+        middle = (low + high) // 2
+        target = {kind: round(1 - middle / steps * (1 - share), 6) for kind, share in goal.items()}
+        try:
+            tried = _tried(run, measure, target)
+        except NothingPrunable as error:
+            if isinstance(error, TargetUnreachable):
+                high = middle
+            else:
+                low = middle
+            continue
+        if tried.quality.drop <= limit:
+            best, low = tried, middle
+        else:
+            worst, high = tried, middle
+    return best, worst
+
+
+def _tried(run: PruneRun, measure: QualityMeasure, target: Mapping[str, float]) -> Within:
+    pruned = run.at(target)
+    return Within(pruned, measure.of(pruned.cut.model))
+
+
+def _kind(run: PruneRun) -> str:
+    return "macs" if run.cost.after(())["macs"] else "params"
+
+
+def _told(within: Within) -> str:
+    quality = within.quality
+    return f"{target_text(within.pruned.target)} costs {quality.drop:.3g} ({quality.measure})"

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -298,16 +298,16 @@ class PruneRun:
         """The same allocation for another aim."""
         return choice if aim == choice.aim else search.at(aim, choice.candidate.name)
 
-    def _stored_shares(self, cut: CutModel, kinds: Iterable[str]) -> dict[str, float]:
+    def _stored_shares(self, cut: CutModel, kinds: Collection[str]) -> dict[str, float]:
         """Fractions of the original that are stored in a model, biases that were added included."""
         analysis = self.analysis
-        counts = {
-            PARAMS: lambda: stored_parameters(cut.model.graph) / max(self.cost.whole[PARAMS], 1),
-            SIZE: lambda: (
-                model_bytes(cut.model) / (analysis.file_bytes or model_bytes(analysis.original))
-            ),
-        }
-        return {kind: counts[kind]() for kind in kinds}
+        shares = {}
+        if PARAMS in kinds:
+            shares[PARAMS] = stored_parameters(cut.model.graph) / max(self.cost.whole[PARAMS], 1)
+        if SIZE in kinds:
+            whole = analysis.file_bytes or model_bytes(analysis.original)
+            shares[SIZE] = model_bytes(cut.model) / whole
+        return shares
 
     def _built(self, search: Search, choice: Choice) -> CutModel:
         """Build with full effort; what is not cut stays as it was, bit for bit."""
@@ -352,10 +352,8 @@ class PruneRun:
 
     def _without(self, blocks: Sequence[str]) -> PruneRun | None:
         """The same run without some blocks; None where nothing can be cut then."""
-        normalised_axes = self.method.options.normalised_axes
-        analysis = without_blocks(
-            self.analysis, blocks, self.context, normalised_axes=normalised_axes
-        )
+        normalised = self.method.options.normalised_axes
+        analysis = without_blocks(self.analysis, blocks, self.context, normalised_axes=normalised)
         try:
             return PruneRun(analysis, self.method, self.context, self)
         except NothingPrunable:

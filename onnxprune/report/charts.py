@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 from markupsafe import Markup
 
-from onnxprune.report.figures import printable
+from onnxprune.report.figures import svg_text
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 34, 46
 _LEGEND = 22
@@ -96,7 +95,7 @@ def inline(panel: Panel) -> Markup:
         return Markup("")
     head = (
         f'<svg class="chart" viewBox="0 0 {panel.width} {panel.height}" role="img" '
-        f'aria-label="{_text(panel.title)}">'
+        f'aria-label="{svg_text(panel.title)}">'
     )
     return Markup("".join([head, *_panel(panel), "</svg>"]))
 
@@ -109,7 +108,7 @@ def draw(panels: Sequence[Panel], title: str) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img">',
-        f"<title>{_text(title)}</title>",
+        f"<title>{svg_text(title)}</title>",
         f"<style>{chart_style()}</style>",
         f'<rect class="paper" width="{width}" height="{height}"/>',
     ]
@@ -163,7 +162,7 @@ def _panel(panel: Panel) -> list[str]:
     right, bottom = panel.width - _RIGHT, panel.height - _BOTTOM
     across = _scale([dot.x for dot in dots], _LEFT, right, False)
     up = _scale([dot.y for dot in dots], bottom, top, panel.logarithmic)
-    parts = [f'<text class="title" x="{_LEFT}" y="20">{_text(panel.title)}</text>']
+    parts = [f'<text class="title" x="{_LEFT}" y="20">{svg_text(panel.title)}</text>']
     for value in across.ticks(_TICK_WIDTH):
         x = across.place(value)
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>')
@@ -203,7 +202,7 @@ def _line(line: Line, colour: int, across: _Scale, up: _Scale) -> list[str]:
     parts = [f'<polyline class="c{colour}{dashed}" points="{path}"/>']
     for dot in dots if line.marked else ():
         fill = f"f{colour}" if dot.filled else "hollow"
-        label = f"<title>{_text(dot.label)}</title>" if dot.label else ""
+        label = f"<title>{svg_text(dot.label)}</title>" if dot.label else ""
         place = f'cx="{across.place(dot.x)}" cy="{up.place(dot.y)}"'
         parts.append(f'<circle class="{fill} c{colour}" {place} r="4">{label}</circle>')
     return parts
@@ -227,9 +226,4 @@ def _steps(low: float, high: float, most: float) -> list[float]:
 
 
 def _label(x: float, y: float, anchor: str, text: str) -> str:
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{_text(text)}</text>'
-
-
-def _text(text: str) -> str:
-    """Text that is safe in elements and attributes; lines stay lines."""
-    return escape("\n".join(map(printable, text.split("\n"))), {'"': "&quot;"})
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{svg_text(text)}</text>'

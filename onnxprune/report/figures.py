@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -126,3 +127,8 @@ def _finite(data: Any) -> Any:
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     return data if isinstance(data, _PLAIN) else str(data)
+
+
+def svg_text(text: str) -> str:
+    """Text that is safe in elements and attributes of an SVG; lines stay lines."""
+    return escape("\n".join(map(printable, text.split("\n"))), {'"': "&quot;"})

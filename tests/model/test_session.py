@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -41,19 +42,14 @@ def external_model(folder: Path) -> ir.Model:
 
 @pytest.mark.parametrize("optimise", [True, False])
 @pytest.mark.parametrize("arena", [True, False])
-@pytest.mark.parametrize("brief", [True, False])
-def test_a_model_runs_under_every_setting(optimise: bool, arena: bool, brief: bool) -> None:
+@pytest.mark.parametrize("memory", ["planned", "unplanned", "brief"])
+def test_a_model_runs_under_every_setting(optimise: bool, arena: bool, memory: Any) -> None:
     session = open_session(
-        identity("float"),
-        Runtime(threads=1),
-        optimise=optimise,
-        arena=arena,
-        prepack=not brief,
-        plan=not brief,
+        identity("float"), Runtime(threads=1), optimise=optimise, arena=arena, memory=memory
     )
     options = session.get_session_options()
     assert options.enable_cpu_mem_arena is arena
-    assert options.enable_mem_reuse is options.enable_mem_pattern is not brief
+    assert options.enable_mem_reuse is options.enable_mem_pattern is (memory == "planned")
     x = np.ones(3, np.float32)
     np.testing.assert_array_equal(run(session, {"x": x})["y"], x)
     assert list(run(session, {"x": x}, ["y"])) == ["y"]

@@ -14,8 +14,7 @@ from onnx import numpy_helper
 
 from onnxprune.api import run_pipeline
 from onnxprune.errors import InputError
-from onnxprune.importance.likeness import Likeness
-from onnxprune.passes.merge_duplicates import MergeDuplicates
+from onnxprune.passes.merge_duplicates import Likeness, MergeDuplicates
 
 NET = f"""{HEAD} g (float[N, 6] x) => (float[N, 4] y)
     {{ a = Gemm(x, w1, b1)  h = Tanh(a)  y = Gemm(h, w2, b2) }}"""

@@ -225,12 +225,8 @@ class _Trials:
         if why := self._why_not(_prefix(ranked, max(ends))):
             return replace(row, reason=why)
         cuts = {end: self._cut(ranked, end) for end in dict.fromkeys(ends)}
-        return replace(
-            row,
-            cuts=tuple(
-                replace(cuts[end], keep=share) for end, share in zip(ends, keep, strict=True)
-            ),
-        )
+        kept = zip(ends, keep, strict=True)
+        return replace(row, cuts=tuple(replace(cuts[end], keep=share) for end, share in kept))
 
     def _why_not(self, removal: Removal) -> str:
         """Why a removal cannot be carried out; empty where it can."""

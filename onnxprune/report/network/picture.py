@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
-from onnxprune.report.figures import printable
+from onnxprune.report.figures import printable, svg_text
 from onnxprune.report.network.folding import FoldedNode, fold
 from onnxprune.report.network.layout import Box, Layout, arrange
 from onnxprune.report.network.network import Network, NetworkNode, Segment
@@ -62,8 +61,8 @@ def network_svg(network: Network, *, title: str = "", anchor: str = "") -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" class="network" role="group" '
             f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
-            f'aria-label="{_text(name)}">',
-            *([] if anchor else [f"<title>{_text(name)}</title>"]),
+            f'aria-label="{svg_text(name)}">',
+            *([] if anchor else [f"<title>{svg_text(name)}</title>"]),
             f"<style>{_STYLE.read_text(encoding='utf-8')}</style>",
             _DEFINITIONS,
             f'<rect class="paper" width="{width:g}" height="{height:g}"/>',
@@ -115,7 +114,7 @@ def _head(title: str, network: Network) -> Iterator[str]:
     """The title, and what bars and colours mean."""
     top = _TITLE if title else 0
     if title:
-        yield f'<text class="name" x="{_MARGIN}" y="24">{_text(printable(title, 60))}</text>'
+        yield f'<text class="name" x="{_MARGIN}" y="24">{svg_text(printable(title, 60))}</text>'
     keys = [("g0", False, "width, a colour for each group")]
     keys += [("g0", True, "removed")] if network.cut else []
     keys += [("whole", False, "cannot be cut")]
@@ -167,9 +166,9 @@ class _Pen:
         first = node.members[0]
         inside = [
             f'<rect class="card" width="{box.width:g}" height="{box.height:g}" rx="6"/>',
-            f'<text class="name" x="{_PADDING}" y="{_FIRST_LINE}">{_text(_short(first))}</text>',
+            f'<text class="name" x="{_PADDING}" y="{_FIRST_LINE}">{svg_text(_short(first))}</text>',
             f'<text class="quiet" x="{_PADDING}" y="{_SECOND_LINE}">'
-            f"{_text(printable(first.operator, _LETTERS - 8))}</text>",
+            f"{svg_text(printable(first.operator, _LETTERS - 8))}</text>",
             f'<text text-anchor="end" x="{_CARD - _PADDING}" y="{_SECOND_LINE}">'
             f"{self._widths(node.members)}</text>",
         ]
@@ -204,7 +203,7 @@ class _Pen:
             f'<rect class="card{ring}" width="{box.width:g}" height="{box.height:g}" '
             f'rx="{box.height / 2:g}"/>',
             f'<text class="quiet" text-anchor="middle" x="{box.width / 2:g}" '
-            f'y="{box.height / 2 + 4:g}">{_text(text)}</text>',
+            f'y="{box.height / 2 + 4:g}">{svg_text(text)}</text>',
         ]
         yield self._linked(group, self._described(node.members), inside)
 
@@ -219,10 +218,10 @@ class _Pen:
             inside: the parts.
             within: on a card, which the keyboard stops at already.
         """
-        content = f"<title>{_text(description)}</title>{''.join(inside)}"
+        content = f"<title>{svg_text(description)}</title>{''.join(inside)}"
         if group is None or not self._anchor:
             return f"<g>{content}</g>"
-        label = _text(description.replace("\n", ", "))
+        label = svg_text(description.replace("\n", ", "))
         stop = ' tabindex="-1"' if within else ""
         return f'<a href="#{self._anchor}{group}" aria-label="{label}"{stop}>{content}</a>'
 
@@ -294,8 +293,3 @@ def _short(node: NetworkNode) -> str:
 
 def _rectangle(box: Box) -> str:
     return f'x="{box.left:g}" y="{box.top:g}" width="{box.width:g}" height="{box.height:g}"'
-
-
-def _text(text: str) -> str:
-    """Text that is safe in elements and attributes; lines stay lines."""
-    return escape("\n".join(map(printable, text.split("\n"))), {'"': "&quot;"})

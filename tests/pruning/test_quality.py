@@ -12,7 +12,7 @@ from helpers.paths import MODELS
 
 import onnxprune
 from onnxprune import InputError, NothingPrunable, TargetUnreachable
-from onnxprune.pruning.max_drop import Limit, prune_within
+from onnxprune.pruning.quality import prune_within
 from onnxprune.verification.quality import Quality
 
 
@@ -39,9 +39,6 @@ class Bench:
             raise NothingPrunable("nothing goes")
         return SimpleNamespace(cut=SimpleNamespace(model=share), target=target)
 
-    def limit(self, most):
-        return Limit(most, self)
-
     def of(self, share):
         return Quality("accuracy", 90.0, 90.0 - self.loss(share), 100, held_out=True)
 
@@ -50,7 +47,7 @@ class Bench:
 def within():
     """Prune a made-up model, whose result is the share that it keeps."""
 
-    return lambda bench, most, goal=None: prune_within(bench, bench.limit(most), goal)
+    return lambda bench, most, goal=None: prune_within(bench, most, bench, goal)
 
 
 @pytest.mark.parametrize(("most", "share"), [(0, 0.9), (1, 0.8), (5, 0.4), (8.9, 0.01)])
