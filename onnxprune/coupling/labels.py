@@ -98,7 +98,7 @@ def simplify(relations: Relations, axis_labels: Iterable[AxisLabel]) -> AxisLabe
             relations.freeze(np.atleast_1d(atoms), "one index of the axis is used alone")
             continue
         if len(axes) == 1 and (atoms == atoms[0]).all():
-            relations.freeze(atoms[:1], "the whole axis would go at once")
+            relations.freeze(atoms[:1], "its entries can only be removed all together")
         if relations.find(atoms).any():
             result.append(AxisLabel(tuple(axes), atoms, label.flexible))
     return tuple(result)

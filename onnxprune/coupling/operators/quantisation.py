@@ -101,7 +101,7 @@ def _dynamic(step: Step) -> None:
     """DynamicQuantizeLinear: its range always contains 0, so zeros never change the scale."""
     data = step.read(0)
     if not data.zero:
-        step.fix(data, range(len(data.shape)), "its run-time range would change")
+        step.fix(data, range(len(data.shape)), "its quantisation range is taken from all entries")
     step.emit(data.axis_labels, 0, zero=data.zero)
     for slot in step.outputs()[1:]:
         step.emit((), slot)
