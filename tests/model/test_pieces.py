@@ -10,7 +10,7 @@ import pytest
 from helpers.oracle import ONE_THREAD, parse
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model.execution import node_reads, open_piece, open_session, run
+from onnxprune.model.execution import KnownValues, node_reads, open_piece, open_session, run
 from onnxprune.model.load import load
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
@@ -45,15 +45,14 @@ def test_pieces_one_after_another_give_what_the_model_gives() -> None:
     feed: dict[str, Any] = {k: np.full((2, 3), i, np.float32) for i, k in enumerate("xz", 1)}
     wanted = run(open_session(model, ONE_THREAD), feed)["y"]
     nodes = list(model.graph)
-    types: dict[str, ir.TypeProtocol | None] = {}
-    shapes: dict[str, ir.Shape | None] = {}
-    first, reads = open_piece(model, nodes[:2], ["b"], types, ONE_THREAD, shapes=shapes)
+    known = KnownValues({})
+    first, reads = open_piece(model, nodes[:2], ["b"], known, ONE_THREAD)
     assert reads == ["x"]
-    assert types == {"b": ir.TensorType(ir.DataType.FLOAT)}
-    assert str(shapes["b"]) == "[N,3]"
-    second, reads = open_piece(model, nodes[2:4], ["d"], types, ONE_THREAD, shapes=shapes)
+    assert known.types == {"b": ir.TensorType(ir.DataType.FLOAT)}
+    assert str(known.shapes["b"]) == "[N,3]"
+    second, reads = open_piece(model, nodes[2:4], ["d"], known, ONE_THREAD)
     assert sorted(reads) == ["b", "z"]
-    last, reads = open_piece(model, nodes[4:], ["y"], types, ONE_THREAD)
+    last, reads = open_piece(model, nodes[4:], ["y"], KnownValues(known.types), ONE_THREAD)
     assert reads == ["d"]
     feed |= run(first, {"x": feed["x"]})
     feed |= run(second, {name: feed[name] for name in "bz"})
@@ -66,10 +65,10 @@ def test_sizes_onnxruntime_made_up_are_not_shared_between_pieces() -> None:
         + """g (float[N] x, float[M] z) => (float[P] y, float[Q] v)
         { i = NonZero(x) k = NonZero(z) y = GatherND(x, i) v = GatherND(z, k) }"""
     )
-    shapes: dict[str, ir.Shape | None] = {}
+    known = KnownValues({})
     for node, name in zip(model.graph, "ik", strict=False):
-        open_piece(model, [node], [name], {}, ONE_THREAD, shapes=shapes)
-    first, second = shapes["i"], shapes["k"]
+        open_piece(model, [node], [name], KnownValues({}, known.shapes), ONE_THREAD)
+    first, second = known.shapes["i"], known.shapes["k"]
     assert first is not None
     assert second is not None
     assert first.dims[1] != second.dims[1]
@@ -82,10 +81,10 @@ def test_sequences_and_maps_have_types_or_none() -> None:
           m = ai.onnx.ml.ZipMap<classlabels_int64s = [3, 4]>(x)
           y = Identity(x) }"""
     model = load(parse(text)).model
-    types: dict[str, ir.TypeProtocol | None] = {}
-    session, _ = open_piece(model, list(model.graph), ["s", "m", "y"], types, ONE_THREAD)
+    known = KnownValues({})
+    session, _ = open_piece(model, list(model.graph), ["s", "m", "y"], known, ONE_THREAD)
     tensor = ir.TensorType(ir.DataType.FLOAT)
-    assert types == {"s": ir.SequenceType(tensor), "m": None, "y": tensor}
+    assert known.types == {"s": ir.SequenceType(tensor), "m": None, "y": tensor}
     found = run(session, {"x": np.float32([[1, 2]])})
     assert found["m"] == [{3: 1.0, 4: 2.0}]
 
@@ -102,12 +101,14 @@ def test_brief_sessions_do_without_preparation(
 
     monkeypatch.setattr("onnxprune.model.execution.open_session", watched)
     model = model_of()
-    open_piece(model, list(model.graph), ["y"], {}, ONE_THREAD, optimise=False, brief=brief)
-    wanted = {"optimise": False, "arena": False, "prepack": not brief, "plan": not brief}
+    known = KnownValues({})
+    open_piece(model, list(model.graph), ["y"], known, ONE_THREAD, optimise=False, brief=brief)
+    memory = "brief" if brief else "planned"
+    wanted = {"optimise": False, "arena": False, "memory": memory}
     assert seen == wanted
 
 
 def test_what_onnxruntime_refuses_is_a_runtime_failure() -> None:
     model = model_of(HEADER + "g (float[N] x) => (float[N] y) { a = Neg(x) y = Unheard(a) }")
     with pytest.raises(RuntimeFailure):
-        open_piece(model, list(model.graph), ["y"], {}, ONE_THREAD)
+        open_piece(model, list(model.graph), ["y"], KnownValues({}), ONE_THREAD)
