@@ -128,7 +128,7 @@ def run_pipeline(
     Args:
         model: a path, onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph; never changed.
         passes: path of a YAML or JSON file; or a list of names, of {name: options}, and of passes
-            or functions themselves. See `pipelines.steps`, and `onnxprune passes` for the names.
+            or functions themselves; `onnxprune passes` lists the names.
             Fractions of a `target` refer to the model given here; with `of: current` to the one
             that the pass is given.
         calibration: samples for passes that use them; as for `onnxprune.prune`.
@@ -140,8 +140,8 @@ def run_pipeline(
         progress: progress callback of long loops.
 
     Raises:
-        InputError: for a pipeline, model or samples that cannot be used, or a pass of somebody
-            else's that fails.
+        InputError: for a pipeline, model or samples that cannot be used, or a third-party pass
+            that fails.
         NothingPrunable: when a pass that is to reach a target cannot.
         VerificationError: when what a pass made is no valid model, does not run, or has another
             interface than the pass announces.

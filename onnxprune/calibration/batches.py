@@ -1,4 +1,9 @@
-"""Calibration batches held in memory: which are read, which a trial takes, which are held out."""
+"""Calibration batches held in memory: which are read, which a trial takes, which are held out.
+
+A convolutional network has its widest activations in front, where one sample gives thousands of
+rows, and its widest weights in the back, where one gives a few dozen. So a walk starts with as many
+batches as fit at the widest place, and takes more along later, where rows are short.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a criterion is, and what it may look at."""
+"""A group with the values that a criterion may look at, and the gradients of its mask."""
 
 from __future__ import annotations
 

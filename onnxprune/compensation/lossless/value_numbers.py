@@ -1,7 +1,22 @@
-"""Rows that are equal, or equal up to a factor, found in near-linear time.
+"""Value numbers: which units of a group hold the same, up to a factor, whatever the input.
 
-Every row is reduced to its norm and to its product with one random vector. Rows that are equal have
-equal products, so only neighbours in the order of the products are compared entry by entry.
+At every tensor that carries the group, the slice of unit u is factor_u * R[number_u]. Constants
+are numbered by their slices; from there one walk over the nodes that touch the group numbers every
+activation: two units have the same number where the same op is applied to slices of the same
+numbers. What no rule understands gives every unit a number of its own. So equal numbers are a
+proof, and no input is needed to find them. What each op makes of them::
+
+    linear        f x -> f y(x)
+    homogeneous   f x -> |f| y(sign(f) x)                    Relu, LeakyRelu, MaxPool, ...
+    product       (f x) * (g z) -> (f g) y(x, z)             Mul, depthwise Conv
+    sum           f x + g z -> norm(f, g) y(x, z, direction of (f, g))
+    anything      f x -> y(x, f)                             Gelu, Sigmoid, Clip, ...
+
+x, z are the numbers, y the new number; units of the same (...) get the same y.
+
+Slices that are equal, or equal up to a factor, are found in near-linear time: every row is reduced
+to its norm and its product with one random vector, and only neighbours in the order of the products
+are compared entry by entry.
 """
 
 from __future__ import annotations

@@ -1,6 +1,17 @@
-"""The inverse of a symmetric positive definite matrix, by way of its Cholesky factor.
+"""Second moments of a regression, and the regression: ridge towards given weights, with a bias.
 
-H = L L', so H^-1 = X' X with X = L^-1. In four parts, twice::
+For rows x [D] and targets y [O] of each group::
+
+    H = E[x x'] - mu mu'      G = E[y x'] - E[y] mu'
+    W = (G + lam W0) (H_SS + lam I)^-1        b = E[y] - W mu_S         over the kept unknowns S
+
+lam = ridge * mean diagonal of H_SS. lam -> infinity gives W0 without its removed columns: a badly
+conditioned problem degrades to plain removal. Sums are kept in float64, products of at most 16,384
+rows are formed in float32 around the mean, so that unknowns with a large mean keep their variance.
+Source: Kwon et al. 2022 (fast post-training pruning), for the target.
+
+The inverse goes by way of the Cholesky factor: H = L L', so H^-1 = X' X with X = L^-1. In four
+parts, twice::
 
     L = [L1   0 ]    X = [X1               0 ]    X'X = [X1'X1 + Y'Y   Y'X2 ]
         [L21  L2]        [Y = -X2 L21 X1   X2]          [X2'Y          X2'X2]

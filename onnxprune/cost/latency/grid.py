@@ -1,12 +1,19 @@
-"""In which steps the time of a kernel falls with one of its widths.
+"""Time of one kernel at any widths, from a few that are timed.
 
-A kernel that computes blocks of s channels takes the time of ceil(width / s) blocks. A few widths
-around a middle one are timed and, for every candidate s, the line
+Anchors lie at a handful of fractions of every width. Between them the time is interpolated, linear
+in every width: exact for a kernel that takes a fixed time and a time for each block of its inputs,
+of its outputs, and of both. A width is rounded up to the step of its axis first. Widths that
+another, slower kernel computes have anchors of their own, and axes of up to 32 entries none: there
+every width is timed. Only what a question needs is timed, each once, and kept on disk.
+
+The *step* of an axis: a kernel that computes blocks of s channels takes the time of
+ceil(width / s) blocks. A few widths around a middle one are timed and, for every candidate s, the
+line
 
     seconds = a + b * s * ceil(width / s)
 
 is fitted; the smallest s that explains the times about as well as the best one is taken, since
-rounding to more than the step gives units away for nothing. Kernels also exist that are faster at
+rounding to more than the step removes units without any gain. Kernels also exist that are faster at
 aligned widths without a staircase, because another kernel takes over between them: where widths
 that are no multiple of four are slower than the aligned width above, the step is at least four.
 """
