@@ -395,8 +395,7 @@ def _owns_weight(layer: LinearLayer) -> bool:
         producer = value.producer()
         if producer is None or producer.op_type == "Constant":
             tensor = ir.convenience.get_const_tensor(value)
-            is_float = tensor is not None and tensor.dtype.is_floating_point()
-            return is_float and not value.is_graph_input()
+            return tensor is not None and tensor.dtype.is_floating_point()
         if producer.op_type not in WEIGHT_MOVEMENTS or producer.domain:
             return False
         value = producer.inputs[0]
