@@ -55,9 +55,6 @@ NOT_COUPLED = {
     },
     "gradient": {
         # gradients flow through them to other axes; their own axes are refused
-        ("", "GatherElements"),
-        ("", "ScatterElements"),
-        ("", "ScatterND"),
         ("", "Trilu"),
         ("com.microsoft", "TransposeMatMul"),
     },
@@ -167,6 +164,12 @@ com.microsoft::Gelu                              .         .         .         .
 com.microsoft::QuickGelu                         .         .         .         .         x
 com.microsoft::SkipLayerNormalization            .         .         .         .         x
 com.microsoft::SkipSimplifiedLayerNormalization  .         .         .         .         x
+
+[indexing]
+GatherElements                                   .         .         .         .         x
+Scatter                                          .         .         .         .         .
+ScatterElements                                  .         .         .         .         x
+ScatterND                                        .         .         .         .         x
 
 [movement]
 Concat                                           .         .         .         x         x

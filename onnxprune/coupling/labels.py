@@ -48,7 +48,8 @@ class TensorLabels:
         constant: made from constants by movement alone.
         pristine: a constant no op has looked at yet; its first partner labels it.
         zero: the value is zero where it is removed, once removed slices of constants are zero.
-        integer: an integer constant nobody has looked at yet; only quantised ops take it for data.
+        integer: an integer constant nobody has looked at yet; quantised ops take it for data, and
+            those that want an index for every entry.
     """
 
     name: str

@@ -145,7 +145,7 @@ class Step(NodeView):
         return labels
 
     def read_weight(self, slot: int) -> TensorLabels:
-        """Like `read`, where an integer constant is data: the weights of quantised ops."""
+        """Like `read`, where an integer constant is data: weights of quantised ops, indices."""
         integer = self.peek(slot).integer
         labels = self.read(slot)
         labels.pristine = labels.pristine or integer

@@ -21,9 +21,11 @@ from onnxprune.coupling.step import Consumer, Refusal, Rule, Statistic, Step, no
 from onnxprune.coupling.subgraph_shapes import Bodies, body_of, captured, subgraphs
 from onnxprune.model.observe import Facts
 
-_QUANTISED_TYPES = frozenset(
-    ir.DataType[name] for name in ("INT8", "UINT8", "INT32", "INT4", "UINT4", "INT16", "UINT16")
+_INTEGER_TYPES = frozenset(
+    ir.DataType[name]
+    for name in ("INT8", "UINT8", "INT32", "INT4", "UINT4", "INT16", "UINT16", "INT64")
 )
+"""Of constants that may be data: quantised numbers, or an index for every entry."""
 _REPEATED = frozenset({"Loop", "Scan"})
 
 
@@ -226,7 +228,7 @@ def _sources(graph: ir.Graph, facts: Facts, divisors: frozenset[str]) -> dict[st
             constant=True,
             pristine=number,
             zero=name not in divisors,
-            integer=not number and tensor.dtype in _QUANTISED_TYPES and 0 not in shape,
+            integer=not number and tensor.dtype in _INTEGER_TYPES and 0 not in shape,
         )
     return tensors
 

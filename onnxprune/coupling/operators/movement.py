@@ -57,8 +57,9 @@ def _repeated(step: Step) -> None:
         for axis, extent in enumerate(shape)
         if extent > 1 and before[axis] == 1
     ]
-    # Copies made along a new axis are not zero where they are removed.
-    zero = labels.zero and not grown
+    # Copies made along a new axis are zero where they are removed only if all of it is.
+    value = step.constant(0)
+    zero = labels.zero and (not grown or (value is not None and not np.any(value)))
     step.emit([*result, *grown], zero=zero, constant=labels.constant)
 
 

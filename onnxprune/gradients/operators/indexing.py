@@ -49,15 +49,31 @@ def _scatter_elements(step: GradientStep) -> Mapping[int, ir.Value]:
 
 
 def _put(step: GradientStep, put: str, take: str, **attributes: int) -> Mapping[int, ir.Value]:
-    """Updates take the places of data, or are added to them."""
+    """Updates take the places of data, are added to them, or compete with them."""
     emit, g, places = step.emit, step.gradient, step.input(1)
     kind = step.attribute("reduction", "none")
+    if kind in ("max", "min"):
+        return _to_the_largest(step, put, take, **attributes)
     if kind not in ("none", "add"):
-        raise NoGradient(f"its reduction is {kind}, expected none or add")
+        raise NoGradient(f"its reduction is {kind}, expected none, add, max or min")
     updates = step.input(2)
     nothing = emit.op("Expand", emit.number(0.0, updates), emit.shape(updates))
     rest = g if kind == "add" else emit.op(put, g, places, nothing, **attributes)
     return {0: rest, 2: emit.op(take, g, places, **attributes)}
+
+
+def _to_the_largest(
+    step: GradientStep, put: str, take: str, **attributes: int
+) -> Mapping[int, ir.Value]:
+    """Entries that became the result share its gradient."""
+    emit, places, data, updates = step.emit, step.input(1), step.input(0), step.input(2)
+    reached = emit.op(take, step.output, places, **attributes)
+    kept = emit.cast_like(emit.op("Equal", data, step.output), data)
+    won = emit.cast_like(emit.op("Equal", updates, reached), data)
+    winners = emit.op(put, kept, places, won, reduction="add", **attributes)
+    share = emit.op("Div", step.gradient, winners)
+    back = emit.op(take, share, places, **attributes)
+    return {0: emit.op("Mul", kept, share), 2: emit.op("Mul", won, back)}
 
 
 def _tile(step: GradientStep) -> Mapping[int, ir.Value]:

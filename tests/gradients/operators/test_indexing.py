@@ -39,6 +39,19 @@ def test_scatter_elements(operands: str) -> None:
     check_gradient(f"y = ScatterElements<axis = 1>({operands})", mine, weights)
 
 
+@pytest.mark.parametrize("reduction", ["max", "min"])
+@pytest.mark.parametrize("operands", ["x, k, w", "w, k, x"])
+def test_entries_that_compete_share_the_gradient(reduction: str, operands: str) -> None:
+    mine, other = ((4, 3), (5, 3)) if operands == "x, k, w" else ((5, 3), (4, 3))
+    places = np.array([[3], [1], [1], [0], [3]], np.int64)
+    weights = {"w": 0.3 * weight(*other)}
+    body = f'y = ScatterND<reduction = "{reduction}">({operands})'
+    check_gradient(body, mine, weights | {"k": places}, opset=18)
+    weights["k"] = np.repeat(places, 3, axis=1)
+    body = f'y = ScatterElements<axis = 0, reduction = "{reduction}">({operands})'
+    check_gradient(body, mine, weights, opset=18)
+
+
 @pytest.mark.parametrize("largest", [0, 1])
 def test_the_largest_entries(largest: int) -> None:
     body = f"t, i = TopK<axis = 1, largest = {largest}>(x, k) y = Mul(t, t)"
