@@ -65,7 +65,7 @@ class Elimination:
         self, weight: NDArray[np.float64], inverse: NDArray[np.float64], unit: NDArray[np.int64]
     ) -> None:
         # unknowns along the first axis, so that those of one unit are rows
-        self._weight = np.ascontiguousarray(weight.T)
+        self._weight = np.array(weight.T, order="C")  # a copy even where that is its layout
         self._inverse = inverse
         self._rows = _rows_of_units(unit)
         self._left = np.ones(len(inverse), bool)

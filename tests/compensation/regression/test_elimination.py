@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -160,3 +162,14 @@ def test_units_that_are_the_same_cost_nothing_until_the_last_one() -> None:
     assert {units[0] for units in order[:2]} < {0, 2, 3}
     assert rises[:2].max() < 1e-6
     assert rises[2:].min() > 0.1
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_weight_of_a_reader_stays_as_it_is(order: Literal["C", "F"]) -> None:
+    """The weight of a MatMul comes transposed; another curve of the group starts from it again."""
+    subject = reader(5, UNITS["blocks"])
+    subject = replace(subject, weight=np.array(subject.weight, order=order))
+    before = subject.weight.copy()
+    first = Elimination.of(subject, 1e-3).remove([1, 3])
+    np.testing.assert_array_equal(subject.weight, before)
+    assert Elimination.of(subject, 1e-3).remove([1, 3]) == first
