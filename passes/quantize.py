@@ -50,6 +50,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 from onnx import numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxruntime import quantization
@@ -86,6 +87,9 @@ _AXIS_SINCE = 13
 
 _HALF_SINCE = 19
 """Operator set in which QuantizeLinear takes half precision."""
+
+_FATAL, _WARNING = 4, 2
+"""Severities of onnxruntime's logger."""
 
 _LARGE = LARGEST_MESSAGE // 2
 _INPUT, _PREPARED, _RESULT = "model.onnx", "prepared.onnx", "quantised.onnx"
@@ -301,14 +305,20 @@ def _run_onnxruntime(model: ir.Model, settings: dict[str, Any]) -> ir.Model:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Suppress what onnxruntime.quantization logs and prints."""
+    """Suppress what onnxruntime and onnxruntime.quantization log and print.
+
+    The sessions that onnxruntime.quantization opens take the severity of the default logger, which
+    is back at the warnings of onnxruntime's default afterwards: it cannot be asked.
+    """
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    ort.set_default_logger_severity(_FATAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
+        ort.set_default_logger_severity(_WARNING)
         logging.disable(level)
 
 

@@ -49,6 +49,15 @@ def test_static_puts_8_bit_tensors_around_every_layer() -> None:
     assert difference(outputs(cnn(), {"x": X}), outputs(made, {"x": X})) < 0.1
 
 
+def test_what_onnxruntime_warns_of_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    proto = cnn()
+    for tensor in proto.graph.initializer:  # as exporters of IR version 3 do
+        declared = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        proto.graph.input.append(declared)
+    quantised(proto, samples=given(cnn()))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_dynamic_needs_no_samples() -> None:
     made = quantised(mlp())
     assert "DynamicQuantizeLinear" in kinds(made)

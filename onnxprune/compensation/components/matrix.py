@@ -34,6 +34,7 @@ from onnxprune.compensation.components.unit_positions import Places
 from onnxprune.compensation.regression.linear_layers import LinearLayer
 from onnxprune.coupling.trace import Coupling
 from onnxprune.model.observe import ConstantValues
+from onnxprune.model.outputs import ScoreLayout
 from onnxprune.surgery.editable_model import EditableModel
 
 _WORST_CONDITION = 1e4
@@ -161,7 +162,7 @@ def measure(
             products[place[id(product.node)]].append((number, product))
     moments: list[list[Moments]] = [[] for _ in sets]
     unknown: set[int] = set()
-    nodes = list(model.graph)
+    nodes, opset = list(model.graph), model.opset_imports.get("", 1)
     stops = sorted({*readers, *products})
     for at in context.progress(stops, "finding components", len(stops)):
         walk.advance(nodes[at])
@@ -174,7 +175,7 @@ def measure(
                 moments[number].append(_of_reader(table, weight, reader))
         for number, product in products.get(at, ()):
             try:
-                shifted = _ignored_by_softmax(product, coupling)
+                shifted = _ignored_by_softmax(product, coupling, opset)
                 first, second = (
                     _moments(_rows_at(places, walk[name], seed), central=name == shifted)
                     for name, places in zip(product.names, product.places, strict=True)
@@ -236,8 +237,11 @@ def _moments(x: NDArray[np.float32], *, central: bool) -> NDArray[np.float64]:
     return flat.T @ flat / len(flat)
 
 
-def _ignored_by_softmax(product: Product, coupling: Coupling) -> str:
+def _ignored_by_softmax(product: Product, coupling: Coupling, opset: int) -> str:
     """Which operand of a product may be shifted by any vector without a softmax behind noticing.
+
+    Before operator set 13 a softmax runs over all axes from its own on; what adds the same to each
+    row of the scores does then not add the same to all of them.
 
     Returns:
         the name of the operand that brings the axis of the softmax; "" when there is none.
@@ -256,12 +260,14 @@ def _ignored_by_softmax(product: Product, coupling: Coupling) -> str:
         if nodes[0].op_type not in _MASKS or known is None or len(known.shape) != rank:
             return ""
         value = nodes[0].outputs[0]
-    attribute = softmax.attributes.get("axis") if softmax is not None else None
-    axis = -1 if attribute is None else attribute.as_int()
-    if softmax is None or axis % rank < rank - 2 or product.node.op_type != "MatMul":
+    if softmax is None or product.node.op_type != "MatMul":
+        return ""
+    layout = ScoreLayout.of(softmax, opset)
+    axis = layout.axis % rank
+    if axis < rank - 2 or (layout.flattened and axis < rank - 1):
         return ""
     inputs = [value.name or "" for value in product.node.inputs if value is not None]
-    return inputs[1 if axis % rank == rank - 1 else 0]
+    return inputs[1 if axis == rank - 1 else 0]
 
 
 def _total(moments: Sequence[Moments]) -> Moments:
