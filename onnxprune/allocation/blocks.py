@@ -33,9 +33,9 @@ from onnxprune.cost.latency.probe import profile_model
 from onnxprune.cost.macs import node_macs
 from onnxprune.cost.memory import stored_parameters
 from onnxprune.coupling.analysis import is_selected, observe_model
-from onnxprune.coupling.step import node_id
 from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError
+from onnxprune.model.bodies import node_id
 from onnxprune.model.execution import Execution
 from onnxprune.model.observe import Facts
 from onnxprune.surgery.blocks.fused_sums import separated_sums

@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.coupling.subgraph_shapes import captured, subgraphs
+from onnxprune.model.bodies import captured, subgraphs
 from onnxprune.model.node_view import ShapeOf
 from onnxprune.model.observe import Observation, constants_of
 from onnxprune.model.tensors import swapped

@@ -10,7 +10,7 @@ from collections.abc import Container, Sequence, Set
 
 import onnx_ir as ir
 
-from onnxprune.coupling.subgraph_shapes import read_from_outside, subgraphs
+from onnxprune.model.bodies import read_from_outside, subgraphs
 from onnxprune.model.observe import Facts
 
 _RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"})

@@ -21,6 +21,7 @@ from onnxprune.coupling.labels import (
     simplify,
 )
 from onnxprune.coupling.relations import Relations
+from onnxprune.model.bodies import node_id
 from onnxprune.model.node_view import NodeView
 
 
@@ -68,11 +69,6 @@ class Statistic:
     axis: int
     widened: bool
     exact: bool
-
-
-def node_id(node: ir.Node) -> str:
-    """Name a node by its first output: unique, and stable when nodes are added around it."""
-    return next((value.name for value in node.outputs if value.name), node.name or "") or ""
 
 
 class Walk(Protocol):

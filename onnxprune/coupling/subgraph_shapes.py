@@ -9,7 +9,7 @@ does not run, is not followed: nothing that enters it is cut.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,87 +18,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError
+from onnxprune.model.bodies import body_of, read_from_outside, subgraphs
 from onnxprune.model.observe import Facts, Observation, constants_of, observe
 from onnxprune.model.protobuf import skeleton
 from onnxprune.model.runtime import Runtime
-
-
-@dataclass(frozen=True)
-class Body:
-    """How the body of a Loop or Scan is connected to its node, by slots.
-
-    Attributes:
-        graph: the body.
-        states: (input slot, formal input, body output, output slot) of each carried state.
-        slices: (input slot, formal input, axis) of each tensor a Scan walks along.
-        stacked: (body output, output slot, axis) of what is collected over the iterations.
-        alone: formal inputs without a tensor outside: iteration number and condition of a Loop.
-    """
-
-    graph: ir.Graph
-    states: tuple[tuple[int, int, int, int], ...]
-    slices: tuple[tuple[int, int, int], ...]
-    stacked: tuple[tuple[int, int, int], ...]
-    alone: tuple[int, ...]
-
-
-def body_of(node: ir.Node) -> Body:
-    """Connections of a Loop, or of a Scan from opset 9 on."""
-    graph = node.attributes["body"].as_graph()
-    if node.op_type == "Loop":
-        states = len(node.inputs) - 2
-        return Body(
-            graph,
-            tuple((2 + i, 2 + i, 1 + i, i) for i in range(states)),
-            (),
-            tuple((1 + i, i, 0) for i in range(states, len(graph.outputs) - 1)),
-            (0, 1),
-        )
-    states = len(node.inputs) - node.attributes["num_scan_inputs"].as_int()
-    given, made = (
-        node.attributes[name].as_ints() if name in node.attributes else [0] * len(node.inputs)
-        for name in ("scan_input_axes", "scan_output_axes")
-    )
-    made = [*made, *[0] * len(graph.outputs)]
-    return Body(
-        graph,
-        tuple((i, i, i, i) for i in range(states)),
-        tuple((i, i, given[i - states]) for i in range(states, len(node.inputs))),
-        tuple((i, i, made[i - states]) for i in range(states, len(graph.outputs))),
-        (),
-    )
-
-
-def subgraphs(node: ir.Node) -> list[ir.Graph]:
-    """Graphs in the attributes of a node."""
-    graphs: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs += attribute.as_graphs()
-    return graphs
-
-
-def captured(node: ir.Node) -> Iterator[str]:
-    """Names that the subgraphs of a node read, those from outside among them."""
-    for graph in subgraphs(node):
-        for inner in graph:
-            yield from (value.name for value in inner.inputs if value and value.name)
-            yield from captured(inner)
-        yield from (value.name for value in graph.outputs if value.name)
-
-
-def read_from_outside(graph: ir.Graph) -> dict[str, ir.Value]:
-    """Values that a body, bodies inside it included, reads from around it."""
-    own = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
-    own |= {id(value) for node in graph for value in node.outputs}
-    read = [value for node in graph for value in node.inputs if value is not None]
-    read += list(graph.outputs)
-    for node in graph:
-        for inner in subgraphs(node):
-            read += read_from_outside(inner).values()
-    return {value.name: value for value in read if value.name and id(value) not in own}
 
 
 class Bodies:

@@ -17,8 +17,9 @@ from onnxprune.coupling.labels import TensorLabels, align_nesting
 from onnxprune.coupling.operators import RULES
 from onnxprune.coupling.relations import Relations
 from onnxprune.coupling.static_values import static_values
-from onnxprune.coupling.step import Consumer, Refusal, Rule, Statistic, Step, node_id
-from onnxprune.coupling.subgraph_shapes import Bodies, body_of, captured, subgraphs
+from onnxprune.coupling.step import Consumer, Refusal, Rule, Statistic, Step
+from onnxprune.coupling.subgraph_shapes import Bodies
+from onnxprune.model.bodies import body_of, captured, node_id, subgraphs
 from onnxprune.model.observe import Facts
 
 _INTEGER_TYPES = frozenset(

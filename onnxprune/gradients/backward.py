@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from onnxprune.coupling.step import node_id
 from onnxprune.gradients.emitter import Emitter
 from onnxprune.gradients.operators import RULES
 from onnxprune.gradients.preparation import Expansion
 from onnxprune.gradients.step import GradientStep, NoGradient
+from onnxprune.model.bodies import node_id
 from onnxprune.model.execution import node_reads
 
 _NOTHING = Expansion()

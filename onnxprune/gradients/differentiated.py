@@ -15,11 +15,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.coupling.groups import Reading
-from onnxprune.coupling.step import node_id
 from onnxprune.errors import InputError
 from onnxprune.gradients.backward import Edge, add_backward
 from onnxprune.gradients.emitter import QUANTISED, Emitter
 from onnxprune.gradients.preparation import expand, to_single_precision, upgraded
+from onnxprune.model.bodies import node_id
 from onnxprune.model.observe import Facts, observe
 from onnxprune.model.runtime import Runtime
 

@@ -15,10 +15,10 @@ import onnx
 import onnx_ir as ir
 from onnx import version_converter
 
-from onnxprune.coupling.step import node_id
 from onnxprune.gradients.decompositions import decomposition_of
 from onnxprune.gradients.decompositions.fused import Decomposition
 from onnxprune.gradients.step import NoGradient
+from onnxprune.model.bodies import node_id
 from onnxprune.model.execution import is_heavy
 from onnxprune.model.observe import Observation
 from onnxprune.model.protobuf import from_proto, to_proto

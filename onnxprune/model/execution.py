@@ -29,6 +29,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxprune.errors import RuntimeFailure
+from onnxprune.model.bodies import read_from_outside, subgraphs
 from onnxprune.model.protobuf import serialise, to_proto
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.save import save
@@ -209,15 +210,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def node_reads(node: ir.Node) -> Iterator[ir.Value]:
-    """Values of the node's own graph that it or its subgraphs read."""
+    """Values made around a node that it or its subgraphs read."""
     yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        for graph in _graphs(attribute):
-            inner = ir.traversal.RecursiveGraphIterator(graph)
-            captured = [v for inside in inner for v in inside.inputs if v is not None]
-            for value in (*captured, *_returned(graph)):
-                if value.graph is node.graph:
-                    yield value
+    for graph in subgraphs(node):
+        yield from read_from_outside(graph).values()
 
 
 @dataclass
@@ -261,6 +257,32 @@ def open_piece(
     Raises:
         RuntimeFailure: when onnxruntime refuses them.
     """
+    piece, inputs = piece_of(model, nodes, names, known)
+    session = open_session(
+        piece, runtime, optimise=optimise, arena=False, memory="brief" if brief else "planned"
+    )
+    symbols = {dim for value in model.graph.inputs for dim in _named(value.shape)}
+    for output in session.get_outputs():
+        tensor = output.type.startswith("tensor")
+        known.types[output.name] = _parsed(output.type)
+        known.shapes[output.name] = _shape(output.name, output.shape, symbols) if tensor else None
+    return session, inputs
+
+
+def piece_of(
+    model: ir.Model, nodes: Sequence[ir.Node], names: Sequence[str], known: KnownValues
+) -> tuple[ir.Model, list[str]]:
+    """Copy some nodes into a model of their own.
+
+    Args:
+        model: the model they are part of; they may be those of a body.
+        nodes: in graph order, all in one graph.
+        names: values they make that are wanted.
+        known: types and shapes of values from around them.
+
+    Returns:
+        the model and the names of its inputs.
+    """
     read = dict.fromkeys(value for node in nodes for value in node_reads(node))
     made = dict.fromkeys(value for node in nodes for value in node.outputs)
     by_name = {value.name: value for value in made}
@@ -281,27 +303,7 @@ def open_piece(
         if value.name and value.name in known.types:
             value.type, value.shape = known.types[value.name], known.shapes.get(value.name)
     piece = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
-    session = open_session(
-        piece, runtime, optimise=optimise, arena=False, memory="brief" if brief else "planned"
-    )
-    symbols = {dim for value in model.graph.inputs for dim in _named(value.shape)}
-    for output in session.get_outputs():
-        tensor = output.type.startswith("tensor")
-        known.types[output.name] = _parsed(output.type)
-        known.shapes[output.name] = _shape(output.name, output.shape, symbols) if tensor else None
-    return session, [value.name or "" for value in inputs]
-
-
-def _returned(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Outputs of a graph and of the graphs within."""
-    yield from graph.outputs
-    yield from (value for inner in graph.subgraphs() for value in inner.outputs)
-
-
-def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
+    return piece, [value.name or "" for value in inputs]
 
 
 def _named(shape: ir.Shape | None) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.coupling.subgraph_shapes import subgraphs
+from onnxprune.model.bodies import subgraphs
 
 
 class Editor:

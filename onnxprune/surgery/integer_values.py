@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from onnxprune.coupling.cut import Cut, CutError
-from onnxprune.coupling.step import node_id
+from onnxprune.model.bodies import node_id
 from onnxprune.model.observe import Observation
 
 

@@ -11,8 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.coupling.cut import Cut
-from onnxprune.coupling.step import node_id
-from onnxprune.coupling.subgraph_shapes import subgraphs
+from onnxprune.model.bodies import node_id, subgraphs
 from onnxprune.model.observe import blocks
 from onnxprune.surgery.editor import Editor
 from onnxprune.surgery.integer_values import IntegerValues

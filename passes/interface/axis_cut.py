@@ -30,9 +30,10 @@ from onnxprune.coupling.cuttable_interface import (
     suppresses_among,
 )
 from onnxprune.coupling.groups import find_refusals
-from onnxprune.coupling.step import Step, node_id
+from onnxprune.coupling.step import Step
 from onnxprune.coupling.trace import Coupling, display_name, trace
 from onnxprune.errors import NothingPrunable, RuntimeFailure, VerificationError
+from onnxprune.model.bodies import node_id
 from onnxprune.model.execution import Execution
 from onnxprune.model.observe import Facts, constant_array
 from onnxprune.model.runtime import Runtime

@@ -15,8 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.coupling.step import node_id
-from onnxprune.coupling.subgraph_shapes import subgraphs
+from onnxprune.model.bodies import node_id, subgraphs
 from onnxprune.model.observe import Facts, constant_array
 from onnxprune.surgery.editor import Editor
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from helpers.oracle import ONE_THREAD, parse
-from onnxprune.coupling.step import node_id
 from onnxprune.gradients.backward import Edge, add_backward
 from onnxprune.gradients.emitter import Emitter
 from onnxprune.gradients.preparation import expand
+from onnxprune.model.bodies import node_id
 from onnxprune.model.execution import open_session, run
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe

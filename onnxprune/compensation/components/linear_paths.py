@@ -30,8 +30,8 @@ from onnxprune.compensation.regression.linear_layers import (
 )
 from onnxprune.coupling.groups import Group
 from onnxprune.coupling.labels import AxisLabel
-from onnxprune.coupling.step import node_id
 from onnxprune.coupling.trace import Coupling
+from onnxprune.model.bodies import node_id
 from onnxprune.surgery.linear import LINEAR_OPS
 
 

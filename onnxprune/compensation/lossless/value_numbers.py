@@ -31,8 +31,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.coupling.groups import Group, unit_positions
-from onnxprune.coupling.step import Consumer, node_id
+from onnxprune.coupling.step import Consumer
 from onnxprune.coupling.trace import Coupling
+from onnxprune.model.bodies import node_id
 from onnxprune.model.node_view import NodeView
 from onnxprune.model.observe import ConstantValues
 

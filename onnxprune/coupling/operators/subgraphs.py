@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxprune.coupling.labels import Operand, TensorLabels, join, rename
 from onnxprune.coupling.step import Refusal, RuleTable, Step
-from onnxprune.coupling.subgraph_shapes import body_of, read_from_outside, subgraphs
+from onnxprune.model.bodies import body_of, read_from_outside, subgraphs
 
 
 def _if(step: Step) -> None:

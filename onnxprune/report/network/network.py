@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from onnxprune.coupling.groups import Group, Refused
 from onnxprune.coupling.labels import AxisLabel
 from onnxprune.coupling.operators import RULES
-from onnxprune.coupling.subgraph_shapes import captured, subgraphs
 from onnxprune.coupling.trace import Coupling
+from onnxprune.model.bodies import captured, subgraphs
 
 _MICROSOFT = "com.microsoft"
 _CHANNELS_SECOND = frozenset(

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.cost.macs import node_macs
-from onnxprune.coupling.step import node_id
+from onnxprune.model.bodies import node_id
 from onnxprune.model.observe import Facts, constant_array
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.editor import Editor

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.coupling.cut import CutError
-from onnxprune.coupling.step import node_id
+from onnxprune.model.bodies import node_id
 from onnxprune.surgery.operators.site import Site, SizeTable
 
 _BEFORE_THE_AXIS = -(2**31) + 1
