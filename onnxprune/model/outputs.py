@@ -14,6 +14,8 @@ LINEAR = ("Gemm", "MatMul", "Add", "Conv")
 """Nodes whose output may be class scores or quantities."""
 
 _PASSED_ON = ("Identity", "Cast")
+_MOVED = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Concat")
+_PROBABILITY = ("Sigmoid", "HardSigmoid")
 
 
 def output_producer(value: ir.Value) -> ir.Node | None:
@@ -22,6 +24,30 @@ def output_producer(value: ir.Value) -> ir.Node | None:
     while node is not None and node.op_type in _PASSED_ON and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node
+
+
+def computing_ops(value: ir.Value) -> set[str]:
+    """Operators that compute an output, behind whatever moves, cuts or joins their results.
+
+    Returns:
+        operator names; "" for an input of the model.
+    """
+    ops, waiting, seen = set(), [value], set()
+    while waiting:
+        value = waiting.pop()
+        node = value.producer()
+        if node is None or node.op_type not in (*_PASSED_ON, *_MOVED):
+            ops.add(node.op_type if node is not None else "")
+        elif node not in seen:
+            seen.add(node)
+            parts = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+            waiting += [part for part in parts if part is not None]
+    return ops
+
+
+def gives_probabilities(value: ir.Value) -> bool:
+    """Whether every entry of an output is the probability of something for itself."""
+    return computing_ops(value) <= set(_PROBABILITY)
 
 
 def gives_scores(producer: ir.Node | None) -> bool:

@@ -1,9 +1,13 @@
 """How far the outputs of a pruned model are from the original's, in one number.
 
-* Class scores - what a Softmax gives or what would go into one - are compared as distributions at
-  temperature 2, KL(original || pruned) averaged over samples: at 1 a few samples on which the
-  original is over-confident decide.
-* Every other float output: mean squared difference over the variance of the original's output.
+Rows are weighted so that each class of the original's answers counts alike (`measures.py`): a model
+that always gives the most frequent answer is far off, however frequent that is.
+
+* Class scores are compared as distributions at temperature 2, KL(original || pruned): at 1 a few
+  samples on which the original is over-confident decide. Probabilities are compared the same way,
+  each with its complement.
+* Quantities: squared error over the variance of the original *around its mean at each place*, so
+  that 1 is what the model scores that always gives this mean.
 * What a linear layer gives may be scores or quantities; the second then counts a tenth.
 * An output whose shape depends on the values, and came out differently, counts as one variance.
 
@@ -20,19 +24,29 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.model.execution import Execution
-from onnxprune.model.outputs import LINEAR, ScoreLayout, output_producer
 from onnxprune.model.runtime import Runtime
+from onnxprune.verification.measures import (
+    OutputKind,
+    OutputMeasure,
+    is_float,
+    output_measures,
+    row_weights,
+)
+
+TEMPERATURE = 2.0
+"""Of distributions that are compared (Hinton et al. 2015)."""
+
+AS_QUANTITIES = 0.1
+"""Weight of the squared error where an output may be scores."""
 
 _SMALLEST = 1e-12  # keeps logarithms and quotients finite
 _MASKED = -1e4  # in place of scores of minus infinity
-_TEMPERATURE = 2.0  # Hinton et al. 2015
-_AS_QUANTITIES = 0.1  # weight of the squared error where an output may be scores
 
 
 def divergence(
     model: ir.Model, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
 ) -> float:
-    """Average divergence over batches.
+    """Divergence over all samples of some batches.
 
     Args:
         model: the original; says which nodes compute its outputs.
@@ -41,50 +55,60 @@ def divergence(
     Returns:
         0 for equal outputs; infinity when the pruned model gives NaN or infinite values.
     """
-    opset = model.opset_imports.get("", 1)
-    divergences = []
-    for value in model.graph.outputs:
-        name = value.name or ""
-        arrays = [(a[name], b[name]) for a, b in pairs if _is_float(a[name]) and a[name].size]
-        if any(a.shape != b.shape for a, b in arrays):
-            divergences.append(1.0)
-        elif arrays:
-            divergences.append(_of_output(output_producer(value), arrays, opset))
+    divergences = list(divergences_by_output(model, pairs).values())
     return float(np.mean(divergences)) if divergences else 0.0
 
 
+def divergences_by_output(
+    model: ir.Model, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+) -> dict[str, float]:
+    """The same for each floating-point output; see `divergence`."""
+    originals = [original for original, _ in pairs]
+    measures = output_measures(model, originals)
+    weights = row_weights(measures, originals)
+    divergences = {}
+    for name, measure in measures.items():
+        arrays = [(a[name], b[name]) for a, b in pairs if is_float(a[name])]
+        if any(a.shape != b.shape for a, b in arrays):
+            divergences[name] = 1.0
+        else:
+            divergences[name] = _of_output(measure, arrays, np.concatenate(weights[name]))
+    return divergences
+
+
 def _of_output(
-    producer: ir.Node | None, arrays: Sequence[tuple[NDArray[Any], NDArray[Any]]], opset: int
+    measure: OutputMeasure,
+    arrays: Sequence[tuple[NDArray[Any], NDArray[Any]]],
+    weights: NDArray[np.float64],
 ) -> float:
     """Divergence of one output over all batches."""
-    kind = producer.op_type if producer is not None else ""
-    rows = ScoreLayout.of(producer, opset).rows
-    pairs = [(rows(a).astype(np.float64), rows(b).astype(np.float64)) for a, b in arrays]
-    if not all(np.isfinite(b[np.isfinite(a)]).all() for a, b in pairs):
+    if not all(np.isfinite(b[np.isfinite(a)]).all() for a, b in arrays):
         return float("inf")
-    if kind == "Softmax":
-        return _kl([(np.log(a + _SMALLEST), np.log(b + _SMALLEST)) for a, b in pairs])
-    if kind == "LogSoftmax":
-        return _kl(pairs)
-    if kind in LINEAR and pairs[0][0].shape[1] > 1:
-        return _kl(pairs) + _AS_QUANTITIES * _relative(pairs)
-    return _relative(pairs)
+    if measure.kind is OutputKind.QUANTITIES:
+        return relative_error(measure, arrays, weights)
+    apart = [_kl(_compared(measure, a), _compared(measure, b)) for a, b in arrays]
+    result = max(float(weights @ np.concatenate(apart)), 0.0)
+    if measure.unsure:
+        result += AS_QUANTITIES * relative_error(measure, arrays, weights)
+    return result
 
 
-def _is_float(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype.kind in "fV"
+def _compared(measure: OutputMeasure, array: NDArray[Any]) -> NDArray[np.float64]:
+    """Class scores, of probabilities those of yes and no: [rows, classes]."""
+    rows = measure.rows(array)
+    if measure.kind is OutputKind.PROBABILITIES:
+        both = np.concatenate([1 - rows, rows], axis=1)
+        return np.asarray(np.log(np.maximum(both, 0) + _SMALLEST))
+    return rows
 
 
-def _kl(pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
-    samples = []
-    for wanted, got in pairs:
-        masked = ~np.isfinite(wanted)
-        first, second = (
-            _normalised(np.where(masked, _MASKED, scores) / _TEMPERATURE)
-            for scores in (wanted, got)
-        )
-        samples.append((np.exp(first) * (first - second)).sum(axis=1))
-    return max(float(np.concatenate(samples).mean()), 0.0)
+def _kl(wanted: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.float64]:
+    """KL divergence of each row."""
+    masked = ~np.isfinite(wanted)
+    first, second = (
+        _normalised(np.where(masked, _MASKED, scores) / TEMPERATURE) for scores in (wanted, got)
+    )
+    return np.asarray((np.exp(first) * (first - second)).sum(axis=1))
 
 
 def _normalised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -92,14 +116,62 @@ def _normalised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def _relative(pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
-    if len({a.shape[1] for a, _ in pairs}) > 1:  # positions of one batch are not those of another
-        pairs = [(a.reshape(-1, 1), b.reshape(-1, 1)) for a, b in pairs]
-    wanted, got = (np.concatenate(each) for each in zip(*pairs, strict=True))
-    masked = ~np.isfinite(wanted)
-    wanted, got = (np.where(masked, 0.0, each) for each in (wanted, got))
-    scale = float(wanted.var(axis=0).sum()) or float((wanted**2).sum(axis=1).mean())
-    return float(((wanted - got) ** 2).sum(axis=1).mean() / max(scale, _SMALLEST))
+def relative_error(
+    measure: OutputMeasure,
+    arrays: Sequence[tuple[NDArray[Any], NDArray[Any]]],
+    weights: NDArray[np.float64],
+) -> float:
+    """Weighted squared error over the weighted variance around the mean at each place.
+
+    Args:
+        measure: of the output.
+        arrays: of the original and of another model, batch by batch.
+        weights: of the rows, [rows].
+    """
+    originals = [original for original, _ in arrays]
+    wanted = joined_rows(measure, originals)
+    got = joined_rows(measure, [other for _, other in arrays])
+    got = np.where(np.isfinite(wanted), got, 0.0)
+    scale = variance(measure, originals, weights)
+    wanted = np.where(np.isfinite(wanted), wanted, 0.0)
+    if len(wanted) != len(weights):  # batches differ in their columns, so that entries are rows
+        return float(((wanted - got) ** 2).mean() / scale)
+    return float(weights @ ((wanted - got) ** 2).sum(axis=1) / scale)
+
+
+def joined_rows(measure: OutputMeasure, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+    """Rows of all batches, [rows, columns]; single entries where columns differ between batches."""
+    rows = [measure.plain_rows(array) for array in arrays]
+    if len({each.shape[1] for each in rows}) > 1:
+        rows = [each.reshape(-1, 1) for each in rows]
+    return np.concatenate(rows)
+
+
+def variance(
+    measure: OutputMeasure, originals: Sequence[NDArray[Any]], weights: NDArray[np.float64]
+) -> float:
+    """Weighted variance of the rows of an output around their mean at each place, above 0.
+
+    Args:
+        measure: of the output.
+        originals: the original's output, batch by batch.
+        weights: of the rows, [rows]; they add up to 1.
+
+    Returns:
+        summed over columns; the mean square where the output never varies.
+    """
+    wanted = joined_rows(measure, originals)
+    wanted = np.where(np.isfinite(wanted), wanted, 0.0)
+    if len(wanted) != len(weights):
+        weights = np.full(len(wanted), 1 / max(len(wanted), 1))
+    samples = sum(len(each) if each.ndim else 1 for each in originals)
+    alike = len({each.shape[1:] for each in originals}) == 1 and len(wanted) % samples == 0
+    places = len(wanted) // samples if alike and samples > 1 else 1
+    by_place = wanted.reshape(-1, places, wanted.shape[1])
+    share = weights.reshape(-1, places, 1)
+    mean = (share * by_place).sum(axis=0) / np.maximum(share.sum(axis=0), _SMALLEST)
+    spread = float((share * (by_place - mean) ** 2).sum())
+    return max(spread or float(weights @ (wanted**2).sum(axis=1)), _SMALLEST)
 
 
 class DivergenceEvaluator:

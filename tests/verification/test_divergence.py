@@ -31,13 +31,24 @@ def softmax(scores: Any, axis: int = -1) -> Any:
 
 
 def kl(wanted: Any, got: Any, axis: int = -1) -> float:
-    """KL(wanted || got) of scores at temperature 2."""
+    """KL(wanted || got) of scores at temperature 2, averaged class by class."""
     p, q = softmax(wanted / 2, axis), softmax(got / 2, axis)
-    return float((p * np.log(p / q)).sum(axis=axis).mean())
+    apart, answers = (p * np.log(p / q)).sum(axis=axis), wanted.argmax(axis=axis)
+    return float(np.mean([apart[answers == answer].mean() for answer in np.unique(answers)]))
 
 
 def relative(wanted: Any, got: Any) -> float:
+    """Squared error over the variance, every row alike."""
     return float(((wanted - got) ** 2).sum(axis=-1).mean() / wanted.var(axis=0).sum())
+
+
+def balanced_relative(wanted: Any, got: Any) -> float:
+    """The same, class by class, around the mean at each place: [samples, ..., columns]."""
+    answers = wanted.argmax(axis=-1)
+    _, classes, counts = np.unique(answers, return_inverse=True, return_counts=True)
+    weights = (1 / counts)[classes.reshape(answers.shape)][..., None]
+    mean = (weights * wanted).sum(axis=0) / weights.sum(axis=0)
+    return float((weights * (wanted - got) ** 2).sum() / (weights * (wanted - mean) ** 2).sum())
 
 
 LINEAR = "y = MatMul(x, w)"
@@ -75,7 +86,7 @@ def test_nothing_for_equal_outputs_something_for_others(op: str, seed: int, nois
 
 def test_scores_and_quantities() -> None:
     pairs = [({"y": SCORES}, {"y": OTHER})]
-    wanted = kl(SCORES, OTHER) + 0.1 * relative(SCORES, OTHER)
+    wanted = kl(SCORES, OTHER) + 0.1 * balanced_relative(SCORES, OTHER)
     assert divergence(made_by(LINEAR), pairs) == pytest.approx(wanted, rel=1e-5)
     quantities = divergence(made_by("y = Tanh(x)"), pairs)
     assert quantities == pytest.approx(relative(SCORES, OTHER), rel=1e-5)
@@ -111,9 +122,9 @@ def test_a_convolution_scores_channels() -> None:
         g (float[N, 4, 2, 2] x) => (float[N, 4, 2, 2] y) { y = Conv(x, w) }"""
     weight = np.ones((4, 4, 1, 1), np.float32)
     first, second = np.random.default_rng(0).standard_normal((2, 3, 4, 2, 2))
-    rows = [np.moveaxis(one, 1, -1).reshape(-1, 4) for one in (first, second)]
+    last = [np.moveaxis(array, 1, -1) for array in (first, second)]
     found = divergence(load(parse(text, {"w": weight})).model, [({"y": first}, {"y": second})])
-    assert found == pytest.approx(kl(first, second, 1) + 0.1 * relative(*rows), rel=1e-5)
+    assert found == pytest.approx(kl(first, second, 1) + 0.1 * balanced_relative(*last), rel=1e-5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -192,3 +203,55 @@ def test_half_precision() -> None:
     pairs = [({"y": SCORES.astype(np.float16)}, {"y": OTHER.astype(np.float16)})]
     found = divergence(made_by("y = Tanh(x)"), pairs)
     assert found == pytest.approx(relative(SCORES, OTHER), rel=1e-2)
+
+
+def test_a_model_that_always_says_background_is_far_off() -> None:
+    """A detector: 99 % of the places are background, and so say both."""
+    rng = np.random.default_rng(0)
+    face = rng.random((4, 500)) < 0.01
+    wanted = np.where(face[..., None], [-3.0, 3.0], [3.0, -3.0]) + rng.normal(0, 0.1, (4, 500, 2))
+    never = np.broadcast_to([3.0, -3.0], wanted.shape)
+    slightly = wanted + rng.normal(0, 0.3, wanted.shape)
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 500, 2] x) => (float[N, 500, 2] y) { y = Softmax(x) }"""
+    model = load(parse(text)).model
+    off, near = (
+        divergence(model, [({"y": softmax(wanted)}, {"y": softmax(got)})])
+        for got in (never, slightly)
+    )
+    assert off > 100 * near
+
+
+def test_boxes_count_where_their_scores_do() -> None:
+    """Boxes [N, anchors, 4] of a linear layer are no classes, and go with the rows of scores."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 50, 2] x, float[N, 50, 4] z) => (float[N, 50, 2] y, float[N, 50, 4] b) {
+            y = Softmax(x) b = MatMul(z, w) }"""
+    model = load(parse(text, {"w": np.eye(4, dtype=np.float32)})).model
+    rng = np.random.default_rng(0)
+    face = np.arange(50) < 2
+    scores = np.broadcast_to(np.where(face[:, None], [0.1, 0.9], [0.9, 0.1]), (3, 50, 2))
+    boxes = rng.random((3, 50, 4))
+    moved = [np.where(where[:, None], boxes + 0.1, boxes) for where in (face, ~face)]
+    of_faces, of_background = (
+        divergence(model, [({"y": scores, "b": boxes}, {"y": scores, "b": each})]) for each in moved
+    )
+    assert of_faces == pytest.approx(of_background, rel=0.3)
+
+
+def test_the_mean_at_each_place_scores_one() -> None:
+    wanted = np.random.default_rng(0).standard_normal((20, 5)) + 10 * np.arange(5)
+    always = np.broadcast_to(wanted.mean(axis=0), wanted.shape)
+    model = made_by("y = Tanh(x)")
+    assert divergence(model, [({"y": wanted}, {"y": always})]) == pytest.approx(1)
+
+
+def test_probabilities_are_decisions_for_themselves() -> None:
+    """A voice detector: one number, the probability of speech."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 1] x) => (float[N, 1] y) { y = Sigmoid(x) }"""
+    model = load(parse(text)).model
+    wanted = np.where(np.arange(100) < 5, 0.95, 0.05)[:, None]
+    silent, worse = np.full((100, 1), 0.05), np.where(wanted < 0.5, 0.2, 0.9)
+    far, near = (divergence(model, [({"y": wanted}, {"y": each})]) for each in (silent, worse))
+    assert far > 10 * near

@@ -1,0 +1,207 @@
+"""What the outputs of a model hold, how two models' are compared, and which rows count how much.
+
+An output holds
+
+* *class scores*: what a Softmax gives or what would go into one, a row of scores for each decision;
+* *probabilities*: what a Sigmoid gives; every entry is a decision of its own, yes or no;
+* *quantities*: everything else: boxes, embeddings, states, images, single numbers.
+
+What a linear layer gives may be class scores or quantities. It is taken for quantities where it has
+one column, or four beside an output of as many rows with other columns: these are boxes.
+
+Rows of decisions are balanced over the classes that the original answers: row i counts
+1 / (K n(c_i)), with n(c) rows of class c and K classes, so that each class counts alike however
+rare it is. Quantities whose rows are those of class scores (the boxes of a detector) count with
+these. Source: Brodersen et al. 2010 (balanced accuracy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxprune.model.outputs import (
+    LINEAR,
+    SOFTMAX,
+    ScoreLayout,
+    computing_ops,
+    gives_probabilities,
+    output_producer,
+)
+
+_SMALLEST = 1e-12  # of probabilities
+_SUM_ERROR = 1e-2  # of probabilities that are classes', in half precision
+_COORDINATES = 4  # of a box
+
+
+class OutputKind(Enum):
+    """What an output holds."""
+
+    SCORES = "class scores"
+    PROBABILITIES = "probabilities"
+    QUANTITIES = "quantities"
+
+
+@dataclass(frozen=True)
+class OutputMeasure:
+    """How one output is compared.
+
+    Attributes:
+        name: of the output.
+        kind: what it holds.
+        layout: how class scores, or rows, lie in it.
+        logs: whether scores are logarithms already; False for probabilities.
+        unsure: whether scores may as well be quantities.
+        rows_of: name of the output of class scores whose rows these are; empty for none.
+    """
+
+    name: str
+    kind: OutputKind
+    layout: ScoreLayout = field(default_factory=ScoreLayout)
+    logs: bool = True
+    unsure: bool = False
+    rows_of: str = ""
+
+    def rows(self, array: NDArray[Any]) -> NDArray[np.float64]:
+        """Logarithms of class scores, or whatever else there is, float64 [rows, columns]."""
+        rows = self.plain_rows(array)
+        if self.kind is OutputKind.SCORES and not self.logs:
+            return np.asarray(np.log(np.maximum(rows, 0) + _SMALLEST))
+        return rows
+
+    def plain_rows(self, array: NDArray[Any]) -> NDArray[np.float64]:
+        """The values themselves, float64 [rows, columns]."""
+        values = array.astype(np.float64)
+        if array.ndim < 2 or self.kind is OutputKind.PROBABILITIES:
+            return values.reshape(-1, 1)
+        return np.asarray(self.layout.rows(values))
+
+    def decisions(self, array: NDArray[Any]) -> NDArray[np.int64] | None:
+        """The class of each row, int64 [rows]; None for quantities."""
+        if self.kind is OutputKind.QUANTITIES:
+            return None
+        rows = self.rows(array)
+        if self.kind is OutputKind.PROBABILITIES:
+            return (rows[:, 0] >= 0.5).astype(np.int64)
+        return np.asarray(rows.argmax(axis=1), np.int64)
+
+
+def output_measures(
+    model: ir.Model, outputs: Sequence[Mapping[str, Any]]
+) -> dict[str, OutputMeasure]:
+    """Tell from the graph and some runs of a model how its outputs are compared.
+
+    Args:
+        model: the original.
+        outputs: of each run, by name.
+
+    Returns:
+        by name, for every output that is a float tensor and not empty.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for batch in reversed(outputs):
+        arrays |= {name: array for name, array in batch.items() if is_float(array) and array.size}
+    opset = model.opset_imports.get("", 1)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    measures = {
+        value.name or "": _measure(
+            value, opset, arrays[value.name or ""], _others(shapes, value.name or "")
+        )
+        for value in model.graph.outputs
+        if value.name in arrays
+    }
+    scores = {
+        shapes[name][:-1]: name
+        for name, measure in measures.items()
+        if measure.kind is OutputKind.SCORES and measure.layout.axis in (-1, len(shapes[name]) - 1)
+    }
+    for name, measure in measures.items():
+        leading = shapes[name][:-1]
+        if measure.kind is OutputKind.QUANTITIES and len(leading) > 1 and leading in scores:
+            measures[name] = OutputMeasure(name, measure.kind, rows_of=scores[leading])
+    return measures
+
+
+def row_weights(
+    measures: Mapping[str, OutputMeasure], outputs: Sequence[Mapping[str, NDArray[Any]]]
+) -> dict[str, list[NDArray[np.float64]]]:
+    """Weight of every row of every output, balanced over the classes of its decisions.
+
+    Args:
+        measures: from `output_measures`.
+        outputs: of the original, batch by batch.
+
+    Returns:
+        by output, for each batch [rows] as `OutputMeasure.rows` has them; they add up to 1.
+    """
+    weights = {}
+    for name, measure in measures.items():
+        source = measures[measure.rows_of] if measure.rows_of else measure
+        decided = [source.decisions(batch[source.name]) for batch in outputs]
+        counts = [len(measure.plain_rows(batch[name])) for batch in outputs]
+        weights[name] = _balanced(decided, counts)
+    return weights
+
+
+def is_float(array: Any) -> bool:
+    """Whether this is an array of floating point, of whatever precision."""
+    return isinstance(array, np.ndarray) and array.dtype.kind in "fV"
+
+
+def _others(shapes: Mapping[str, tuple[int, ...]], name: str) -> list[tuple[int, ...]]:
+    return [shape for other, shape in shapes.items() if other != name]
+
+
+def _measure(
+    value: ir.Value, opset: int, array: NDArray[Any], others: Sequence[tuple[int, ...]]
+) -> OutputMeasure:
+    name, producer, ops = value.name or "", output_producer(value), computing_ops(value)
+    layout = ScoreLayout.of(producer, opset)
+    kind = producer.op_type if producer is not None else ""
+    if gives_probabilities(value):
+        return OutputMeasure(name, OutputKind.PROBABILITIES)
+    if kind in SOFTMAX:
+        return OutputMeasure(name, OutputKind.SCORES, layout, logs=kind == "LogSoftmax")
+    if ops <= set(SOFTMAX):
+        axis = _class_axis(array, logs=ops == {"LogSoftmax"})
+        if axis is not None:
+            moved = ScoreLayout(axis)
+            return OutputMeasure(name, OutputKind.SCORES, moved, logs=ops == {"LogSoftmax"})
+    columns = layout.rows(array).shape[1]
+    beside = any(len(o) > 2 and o[:-1] == array.shape[:-1] and o[-1] != columns for o in others)
+    if columns > 1 and not (beside and columns == _COORDINATES):
+        boxes = any(o[:-1] == array.shape[:-1] and o[-1] == _COORDINATES for o in others)
+        if kind in LINEAR or (beside and boxes and ops <= set(LINEAR)):
+            return OutputMeasure(name, OutputKind.SCORES, layout, unsure=True)
+    return OutputMeasure(name, OutputKind.QUANTITIES, layout)
+
+
+def _class_axis(array: NDArray[Any], *, logs: bool) -> int | None:
+    """The axis along which probabilities add up to 1."""
+    values = array.astype(np.float64)
+    values = np.exp(values) if logs else values
+    axes: tuple[int, ...] = (-1, *range(1, array.ndim - 1))
+    for axis in axes:
+        if array.ndim and bool(np.abs(values.sum(axis=axis) - 1).max(initial=0) < _SUM_ERROR):
+            return axis
+    return None
+
+
+def _balanced(
+    decided: Sequence[NDArray[np.int64] | None], counts: Sequence[int]
+) -> list[NDArray[np.float64]]:
+    """Weights from decisions; the same for all rows where there are none, or not one for each."""
+    known = [each for each in decided if each is not None]
+    if len(known) < len(counts) or [len(each) for each in known] != list(counts):
+        return [np.full(count, 1 / max(sum(counts), 1)) for count in counts]
+    classes, places, frequency = np.unique(
+        np.concatenate(known), return_inverse=True, return_counts=True
+    )
+    weights = 1 / (len(classes) * frequency[places.reshape(-1)])
+    return np.split(weights, np.cumsum(counts)[:-1])

@@ -1,0 +1,77 @@
+"""How well answers follow another model's, with the model that always says the same as baseline.
+
+* Cohen's kappa, of decisions::
+
+      kappa = (p - e) / (1 - e)
+
+  with p the share of equal decisions and e the share that two models with the same frequencies of
+  each class would share by chance. A detector that calls everything background agrees on 99 % of
+  its places with one that finds the objects, and has a kappa of 0. Source: Cohen 1960.
+* R squared, of numbers::
+
+      R2 = 1 - sum (y - y')^2 / sum (y - mean)^2
+
+  around the mean of the reference *at each place* of the output: 0 for a model that gives that mean
+  whatever it is fed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def kappa(reference: NDArray[Any], decisions: NDArray[Any]) -> float | None:
+    """Cohen's kappa of two sets of decisions.
+
+    Args:
+        reference: class of each row, any shape, any comparable dtype.
+        decisions: of the other model, of the same shape.
+
+    Returns:
+        1 for equal decisions, 0 for what chance gives, negative below that; None where the
+        reference decides the same everywhere, so that nothing can be told.
+    """
+    classes, first = np.unique(np.asarray(reference).reshape(-1), return_inverse=True)
+    if len(classes) < 2:
+        return None
+    flat = np.asarray(decisions).reshape(-1)
+    places = np.clip(np.searchsorted(classes, flat), 0, len(classes) - 1)
+    second = np.where(classes[places] == flat, places, len(classes))
+    agreed = float((first == second).mean())
+    shares = [np.bincount(part, minlength=len(classes) + 1) / len(flat) for part in (first, second)]
+    chance = float((shares[0] * shares[1]).sum())
+    return (agreed - chance) / (1 - chance) if chance < 1 else None
+
+
+def r_squared(
+    reference: NDArray[Any], values: NDArray[Any], weights: NDArray[np.float64] | None = None
+) -> float | None:
+    """Share of the reference's variation over samples that another model follows.
+
+    Args:
+        reference: float [samples, ...].
+        values: of the other model, of the same shape; entries that are not finite in the reference
+            do not count.
+        weights: what counts how much, broadcastable to that shape; None for all alike.
+
+    Returns:
+        1 for equal values, 0 for the mean at each place, negative for worse, minus infinity where
+        the other model alone is not finite; None where the reference does not vary, or for a
+        single sample.
+    """
+    wanted, got = np.asarray(reference, np.float64), np.asarray(values, np.float64)
+    if not wanted.ndim or len(wanted) < 2:
+        return None
+    known = np.isfinite(wanted)
+    if not np.isfinite(got[known]).all():
+        return -np.inf
+    wanted, got = np.where(known, wanted, 0.0), np.where(known, got, 0.0)
+    share = known * (np.ones(1) if weights is None else weights)
+    mean = (share * wanted).sum(axis=0) / np.maximum(share.sum(axis=0), np.finfo(float).tiny)
+    scale = float((share * (wanted - mean) ** 2).sum())
+    if scale <= np.finfo(np.float32).eps ** 2 * float((share * wanted**2).sum()):
+        return None
+    return 1 - float((share * (wanted - got) ** 2).sum()) / scale
