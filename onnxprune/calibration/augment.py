@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.errors import InputError
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
@@ -19,13 +20,17 @@ _SHIFT = 0.125  # of height and width
 
 
 def augmented(
-    feed: Mapping[str, NDArray[Any]], views: Sequence[str], rng: np.random.Generator
+    feed: Mapping[str, NDArray[Any]],
+    axes: SampleAxes,
+    views: Sequence[str],
+    rng: np.random.Generator,
 ) -> dict[str, NDArray[Any]]:
     """Put views of a batch behind it.
 
     Args:
         feed: a batch; arrays [N, C, H, W] or [N, H, W, C] of floats are images, others are
-            repeated as they are.
+            repeated as they are, those without samples are not.
+        axes: where samples lie.
         views: names of `VIEWS`.
         rng: for random shifts.
 
@@ -34,11 +39,11 @@ def augmented(
     """
     if not any(_is_image(array) for array in feed.values()):
         raise InputError("augmentation is for images: no input is a float array of four axes")
-    result = {}
-    for name, array in feed.items():
-        made = [VIEWS[view](array, rng) if _is_image(array) else array for view in views]
-        result[name] = np.concatenate([array, *made])
-    return result
+    made = [
+        {name: VIEWS[v](array, rng) if _is_image(array) else array for name, array in feed.items()}
+        for v in views
+    ]
+    return axes.joined([feed, *made])
 
 
 def _is_image(array: NDArray[Any]) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.feeds import Feed, batch_rows
+from onnxprune.calibration.feeds import Feed
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
 from onnxprune.model.execution import node_reads
@@ -57,7 +57,7 @@ def load_held_batches(
         them fit, half judge. Any first few of them come from all over the set when not all fit
         everywhere; `BatchBudget` says how many fit where.
     """
-    traced = batch_rows(observed.feed, samples.specs) or 1
+    traced = samples.axes.rows(observed.feed) or 1
     limit = max(
         int(largest / views / max(2 * widest_cut(model.graph, observed.shapes) / traced, 1)), 1
     )
@@ -72,7 +72,7 @@ def load_held_batches(
     for number, feed in enumerate(samples.batches(size)):
         if number and int(number * share) == int((number - 1) * share):
             continue
-        rows = batch_rows(feed, samples.specs) or 1
+        rows = samples.axes.rows(feed) or 1
         if feeds and have + rows > most:
             break
         have += rows

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.errors import CalibrationError, first_line
 from onnxprune.model.inputs import InputSpec
 
 Array: TypeAlias = npt.NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
 
+_SINGLE = ((), (1,))  # shapes of one number
 
-def check_names(keys: Iterable[object], specs: Sequence[InputSpec], where: str) -> None:
+
+def check_names(
+    keys: Iterable[object], specs: Sequence[InputSpec], where: str, shared: Collection[str] = ()
+) -> None:
     """Require exactly the inputs of the model.
+
+    Args:
+        keys: the names there are.
+        specs: the inputs of the model.
+        where: names the source in messages.
+        shared: inputs that are the same for all samples, for messages.
 
     Raises:
         CalibrationError: naming the first unknown or missing one.
@@ -32,9 +43,13 @@ def check_names(keys: Iterable[object], specs: Sequence[InputSpec], where: str) 
             )
     for spec in specs:
         if spec.name not in names:
-            raise CalibrationError(
-                f"{where}: nothing for the input {spec.name!r}; give exactly {valid}"
-            )
+            remedy = f"give exactly {valid}"
+            if spec.name in shared:
+                remedy = (
+                    "it has one value for all samples: put it beside the others, in a .npz of its "
+                    "own in a folder, or into the first of several feeds"
+                )
+            raise CalibrationError(f"{where}: nothing for the input {spec.name!r}; {remedy}")
 
 
 def check_dtype(dtype: np.dtype[Any], spec: InputSpec, where: str) -> None:
@@ -68,12 +83,17 @@ def fits(shape: Sequence[int], declared: Sequence[int | str | None]) -> bool:
     )
 
 
+def is_single(shape: Sequence[int], declared: Sequence[int | str | None] | None) -> bool:
+    """Say whether an array is the one number of an input that is a scalar, or an axis of one."""
+    return declared is not None and tuple(declared) in _SINGLE and tuple(shape) in _SINGLE
+
+
 def describe(shape: Sequence[int | str | None]) -> str:
     """Write a declared shape the way ONNX tools do: [N, 3, 224, ?]."""
     return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
 
 
-def conform(array: Array, spec: InputSpec, where: str, first: int, rows: bool) -> Array:
+def conform(array: Array, spec: InputSpec, where: str, first: int, axis: int | None) -> Array:
     """Convert an array to the input's dtype and require finite values.
 
     Args:
@@ -81,7 +101,7 @@ def conform(array: Array, spec: InputSpec, where: str, first: int, rows: bool) -
         spec: the input.
         where: names the source in messages.
         first: number of the first sample in the array, for messages.
-        rows: whether the first axis counts samples.
+        axis: which counts samples; None for no axis.
 
     Returns:
         A contiguous array of the input's dtype.
@@ -90,6 +110,8 @@ def conform(array: Array, spec: InputSpec, where: str, first: int, rows: bool) -
         CalibrationError: for NaN, infinity, or a number the input's dtype cannot hold.
     """
     assert spec.dtype is not None
+    if spec.shape is not None and is_single(array.shape, spec.shape):
+        array = array.reshape([1] * len(spec.shape))
     if spec.dtype.kind == "O":
         return np.ascontiguousarray(array.astype(object)).reshape(array.shape)
     kind = _kind(spec.dtype)
@@ -101,26 +123,35 @@ def conform(array: Array, spec: InputSpec, where: str, first: int, rows: bool) -
             spec,
             where,
             first,
-            rows,
+            axis,
         )
     with np.errstate(over="ignore", invalid="ignore"):
         converted = np.asarray(array, dtype=spec.dtype, order="C")
     if kind == "float":
-        _require(_finite(array), "NaN or infinity", spec, where, first, rows)
+        _require(_finite(array), "NaN or infinity", spec, where, first, axis)
         if converted.dtype != array.dtype:
             what = f"a number too large for {spec.dtype}"
-            _require(_finite(converted), what, spec, where, first, rows)
+            _require(_finite(converted), what, spec, where, first, axis)
     return converted
 
 
-def check_feed(item: object, specs: Sequence[InputSpec], where: str, first: int) -> Feed:
+def check_feed(
+    item: object,
+    specs: Sequence[InputSpec],
+    axes: SampleAxes,
+    where: str,
+    first: int,
+    before: Mapping[str, Array] | None = None,
+) -> Feed:
     """Turn one {input: array} of a caller's into a feed, in the order of the specs.
 
     Args:
         item: whatever an iterable, reader or function gave.
         specs: the inputs of the model.
+        axes: where samples lie.
         where: names the source in messages.
         first: number of the first sample in the feed, for messages.
+        before: the feed before; what is the same for all samples may be left out then.
 
     Raises:
         CalibrationError: when it does not fit the model.
@@ -130,17 +161,24 @@ def check_feed(item: object, specs: Sequence[InputSpec], where: str, first: int)
         raise CalibrationError(
             f"{where}: expected a dictionary {{{names}}}, got {type(item).__name__}"
         )
-    check_names(item, specs, where)
-    arrays = {spec.name: as_array(item[spec.name], spec, where) for spec in specs}
+    shared = axes.shared(specs)
+    known = {name: array for name, array in (before or {}).items() if name in shared}
+    given = {**known, **item}
+    check_names(given, specs, where, shared)
+    arrays = {spec.name: as_array(given[spec.name], spec, where) for spec in specs}
     for spec in specs:
         shape = arrays[spec.name].shape
-        if spec.shape is not None and not fits(shape, spec.shape):
-            raise CalibrationError(
-                f"{where}: the input {spec.name!r} got the shape {list(shape)}, "
-                f"expected {describe(spec.shape)}"
-            )
-    rows = batch_rows(arrays, specs) is not None
-    return {spec.name: conform(arrays[spec.name], spec, where, first, rows) for spec in specs}
+        if spec.shape is None or is_single(shape, spec.shape) or fits(shape, spec.shape):
+            continue
+        raise CalibrationError(
+            f"{where}: the input {spec.name!r} got the shape {list(shape)}, "
+            f"expected {describe(spec.shape)}"
+        )
+    counted = axes.axes if axes.rows(arrays) is not None else {}
+    return {
+        spec.name: conform(arrays[spec.name], spec, where, first, counted.get(spec.name))
+        for spec in specs
+    }
 
 
 def as_array(value: object, spec: InputSpec, where: str) -> Array:
@@ -157,19 +195,6 @@ def as_array(value: object, spec: InputSpec, where: str) -> Array:
         ) from error
     check_dtype(array.dtype, spec, where)
     return array
-
-
-def batch_rows(feed: Mapping[str, Array], specs: Sequence[InputSpec]) -> int | None:
-    """Return how many samples a feed holds along a common first axis, None without one.
-
-    The first axes are common when the model declares the same size or symbol for all of them and
-    the arrays have the same length there.
-    """
-    declared = {spec.shape[0] if spec.shape else None for spec in specs}
-    lengths = {array.shape[0] if array.ndim else None for array in feed.values()}
-    if len(declared) != 1 or len(lengths) != 1:
-        return None
-    return lengths.pop()
 
 
 def _kind(dtype: np.dtype[Any]) -> str:
@@ -189,11 +214,19 @@ def _finite(array: Array) -> npt.NDArray[np.bool_]:
 
 
 def _require(
-    good: npt.NDArray[np.bool_], what: str, spec: InputSpec, where: str, first: int, rows: bool
+    good: npt.NDArray[np.bool_],
+    what: str,
+    spec: InputSpec,
+    where: str,
+    first: int,
+    axis: int | None,
 ) -> None:
     if good.all():
         return
-    row = int(np.argmin(good.reshape(len(good), -1).all(axis=1))) if rows and good.ndim else 0
+    row = 0
+    if axis is not None and good.ndim > axis:
+        by_sample = np.moveaxis(good, axis, 0)
+        row = int(np.argmin(by_sample.reshape(len(by_sample), -1).all(axis=1)))
     raise CalibrationError(
         f"{where}: the input {spec.name!r} holds {what} in sample {first + row}; "
         "remove or repair that sample"

@@ -16,7 +16,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.feeds import batch_rows
 from onnxprune.calibration.streams import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.model.execution import open_session, run
@@ -115,7 +114,7 @@ def collect(
         results = run(session, feed, fetched)
         for tap in watched:
             batch = {key: results[name] for key, name in names[tap].items()}
-            sums[tap].add(batch, tap, batch_rows(feed, samples.specs) or 1)
+            sums[tap].add(batch, tap, samples.axes.rows(feed) or 1)
     result = {tap: running.moments() for tap, running in sums.items()}
     uneven = {tap: running.steady_if_same() for tap, running in sums.items() if 0 not in tap.axes}
     confirmed = _same_in_every_sample(model, uneven, samples, runtime)

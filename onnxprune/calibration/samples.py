@@ -13,17 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration.feeds import as_array, batch_rows, check_names
+from onnxprune.calibration.array_files import ArrayPart, npy_part, npz_part, npz_parts
+from onnxprune.calibration.feeds import as_array, check_names
+from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.calibration.scripts import FUNCTION, load_function, pb_feeds
-from onnxprune.calibration.streams import (
-    ArrayPart,
-    ArraySamples,
-    FeedSamples,
-    Samples,
-    npy_part,
-    npz_part,
-    spool,
-)
+from onnxprune.calibration.streams import ArraySamples, FeedSamples, Samples, spool
 from onnxprune.errors import CalibrationError, InputError, first_line
 from onnxprune.model.inputs import InputSpec
 
@@ -88,7 +82,7 @@ def _from_path(source: str, specs: tuple[InputSpec, ...]) -> Samples:
     if path.is_dir():
         archives = sorted(path.glob("*.npz"))
         if archives:
-            return ArraySamples([npz_part(file, specs, None) for file in archives], specs)
+            return ArraySamples(npz_parts(archives, specs), specs, folder=True)
         sets = pb_feeds(path, specs, where)
         if sets is not None:
             return FeedSamples(sets, specs, where)
@@ -131,7 +125,7 @@ def _from_reader(reader: Any, specs: tuple[InputSpec, ...], where: str) -> Sampl
 
 
 def _in_memory(source: Mapping[str, object], specs: tuple[InputSpec, ...], where: str) -> ArrayPart:
-    check_names(source, specs, where)
+    check_names(source, specs, where, SampleAxes.of(specs).shared(specs))
     return ArrayPart.of(
         {spec.name: as_array(source[spec.name], spec, where) for spec in specs}, where
     )
@@ -208,5 +202,5 @@ def _labels_from_path(path: Path, where: str) -> NDArray[Any]:
 
 
 def _counted(samples: Samples) -> int:
-    rows = (batch_rows(feed, samples.specs) for feed in samples.batches(_LABEL_BATCH))
+    rows = (samples.axes.rows(feed) for feed in samples.batches(_LABEL_BATCH))
     return sum(1 if count is None else count for count in rows)

@@ -97,15 +97,15 @@ def _number(path: Path) -> tuple[int, str]:
 
 
 def _read_set(folder: Path, specs: Sequence[InputSpec], where: str) -> dict[str, object]:
-    files = _input_files(folder)
-    if len(files) != len(specs):
+    tensors = [_read_tensor(file) for file in _input_files(folder)]
+    by_name = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors}
+    if len(by_name) == len(tensors) and by_name.keys() <= {spec.name for spec in specs}:
+        return dict(by_name)
+    if len(tensors) != len(specs):
         raise CalibrationError(
-            f"{where}: {folder.name} has {len(files)} input_*.pb, the model has {len(specs)} inputs"
+            f"{where}: {folder.name} has {len(tensors)} input_*.pb, the model has {len(specs)} "
+            "inputs"
         )
-    tensors = [_read_tensor(file) for file in files]
-    names = {spec.name for spec in specs}
-    if {tensor.name for tensor in tensors} == names:
-        return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors}
     return {
         spec.name: onnx.numpy_helper.to_array(tensor)
         for spec, tensor in zip(specs, tensors, strict=True)

@@ -22,7 +22,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.feeds import batch_rows
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples, numbered
 from onnxprune.coupling.group_view import MaskGradients
@@ -109,7 +108,7 @@ class _Passes:
     ) -> None:
         rng, runtime = np.random.default_rng(context.seed), context.runtime
         heads = heads_of(model, objective.loss)
-        self._specs, self._labels = samples.specs, objective.labels
+        self._axes, self._labels = samples.axes, objective.labels
         self._loss = LossGradient(heads, objective.loss, rng)
         self._forwards = Execution(model, runtime, arena=False)
         readings = [reading for group in groups for reading in group.readings]
@@ -138,19 +137,18 @@ class _Passes:
         except RuntimeFailure as error:
             raise _not_run(error) from error
         self._checked = self._one_by_one = False
-        each = self._made.activation_bytes / (batch_rows(sample, samples.specs) or 1)
+        each = self._made.activation_bytes / (samples.axes.rows(sample) or 1)
         self._most = max(1, int(_ACTIVATION_BYTES / max(each, 1)))
 
     def of(
         self, feed: Mapping[str, NDArray[Any]], numbers: NDArray[np.int64]
     ) -> Iterator[dict[str, NDArray[np.float64]]]:
         """Gradients of the samples of a feed, [rows, size] by group; in one or several parts."""
-        rows = batch_rows(feed, self._specs) or 1
+        rows = self._axes.rows(feed) or 1
         outputs = self._forwards.run(feed)
         labels = None if self._labels is None else self._labels[numbers]
         seeds = self._loss.of(outputs, labels)
-        fixed = isinstance((self._specs[0].shape or (None,))[0], int)
-        if rows == 1 or fixed:
+        if rows == 1 or self._axes.fixed:
             whole = self._masks(feed, seeds, rows)
             yield whole if whole is not None else self._single(feed, seeds)
             return
@@ -161,7 +159,7 @@ class _Passes:
             return
         self._one_by_one = True
         for row in range(rows):
-            single = _rows(feed, row, row + 1)
+            single = self._axes.cut(feed, slice(row, row + 1))
             if not apart:
                 part = None if labels is None else labels[row : row + 1]
                 yield self._single(single, self._loss.of(self._forwards.run(single), part))
@@ -175,13 +173,15 @@ class _Passes:
         parts = []
         for start in range(0, rows, self._most):
             stop = min(start + self._most, rows)
-            part, slopes = _rows(feed, start, stop), _rows(seeds, start, stop)
+            part = self._axes.cut(feed, slice(start, stop))
+            slopes = _rows(seeds, start, stop)
             whole = self._masks(part, slopes, stop - start)
             if whole is None:
                 return None
             if not self._checked and stop - start > 1:
                 self._checked = True
-                if not _agree(whole, self._single(_rows(feed, 0, 1), _rows(seeds, 0, 1))):
+                first = self._axes.cut(feed, slice(1))
+                if not _agree(whole, self._single(first, _rows(seeds, 0, 1))):
                     return None
             parts.append(whole)
         return parts

@@ -109,10 +109,10 @@ def calibrate(analysis: Analysis, method: Method, context: RunContext) -> Calibr
     first = analysis.coupling.facts.first
     feeds = load_held_batches(samples, analysis.model, first, 1 + len(views))
     if views:
-        if isinstance((samples.specs[0].shape or (None,))[0], int):
+        if samples.axes.fixed:
             raise InputError("augmentation adds to every batch, but the model fixes its size")
         rng = np.random.default_rng(context.seed)
-        feeds = [augmented(feed, views, rng) for feed in feeds]
+        feeds = [augmented(feed, samples.axes, views, rng) for feed in feeds]
     return Calibration(samples, moments, feeds)
 
 

@@ -14,8 +14,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.feeds import batch_rows
 from onnxprune.calibration.moments import BATCH
+from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.errors import InputError
 from onnxprune.model.execution import Execution
 from onnxprune.model.observe import Facts
@@ -170,17 +170,18 @@ class KeptSamples:
         classifier: the model, ready to run.
         output: name of its scores [samples, classes].
         kept: the classes whose samples are wanted.
+        axes: where samples lie in a feed.
     """
 
     classifier: Execution
     output: str
     kept: NDArray[np.int64]
+    axes: SampleAxes
 
     def of(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The samples of a feed whose best class is a kept one; arrays may have no rows."""
         best = self.classifier.run(feed)[self.output].argmax(axis=1)
-        wanted = np.isin(best, self.kept)
-        return {name: array[wanted] for name, array in feed.items()}
+        return self.axes.cut(feed, np.flatnonzero(np.isin(best, self.kept)))
 
 
 def samples_of(
@@ -199,12 +200,12 @@ def samples_of(
         size of the batch.
     """
     samples = context.samples
-    if samples is None or any(isinstance((spec.shape or (0,))[0], int) for spec in samples.specs):
+    if samples is None or samples.axes.fixed:
         return None
-    picked = KeptSamples(Execution(model, context.runtime), output, kept)
+    picked = KeptSamples(Execution(model, context.runtime), output, kept, samples.axes)
     count = 0
     for feed in samples.batches(BATCH):
-        if batch_rows(feed, samples.specs) is None:
+        if samples.axes.rows(feed) is None:
             return None
-        count += len(next(iter(picked.of(feed).values())))
+        count += samples.axes.rows(picked.of(feed)) or 0
     return picked if count >= _LEAST_SAMPLES else None

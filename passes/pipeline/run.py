@@ -18,8 +18,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.feeds import batch_rows
 from onnxprune.calibration.moments import BATCH
+from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.calibration.samples import CalibrationSource, read_samples
 from onnxprune.calibration.streams import FeedSamples, Samples
 from onnxprune.cost.latency.measure import Latency, measure_pair
@@ -464,9 +464,11 @@ def _uncertainty(measured: Latency) -> float:
 
 def _converted(samples: Samples, made: Pass, model: ir.Model) -> Samples:
     """Samples as the model takes them that a pass has made."""
+    specs = tuple(input_specs(model))
+    axes = SampleAxes.of(specs)
 
     def feeds() -> Iterator[Mapping[str, NDArray[Any]]]:
         converted = (made.convert(feed) for feed in samples.batches(BATCH))
-        return (feed for feed in converted if batch_rows(feed, samples.specs) != 0)
+        return (feed for feed in converted if axes.rows(feed) != 0)
 
-    return FeedSamples(feeds, tuple(input_specs(model)), "converted calibration")
+    return FeedSamples(feeds, specs, "converted calibration")

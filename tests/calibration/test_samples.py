@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.calibration import streams as arrays_module
+from onnxprune.calibration import array_files as arrays_module
 from onnxprune.calibration.samples import read_samples
 from onnxprune.calibration.streams import Samples
 from onnxprune.errors import CalibrationError
@@ -251,8 +251,8 @@ class TestTake:
         assert read_samples(rows(8), FIXED).take(1)["x"].shape == (4, 2)
 
     def test_feeds_without_a_common_axis_stay_whole(self) -> None:
-        specs = (InputSpec("x", FLOAT, ("N", 2)), InputSpec("t", FLOAT, ()))
-        feed = read_samples([{"x": rows(4), "t": 1.0}], specs).take(2)
+        specs = (InputSpec("x", FLOAT, ("N", 2)), InputSpec("t", FLOAT, ("M", 1)))
+        feed = read_samples([{"x": rows(4), "t": [[1.0]]}], specs).take(2)
         assert feed["x"].shape == (4, 2)
 
 
