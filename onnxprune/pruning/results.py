@@ -96,6 +96,7 @@ class Report(PruneRecord):
         del data["network"]
         data["refused"] = [axis.to_dict() for axis in self.refused]
         data["certificate"]["holds"] = self.certificate.holds
+        data["latency"] = None if self.latency is None else self.latency.to_dict()
         data["quality"] = None if self.quality is None else self.quality.to_dict()
         return data
 

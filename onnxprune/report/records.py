@@ -403,7 +403,7 @@ class StepReport:
             "new_interface": self.new_interface,
             "sizes": vars(self.sizes),
             "outputs": [output.to_dict() for output in self.outputs],
-            "latency": vars(self.latency) if self.latency is not None else None,
+            "latency": self.latency.to_dict() if self.latency is not None else None,
             "remark": self.remark,
             "notes": list(self.notes),
             "details": dict(self.details),

@@ -17,7 +17,7 @@ import numpy as np
 from onnxprune.cost.kinds import KINDS, CostKind
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.groups import Refused
-from onnxprune.options import share_text
+from onnxprune.options import LATENCY, share_text
 from onnxprune.report.accounts import file_digest
 from onnxprune.report.figures import count, percent, printable, share, size
 from onnxprune.report.records import Provenance, PruneRecord, Sizes, Study
@@ -71,9 +71,19 @@ def remaining(kind: CostKind, before: Sizes, after: Sizes) -> float:
 
 
 def latency_interval(latency: Latency) -> str:
-    """The interval of a measured ratio, as text."""
+    """The interval of a measured ratio, as text; that it means nothing where it does not."""
+    if not latency.reliable:
+        return "machine busy, not reliable"
     low, high = latency.interval
     return f"{percent(low)} to {percent(high)}, 95 % interval"
+
+
+def latency_size(report: PruneRecord) -> str:
+    """The size that a measured latency refers to: that of the traced costs, or a batch."""
+    latency = report.latency
+    if latency is not None and latency.batch not in (0, report.batch):
+        return f"batch {latency.batch}"
+    return traced_size(report.original)
 
 
 @dataclass(frozen=True)
@@ -143,22 +153,31 @@ def certificate_text(certificate: Certificate) -> str:
 _PADDED = 1.1
 """MACs of whole blocks over counted MACs from which on rounding widths pays."""
 
+_FOLLOWS = 1.05
+"""Latency over MACs, both as fractions that remain, up to which the time has followed."""
+
 _SMALL = 1e-4
 """Seconds per run below which calls of operators take most of the time."""
 
 
 def doubts(report: PruneRecord) -> list[str]:
-    """Warnings: latency that did not fall with the MACs, and widths that kernels round up."""
+    """Warnings: latency that did not fall with the MACs, and widths that kernels round up.
+
+    Nothing is advised that the run did, or that what was measured contradicts.
+    """
     sentences = []
-    fell = 1 - share(report.result.macs, report.original.macs)
-    latency = report.latency
-    if latency is not None and fell > 0 and latency.interval[1] >= 1:
+    kept = share(report.result.macs, report.original.macs)
+    latency, wasted = report.latency, _avoidable_padding(report)
+    if latency is not None and not latency.reliable:
+        sentences.append(f"{unreliable(latency)}.")
+    elif latency is not None and kept < 1 <= latency.interval[1]:
         gain = "did not fall" if latency.interval[0] >= 1 else "shows no clear gain"
         sentences.append(
-            f"The MACs fell by {percent(fell)}, but the measured latency {gain}{_why(report)}."
+            f"The MACs fell by {percent(1 - kept)}, but the measured latency {gain}{_why(report)}."
         )
-    wasted = {block: ratio for block, ratio in report.padding.items() if ratio > _PADDED}
-    if wasted:
+    # widths at which the time falls as the MACs do are no waste
+    follows = latency is not None and latency.reliable and latency.ratio <= _FOLLOWS * kept
+    if wasted and not follows:
         ratios = ", ".join(f"{ratio:.2f} x with blocks of {n}" for n, ratio in wasted.items())
         sentences.append(
             "Convolution kernels compute whole blocks of channels, with these widths more than the "
@@ -167,8 +186,31 @@ def doubts(report: PruneRecord) -> list[str]:
     return sentences
 
 
+def unreliable(latency: Latency) -> str:
+    """That a latency says nothing, with what to do about it, as a sentence without its end."""
+    return (
+        f"The latency is not reliable: the machine is busy, runs of the original alone scatter by "
+        f"{percent(latency.noise)}; close other programs, give --threads 1 or a larger --batch, "
+        "and run again"
+    )
+
+
+def _avoidable_padding(report: PruneRecord) -> dict[int, float]:
+    """Blocks that compute much more than was counted and that the run's options left aside."""
+    options = report.provenance.options if report.provenance is not None else {}
+    multiple = options.get("round_to", 1)
+    if LATENCY in (options.get("target") or {}):
+        return {}
+    rounded = multiple if isinstance(multiple, int) else 1
+    return {
+        block: ratio
+        for block, ratio in report.padding.items()
+        if ratio > _PADDED and rounded % block
+    }
+
+
 def _why(report: PruneRecord) -> str:
-    if max(report.padding.values(), default=1.0) > _PADDED:
+    if _avoidable_padding(report):
         return ": the widths are no multiples of the blocks that kernels compute"
     if report.latency is not None and report.latency.original < _SMALL:
         return ": a model this small spends its time on operator calls, not on arithmetic"

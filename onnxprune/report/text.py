@@ -53,6 +53,7 @@ from onnxprune.report.sections import (
     doubts,
     group_refusals,
     latency_interval,
+    latency_size,
     remaining,
     summarise,
     traced_size,
@@ -79,9 +80,11 @@ _OUTPUTS = 8
 _BLOCKS = 3
 
 _STEP_COSTS = tuple(kind for kind in COSTS if kind.name in ("macs", "params", "size"))
+_BUSY = (
+    "~: not reliable, the machine was busy; close other programs, give --threads 1 or a larger "
+    "--batch, and run again."
+)
 _SWEEP_COSTS = ("macs", "params", "size", "memory")
-_DOUBTFUL = 0.2
-"""Width of a latency's interval over the ratio from which on the figure is marked."""
 
 _BARS: tuple[Callable[[NodeCost], int], ...] = (
     lambda node: node.macs,
@@ -180,6 +183,8 @@ class TextReport:
         self._print(table)
         last = result.steps[-1].sizes
         self._print(f"file: {size(result.original.bytes)} -> {size(last.bytes)}")
+        if any(step.latency is not None and not step.latency.reliable for step in result.steps):
+            self._print(_BUSY)
         for step in result.steps:
             for line in _remarks(step):
                 self._print(f"{_pass_name(step)}: {line}")
@@ -209,6 +214,8 @@ class TextReport:
                 f"{quality['measure']}: the original has {quality['original']:.4g} %, on "
                 f"{quality['samples']} samples (also used for calibration)."
             )
+        if any(point.latency and not point.latency.get("reliable", True) for point in done):
+            self._print(_BUSY)
         if len(done) > len(best):
             self._print("*: dominated; another point costs no more and diverges less.")
         for point in sweep.points:
@@ -260,7 +267,7 @@ class TextReport:
                 milliseconds(latency.original),
                 milliseconds(latency.result),
                 percent(latency.ratio),
-                f"{where}; {latency_interval(latency)}",
+                f"{latency_size(report)}; {latency_interval(latency)}",
             )
         self._print(table)
         for sentence in doubts(report):
@@ -428,12 +435,10 @@ def _pass_name(step: StepReport) -> str:
 
 
 def _latency(step: StepReport) -> str:
-    """The ratio; marked where the machine was too busy to measure it to a tenth."""
+    """The ratio; marked where the machine was too busy to measure it."""
     if step.latency is None:
         return ""
-    low, high = step.latency.interval
-    doubtful = high - low > _DOUBTFUL * step.latency.ratio
-    return f"{'~' if doubtful else ''}{percent(step.latency.ratio)}"
+    return f"{'' if step.latency.reliable else '~'}{percent(step.latency.ratio)}"
 
 
 def _remarks(step: StepReport) -> Iterator[str]:
@@ -448,7 +453,11 @@ def _remarks(step: StepReport) -> Iterator[str]:
 
 def _point_row(point: SweepPointRecord) -> list[str]:
     costs = [percent(point.remains(kind)) for kind in _SWEEP_COSTS]
-    latency = percent(point.latency["ratio"]) if point.latency is not None else "-"
+    latency = "-"
+    if point.latency is not None:
+        # sweeps of older versions do not say
+        mark = "" if point.latency.get("reliable", True) else "~"
+        latency = f"{mark}{percent(point.latency['ratio'])}"
     agreements = [out["agreement"] for out in point.outputs if out.get("agreement") is not None]
     last = [percent(min(agreements, default=None)), significant(point.divergence)]
     if point.quality is None:

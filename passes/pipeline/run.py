@@ -56,8 +56,6 @@ from onnxprune.verification.certificate import (
 from onnxprune.verification.comparison import OutputComparison
 
 _MEASUREMENTS = 3
-_DOUBTFUL = 0.2
-"""Width of the 95 % interval of a latency ratio, over the ratio, from which it is not relied on."""
 _UNSTEADY = (
     "the original's latency cannot be told from here (the machine is busy, or it takes other "
     "inputs), so the latency asked for is that of the model it was given"
@@ -453,13 +451,8 @@ class _PipelineRun:
     def _steady_latency(self) -> Latency | None:
         """Latency against the original, the least uncertain of several; None where none is sure."""
         tries = (self._measured_latency(self._original) for _ in range(_MEASUREMENTS))
-        steady = [each for each in tries if each is not None and _uncertainty(each) < _DOUBTFUL]
-        return min(steady, key=_uncertainty, default=None)
-
-
-def _uncertainty(measured: Latency) -> float:
-    low, high = measured.interval
-    return (high - low) / measured.ratio
+        steady = [each for each in tries if each is not None and each.reliable]
+        return min(steady, key=lambda latency: latency.uncertainty, default=None)
 
 
 def _converted(samples: Samples, made: Pass, model: ir.Model) -> Samples:

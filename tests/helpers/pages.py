@@ -58,7 +58,7 @@ def report(count: int = 3, **changes: Any) -> Report:
         "batch": 2,
         "certificate": Certificate(1e-7, 1e-4, 2, 0.9),
         "outputs": (OutputComparison(HOSTILE, 0.99, 0.1, 0.95, (sample,)),),
-        "latency": Latency(1e-3, 5e-4, 0.5, 0.4, 0.6, 9, (0.45, 0.55)),
+        "latency": Latency(1e-3, 8e-4, 0.8, 0.7, 0.9, 9, (0.75, 0.85)),
         "padding": {16: 1.5},
         "widths": {},
         "inexact": (HOSTILE,),

@@ -13,7 +13,7 @@ from onnxprune.coupling.groups import Refused
 from onnxprune.pruning.results import Inspection, Report
 from onnxprune.report.figures import bar, count, milliseconds, percent, printable, size
 from onnxprune.report.network.network import Network
-from onnxprune.report.records import GroupAccount, Sizes
+from onnxprune.report.records import GroupAccount, Provenance, Sizes
 from onnxprune.report.sections import group_refusals
 from onnxprune.report.text import TextReport, make_console
 from onnxprune.verification.certificate import Certificate
@@ -65,7 +65,7 @@ def test_refusals_add_up_by_reason():
 SIZES = Sizes(1000, 2000, 5000, 4000, 2400, 6400, {"batch": 2, "length\x1b": 8})
 
 
-def shown(groups=1, verbose=False, ratio=(0.4, 0.5, 0.6), name="w[batch]", run=1e-3, **efforts):
+def shown(groups=1, verbose=False, ratio=(0.48, 0.5, 0.52), name="w[batch]", run=1e-3, **efforts):
     low, middle, high = ratio
     report = Report(
         original=SIZES,
@@ -183,9 +183,37 @@ def test_latency_without_gain_is_said_with_the_reason():
 
 
 def test_what_alignment_would_buy_is_said():
-    text = said(padding={8: 1.05, 16: 1.314})
+    text = said(padding={8: 1.05, 16: 1.314}, ratio=(0.78, 0.8, 0.82))
     assert "more than the MACs above (1.31 x with blocks of 16); --round-to 16 or" in text
     assert "blocks" not in said(padding={8: 1.0, 16: 1.05})
+
+
+def ran_with(**options):
+    return {"provenance": Provenance("", "", options, {}, {})}
+
+
+def test_no_advice_contradicts_the_run():
+    padded = {"padding": {8: 1.2, 16: 1.3}, "ratio": (0.78, 0.8, 0.82)}
+    assert "blocks of 8, 1.30 x with blocks of 16); --round-to 16 or" in said(**padded)
+    # what was asked for is not advised, a wider multiple is
+    assert "--round-to" not in said(**padded, **ran_with(round_to=16))
+    eight = said(**padded, **ran_with(round_to=8))
+    assert "(1.30 x with blocks of 16); --round-to 16" in eight
+    assert "blocks of 8" not in eight
+    assert "--round-to" not in said(**padded, **ran_with(target={"latency": 0.8}))
+    # half of the MACs are left, and about half of the time: no block is computed for nothing
+    assert "--round-to" not in said(**padded | {"ratio": (0.51, 0.52, 0.53)})
+    slower = {**padded, "ratio": (1.1, 1.2, 1.3)}
+    assert "the time is spent elsewhere" in said(**slower, **ran_with(round_to=16))
+
+
+def test_a_busy_machine_is_said_in_place_of_an_interval():
+    text = said(ratio=(0.33, 0.6, 8.45))
+    assert "latency 1.00 ms 0.600 ms 60.0 % batch 2, length? 8; machine busy, not reliable" in text
+    assert "845" not in text
+    assert "close other programs, give --threads 1 or a larger --batch, and run again." in text
+    assert "no clear gain" not in text
+    assert "busy" not in said()
 
 
 def test_quality_names_its_measure_and_its_samples():

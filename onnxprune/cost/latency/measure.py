@@ -2,14 +2,17 @@
 
 The ratio of two models is the median over paired runs. Its confidence interval is that of the sign
 test: between which order statistics of the ratios the true median lies, whatever the distribution
-of the noise (Conover, Practical Nonparametric Statistics, 3.2).
+of the noise (Conover, Practical Nonparametric Statistics, 3.2). The time of the result is that
+ratio times the median of the original's runs, so that the three figures agree::
+
+    ratio = median(b_i / a_i)        before = median(a_i)        after = ratio * before
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import exp, lgamma, log
 from typing import Any
 
@@ -26,21 +29,24 @@ _SHORTEST = 2e-3  # seconds of a timed run; shorter models are run several times
 _SESSIONS = 3  # of each model
 _CONFIDENCE = 0.95
 _CLOSE_ENOUGH = 0.005  # half width of the interval of the ratio
+_RELIABLE = 0.25  # width of the interval over the ratio
+_LONGER = 2  # times as long where the interval is wider than that
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Median times of two models on one feed.
+    """Times of two models on one feed, from the same paired runs.
 
     Attributes:
-        original: seconds per run.
-        result: seconds per run.
+        original: seconds per run, the median.
+        result: seconds per run: `original` times `ratio`.
         ratio: median of result / original over paired runs.
         low: lower quartile of that ratio.
         high: upper quartile.
         pairs: number of paired runs.
         interval: where the median of the ratio lies with 95 % confidence.
         noise: spread of the original's own runs, the range of the middle half over the median.
+        batch: rows of the feed.
     """
 
     original: float
@@ -51,6 +57,26 @@ class Latency:
     pairs: int
     interval: tuple[float, float] = (0.0, float("inf"))
     noise: float = 0.0
+    batch: int = 0
+
+    @property
+    def uncertainty(self) -> float:
+        """Width of the interval over the ratio."""
+        low, high = self.interval
+        return (high - low) / self.ratio
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the interval is no wider than a quarter of the ratio.
+
+        Otherwise the machine was busy with something else, and neither figure nor interval say
+        what the model gains.
+        """
+        return self.uncertainty <= _RELIABLE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {**vars(self), "interval": list(self.interval), "reliable": self.reliable}
 
 
 def measure_pair(
@@ -65,26 +91,49 @@ def measure_pair(
     Which of the two goes first changes from pair to pair, so that neither gains from a warm cache
     or a drifting clock. Where memory and threads come to lie can make a session faster or slower
     for good, so the pairs are spread over three sessions of each. A session ends early when the
-    interval of its ratios is within half a percent.
+    interval of its ratios is within half a percent. Where the interval of all is not reliable, the
+    time is spent once more.
 
     Args:
         original: the reference.
         result: the model compared with it.
         feed: what both run on.
         runtime: providers and threads, the user's.
-        seconds: time to spend at most, opening and warm-up excluded; in each session at least six
-            pairs are run. Models that take longer than that to open are opened once.
+        seconds: time to spend at most, opening and warm-up excluded, or twice that; in each session
+            at least six pairs are run. Models that take longer than that to open are opened once.
 
     Raises:
         RuntimeFailure: when onnxruntime refuses one of the models, or the feed.
     """
+
+    def pairs() -> Iterator[list[tuple[float, float]]]:
+        for _ in range(_SESSIONS):
+            start = time.perf_counter()
+            sessions = [open_session(m, runtime, alternating=True) for m in (original, result)]
+            opening = time.perf_counter() - start
+            yield _paired_times(sessions, feed, seconds / _SESSIONS)
+            if opening > seconds:
+                break
+
+    rows = [array.shape[0] for array in feed.values() if array.ndim]
+    latency = collect_pairs(pairs, _LONGER if seconds else 1)
+    return replace(latency, batch=rows[0] if rows else 1)
+
+
+def collect_pairs(
+    pairs: Callable[[], Iterable[Sequence[tuple[float, float]]]], rounds: int
+) -> Latency:
+    """Collect paired times until the interval of their ratio is reliable.
+
+    Args:
+        pairs: measures and gives paired times, one list for each session.
+        rounds: how often it is called at most.
+    """
     times: list[tuple[float, float]] = []
-    for _ in range(_SESSIONS):
-        start = time.perf_counter()
-        sessions = [open_session(model, runtime, alternating=True) for model in (original, result)]
-        opening = time.perf_counter() - start
-        times += _paired_times(sessions, feed, seconds / _SESSIONS)
-        if opening > seconds:
+    for _ in range(rounds):
+        for session in pairs():
+            times += session
+        if compare_times(times).reliable:
             break
     return compare_times(times)
 
@@ -113,12 +162,17 @@ def compare_times(times: Sequence[tuple[float, float]]) -> Latency:
     """
     both = np.array(times, np.float64)
     ratios = both[:, 1] / both[:, 0]
-    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
-    before, after = np.median(both, axis=0).tolist()
-    quarters = np.quantile(both[:, 0], [0.25, 0.75])
-    noise = float(quarters[1] - quarters[0]) / before
+    low, ratio, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+    below, before, above = np.quantile(both[:, 0], [0.25, 0.5, 0.75]).tolist()
     return Latency(
-        before, after, middle, low, high, len(both), median_interval(ratios.tolist()), noise
+        original=before,
+        result=before * ratio,
+        ratio=ratio,
+        low=low,
+        high=high,
+        pairs=len(both),
+        interval=median_interval(ratios.tolist()),
+        noise=(above - below) / before,
     )
 
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from helpers.oracle import ONE_THREAD, parse
 
-from onnxprune.cost.latency.measure import compare_times, measure_pair, median_interval
+from onnxprune.cost.latency.measure import (
+    collect_pairs,
+    compare_times,
+    measure_pair,
+    median_interval,
+)
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model.load import load
 
@@ -53,6 +58,37 @@ def test_an_outlier_moves_nothing() -> None:
     assert (latency.ratio, latency.interval, latency.noise) == (0.5, (0.5, 0.5), 0.0)
 
 
+def test_before_after_and_ratio_agree() -> None:
+    # the machine is slow in half of the pairs, in which the result gains less
+    latency = compare_times([(2.0, 1.0)] * 11 + [(10.0, 8.0)] * 10)
+    assert latency.ratio == 0.5
+    assert latency.result / latency.original == latency.ratio
+    # medians apart would say 1.0 of 2.0 or 8.0 of 10.0, by one pair
+    other = compare_times([(2.0, 1.0)] * 10 + [(10.0, 8.0)] * 11)
+    assert (other.original, other.result, other.ratio) == (10.0, 8.0, 0.8)
+
+
+@pytest.mark.parametrize(("spread", "reliable"), [(0.0, True), (0.09, True), (0.2, False)])
+def test_a_wide_interval_is_not_reliable(spread: float, reliable: bool) -> None:
+    times = [(1.0, 0.5 * (1 + spread * (-1) ** n)) for n in range(20)]
+    assert compare_times(times).reliable == reliable
+    # 33 to 845 %: what a busy machine gives is marked
+    assert not compare_times([(1.0, ratio) for ratio in (0.33, 0.5, 0.6, 2.0, 4.0, 8.45)]).reliable
+
+
+def test_pairs_are_collected_again_where_the_machine_was_busy() -> None:
+    busy = [[(1.0, 0.3), (1.0, 0.9)] * 4]
+    quiet = [[(1.0, 0.5)] * 20, [(1.0, 0.5)] * 20]
+    rounds = iter([busy, quiet, quiet])
+    latency = collect_pairs(lambda: next(rounds), 2)
+    assert (latency.pairs, latency.ratio, latency.reliable) == (48, 0.5, True)
+    assert len(list(rounds)) == 1
+    latency = collect_pairs(iter([quiet]).__next__, 2)
+    assert latency.pairs == 40
+    latency = collect_pairs(iter([busy, busy]).__next__, 2)
+    assert (latency.pairs, latency.reliable) == (16, False)
+
+
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
     g (float[2, 4] x) => (float[2, 4] y) { y = Relu(x) }"""
 
@@ -60,7 +96,7 @@ TEXT = """<ir_version: 8, opset_import: ["": 17]>
 def test_two_models_are_run_in_pairs() -> None:
     model = load(parse(TEXT)).model
     latency = measure_pair(model, model, {"x": np.ones((2, 4), np.float32)}, ONE_THREAD, 0.0)
-    assert latency.pairs == 6
+    assert (latency.pairs, latency.batch) == (6, 2)
     assert latency.original > 0
     assert 0 < latency.interval[0] <= latency.ratio <= latency.interval[1]
     assert latency.low <= latency.ratio <= latency.high
