@@ -58,10 +58,12 @@ def prune(
         max_drop: largest drop of quality allowed: of accuracy in percent with `labels`, of what
             `metric` returns, else of the agreement with the original in percent (same class; cosine
             of other outputs). Measured on every fourth sample, which nothing is fitted on.
-        labels: one label for each sample: array, .npy, .npz or text file; for measuring quality,
-            and for `loss`.
-        metric: function of all outputs ({name: array [samples, ...]}) and the labels (None without)
-            whose result is higher for better answers; also as module.py:function.
+        labels: one label for each sample, for measuring quality and for `loss`: classes, or with a
+            `metric` anything (boxes, masks, text), in an array, a list, .npy, .npz, .json, .jsonl
+            or text file.
+        metric: function of all outputs ({name: array [samples, ...]}), those of the original and
+            the labels (None without), or of outputs and labels, whose result is higher for better
+            answers; also as module.py:function.
         criterion: how units are ranked: `l1`, `l2`, `redundancy` or `random`; with samples also
             `reconstruction`, `variance`, `std`, `activity`, `taylor` or `fisher`. Default:
             `reconstruction` with samples, else `l2`.

@@ -259,16 +259,17 @@ LABELS = Option(
     "labels",
     Any,
     None,
-    "one label for each sample: array, .npy, .npz or text file; for measuring quality, and for "
-    "`loss`",
+    "one label for each sample, for measuring quality and for `loss`: classes, or with a `metric` "
+    "anything (boxes, masks, text), in an array, a list, .npy, .npz, .json, .jsonl or text file",
     metavar="FILE",
 )
 METRIC = Option(
     "metric",
     str | Callable[..., Any] | None,
     None,
-    "function of all outputs ({name: array [samples, ...]}) and the labels (None without) whose "
-    "result is higher for better answers; also as module.py:function",
+    "function of all outputs ({name: array [samples, ...]}), those of the original and the labels "
+    "(None without), or of outputs and labels, whose result is higher for better answers; also as "
+    "module.py:function",
     metavar="FUNCTION",
 )
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.labels import Labels
 from onnxprune.calibration.streams import Samples
 from onnxprune.coupling.analysis import Analysis, analyse
 from onnxprune.coupling.cut import CutError
@@ -24,7 +24,13 @@ from onnxprune.progress import Progress, silent
 from onnxprune.pruning.blocks import without_blocks
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.plan import Plan, planned_removal, planned_stages
-from onnxprune.pruning.quality import fitted_samples, known_labels, prune_within, quality_measure
+from onnxprune.pruning.quality import (
+    fitted_samples,
+    known_labels,
+    loss_labels,
+    prune_within,
+    quality_measure,
+)
 from onnxprune.pruning.results import Report, describe
 from onnxprune.pruning.run import PrunedModel, PruneRun, replay
 from onnxprune.verification.quality import Quality, QualityMeasure
@@ -85,7 +91,9 @@ class Prune(Pass, ir.passes.FunctionalPass):
         plan, options = self._to_repeat, self._options
         samples, fitted = self.context.samples, fitted_samples(self.context.samples, options)
         labels = None if samples is None else known_labels(self._labels, samples, options)
-        context = replace(self.context, samples=fitted, labels=labels, seed=options.seed)
+        context = replace(
+            self.context, samples=fitted, labels=loss_labels(labels, options), seed=options.seed
+        )
         measure = None if plan is not None else self._quality_measure(loaded.model, labels)
         analysis = analyse(
             loaded.model,
@@ -107,9 +115,7 @@ class Prune(Pass, ir.passes.FunctionalPass):
         self.verified = VerifiedRun(analysis, report, fitted)
         return ir.passes.PassResult(pruned.cut.model, modified=True)
 
-    def _quality_measure(
-        self, model: ir.Model, labels: NDArray[Any] | None
-    ) -> QualityMeasure | None:
+    def _quality_measure(self, model: ir.Model, labels: Labels | None) -> QualityMeasure | None:
         labels = self._labels if labels is None else labels
         samples, runtime = self.context.samples, self.context.runtime
         return quality_measure(model, samples, labels, self._metric, self._options, runtime)

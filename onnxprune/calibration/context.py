@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from onnxprune.calibration.labels import Labels
 from onnxprune.calibration.streams import Samples
 from onnxprune.model.execution import is_heavy
 from onnxprune.model.runtime import Runtime
@@ -20,7 +20,7 @@ class RunContext:
 
     Attributes:
         samples: calibration samples; None without.
-        labels: one for each sample, [samples, ...]; None without.
+        labels: one for each sample, as the loss takes them; None without.
         runtime: onnxruntime providers and threads.
         seed: of everything random.
         progress: progress callback of long loops.
@@ -28,7 +28,7 @@ class RunContext:
     """
 
     samples: Samples | None = None
-    labels: NDArray[Any] | None = None
+    labels: Labels | None = None
     runtime: Runtime = field(default_factory=Runtime)
     seed: int = 0
     progress: Progress[Any] = silent

@@ -1,4 +1,4 @@
-"""Calibration samples and their labels from arrays, files, folders, functions and iterables."""
+"""Calibration samples from arrays, files, folders, functions and iterables."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.calibration.array_files import ArrayPart, npy_part, npz_part, npz_parts
 from onnxprune.calibration.feeds import as_array, check_names
 from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.calibration.scripts import FUNCTION, load_function, pb_feeds
 from onnxprune.calibration.streams import ArraySamples, FeedSamples, Samples, spool
-from onnxprune.errors import CalibrationError, InputError, first_line
+from onnxprune.errors import CalibrationError
 from onnxprune.model.inputs import InputSpec
 
 CalibrationSource: TypeAlias = Any
@@ -143,64 +142,3 @@ def _only(specs: Sequence[InputSpec], where: str) -> str:
 
 def _name(function: object) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
-
-
-_KEY = "labels"
-_LABEL_BATCH = 256  # samples read at a time to count them
-
-
-def read_labels(source: Any, samples: Samples, *, whole: bool = True) -> NDArray[Any]:
-    """Read one label for each sample.
-
-    Args:
-        source: an array-like of whole numbers; a `.npy` file, a `.npz` file (the array called
-            `labels`, or the only one) or a text file with one number a line.
-        samples: what the labels belong to, in the same order.
-        whole: take whole numbers only, else any number: targets of a regression.
-
-    Returns:
-        int64 [samples, ...], or float64 where not all numbers are whole.
-
-    Raises:
-        InputError: when the source cannot be read, or holds another number of labels.
-        CalibrationError: for unusable samples.
-    """
-    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-    where = f"labels {path}" if path is not None else "labels"
-    try:
-        raw = np.asarray(source) if path is None else _labels_from_path(Path(path), where)
-        with np.errstate(invalid="ignore"):
-            labels = raw.astype(np.int64)
-        numbers = raw.dtype.kind in "iubf" and raw.ndim > 0
-        all_whole = numbers and bool((labels == raw).all())
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{where}: cannot be read: {first_line(error)}") from error
-    if not (all_whole if whole else numbers):
-        kind = "whole numbers" if whole else "numbers"
-        raise InputError(f"{where}: expected {kind}, one for each sample")
-    count = samples.count if samples.count is not None else _counted(samples)
-    if len(labels) != count:
-        raise InputError(f"{where}: {len(labels)} labels for {count} samples; give one for each")
-    return labels if all_whole else raw.astype(np.float64)
-
-
-def _labels_from_path(path: Path, where: str) -> NDArray[Any]:
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            names = file.files
-            if _KEY not in names and len(names) != 1:
-                raise InputError(
-                    f"{where}: holds {', '.join(names) or 'nothing'}; call the array of labels "
-                    f"{_KEY!r}"
-                )
-            stored: NDArray[Any] = file[_KEY if _KEY in names else names[0]]
-            return stored
-    if path.suffix == ".npy":
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-        return array
-    return np.loadtxt(path, ndmin=1, delimiter=",")
-
-
-def _counted(samples: Samples) -> int:
-    rows = (samples.axes.rows(feed) for feed in samples.batches(_LABEL_BATCH))
-    return sum(1 if count is None else count for count in rows)

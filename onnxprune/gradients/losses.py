@@ -23,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.calibration.labels import Labels
 from onnxprune.errors import InputError, typed_line
 from onnxprune.model.outputs import SOFTMAX, ScoreLayout, gives_scores, output_producer
 
@@ -45,11 +46,12 @@ class Objective:
         loss: one of LOSSES, or a function of all outputs ({name: array [samples, ...]}) and their
             labels (None without) that gives the loss of each sample, float [samples], or gradients
             by output name; None takes cross-entropy for class scores and mse for other outputs.
-        labels: of all samples, [count, ...]; None to draw them from the model's own outputs.
+        labels: of all samples, [count, ...], for a function also any list; None to draw them from
+            the model's own outputs.
     """
 
     loss: str | Callable[..., Any] | None = None
-    labels: NDArray[Any] | None = None
+    labels: Labels | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class LossGradient:
         self._deviation: dict[str, float] = {}
 
     def of(
-        self, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None
+        self, outputs: Mapping[str, NDArray[Any]], labels: Labels | None
     ) -> dict[str, NDArray[np.float64]]:
         """Gradients for the outputs of a batch.
 
@@ -133,6 +135,7 @@ class LossGradient:
             return _by_function(self._function, heads, outputs, labels)
         if labels is None:
             return {head.tensor: self._drawn(head, outputs[head.output]) for head in heads}
+        labels = np.asarray(labels)
         for head in heads:
             target = _fitting(head, outputs[head.output], labels)
             if target is not None:
@@ -192,7 +195,7 @@ def _by_function(
     function: Callable[..., Any],
     heads: Sequence[Head],
     outputs: Mapping[str, NDArray[Any]],
-    labels: NDArray[Any] | None,
+    labels: Labels | None,
 ) -> dict[str, NDArray[np.float64]]:
     name = str(getattr(function, "__name__", "loss"))
     values = {head.output: outputs[head.output].astype(np.float64) for head in heads}
@@ -212,7 +215,7 @@ def _differenced(
     function: Callable[..., Any],
     name: str,
     outputs: Mapping[str, NDArray[Any]],
-    labels: NDArray[Any] | None,
+    labels: Labels | None,
     key: str,
 ) -> NDArray[np.float64]:
     """Central differences with respect to one entry of every sample at a time."""

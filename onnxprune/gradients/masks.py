@@ -22,6 +22,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.labels import take_labels
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples, numbered
 from onnxprune.coupling.group_view import MaskGradients
@@ -146,7 +147,7 @@ class _Passes:
         """Gradients of the samples of a feed, [rows, size] by group; in one or several parts."""
         rows = self._axes.rows(feed) or 1
         outputs = self._forwards.run(feed)
-        labels = None if self._labels is None else self._labels[numbers]
+        labels = None if self._labels is None else take_labels(self._labels, numbers)
         seeds = self._loss.of(outputs, labels)
         if rows == 1 or self._axes.fixed:
             whole = self._masks(feed, seeds, rows)

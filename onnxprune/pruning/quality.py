@@ -11,20 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from onnxprune.calibration.samples import read_labels
-from onnxprune.calibration.scripts import load_function
+from onnxprune.calibration.labels import Labels, class_labels, read_labels, target_labels
 from onnxprune.calibration.streams import Samples, divide
 from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import PruneOptions, target_text
 from onnxprune.pruning.run import PrunedModel, PruneRun
-from onnxprune.verification.quality import Quality, QualityMeasure
+from onnxprune.verification.metrics import read_metric
+from onnxprune.verification.quality import Quality, QualityMeasure, required_classes
 
 
-def known_labels(labels: Any, samples: Samples, options: PruneOptions) -> NDArray[Any] | None:
-    """Read labels: whole numbers, unless the loss takes other targets.
+def known_labels(labels: Any, samples: Samples, options: PruneOptions) -> Labels | None:
+    """Read labels.
 
     Args:
         labels: as for `prune`; None for none.
@@ -32,12 +31,35 @@ def known_labels(labels: Any, samples: Samples, options: PruneOptions) -> NDArra
         options: of the run, for their loss.
 
     Returns:
-        one for each sample, [samples, ...]; None without.
+        one for each sample, as a metric takes them; None without.
 
     Raises:
-        InputError: when they cannot be read, or are not as many as the samples.
+        InputError: when they cannot be read, are not as many as the samples, or do not suit the
+            loss.
     """
-    return None if labels is None else read_labels(labels, samples, whole=_are_classes(options))
+    if labels is None:
+        return None
+    known = read_labels(labels, samples)
+    if options.loss == "cross-entropy":
+        required_classes(known)
+    elif options.loss == "mse":
+        target_labels(known)
+    return known
+
+
+def loss_labels(labels: Labels | None, options: PruneOptions) -> Labels | None:
+    """Labels as the loss of a run takes them; None where it draws its own.
+
+    Args:
+        labels: from `known_labels`.
+        options: of the run, for their loss.
+    """
+    if labels is None or callable(options.loss):
+        return labels
+    if options.loss == "mse":
+        return target_labels(labels)
+    # what is no class is for the metric alone
+    return class_labels(labels)
 
 
 def fitted_samples(samples: Samples | None, options: PruneOptions) -> Samples | None:
@@ -51,7 +73,7 @@ def fitted_samples(samples: Samples | None, options: PruneOptions) -> Samples | 
 def quality_measure(
     model: ir.Model,
     samples: Samples | None,
-    labels: NDArray[Any] | None,
+    labels: Labels | None,
     metric: Callable[..., Any] | str | None,
     options: PruneOptions,
     runtime: Runtime,
@@ -75,14 +97,14 @@ def quality_measure(
     if samples is None:
         what = "max_drop measures" if held_out else "labels and metrics need"
         raise InputError(f"{what} outputs on samples; give --calibration")
-    function = load_function(metric, "metric") if isinstance(metric, str) else metric
+    measure = read_metric(metric)
     measured = divide(samples)[1] if held_out else samples
     return QualityMeasure(
         model,
         measured,
         runtime,
-        labels=labels if _are_classes(options) or function is not None else None,
-        metric=function,
+        labels=labels if _are_classes(options) or measure is not None else None,
+        metric=measure,
         held_out=held_out,
     )
 

@@ -1,6 +1,6 @@
 """How good a model's answers are, in one number that is higher for better ones.
 
-* With a metric: the value of that function of the outputs (and labels).
+* With a metric: the value of that function of the outputs, those of the original, and labels.
 * With labels: accuracy, the percentage of samples whose greatest score is at the label.
 * Without: percentage of the original's answers that stay. Class scores - what a Softmax gives, or a
   linear layer - are compared by the place of their greatest entry (agreement), other outputs by
@@ -9,8 +9,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,13 +17,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.streams import Samples, numbered
-from onnxprune.errors import InputError, typed_line
-from onnxprune.model.execution import open_session, run
-from onnxprune.model.outputs import gives_scores, output_producer
+from onnxprune.calibration.labels import Labels, class_labels
+from onnxprune.calibration.streams import Samples
+from onnxprune.errors import InputError
 from onnxprune.model.runtime import Runtime
-
-_BATCH = 32  # samples per run
+from onnxprune.verification.answers import AnswerReader, Answers, Values
+from onnxprune.verification.metrics import PERCENT, Metric, read_metric
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class Quality:
         result: of the result, in the same unit.
         samples: how many it was measured on.
         held_out: whether nothing was fitted or chosen on these.
+        unit: "%", or empty for a unit of the metric's own.
     """
 
     measure: str
@@ -44,6 +43,7 @@ class Quality:
     result: float
     samples: int
     held_out: bool
+    unit: str = PERCENT
 
     @property
     def drop(self) -> float:
@@ -62,10 +62,12 @@ class QualityMeasure:
         original: the reference.
         samples: what to run on.
         runtime: how to run.
-        labels: int [count, ...] of all samples that these are a part of; None without.
-        metric: takes all outputs {name: array [samples, ...]} and their labels (None without),
-            gives a number; None for the measures above.
+        labels: of all samples that these are a part of; None without.
+        metric: as `read_metric` takes it; None for the measures above.
         held_out: whether the samples are used for nothing else.
+
+    Attributes:
+        count: of samples.
 
     Raises:
         InputError: when labels do not fit the samples or outputs, or the metric fails.
@@ -77,25 +79,16 @@ class QualityMeasure:
         samples: Samples,
         runtime: Runtime,
         *,
-        labels: NDArray[Any] | None = None,
-        metric: Callable[..., Any] | None = None,
+        labels: Labels | None = None,
+        metric: Callable[..., Any] | Metric | str | None = None,
         held_out: bool = False,
     ) -> None:
-        self._samples, self._runtime = samples, runtime
-        self._metric, self._held_out = metric, held_out
-        self._wanted, numbers = self._outputs(original)
-        self.count = len(numbers)
-        if labels is not None and numbers.max(initial=-1) >= len(labels):
-            raise InputError(
-                f"{len(labels)} labels for at least {int(numbers.max()) + 1} samples; "
-                "give one for each"
-            )
-        self._labels = None if labels is None else labels[numbers]
-        self._scores = {
-            value.name or "": gives_scores(output_producer(value))
-            for value in original.graph.outputs
-        }
-        self._name, self._original = self._measured(self._wanted)
+        self._metric, self._held_out = read_metric(metric), held_out
+        if labels is not None and self._metric is None:
+            labels = required_classes(labels)
+        self._reader = AnswerReader(original, samples, runtime, labels)
+        self.count = len(self._reader.numbers)
+        _, self._original, _ = self._measured(self._reader.of())
 
     def of(self, model: ir.Model) -> Quality:
         """Measure a model with the same interface.
@@ -103,63 +96,63 @@ class QualityMeasure:
         Raises:
             InputError: when the metric fails.
         """
-        name, result = self._measured(self._outputs(model)[0])
-        return Quality(name, self._original, result, self.count, self._held_out)
+        name, result, unit = self._measured(self._reader.of(model))
+        return Quality(name, self._original, result, self.count, self._held_out, unit)
 
-    def _outputs(self, model: ir.Model) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
-        """All outputs of all samples, and the numbers of these."""
-        session = open_session(model, self._runtime)
-        batches: dict[str, list[Any]] = {}
-        numbers = []
-        for places, feed in numbered(self._samples, _BATCH):
-            numbers.append(places)
-            for name, value in run(session, feed).items():
-                batches.setdefault(name, []).append(value)
-        return {name: _joined(parts) for name, parts in batches.items()}, np.concatenate(numbers)
-
-    def _measured(self, outputs: Mapping[str, NDArray[Any]]) -> tuple[str, float]:
+    def _measured(self, answers: Answers) -> tuple[str, float, str]:
+        """Name of the measure, value and unit."""
         if self._metric is not None:
-            return self._by_metric(self._metric, outputs)
-        if self._labels is not None:
-            return "accuracy", 100 * _accuracy(outputs, self._labels)
-        return self._by_original(outputs)
-
-    def _by_metric(
-        self, metric: Callable[..., Any], outputs: Mapping[str, NDArray[Any]]
-    ) -> tuple[str, float]:
-        name = str(getattr(metric, "__name__", "metric"))
-        try:
-            value = float(metric(dict(outputs), self._labels))
-        except Exception as error:
-            raise InputError(f"the metric {name} raised {typed_line(error)}") from error
-        if not math.isfinite(value):
-            raise InputError(f"the metric {name} gave {value}, expected a finite number")
-        return name, value
-
-    def _by_original(self, outputs: Mapping[str, NDArray[Any]]) -> tuple[str, float]:
-        figures, kinds = [], set()
-        for name, wanted in self._wanted.items():
-            got = outputs[name]
-            if not isinstance(wanted, np.ndarray) or wanted.dtype == object or not wanted.size:
-                continue
-            if wanted.shape != got.shape:
-                figures.append(0.0)
-            elif wanted.dtype.kind in "iub":
-                figures.append(float((wanted == got).mean()))
-                kinds.add("agreement")
-            elif self._scores.get(name) and wanted.ndim > 1 and wanted.shape[-1] > 1:
-                figures.append(float((wanted.argmax(-1) == got.argmax(-1)).mean()))
-                kinds.add("agreement")
-            else:
-                figures.append(_cosine(wanted, got))
-                kinds.add("cosine")
-        if not figures:
-            raise InputError("no output of the model can be compared; give a metric")
-        return " and ".join(sorted(kinds)) or "agreement", 100 * float(np.mean(figures))
+            return self._metric.name, self._metric.value(answers), self._metric.unit
+        if answers.labels is not None:
+            return "accuracy", 100 * _accuracy(answers, np.asarray(answers.labels)), PERCENT
+        return *_by_original(answers), PERCENT
 
 
-def _joined(parts: list[Any]) -> Any:
-    """Batches of one output after another; flat where their shapes differ behind the first axis."""
+def required_classes(labels: Labels) -> NDArray[np.int64]:
+    """Labels as indices of classes, int64 [samples, ...].
+
+    Raises:
+        InputError: when they are something else; says which metric may take them.
+    """
+    classes = class_labels(labels)
+    if classes is None:
+        first = labels[0] if len(labels) else None
+        kind = getattr(first, "dtype", type(first).__name__)
+        raise InputError(
+            f"labels: expected whole numbers, classes for accuracy, not {kind}; other labels need "
+            "--metric: map for boxes, r2 for quantities, or a function of (outputs, reference, "
+            "labels) as module.py:function"
+        )
+    return classes
+
+
+def _by_original(answers: Answers) -> tuple[str, float]:
+    """What is left of the original's answers, in percent, and what that is called."""
+    figures, kinds = [], set()
+    for name, values in answers.reference.items():
+        wanted, got = _joined(values), _joined(answers.outputs[name])
+        if not isinstance(wanted, np.ndarray) or wanted.dtype == object or not wanted.size:
+            continue
+        if wanted.shape != got.shape:
+            figures.append(0.0)
+        elif wanted.dtype.kind in "iub":
+            figures.append(float((wanted == got).mean()))
+            kinds.add("agreement")
+        elif name in answers.layouts and wanted.ndim > 1 and wanted.shape[-1] > 1:
+            figures.append(float((wanted.argmax(-1) == got.argmax(-1)).mean()))
+            kinds.add("agreement")
+        else:
+            figures.append(_cosine(wanted, got))
+            kinds.add("cosine")
+    if not figures:
+        raise InputError("no output of the model can be compared; give a metric")
+    return " and ".join(sorted(kinds)) or "agreement", 100 * float(np.mean(figures))
+
+
+def _joined(parts: Values) -> Any:
+    """One array of an output; flat where the shapes of its parts differ behind the first axis."""
+    if isinstance(parts, np.ndarray):
+        return parts
     if not all(isinstance(part, np.ndarray) for part in parts):
         return np.array([None])
     if all(part.ndim and part.shape[1:] == parts[0].shape[1:] for part in parts):
@@ -167,8 +160,9 @@ def _joined(parts: list[Any]) -> Any:
     return np.concatenate([part.reshape(-1) for part in parts])
 
 
-def _accuracy(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> float:
+def _accuracy(answers: Answers, labels: NDArray[Any]) -> float:
     """Share of labels met by the first output that has one answer, or scores, for each."""
+    outputs = {name: _joined(values) for name, values in answers.outputs.items()}
     for value in outputs.values():
         if not isinstance(value, np.ndarray) or value.dtype == object:
             continue

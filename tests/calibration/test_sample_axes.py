@@ -10,7 +10,8 @@ import onnx
 import pytest
 
 from onnxprune.calibration.sample_axes import SampleAxes
-from onnxprune.calibration.samples import read_labels, read_samples
+from onnxprune.calibration.labels import read_labels
+from onnxprune.calibration.samples import read_samples
 from onnxprune.calibration.streams import Samples, divide, numbered
 from onnxprune.errors import CalibrationError
 from onnxprune.model.inputs import InputSpec

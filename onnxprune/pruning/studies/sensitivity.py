@@ -27,7 +27,7 @@ from onnxprune.model.save import check_writable, write_text_atomic
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.build import FAILURES, build_plain
 from onnxprune.pruning.method import Method
-from onnxprune.pruning.quality import known_labels
+from onnxprune.pruning.quality import known_labels, loss_labels
 from onnxprune.pruning.run import PruneRun
 from onnxprune.pruning.studies.study import read_study, study_of, study_options, written
 from onnxprune.report.figures import json_text
@@ -181,7 +181,9 @@ def sensitivity(
         raise InputError(
             f"{file}: is of another study: {', '.join(differing)} differ; name another file"
         )
-    context = RunContext(samples, known, options.runtime, options.seed, progress)
+    context = RunContext(
+        samples, loss_labels(known, options), options.runtime, options.seed, progress
+    )
     analysis = analyse(loaded.model, context, normalised_axes=options.normalised_axes)
     names = [group.name for group in analysis.selected(options.include, options.exclude)]
     if before is not None and not {*names[first - 1 :: every]} & {*before.missing}:

@@ -13,9 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from onnxprune.calibration.labels import Labels
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
 from onnxprune.declaration import read_options
@@ -38,11 +40,7 @@ def study_options(target: Mapping[str, float], options: Mapping[str, Any]) -> Pr
 
 
 def study_of(
-    sha256: str,
-    samples: Samples,
-    options: PruneOptions,
-    labels: NDArray[Any] | None = None,
-    **more: Any,
+    sha256: str, samples: Samples, options: PruneOptions, labels: Labels | None = None, **more: Any
 ) -> Study:
     """Describe a study.
 
@@ -69,10 +67,24 @@ def samples_digest(samples: Samples) -> str:
     return digest.hexdigest()
 
 
-def _digest(array: NDArray[Any]) -> str:
+def _digest(labels: Labels) -> str:
     digest = hashlib.sha256()
-    _add(digest, "", array)
+    _add_object(digest, labels)
     return digest.hexdigest()
+
+
+def _add_object(digest: hashlib._Hash, value: Any) -> None:
+    """Add an array, or anything that labels may hold."""
+    if isinstance(value, np.ndarray):
+        _add(digest, "", value)
+    elif isinstance(value, Mapping):
+        _add_object(digest, list(value.items()))
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{len(value)}\0".encode())
+        for item in value:
+            _add_object(digest, item)
+    else:
+        digest.update(repr(value).encode())
 
 
 def _add(digest: hashlib._Hash, name: str, array: NDArray[Any]) -> None:

@@ -20,7 +20,7 @@ from onnxprune.model.save import check_writable, write_text_atomic
 from onnxprune.options import check_targets, target_text
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.method import Method
-from onnxprune.pruning.quality import known_labels, quality_measure
+from onnxprune.pruning.quality import known_labels, loss_labels, quality_measure
 from onnxprune.pruning.results import PruneResult, build_result
 from onnxprune.pruning.run import PruneRun
 from onnxprune.pruning.studies.study import read_study, study_of, study_options, written
@@ -261,7 +261,14 @@ def sweep(
     if missing or compared:
         measure = quality_measure(loaded.model, samples, known, None, options, options.runtime)
         headed = _HeadedProgress(progress)
-        context = RunContext(samples, known, options.runtime, options.seed, headed, measure_latency)
+        context = RunContext(
+            samples,
+            loss_labels(known, options),
+            options.runtime,
+            options.seed,
+            headed,
+            measure_latency,
+        )
         analysis = analyse(
             loaded.model,
             context,
