@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.calibration.labels import read_labels
+from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.calibration.samples import read_samples
 from onnxprune.calibration.streams import Samples, divide, numbered
 from onnxprune.errors import CalibrationError
