@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from onnxprune.calibration.checks import sample_warnings
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, read_samples
 from onnxprune.cost.figures import node_costs
@@ -69,4 +70,5 @@ def compare_models(
         sizes_of(analyse(loaded.model, context), (), loaded_bytes(loaded))
         for loaded in (original, pruned)
     ]
-    return Comparison(tuple(outputs), sizes[0], sizes[1])
+    warnings = sample_warnings(original.model, samples, context.runtime)
+    return Comparison(tuple(outputs), sizes[0], sizes[1], warnings)

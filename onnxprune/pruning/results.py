@@ -76,6 +76,7 @@ class Report(PruneRecord):
         seconds: duration of the run.
         provenance: versions, machine, options and the original's digest.
         network: the layers and their widths, for the picture; not part of the JSON.
+        warnings: what may make the result worthless, each with the next step.
     """
 
     def to_html(self, *, command: Sequence[str] = (), model_file: str | Path | None = None) -> str:
@@ -286,6 +287,7 @@ class Comparison(ComparisonRecord):
         outputs: every output of the two models compared.
         original: costs of the first model.
         pruned: costs of the second.
+        warnings: what is odd about the samples, each with the next step.
     """
 
     def to_dict(self) -> dict[str, Any]:
@@ -294,10 +296,12 @@ class Comparison(ComparisonRecord):
             "outputs": [output.to_dict() for output in self.outputs],
             "original": vars(self.original),
             "pruned": vars(self.pruned),
+            "warnings": list(self.warnings),
         }
 
 
 _COMPARED_BATCHES = 16
+_LISTED = 5  # names in a warning
 
 
 def compared(
@@ -368,6 +372,7 @@ def describe(
         groups=accounts_of(
             analysis.groups, {group.id: len(group.removed) for group in plan.groups}, pruned.ranked
         ),
+        warnings=_narrow(plan),
         provenance=provenance_of(loaded.path, loaded.sha256, plan.options, options.runtime),
     )
     return plan, report
@@ -414,6 +419,18 @@ def build_result(
         plan=plan,
         _ir=model,
         _source=loaded.path,
+    )
+
+
+def _narrow(plan: Plan) -> tuple[str, ...]:
+    """A warning where groups are left with a single unit."""
+    names = [group.id for group in plan.groups if group.size - len(group.removed) == 1]
+    if not names:
+        return ()
+    listed = ", ".join(names[:_LISTED]) + (" and others" if len(names) > _LISTED else "")
+    return (
+        f"one unit is left of {listed}: next to nothing can pass there; if that is not meant, keep "
+        f"it whole with --exclude {names[0]!r}, or give samples that make use of it",
     )
 
 

@@ -77,6 +77,7 @@ class PruneRecord:
     network: Network | None = None
     blocks: tuple[str, ...] = ()
     depths: dict[int, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -376,6 +377,8 @@ class StepReport:
         plan: from which the pass can be repeated; None where it has none.
         report: full account of a pass that prunes, against the model it was given; None for other
             passes. Not part of the JSON.
+        warnings: what may make the result worthless, each with the next step; what is odd about
+            the samples is with the first pass.
     """
 
     name: str
@@ -392,6 +395,7 @@ class StepReport:
     files: Mapping[str, str] = field(default_factory=dict)
     plan: Mapping[str, Any] | None = None
     report: PruneRecord | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -406,6 +410,7 @@ class StepReport:
             "latency": self.latency.to_dict() if self.latency is not None else None,
             "remark": self.remark,
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
             "details": dict(self.details),
         }
 
@@ -423,6 +428,11 @@ class PipelineRecord:
     original: Sizes
     steps: tuple[StepReport, ...]
     provenance: Provenance | None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may make the result worthless, each with the next step."""
+        return tuple(dict.fromkeys(text for step in self.steps for text in step.warnings))
 
 
 @dataclass(frozen=True)
@@ -444,3 +454,4 @@ class ComparisonRecord:
     outputs: tuple[OutputComparison, ...]
     original: Sizes
     pruned: Sizes
+    warnings: tuple[str, ...] = ()

@@ -129,6 +129,7 @@ class TextReport:
         """Print what `prune` or `apply` did."""
         certificate = report.certificate
         self._title(f"{title}   {durations(report.seconds)}")
+        self._warnings(report.warnings)
         self._costs(report)
         self._widths(report)
         self._lines(
@@ -161,6 +162,7 @@ class TextReport:
     def compared(self, title: str, comparison: ComparisonRecord) -> None:
         """Print what `verify` measured."""
         self._title(title)
+        self._warnings(comparison.warnings)
         table = make_table("", ">original", ">pruned", ">remains")
         for row in cost_rows(comparison.original, comparison.pruned):
             table.add_row(*row.cells())
@@ -176,6 +178,7 @@ class TextReport:
             self.pruned(title, report)
             return
         self._title(title)
+        self._warnings(result.warnings)
         headings = ("MACs", "params", "file size", "latency", "same answer", "cosine", "time")
         table = make_table("after", *(f">{heading}" for heading in headings))
         for step in result.steps:
@@ -254,6 +257,10 @@ class TextReport:
     def note(self, text: str) -> None:
         """Print one remark."""
         self._print(text)
+
+    def _warnings(self, warnings: Iterable[str]) -> None:
+        for text in warnings:
+            self._print(f"WARNING: {printable(text)}")
 
     def _costs(self, report: PruneRecord) -> None:
         table = make_table("", ">before", ">after", ">remains", "")

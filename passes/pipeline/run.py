@@ -17,6 +17,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.calibration.checks import NOT_COMPARED, sample_warnings
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.sample_axes import SampleAxes
@@ -145,7 +146,7 @@ def _run(
         context = replace(context, samples=samples)
     # all are made at once: a mistake in the last step is reported before the first one runs
     passes = [_make(step, context, step.options) for step in steps]
-    run = _PipelineRun(loaded, context)
+    run = _PipelineRun(loaded, context, _warnings(loaded.model, context))
     reports = []
     for number, (step, first) in enumerate(zip(steps, passes, strict=True)):
         later = zip(steps[number + 1 :], passes[number + 1 :], strict=True)
@@ -161,6 +162,17 @@ def _run(
         _ir=run.result,
         _source=loaded.path,
     )
+
+
+def _warnings(model: ir.Model, context: RunContext) -> tuple[str, ...]:
+    """What is odd about the samples; nothing where the model does not run, which comes up later."""
+    if context.samples is None:
+        return (NOT_COMPARED,)
+    work = partial(sample_warnings, model, context.samples, context.runtime)
+    try:
+        return during(context.progress, "checking samples", work)
+    except RuntimeFailure:
+        return ()
 
 
 def _plan(
@@ -238,13 +250,17 @@ class _PipelineRun:
     Args:
         loaded: the model that it was given.
         context: what passes are offered; its samples follow the interface of the model.
+        warnings: what is odd about the samples.
 
     Attributes:
         result: the model as it is now.
     """
 
-    def __init__(self, loaded: LoadedModel, context: RunContext) -> None:
+    def __init__(
+        self, loaded: LoadedModel, context: RunContext, warnings: tuple[str, ...] = ()
+    ) -> None:
         self.result = loaded.model
+        self._warnings = self._unsaid = warnings
         self._started = time.perf_counter()
         self._loaded = loaded
         self._original = loaded.model
@@ -300,6 +316,10 @@ class _PipelineRun:
             report = replace(report, outputs=outputs, latency=latency, seconds=passed)
         if made.changes_interface:
             self._reference = self.result
+        warnings = self._unsaid if report is None else (*self._unsaid, *report.warnings)
+        self._unsaid = ()
+        if report is not None:
+            report = replace(report, warnings=(*self._warnings, *report.warnings))
         assert self._sizes is not None
         return StepReport(
             step.name,
@@ -316,6 +336,7 @@ class _PipelineRun:
             made.files,
             made.plan,
             report,
+            warnings,
         )
 
     def _carry_out(
