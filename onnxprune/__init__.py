@@ -24,6 +24,7 @@ from onnxprune.errors import (
 
 if TYPE_CHECKING:
     from onnxprune.api import apply, apply_pipeline, inspect, prune, run_pipeline, verify
+    from onnxprune.calibration.closed_loop import ClosedLoop
     from onnxprune.pruning.plan import PipelinePlan, Plan
     from onnxprune.pruning.results import (
         Comparison,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CalibrationError",
+    "ClosedLoop",
     "Comparison",
     "InputError",
     "Inspection",
@@ -73,6 +75,7 @@ _LAZY = {
         ("Comparison", "Inspection", "PipelineResult", "PruneResult", "Report"),
         "onnxprune.pruning.results",
     ),
+    "ClosedLoop": "onnxprune.calibration.closed_loop",
     "Sensitivity": "onnxprune.pruning.studies.sensitivity",
     "Sweep": "onnxprune.pruning.studies.sweep",
     "sensitivity": "onnxprune.pruning.studies.sensitivity",

@@ -6,25 +6,36 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune.calibration.array_files import ArrayPart, npy_part, npz_part, npz_parts
+from onnxprune.calibration.closed_loop import ClosedLoop
 from onnxprune.calibration.feeds import as_array, check_names
 from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.calibration.scripts import FUNCTION, load_function, pb_feeds
 from onnxprune.calibration.streams import ArraySamples, FeedSamples, Samples, spool
 from onnxprune.errors import CalibrationError
-from onnxprune.model.inputs import InputSpec
+from onnxprune.model.inputs import InputSpec, input_specs
+from onnxprune.model.runtime import Runtime
+
+_Close: TypeAlias = Callable[[ClosedLoop], Samples]
 
 CalibrationSource: TypeAlias = Any
 """What `read_samples` accepts: too many unrelated forms for a useful static type."""
 
 
-def read_samples(source: CalibrationSource, specs: Sequence[InputSpec]) -> Samples:
+def read_samples(
+    source: CalibrationSource,
+    specs: Sequence[InputSpec],
+    model: ir.Model | None = None,
+    runtime: Runtime | None = None,
+) -> Samples:
     """Open calibration samples.
 
     Args:
@@ -34,8 +45,10 @@ def read_samples(source: CalibrationSource, specs: Sequence[InputSpec]) -> Sampl
             a function yielding {input: array}; an iterable of such dictionaries; an object with
             onnxruntime's `CalibrationDataReader.get_next()`. Arrays are cut into batches;
             dictionaries are whole feeds. An array with one axis more than the input is a stack
-            of whole feeds.
+            of whole feeds. A `ClosedLoop`, also as what a function gives, is run on the model.
         specs: the inputs of the model.
+        model: the original; needed for a `ClosedLoop`.
+        runtime: how to run it.
 
     Raises:
         CalibrationError: when the source cannot be read or does not fit the model. What can only
@@ -52,8 +65,11 @@ def read_samples(source: CalibrationSource, specs: Sequence[InputSpec]) -> Sampl
                 f"the input {spec.name!r} is not a tensor (a sequence, optional or map); "
                 "calibration samples cannot be fed to it"
             )
+    close = partial(_closed, model=model, runtime=runtime)
+    if isinstance(source, ClosedLoop):
+        return close(source)
     if isinstance(source, (str, os.PathLike)):
-        return _from_path(os.fspath(source), specs)
+        return _from_path(os.fspath(source), specs, close)
     where = "calibration"
     if isinstance(source, np.ndarray):
         return ArraySamples([_in_memory({_only(specs, where): source}, specs, where)], specs)
@@ -62,7 +78,7 @@ def read_samples(source: CalibrationSource, specs: Sequence[InputSpec]) -> Sampl
     if callable(getattr(source, "get_next", None)):
         return _from_reader(source, specs, where)
     if callable(source) and not hasattr(source, "__iter__"):
-        return FeedSamples(source, specs, f"calibration function {_name(source)}")
+        return _from_function(source, specs, f"calibration function {_name(source)}", close)
     try:
         iterator = iter(source)
     except TypeError:
@@ -75,7 +91,41 @@ def read_samples(source: CalibrationSource, specs: Sequence[InputSpec]) -> Sampl
     return FeedSamples(lambda: source, specs, where)
 
 
-def _from_path(source: str, specs: tuple[InputSpec, ...]) -> Samples:
+def model_samples(source: CalibrationSource, model: ir.Model, runtime: Runtime) -> Samples:
+    """Open calibration samples of a model.
+
+    Args:
+        source: as for `read_samples`.
+        model: the original.
+        runtime: how to run it, for a `ClosedLoop`.
+
+    Raises:
+        CalibrationError: as `read_samples`.
+    """
+    return read_samples(source, input_specs(model), model, runtime)
+
+
+def _closed(loop: ClosedLoop, model: ir.Model | None, runtime: Runtime | None) -> Samples:
+    if model is None:
+        raise CalibrationError("a closed loop needs the model to run on")
+    return loop.samples(model, runtime or Runtime())
+
+
+def _from_function(
+    function: Callable[[], Any], specs: tuple[InputSpec, ...], where: str, close: _Close
+) -> Samples:
+    """Feeds of a function, which is called once ahead to see whether it gives a closed loop."""
+    try:
+        first = function()
+    except Exception:  # said where the feeds are read
+        return FeedSamples(function, specs, where)
+    if isinstance(first, ClosedLoop):
+        return close(first)
+    ahead = [first]
+    return FeedSamples(lambda: ahead.pop() if ahead else function(), specs, where)
+
+
+def _from_path(source: str, specs: tuple[InputSpec, ...], close: _Close) -> Samples:
     path = Path(source)
     where = f"calibration {source}"
     if path.is_dir():
@@ -105,7 +155,7 @@ def _from_path(source: str, specs: tuple[InputSpec, ...]) -> Samples:
             f"{where}: is neither .npz nor .npy nor a folder nor module.py:function{remedy}"
         )
     if FUNCTION.fullmatch(source):
-        return FeedSamples(load_function(source), specs, where)
+        return _from_function(load_function(source), specs, where, close)
     raise CalibrationError(f"{where}: no such file or folder")
 
 

@@ -65,6 +65,14 @@ def add_command(
 def add_calibration(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
     """Add --calibration."""
     parser.add_argument("--calibration", metavar="DATA", required=required, help=_CALIBRATION)
+    parser.add_argument(
+        "--state",
+        metavar="OUTPUT=INPUT",
+        action=_States,
+        help="feed a recurrent model with its own state: this output is that input at the next "
+        "step, the samples are sequences without it (a .npz file is one, of arrays over steps; a "
+        "folder holds many); zeros at the start; repeatable",
+    )
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +175,21 @@ class Targets(argparse.Action):
         if kind in targets:
             raise argparse.ArgumentError(self, f"{kind} is given twice")
         setattr(namespace, self.dest, targets | {kind: fraction})
+
+
+class _States(argparse.Action):
+    """Collects OUTPUT=INPUT."""
+
+    def __call__(
+        self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Add one state."""
+        output, equals, given = str(values).partition("=")
+        if not (output and equals and given):
+            raise argparse.ArgumentError(
+                self, f"{values!r} is not of the form OUTPUT=INPUT, such as hn=h"
+            )
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), output: given})
 
 
 def names(text: str) -> list[str]:

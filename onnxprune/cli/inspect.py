@@ -31,7 +31,7 @@ def run(arguments: Namespace) -> None:
     output.check(arguments, arguments.svg)
     inspection = api.inspect(
         arguments.model,
-        calibration=arguments.calibration,
+        calibration=output.samples(arguments),
         **flags.values(arguments, RUNTIME_OPTIONS),
     )
     if arguments.svg is not None:

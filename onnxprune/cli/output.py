@@ -61,10 +61,25 @@ def context(arguments: Namespace) -> dict[str, Any]:
     from onnxprune.progress import silent
 
     return {
-        "calibration": arguments.calibration,
+        "calibration": samples(arguments),
         "progress": silent if arguments.quiet else TerminalProgress(sys.stderr),
         **flags.values(arguments, RUNTIME_OPTIONS),
     }
+
+
+def samples(arguments: Namespace) -> Any:
+    """Samples as the functions of the API take them; None without.
+
+    Raises:
+        InputError: for states without samples.
+    """
+    if arguments.state is None:
+        return arguments.calibration
+    if arguments.calibration is None:
+        raise InputError("--state says how sequences are fed; give these as --calibration")
+    from onnxprune.calibration.closed_loop import ClosedLoop
+
+    return ClosedLoop(arguments.calibration, arguments.state)
 
 
 def printer(arguments: Namespace) -> TextReport | None:

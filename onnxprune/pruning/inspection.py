@@ -6,10 +6,9 @@ from dataclasses import replace
 
 from onnxprune.calibration.checks import sample_warnings
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.samples import CalibrationSource, read_samples
+from onnxprune.calibration.samples import CalibrationSource, model_samples
 from onnxprune.cost.figures import node_costs
 from onnxprune.coupling.analysis import analyse
-from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, loaded_bytes
 from onnxprune.pruning.results import Comparison, Inspection, batch_of, sizes_of
 from onnxprune.report.network.network import find_network
@@ -31,7 +30,7 @@ def inspect_model(
         InputError: for a model or samples that cannot be used.
     """
     if calibration is not None:
-        samples = read_samples(calibration, input_specs(loaded.model))
+        samples = model_samples(calibration, loaded.model, context.runtime)
         context = replace(context, samples=samples)
     analysis = analyse(loaded.model, context)
     graph, coupling = analysis.model.graph, analysis.coupling
@@ -61,7 +60,7 @@ def compare_models(
         VerificationError: when their interfaces differ.
     """
     check_interface(original.model, pruned.model)
-    samples = read_samples(calibration, input_specs(original.model))
+    samples = model_samples(calibration, original.model, context.runtime)
     context = replace(context, samples=samples)
     outputs = compare_outputs(
         original.model, pruned.model, samples, context.runtime, progress=context.progress

@@ -21,7 +21,7 @@ from onnxprune.calibration.checks import NOT_COMPARED, sample_warnings
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.sample_axes import SampleAxes
-from onnxprune.calibration.samples import CalibrationSource, read_samples
+from onnxprune.calibration.samples import CalibrationSource, model_samples
 from onnxprune.calibration.streams import FeedSamples, Samples
 from onnxprune.cost.latency.measure import Latency, measure_pair
 from onnxprune.coupling.analysis import Analysis, analyse
@@ -142,7 +142,7 @@ def _run(
     context: RunContext,
 ) -> PruneResult:
     if calibration is not None:
-        samples = read_samples(calibration, input_specs(loaded.model))
+        samples = model_samples(calibration, loaded.model, context.runtime)
         context = replace(context, samples=samples)
     # all are made at once: a mistake in the last step is reported before the first one runs
     passes = [_make(step, context, step.options) for step in steps]

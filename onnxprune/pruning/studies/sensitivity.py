@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune.calibration.batches import spread_pairs
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.samples import CalibrationSource, read_samples
+from onnxprune.calibration.samples import CalibrationSource, model_samples
 from onnxprune.compensation.compensate import Effort, Task
 from onnxprune.compensation.least_squares import Settings
 from onnxprune.compensation.regression.linear_layers import replaceable_layers
@@ -20,7 +20,6 @@ from onnxprune.coupling.analysis import Analysis, analyse
 from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.errors import InputError
 from onnxprune.importance.removal_order import RankedGroup
-from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import ModelSource, load
 from onnxprune.model.runtime import matrix_threads
 from onnxprune.model.save import check_writable, write_text_atomic
@@ -174,7 +173,7 @@ def sensitivity(
         check_writable(file)
     before = Sensitivity.load(file) if file is not None and Path(file).exists() else None
     loaded = load(model)
-    samples = read_samples(calibration, input_specs(loaded.model))
+    samples = model_samples(calibration, loaded.model, options.runtime)
     known = known_labels(labels, samples, options)
     study = study_of(loaded.sha256, samples, options, known, keep=fractions)
     if before is not None and (differing := before.study.differences(study)):

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.samples import CalibrationSource, read_samples
+from onnxprune.calibration.samples import CalibrationSource, model_samples
 from onnxprune.coupling.analysis import analyse
 from onnxprune.errors import InputError, NothingPrunable, VerificationError
-from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import LoadedModel, ModelSource, load, loaded_bytes
 from onnxprune.model.save import check_writable, write_text_atomic
 from onnxprune.options import check_targets, target_text
@@ -248,7 +247,7 @@ def sweep(
     if folder is not None:
         check_folder(folder)
     loaded = load(model)
-    samples = read_samples(calibration, input_specs(loaded.model))
+    samples = model_samples(calibration, loaded.model, options.runtime)
     _check_files(loaded, folder, wanted if save else ())
     known = known_labels(labels, samples, options)
     study = study_of(loaded.sha256, samples, options, known, latency=measure_latency)
