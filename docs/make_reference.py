@@ -17,7 +17,7 @@ from griffe2md import ConfigDict, render_object_docs
 
 import onnxprune
 from onnxprune.declaration import Option
-from onnxprune.options import LABELS, METRIC, OPTIONS, RUNTIME_OPTIONS
+from onnxprune.options import BATCH, LABELS, METRIC, OPTIONS, RUNTIME_OPTIONS
 from onnxprune.passes.pipeline.registry import BUILT_IN, find_pass
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +79,7 @@ def reference() -> str:
         path = f"{home.__module__.removeprefix('onnxprune.')}.{home.__qualname__}"
         text = HEADING.sub(r"\1\2", render_object_docs(package[path], LOOK))
         parts.append(LINK.sub(_link, text))
-    parts.append(OPTIONS_HEAD + table((*OPTIONS, LABELS, METRIC, *RUNTIME_OPTIONS)))
+    parts.append(OPTIONS_HEAD + table((*OPTIONS, LABELS, METRIC, BATCH, *RUNTIME_OPTIONS)))
     parts.append("## Options of passes\n")
     for name in (name for name in BUILT_IN if name != "prune"):
         described = find_pass(name)

@@ -10,6 +10,7 @@ from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource
 from onnxprune.model.load import ModelSource, load
 from onnxprune.model.runtime import Runtime
+from onnxprune.options import BATCH
 from onnxprune.passes.pipeline.run import repeat_plan, run_passes
 from onnxprune.passes.pipeline.steps import pruning_step, read_steps
 from onnxprune.progress import Progress, silent
@@ -43,6 +44,7 @@ def prune(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
     measure_latency: bool | None = None,
+    batch: int | None = None,
     progress: Progress[Any] = silent,
 ) -> PruneResult:
     """Make a model smaller, dense and verified.
@@ -102,6 +104,8 @@ def prune(
         threads: threads within an operator; 0 lets onnxruntime decide.
         measure_latency: time original and result in alternation for the report; default: unless
             the weights exceed 512 MB, which are then never loaded as a whole.
+        batch: rows of the batch that latency is measured on, as where the model is to run; default:
+            the two rows that MACs and memory refer to, or the number that the model fixes.
         progress: progress callback of long loops.
 
     Raises:
@@ -110,7 +114,7 @@ def prune(
         VerificationError: when no result could be verified.
     """
     arguments = locals()
-    context = _context(providers, threads, seed, progress, measure_latency)
+    context = _context(providers, threads, seed, progress, measure_latency, batch)
     return run_passes(model, [pruning_step(arguments)], calibration, context)
 
 
@@ -123,6 +127,7 @@ def run_pipeline(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
     measure_latency: bool | None = None,
+    batch: int | None = None,
     progress: Progress[Any] = silent,
 ) -> PruneResult:
     """Run passes one after another; after each the model is checked and compared.
@@ -139,6 +144,8 @@ def run_pipeline(
         threads: threads within an operator; 0 lets onnxruntime decide.
         measure_latency: time the model after every pass; default: unless its weights exceed
             512 MB.
+        batch: rows of the batch that latency is measured on, as where the model is to run; default:
+            the two rows that MACs and memory refer to, or the number that the model fixes.
         progress: progress callback of long loops.
 
     Raises:
@@ -148,7 +155,7 @@ def run_pipeline(
         VerificationError: when what a pass made is no valid model, does not run, or has another
             interface than the pass announces.
     """
-    context = _context(providers, threads, seed, progress, measure_latency)
+    context = _context(providers, threads, seed, progress, measure_latency, batch)
     return run_passes(model, read_steps(passes), calibration, context)
 
 
@@ -161,6 +168,7 @@ def apply(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
     measure_latency: bool | None = None,
+    batch: int | None = None,
     progress: Progress[Any] = silent,
 ) -> PruneResult:
     """Run again what a plan says, on the model it was made for.
@@ -178,6 +186,8 @@ def apply(
         threads: threads within an operator; 0 lets onnxruntime decide.
         measure_latency: time original and result in alternation for the report; default: unless
             the weights exceed 512 MB, which are then never loaded as a whole.
+        batch: rows of the batch that latency is measured on, as where the model is to run; default:
+            the two rows that MACs and memory refer to, or the number that the model fixes.
         progress: progress callback of long loops.
 
     Raises:
@@ -186,7 +196,7 @@ def apply(
         NothingPrunable: as `run_pipeline`.
         VerificationError: when a result fails a check.
     """
-    context = _context(providers, threads, 0, progress, measure_latency)
+    context = _context(providers, threads, 0, progress, measure_latency, batch)
     return repeat_plan(model, plan, calibration, compensate, context)
 
 
@@ -240,8 +250,9 @@ def _context(
     seed: int = 0,
     progress: Progress[Any] = silent,
     measure_latency: bool | None = None,
+    batch: int | None = None,
 ) -> RunContext:
     """Context of a run whose samples are still to be read; the runtime is checked."""
-    runtime = Runtime(tuple(providers), threads)
+    runtime = Runtime(tuple(providers), threads, BATCH.read(batch))
     runtime.validate()
     return RunContext(None, None, runtime, seed, progress, measure_latency)

@@ -273,6 +273,16 @@ METRIC = Option(
     metavar="FUNCTION",
 )
 
+BATCH = Option(
+    "batch",
+    int | None,
+    None,
+    "rows of the batch that latency is measured on, as where the model is to run; default: the two "
+    "rows that MACs and memory refer to, or the number that the model fixes",
+    metavar="N",
+    least=1,
+)
+
 _OLDER = {"target": {"channels": 1.0}, "criterion": "l2", "round_to": 1}
 """What plans meant that lack an option, where it is not the default."""
 

@@ -62,6 +62,7 @@ from onnxprune.calibration.streams import Samples, divide
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.errors import CalibrationError, InputError, first_line
 from onnxprune.model.load import convert, load
+from onnxprune.model.observe import constant_array
 from onnxprune.model.protobuf import LARGEST_MESSAGE
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.save import model_bytes
@@ -146,6 +147,7 @@ class Quantize(Pass, ir.passes.FunctionalPass):
         self.exclude = exclude
         self.samples = samples if self.mode == "static" else None
         self.runtime = runtime or Runtime()
+        self._unaligned = False
         self.details = {"mode": self.mode}
         self.prefers = {"round_to": _STEP} if self.mode == "static" else {}
 
@@ -162,6 +164,7 @@ class Quantize(Pass, ir.passes.FunctionalPass):
             operators = self._better_operators(model, self.samples)
         result = self._quantised(model, operators, self.samples)
         self.details |= {"operators": operators, "nodes": _count_quantised(result)}
+        self._unaligned = _has_unaligned_convolutions(model)
         if not self.details["nodes"]:
             return ir.passes.PassResult(model.clone(), modified=False)
         return ir.passes.PassResult(result, modified=True)
@@ -172,6 +175,11 @@ class Quantize(Pass, ir.passes.FunctionalPass):
             return "onnxruntime found nothing to quantise; the model is as it was"
         if latency is None:
             return ""
+        if not latency.reliable:
+            return (
+                f"whether {self.mode} quantisation makes this model faster cannot be told: the "
+                "machine is busy; it is smaller"
+            )
         low, high = latency.interval
         figure = (
             f"a run takes {latency.ratio:.1%} of the time it took before (between {low:.1%} and "
@@ -179,9 +187,12 @@ class Quantize(Pass, ir.passes.FunctionalPass):
         )
         if high < 1:
             return f"{self.mode} quantisation makes this model faster: {figure}"
+        remedy = ""
+        if self._unaligned:
+            remedy = ". Convolutions need widths that are multiples of 4 or 16 (round_to of prune)"
         return (
             f"{self.mode} quantisation does not make this model faster here: {figure}; it is "
-            "smaller. Convolutions need widths that are multiples of 4 or 16 (round_to of prune)"
+            f"smaller{remedy}"
         )
 
     def _better_operators(self, model: ir.Model, samples: Samples) -> str:
@@ -405,6 +416,21 @@ def _count_quantised(model: ir.Model) -> int:
     """Number of nodes that make or take integers of a quantised model."""
     nodes = model.graph.all_nodes()
     return sum(any(part in node.op_type for part in _INTEGER_OPS) for node in nodes)
+
+
+def _has_unaligned_convolutions(model: ir.Model) -> bool:
+    """Whether a convolution that is not depthwise has a width that kernels round up."""
+    weights = [
+        (constant_array(node.inputs[1]), node.attributes.get_int("group", 1))
+        for node in model.graph.all_nodes()
+        if node.op_type == "Conv"
+    ]
+    return any(
+        width % _STEP
+        for weight, groups in weights
+        if weight is not None and groups == 1
+        for width in weight.shape[:2]
+    )
 
 
 def _excluded_nodes(model: ir.Model, patterns: Sequence[str]) -> list[str]:

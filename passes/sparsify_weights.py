@@ -133,7 +133,7 @@ class SparsifyWeights(Pass, ir.passes.InPlacePass):
     def remark(self, latency: Latency | None) -> str:
         """Whether the model has become faster, with the measured figure."""
         measured = ""
-        if latency is not None:
+        if latency is not None and latency.reliable:
             low, high = latency.interval
             measured = (
                 f": a run takes {latency.ratio:.1%} of the time it took before "

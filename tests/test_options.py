@@ -20,6 +20,7 @@ from onnxprune.importance.registry import criterion_names, resolve_options
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import (
     AUGMENTATIONS,
+    BATCH,
     COMPENSATIONS,
     LABELS,
     METRIC,
@@ -31,7 +32,7 @@ from onnxprune.options import (
 )
 from onnxprune.passes.pipeline.options import documented
 
-DECLARED = (*OPTIONS, *RUNTIME_OPTIONS, LABELS, METRIC)
+DECLARED = (*OPTIONS, *RUNTIME_OPTIONS, LABELS, METRIC, BATCH)
 OTHERS = {"model", "calibration", "measure_latency", "progress"}
 """Parameters of `prune` that are no options."""
 

@@ -8,7 +8,7 @@ import sys
 from helpers.paths import ROOT
 
 import onnxprune
-from onnxprune.options import LABELS, METRIC, OPTIONS, RUNTIME_OPTIONS
+from onnxprune.options import BATCH, LABELS, METRIC, OPTIONS, RUNTIME_OPTIONS
 
 
 def test_the_reference_is_up_to_date_and_has_every_public_name() -> None:
@@ -19,5 +19,5 @@ def test_the_reference_is_up_to_date_and_has_every_public_name() -> None:
     text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     for name in onnxprune.__all__:
         assert f"\n## `{name}`\n" in text
-    for option in (*OPTIONS, LABELS, METRIC, *RUNTIME_OPTIONS):
+    for option in (*OPTIONS, LABELS, METRIC, BATCH, *RUNTIME_OPTIONS):
         assert f"| `{option.name}` | {option.expects} |" in text

@@ -37,6 +37,7 @@ from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError
 from onnxprune.model.bodies import node_id
 from onnxprune.model.execution import Execution
+from onnxprune.model.inputs import input_specs, resized_batch
 from onnxprune.model.observe import Facts
 from onnxprune.surgery.blocks.fused_sums import separated_sums
 from onnxprune.surgery.blocks.residual import (
@@ -241,7 +242,8 @@ class BlockTarget:
         }
         shares = {kind: costs[kind] for kind in self.shares}
         if "latency" in shares and self.is_met({**shares, "latency": shares["latency"] / _NEAR}):
-            feed, runtime = candidates.facts.first.feed, candidates.context.runtime
+            runtime, specs = candidates.context.runtime, input_specs(candidates.model)
+            feed = resized_batch(specs, candidates.facts.first.feed, runtime.batch)
             shares["latency"] = measure_pair(candidates.model, smaller, feed, runtime).ratio
         return shares
 

@@ -6,6 +6,7 @@ from argparse import Namespace
 from typing import Any
 
 from onnxprune.cli import flags, output
+from onnxprune.options import BATCH
 
 
 def add_parser(commands: Any) -> None:
@@ -21,6 +22,7 @@ def add_parser(commands: Any) -> None:
         help="least-squares, mean or none, as for prune; default: as the plan says with samples, "
         "else none",
     )
+    flags.add_options(parser, [BATCH])
     flags.add_report(parser)
     flags.add_common(parser)
 
@@ -32,7 +34,7 @@ def run(arguments: Namespace) -> None:
 
     output.check(arguments, arguments.out, arguments.report, inputs=[arguments.plan])
     plan = Plan.load(arguments.plan)
-    context = output.context(arguments)
+    context = output.context(arguments) | {"batch": arguments.batch}
     result = api.apply(arguments.model, plan, compensate=arguments.compensate, **context)
     if plan.steps:
         output.finish_passes(arguments, result)

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxprune.cli import flags, output
 from onnxprune.errors import InputError, nearest
-from onnxprune.options import LABELS, METRIC, OPTIONS
+from onnxprune.options import BATCH, LABELS, METRIC, OPTIONS
 
 _OPTIONS = (*OPTIONS, LABELS, METRIC)
 
@@ -42,6 +42,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--plan", metavar="FILE", help="write what was done as JSON, for `onnxprune apply`"
     )
+    flags.add_options(parser, [BATCH])
     flags.add_report(parser)
     flags.add_common(parser)
 
@@ -53,7 +54,7 @@ def run(arguments: Namespace) -> None:
     several = bool(arguments.passes or arguments.config or arguments.set)
     outputs = (arguments.out, arguments.plan, arguments.report)
     output.check(arguments, *outputs, inputs=[arguments.config] if arguments.config else [])
-    context = output.context(arguments)
+    context = output.context(arguments) | {"batch": arguments.batch}
     if several:
         steps = _steps(arguments)
         result = api.run_pipeline(arguments.model, steps, seed=arguments.seed, **context)

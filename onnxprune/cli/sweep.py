@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxprune.cli import flags, output
 from onnxprune.errors import TargetUnreachable
-from onnxprune.options import LABELS, STUDY_OPTIONS
+from onnxprune.options import BATCH, LABELS, STUDY_OPTIONS
 
 
 def add_parser(commands: Any) -> None:
@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> None:
         default=None,
         help="time every result; default: unless the weights exceed 512 MB",
     )
-    flags.add_options(parser, STUDY_OPTIONS)
+    flags.add_options(parser, [BATCH, *STUDY_OPTIONS])
     flags.add_common(parser)
 
 
@@ -71,6 +71,7 @@ def run(arguments: Namespace) -> None:
             folder=arguments.out,
             save=arguments.save,
             measure_latency=arguments.latency,
+            batch=arguments.batch,
             **output.context(arguments),
             **flags.values(arguments, (LABELS, *STUDY_OPTIONS)),
         )

@@ -137,10 +137,55 @@ def larger_sizes(
         model without dynamic axes.
     """
     first = next(size_choices(specs), {})
-    symbols = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
-    known = {spec.name: spec.shape or () for spec in specs}
-    batch = {key for key in first if key[1] == 0 or known[key[0]][key[1]] in symbols}
+    batch = batch_axes(specs)
     now = {(name, axis): feed[name].shape[axis] for name, axis in first}
     for factor in (2, 1) if batch != now.keys() else (1,):
         if now:
             yield {key: n + 1 if key in batch else n * factor for key, n in now.items()}
+
+
+def batch_axes(specs: Sequence[InputSpec]) -> set[tuple[str, int]]:
+    """Input name and axis of every dynamic axis that holds the batch.
+
+    That is the first one, and any other of the same symbol.
+    """
+    symbols = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
+    known = {spec.name: spec.shape or () for spec in specs}
+    dynamic = next(size_choices(specs), {})
+    return {(name, axis) for name, axis in dynamic if axis == 0 or known[name][axis] in symbols}
+
+
+def check_batch(specs: Sequence[InputSpec], rows: int | None) -> None:
+    """Make sure that a model takes batches of a number of rows.
+
+    Raises:
+        InputError: where it fixes another number.
+    """
+    if rows is None or batch_axes(specs):
+        return
+    fixed = next((spec.shape[0] for spec in specs if spec.shape), None)
+    if fixed != rows:
+        raise InputError(
+            f"batch {rows}: the model takes batches of {fixed} only; leave --batch out, or export "
+            "it with a dynamic first axis"
+        )
+
+
+def resized_batch(
+    specs: Sequence[InputSpec], feed: Mapping[str, NDArray[Any]], rows: int | None
+) -> Mapping[str, NDArray[Any]]:
+    """A feed with another number of rows, its own ones over and over.
+
+    Args:
+        specs: the model's inputs.
+        feed: what it runs on.
+        rows: None to leave the feed as it is.
+    """
+    if rows is None:
+        return feed
+    resized = dict(feed)
+    for name, axis in batch_axes(specs):
+        if name in resized and resized[name].shape[axis]:
+            index = np.arange(rows) % resized[name].shape[axis]
+            resized[name] = resized[name].take(index, axis=axis)
+    return resized

@@ -12,7 +12,11 @@ from onnxprune.errors import InputError
 
 @dataclass(frozen=True)
 class Runtime:
-    """How onnxruntime is to run a model; the attributes are documented where they are declared."""
+    """How onnxruntime is to run a model; the attributes are documented where they are declared.
+
+    Attributes:
+        batch: rows of the feed that latency is measured on; None for those of the traced feed.
+    """
 
     providers: tuple[str, ...] = option(
         ("CPUExecutionProvider",),
@@ -22,6 +26,7 @@ class Runtime:
     threads: int = option(
         0, "threads within an operator; 0 lets onnxruntime decide", metavar="N", least=0
     )
+    batch: int | None = None
 
     def validate(self) -> None:
         """Check the settings against the installed onnxruntime.

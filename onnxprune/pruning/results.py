@@ -22,7 +22,7 @@ from onnxprune.cost.latency.measure import measure_pair
 from onnxprune.cost.memory import all_constants, stored_parameters, tensor_bytes
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.errors import InputError
-from onnxprune.model.inputs import input_specs
+from onnxprune.model.inputs import input_specs, resized_batch
 from onnxprune.model.load import LoadedModel, convert, loaded_bytes
 from onnxprune.model.save import check_writable, model_bytes, save, write_text_atomic
 from onnxprune.progress import during
@@ -399,7 +399,8 @@ def build_result(
     original, model = pruned.original, pruned.cut.model
     latency = report.latency
     if latency is None and context.measures_latency(original.model):
-        feed = original.coupling.facts.first.feed
+        traced = original.coupling.facts.first.feed
+        feed = resized_batch(input_specs(original.original), traced, context.runtime.batch)
         work = partial(measure_pair, original.model, model, feed, context.runtime)
         latency = during(context.progress, "measuring latency", work)
     report = replace(

@@ -290,7 +290,8 @@ class PruneRun:
         attempts = solve_for_target(start, build, rule, _ROUNDS)
         best = rule.best(attempts)
         if best is None:
-            raise too_slow(rule, attempts)
+            measured = [attempt.result[1] for attempt in attempts]
+            raise too_slow(rule, attempts, measured)
         return best.result
 
     @staticmethod

@@ -34,6 +34,7 @@ from onnxprune.coupling.analysis import Analysis, why_nothing
 from onnxprune.coupling.cut import CutError
 from onnxprune.errors import NothingPrunable, RuntimeFailure, TargetUnreachable
 from onnxprune.importance.removal_order import RankedGroup
+from onnxprune.model.inputs import input_specs, resized_batch
 from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY, SIZE, target_text
 from onnxprune.progress import during, silent
@@ -229,13 +230,15 @@ class Search:
         def build(aim: Mapping[str, float]) -> tuple[Choice, Mapping[str, float]]:
             choice = self.at({**self.target, LATENCY: aim[LATENCY]}, name)
             latency = measured_latency(self.workspace.reference, choice.plain.model, self.context)
+            measured.append(latency)
             return choice, {LATENCY: latency.ratio}
 
+        measured: list[Latency] = []
         rule = Secant(LATENCY, self.target[LATENCY])
         attempts = solve_for_target(start, build, rule, _LATENCY_ROUNDS)
         best = rule.best(attempts)
         if best is None:
-            raise too_slow(rule, attempts)
+            raise too_slow(rule, attempts, measured)
         return best.result
 
     def _in_size(self, start: Mapping[str, float], name: str | None) -> Choice:
@@ -317,17 +320,32 @@ def trial_feeds(workspace: Workspace, cost: CostModel) -> list[Mapping[str, NDAr
 
 
 def measured_latency(analysis: Analysis, model: ir.Model, context: RunContext) -> Latency:
-    """Time a model against the reference model, on the feed it was traced with."""
-    feed = analysis.coupling.facts.first.feed
+    """Time a model against the reference model, on the feed it was traced with or its batch."""
+    specs, traced = input_specs(analysis.original), analysis.coupling.facts.first.feed
+    feed = resized_batch(specs, traced, context.runtime.batch)
     work = partial(measure_pair, analysis.original, model, feed, context.runtime, _LATENCY_SECONDS)
     latency: Latency = during(context.progress, "measuring latency", work)
     return latency
 
 
-def too_slow(rule: Secant, attempts: Sequence[Attempt[Any]]) -> TargetUnreachable:
-    """The error of a latency that no attempt met; names the lowest that was measured."""
+def too_slow(
+    rule: Secant, attempts: Sequence[Attempt[Any]], measured: Sequence[Latency]
+) -> TargetUnreachable:
+    """The error of a latency that no attempt met; names the lowest that was measured.
+
+    Args:
+        rule: with the latency that was asked for.
+        attempts: what was built.
+        measured: the latency of each.
+    """
     least = min(attempt.ratios[rule.kind] for attempt in attempts)
+    busy = ""
+    if not all(latency.reliable for latency in measured):
+        busy = (
+            "; the machine is too busy to tell: close other programs, give --threads 1 or a larger "
+            "--batch, and run again"
+        )
     return TargetUnreachable(
         f"the target {target_text({rule.kind: rule.asked})} cannot be reached; the best that was "
-        f"measured is {target_text({rule.kind: least})}"
+        f"measured is {target_text({rule.kind: least})}{busy}"
     )

@@ -35,7 +35,7 @@ from onnxprune.errors import (
     VerificationError,
     typed_line,
 )
-from onnxprune.model.inputs import input_specs
+from onnxprune.model.inputs import check_batch, input_specs, resized_batch
 from onnxprune.model.load import LoadedModel, ModelSource, convert, load, loaded_bytes
 from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY, OPTIONS
@@ -141,6 +141,7 @@ def _run(
     calibration: CalibrationSource | None,
     context: RunContext,
 ) -> PruneResult:
+    check_batch(input_specs(loaded.model), context.runtime.batch)
     if calibration is not None:
         samples = model_samples(calibration, loaded.model, context.runtime)
         context = replace(context, samples=samples)
@@ -463,7 +464,9 @@ class _PipelineRun:
         return self._measured_latency(reference)
 
     def _measured_latency(self, reference: ir.Model) -> Latency | None:
-        work = partial(measure_pair, reference, self.result, self._feed, self._context.runtime)
+        runtime = self._context.runtime
+        feed = resized_batch(input_specs(self.result), self._feed, runtime.batch)
+        work = partial(measure_pair, reference, self.result, feed, runtime)
         latency: Latency | None = None
         with contextlib.suppress(RuntimeFailure):
             latency = during(self._context.progress, "measuring latency", work)

@@ -174,6 +174,23 @@ def test_whether_it_is_faster_is_said_with_the_figure(ratio: float, words: str) 
     assert words in one.remark(latency)
 
 
+def test_nothing_is_said_of_latency_on_a_busy_machine() -> None:
+    one = Quantize(mode="dynamic")
+    one(ir.from_proto(mlp()))
+    remark = one.remark(Latency(1.0, 0.6, 0.6, 0.3, 8.0, 30, (0.33, 8.45)))
+    assert "cannot be told: the machine is busy" in remark
+    assert "%" not in remark
+
+
+@pytest.mark.parametrize(("width", "advised"), [(16, False), (13, True)])
+def test_alignment_is_advised_where_widths_are_not_aligned(width: int, advised: bool) -> None:
+    proto = parse(CNN, floats(0, w1=(width, 8, 3, 3), b1=(width,), w2=(width, 5), b2=(5,)))
+    one = Quantize(mode="dynamic")
+    one(ir.from_proto(proto))
+    remark = one.remark(Latency(1.0, 1.1, 1.1, 1.1, 1.1, 30, (1.09, 1.11)))
+    assert ("round_to" in remark) == advised
+
+
 @pytest.mark.parametrize(
     "passes",
     [

@@ -14,9 +14,10 @@ from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, model_samples
 from onnxprune.coupling.analysis import analyse
 from onnxprune.errors import InputError, NothingPrunable, VerificationError
+from onnxprune.model.inputs import check_batch
 from onnxprune.model.load import LoadedModel, ModelSource, load, loaded_bytes
 from onnxprune.model.save import check_writable, write_text_atomic
-from onnxprune.options import check_targets, target_text
+from onnxprune.options import BATCH, check_targets, target_text
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.quality import known_labels, loss_labels, quality_measure
@@ -207,6 +208,7 @@ def sweep(
     folder: str | Path | None = None,
     save: bool = False,
     measure_latency: bool | None = None,
+    batch: int | None = None,
     progress: Progress[Any] = silent,
     **method: Any,
 ) -> Sweep:
@@ -227,6 +229,7 @@ def sweep(
             are not computed again, and stay; otherwise they are replaced. Made if missing.
         save: write the models and plans of the Pareto points to the folder, too.
         measure_latency: as for `prune`.
+        batch: as for `prune`.
         progress: progress callback of long loops.
         **method: criterion, compensate and others, as for `prune`; not `max_drop`.
 
@@ -250,7 +253,10 @@ def sweep(
     samples = model_samples(calibration, loaded.model, options.runtime)
     _check_files(loaded, folder, wanted if save else ())
     known = known_labels(labels, samples, options)
-    study = study_of(loaded.sha256, samples, options, known, latency=measure_latency)
+    runtime = replace(options.runtime, batch=BATCH.read(batch))
+    check_batch(samples.specs, batch)
+    sized = {} if batch is None else {"batch": batch}  # sweeps of older versions have none
+    study = study_of(loaded.sha256, samples, options, known, latency=measure_latency, **sized)
     done = Sweep(study, source=loaded.path)
     target_folder = Path(folder) if folder is not None else None
     if target_folder is not None:
@@ -261,12 +267,7 @@ def sweep(
         measure = quality_measure(loaded.model, samples, known, None, options, options.runtime)
         headed = _HeadedProgress(progress)
         context = RunContext(
-            samples,
-            loss_labels(known, options),
-            options.runtime,
-            options.seed,
-            headed,
-            measure_latency,
+            samples, loss_labels(known, options), runtime, options.seed, headed, measure_latency
         )
         analysis = analyse(
             loaded.model,
