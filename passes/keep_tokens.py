@@ -48,6 +48,7 @@ from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.streams import Samples
 from onnxprune.coupling.analysis import observe_model
 from onnxprune.errors import CalibrationError, InputError, NothingPrunable
+from onnxprune.model.inputs import list_initializers
 from onnxprune.model.observe import Facts
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.save import write_text_atomic
@@ -219,6 +220,7 @@ class KeepTokens(InterfacePass):
             map_ids(model.graph, _lookups(inputs, rows), table)
         else:
             renumber(model.graph, inputs, kept, len(self._new_ids))
+        list_initializers(model)
 
     def _feeds(
         self, facts: Facts, inputs: Sequence[IdInput], kept: NDArray[np.int64]

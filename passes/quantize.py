@@ -61,6 +61,7 @@ from onnxprune.calibration.feeds import Feed
 from onnxprune.calibration.streams import Samples, divide
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.errors import CalibrationError, InputError, first_line
+from onnxprune.model.inputs import list_as_in, without_listed
 from onnxprune.model.load import convert, load
 from onnxprune.model.observe import constant_array
 from onnxprune.model.protobuf import LARGEST_MESSAGE
@@ -284,7 +285,7 @@ def _run_onnxruntime(model: ir.Model, settings: dict[str, Any]) -> ir.Model:
     with tempfile.TemporaryDirectory(prefix="onnxprune-quantise-") as name, _silent():
         folder = Path(name)
         try:
-            proto = convert(model, "proto")
+            proto = convert(without_listed(model), "proto")
             assert isinstance(proto, onnx.ModelProto)
             _clear_inferred_shapes(proto.graph)
             _store(proto, folder / _INPUT, large)
@@ -311,6 +312,7 @@ def _run_onnxruntime(model: ir.Model, settings: dict[str, Any]) -> ir.Model:
     result = load(proto).model
     RemoveUnusedNodesPass()(result)
     _copy_declarations(model, result)
+    list_as_in(model, result)
     return result
 
 

@@ -60,6 +60,7 @@ from onnxprune.coupling.analysis import observe_model
 from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
 from onnxprune.model.execution import Execution
+from onnxprune.model.inputs import list_initializers
 from onnxprune.model.runtime import Runtime
 from onnxprune.passes.pipeline.protocol import Pass
 from onnxprune.progress import Progress, silent
@@ -147,6 +148,7 @@ class RemoveBlocks(Pass, ir.passes.InPlacePass):
         self.details = {"removed": removed, "blocks": len(blocks)}
         if trial is None:
             return ir.passes.PassResult(model, modified=False)
+        list_initializers(trial.model)
         self._check(model, trial.model, candidates)
         statistics = search.candidates.statistics
         self.details |= {

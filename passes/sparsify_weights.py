@@ -52,6 +52,7 @@ from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.analysis import is_selected, observe_model
 from onnxprune.coupling.trace import trace
 from onnxprune.errors import InputError
+from onnxprune.model.inputs import listed_initializers
 from onnxprune.model.observe import ConstantValues
 from onnxprune.model.runtime import Runtime, matrix_threads
 from onnxprune.model.tensors import mark_sparse, sparse_values
@@ -235,6 +236,10 @@ class SparsifyWeights(Pass, ir.passes.InPlacePass):
             shares[name] = count / weight.size
             zeros, entries = zeros + count, entries + weight.size
         stored = [value.name for value in sparse_values(target.model)]
+        listed = len(listed_initializers(target.model).keys() & {layer.weight for layer in layers})
+        if self.store == "sparse" and listed:
+            which = "1 weight is an input" if listed == 1 else f"{listed} weights are inputs"
+            self.notes = (f"{which} too, which keeps zeros in the file",)
         self.details = {"zeros": zeros / entries, "layers": shares, "stored_sparse": stored}
 
 

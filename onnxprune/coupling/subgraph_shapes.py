@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model.bodies import body_of, read_from_outside, subgraphs
+from onnxprune.model.inputs import part_version
 from onnxprune.model.observe import Facts, Observation, constants_of, observe
 from onnxprune.model.protobuf import skeleton
 from onnxprune.model.runtime import Runtime
@@ -103,7 +104,7 @@ class Bodies:
                 output.type.tensor_type.ClearField("shape")
         opsets = [onnx.helper.make_opsetid(d, v) for d, v in self._model.opset_imports.items()]
         whole = onnx.helper.make_model(
-            proto, opset_imports=opsets, ir_version=self._model.ir_version
+            proto, opset_imports=opsets, ir_version=part_version(self._model)
         )
         try:
             model = ir.from_proto(whole)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model.bodies import read_from_outside, subgraphs
+from onnxprune.model.inputs import part_version
 from onnxprune.model.protobuf import serialise, to_proto
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.save import save
@@ -302,7 +303,8 @@ def piece_of(
     for value in graph.inputs:
         if value.name and value.name in known.types:
             value.type, value.shape = known.types[value.name], known.shapes.get(value.name)
-    piece = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    functions = list(model.functions.values())
+    piece = ir.Model(graph, ir_version=part_version(model), functions=functions)
     return piece, [value.name or "" for value in inputs]
 
 

@@ -15,6 +15,9 @@ from onnxprune.errors import InputError
 
 _OPEN = ("", "?")
 
+LISTED_BEFORE = 4
+"""IR version from which on an initializer need not be an input as well."""
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -37,6 +40,84 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
     return tuple(
         _spec(value) for value in model.graph.inputs if value.name not in model.graph.initializers
     )
+
+
+def part_version(model: ir.Model) -> int:
+    """IR version for a part of a model, whose inputs are none but the values it reads."""
+    return max(model.ir_version, LISTED_BEFORE)
+
+
+def overridable(model: ir.Model) -> dict[str, ir.Value]:
+    """Initializers that a caller may give another value: those that are inputs as well, by name.
+
+    Up to IR version 3 every initializer has to be listed among the inputs, and onnxruntime takes
+    them as constants.
+    """
+    if model.ir_version < LISTED_BEFORE:
+        return {}
+    return listed_initializers(model)
+
+
+def listed_initializers(model: ir.Model) -> dict[str, ir.Value]:
+    """Initializers of the main graph that are inputs as well, by name."""
+    values = model.graph.initializers.items()
+    return {name: value for name, value in values if value.is_graph_input()}
+
+
+def without_listed(model: ir.Model) -> ir.Model:
+    """A copy in which no initializer is an input, for tools that take inputs for data."""
+    copy = model.clone()
+    listed = set(listed_initializers(copy).values())
+    true = [value for value in copy.graph.inputs if value not in listed]
+    copy.graph.inputs.clear()
+    copy.graph.inputs.extend(true)
+    copy.ir_version = part_version(model)
+    return copy
+
+
+def list_as_in(model: ir.Model, result: ir.Model) -> None:
+    """Make initializers inputs again that are still there after `without_listed`.
+
+    Args:
+        model: says which.
+        result: made of its copy; changed in place.
+    """
+    known = result.graph.initializers
+    result.graph.inputs.extend(known[name] for name in listed_initializers(model) if name in known)
+    if model.ir_version < LISTED_BEFORE:
+        result.ir_version = model.ir_version
+        list_initializers(result)
+
+
+def list_initializers(model: ir.Model) -> None:
+    """Make what was added to a model follow its IR version; nothing to do from version 4 on.
+
+    Before that initializers are inputs as well, and bodies, whose inputs are given, have none:
+    theirs become Constant nodes.
+
+    Args:
+        model: changed in place.
+    """
+    if model.ir_version >= LISTED_BEFORE:
+        return
+    unlisted = [v for v in model.graph.initializers.values() if not v.is_graph_input()]
+    model.graph.inputs.extend(unlisted)
+    for body in model.graph.subgraphs():
+        for name, value in list(body.initializers.items()):
+            if value.is_graph_input() or value.const_value is None:
+                continue
+            attribute = ir.AttrTensor("value", value.const_value)
+            node = ir.Node("", "Constant", [], [attribute], num_outputs=1)
+            constant = node.outputs[0]
+            constant.type, constant.shape = value.type, value.shape
+            value.replace_all_uses_with(constant, replace_graph_outputs=True)
+            del body.initializers[name]
+            constant.name = name
+            first = next(iter(body), None)
+            if first is None:
+                body.append(node)
+            else:
+                body.insert_before(first, node)
 
 
 def _spec(value: ir.Value) -> InputSpec:

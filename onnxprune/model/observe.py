@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import InputError, RuntimeFailure
 from onnxprune.model.execution import Execution, open_session, run
-from onnxprune.model.inputs import InputSpec, input_specs, larger_sizes, random_feed, size_choices
+from onnxprune.model.inputs import (
+    InputSpec,
+    input_specs,
+    larger_sizes,
+    part_version,
+    random_feed,
+    size_choices,
+)
 from onnxprune.model.protobuf import has_map, skeleton
 from onnxprune.model.runtime import Runtime
 
@@ -282,7 +289,7 @@ class ConstantValues:
             value.name: node for node in model.graph for value in node.outputs if value.name
         }
         self._opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
-        self._ir_version = model.ir_version
+        self._ir_version = part_version(model)
 
     def __contains__(self, name: str) -> bool:
         return name in self._constants

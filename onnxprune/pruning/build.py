@@ -12,6 +12,7 @@ from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, CutError, Removal
 from onnxprune.errors import RuntimeFailure, VerificationError
+from onnxprune.model.inputs import list_initializers
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.workspace import Workspace
 from onnxprune.surgery.editable_model import EditableModel
@@ -128,6 +129,7 @@ def certified(analysis: Analysis, compensated: Compensated, context: RunContext)
     restrict_statistics(masked, cut)
     slice_removed(sliced, cut)
     keep_statistics(sliced, cut)
+    list_initializers(sliced)
     runs = analysis.runs()
     feeds = [run.feed for run in runs]
     expected, actual = (probe(model, runtime, feeds) for model in (masked, sliced))

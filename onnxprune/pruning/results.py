@@ -22,7 +22,7 @@ from onnxprune.cost.latency.measure import measure_pair
 from onnxprune.cost.memory import all_constants, stored_parameters, tensor_bytes
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.errors import InputError
-from onnxprune.model.inputs import input_specs, resized_batch
+from onnxprune.model.inputs import input_specs, listed_initializers, resized_batch
 from onnxprune.model.load import LoadedModel, convert, loaded_bytes
 from onnxprune.model.save import check_writable, model_bytes, save, write_text_atomic
 from onnxprune.progress import during
@@ -71,6 +71,8 @@ class Report(PruneRecord):
         trials: divergence of the outputs for each way that was tried.
         blocks: sums that lost their residual branch.
         depths: number of removed blocks -> divergence of the outputs, for each number tried.
+        cut_inputs: initializers that are graph inputs too and were cut -> their shape before and
+            after, None where nothing reads them any more and they are gone.
         quality: of original and result on samples, when labels, a metric or a limit were given.
         note: what was done differently from what was asked, empty for nothing.
         seconds: duration of the run.
@@ -366,6 +368,7 @@ def describe(
         quality=quality,
         note=pruned.note,
         seconds=0.0,
+        cut_inputs=_cut_inputs(original.model, cut.model),
         network=find_network(
             analysis.model.graph, analysis.coupling, analysis.groups, analysis.refused, removed
         ),
@@ -433,6 +436,24 @@ def _narrow(plan: Plan) -> tuple[str, ...]:
         f"one unit is left of {listed}: next to nothing can pass there; if that is not meant, keep "
         f"it whole with --exclude {names[0]!r}, or give samples that make use of it",
     )
+
+
+def _cut_inputs(
+    original: ir.Model, result: ir.Model
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]]:
+    """Initializers that are inputs too and cannot be given values of the old shape any more."""
+    left = listed_initializers(result)
+    shapes = {}
+    for name, value in listed_initializers(original).items():
+        before, after = _shape(value), _shape(left[name]) if name in left else None
+        if before != after:
+            shapes[name] = before, after
+    return shapes
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    assert value.const_value is not None
+    return tuple(value.const_value.shape.numpy())
 
 
 def _padding(analysis: Analysis, dead: Sequence[int]) -> dict[int, float]:

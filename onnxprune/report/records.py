@@ -78,6 +78,9 @@ class PruneRecord:
     blocks: tuple[str, ...] = ()
     depths: dict[int, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    cut_inputs: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from onnxprune.report.sections import (
     GATES,
     certificate_text,
     certificate_verdict,
+    changed_inputs,
     cost_rows,
     detail_facts,
     detail_tables,
@@ -257,6 +258,8 @@ def _step(number: int, step: StepReport, alone: bool) -> dict[str, Any]:
     remarks = [*step.notes, *filter(None, [step.remark])]
     if step.new_interface:
         remarks.insert(0, "changes inputs or outputs: later passes are compared with its result")
+    if report is not None and (inputs := changed_inputs(report)):
+        remarks.append(inputs)
     if not step.modified:
         remarks.append("the model was not changed")
     prefix = "" if alone else f"pass-{number}-"

@@ -150,6 +150,31 @@ def certificate_text(certificate: Certificate) -> str:
     )
 
 
+def changed_inputs(report: PruneRecord, limit: int | None = 3) -> str:
+    """What became of initializers that are inputs too, in a sentence; empty where nothing did.
+
+    Args:
+        report: what a run did.
+        limit: names that are shown; None for all.
+    """
+    cut = report.cut_inputs
+    if not cut:
+        return ""
+    gone = sum(after is None for _, after in cut.values())
+    names = [printable(name) for name in cut]
+    shown = ", ".join(names[:limit]) + (" ..." if len(names[:limit]) < len(names) else "")
+    count = (
+        "1 initializer that is an input too has"
+        if len(cut) == 1
+        else (f"{len(cut)} initializers that are inputs too have")
+    )
+    removed = f" ({gone} of them read by nothing and removed)" if gone else ""
+    return (
+        f"{count} a new shape{removed}: values of the old shape cannot be given for them any more "
+        f"({shown})"
+    )
+
+
 _PADDED = 1.1
 """MACs of whole blocks over counted MACs from which on rounding widths pays."""
 

@@ -48,6 +48,7 @@ from onnxprune.report.sections import (
     COSTS,
     certificate_text,
     certificate_verdict,
+    changed_inputs,
     cost_rows,
     cost_text,
     doubts,
@@ -491,6 +492,8 @@ def _effort(report: PruneRecord, verbose: bool) -> list[Row]:
     rows = [*_blocks(report.blocks, report.depths, verbose)]
     rows += _allocation(report.allocation, report.trials, verbose)
     rows += _fits(report.repairs, verbose)
+    inputs = changed_inputs(report, None if verbose else _BLOCKS)
+    rows += [("inputs", inputs)] if inputs else []
     return [*rows, ("note", printable(report.note))] if report.note else rows
 
 

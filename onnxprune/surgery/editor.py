@@ -95,7 +95,7 @@ class Editor:
 
     def drop_if_unused(self, value: ir.Value) -> None:
         """Remove a constant that nothing reads any more."""
-        if value.uses() or value.is_graph_output() or value.is_graph_input():
+        if value.uses() or value.is_graph_output():
             return
         producer, owner = value.producer(), value.graph
         if not isinstance(owner, ir.Graph):
@@ -103,6 +103,8 @@ class Editor:
         if producer is not None and producer.op_type == "Constant":
             owner.remove(producer, safe=True)
         elif value.name and value.name in owner.initializers:
+            if value.is_graph_input():  # an override that nothing reads
+                owner.inputs.remove(value)
             del owner.initializers[value.name]
 
     def replace_computed(

@@ -35,6 +35,7 @@ from onnxprune.coupling.trace import Coupling, display_name, trace
 from onnxprune.errors import NothingPrunable, RuntimeFailure, VerificationError
 from onnxprune.model.bodies import node_id
 from onnxprune.model.execution import Execution
+from onnxprune.model.inputs import list_initializers
 from onnxprune.model.observe import Facts, constant_array
 from onnxprune.model.runtime import Runtime
 from onnxprune.passes.interface.lookups import Lookup
@@ -362,6 +363,7 @@ def apply(model: ir.Model, axis_cut: AxisCut) -> None:
                 dims = list(value.shape)
                 dims[axis] = len(kept)
                 value.shape = ir.Shape(dims)
+    list_initializers(model)
 
 
 def check(

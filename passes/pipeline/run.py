@@ -35,7 +35,7 @@ from onnxprune.errors import (
     VerificationError,
     typed_line,
 )
-from onnxprune.model.inputs import check_batch, input_specs, resized_batch
+from onnxprune.model.inputs import check_batch, input_specs, list_initializers, resized_batch
 from onnxprune.model.load import LoadedModel, ModelSource, convert, load, loaded_bytes
 from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY, OPTIONS
@@ -429,6 +429,7 @@ class _PipelineRun:
         before, runtime = self._loaded.model, self._context.runtime
         if same_interface:
             check_interface(before, model)
+        list_initializers(model)
         self._loaded = load(model)
         model = self._loaded.model
         analysis = analyse(model, self._context)

@@ -277,6 +277,19 @@ def test_refitted_layers_and_the_others_are_said():
     assert "0 of 1 layer re-fitted not re-fitted" in " ".join(shown(repairs=repairs[2:3]).split())
 
 
+def test_what_became_of_initializers_that_are_inputs_is_said():
+    cut = {f"w[{i}]": ((8, 4), (6, 4)) for i in range(4)} | {"gone": ((2,), None)}
+    text = " ".join(shown(cut_inputs=cut).split())
+    assert "5 initializers that are inputs too have a new shape" in text
+    assert "(1 of them read by nothing and removed)" in text
+    assert "values of the old shape cannot be given for them any more (w[0], w[1]" in text
+    assert "w[3], gone" in " ".join(shown(cut_inputs=cut, verbose=True).split())
+    assert "1 initializer that is an input too has a new shape: values" in " ".join(
+        shown(cut_inputs={"w": ((8,), (6,))}).split()
+    )
+    assert "initializer" not in shown()
+
+
 def test_what_was_done_differently_is_said():
     text = shown(note="least-squares compensation was not possible: it is too large")
     assert "note         least-squares compensation was not possible: it is too large\n" in text

@@ -545,7 +545,7 @@ class SetWalk:
         if value is None or not self._constants[name].dtype.is_floating_point():
             raise Unsuitable("", "a constant of integers")
         self._explained.add(name)
-        if shared or len(value.uses()) > 1 or value.is_graph_output() or value.is_graph_input():
+        if shared or len(value.uses()) > 1 or value.is_graph_output():
             if places.gathered(self._constants[name].numpy()).any():
                 raise Unsuitable("", f"{name} is used elsewhere too")
             return

@@ -132,7 +132,7 @@ def kernel_of(
     Args:
         node: a node of the original.
         shape_of: shape of a tensor by name.
-        constants: constants of the graph by name.
+        constants: constants of the graph by name, without those that a caller may override.
         opsets: versions of the model's operator sets.
     """
     family = family_of(node)
@@ -257,8 +257,7 @@ def _operand(
         dtype = _dtype(inner, constants) or ir.DataType.UINT8
         return Operand(dtype, inner.name in constants, None, quantised=True)
     tensor = constants.get(value.name or "")
-    # An initializer that is an input as well may be overridden: onnxruntime takes it as it comes.
-    if tensor is None or value.is_graph_input():
+    if tensor is None:
         fallback = _dtype(weight, constants) if weight is not None else None
         dtype = _dtype(value, constants) or fallback or ir.DataType.FLOAT
         return Operand(dtype, False)

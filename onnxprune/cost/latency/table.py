@@ -29,6 +29,7 @@ from onnxprune.coupling.cut import shapes_after
 from onnxprune.coupling.groups import Group
 from onnxprune.coupling.trace import Coupling
 from onnxprune.errors import RuntimeFailure
+from onnxprune.model.inputs import overridable
 from onnxprune.model.node_view import ShapeOf
 from onnxprune.model.observe import Facts
 from onnxprune.model.runtime import Runtime
@@ -53,6 +54,9 @@ class LatencyTable:
     ) -> None:
         self._model = model
         self._facts = facts
+        # what may be overridden, onnxruntime takes as it comes
+        free = overridable(model)
+        self._constants = {n: value for n, value in facts.constants.items() if n not in free}
         self._runtime = runtime
         self._cache = cache or TimingCache(cache_folder())
         self._machine = machine(runtime)
@@ -138,7 +142,7 @@ class LatencyTable:
     def _new_times(self, node: ir.Node) -> KernelTimes | None:
         shape_of = self._facts.first.shapes.__getitem__
         opsets = self._model.opset_imports
-        kernel = kernel_of(node, shape_of, self._facts.constants, opsets)
+        kernel = kernel_of(node, shape_of, self._constants, opsets)
         if kernel is None:
             return None
         name = json.dumps([kernel.key(), kernel.widths])

@@ -112,7 +112,8 @@ def _group_query(step: Step) -> None:
         raise Refusal(f"{name} with a quantised cache or with its scores as an output")
     past = [step.node.inputs[slot] for slot in (3, 4) if step.has(slot)]
     present = [step.node.outputs[slot] for slot in step.outputs() if slot]
-    if any(value is not None and value.is_graph_input() for value in past) or any(
+    given = (value for value in past if value is not None and not value.is_initializer())
+    if any(value.is_graph_input() for value in given) or any(
         value.is_graph_output() for value in present
     ):
         raise Refusal(f"the key/value cache of {name} is an input or output of the model")

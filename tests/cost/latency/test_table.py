@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from helpers.kernel_clock import install, smooth, staircase
 from helpers.oracle import ONE_THREAD, Traced, parse, traced
+from helpers.versions import listed
 
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.latency.cache import TimingCache
@@ -154,3 +155,16 @@ def test_kernels_of_equal_shapes_are_timed_once(monkeypatch: pytest.MonkeyPatch)
     for node in one.model.graph:
         made.seconds(node, cut.shape)
     assert len(clock.asked) == len(set(clock.asked))
+
+
+def test_weights_are_timed_as_onnxruntime_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As constants up to IR version 3; from then on as they come where they are inputs too."""
+    clean = network()
+    fixed = []
+    for proto in (clean.proto, listed(clean.proto), listed(clean.proto, ir_version=8)):
+        clock = install(monkeypatch, smooth)
+        one = traced(proto)
+        seconds(one, table(one), 8)
+        weights = [kernel.operands[1] for kernel in clock.kernels]
+        fixed.append({weight.constant for weight in weights if weight is not None})
+    assert fixed == [{True}, {True}, {False}]
