@@ -12,6 +12,7 @@ Allocation)::
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -98,13 +99,16 @@ def without_shared(ranked: Sequence[RankedGroup]) -> list[RankedGroup]:
     """Groups that one layer reads at most.
 
     The loss of a group with many consumers (a residual stream) cannot be compensated at one place,
-    and its error curve underestimates it.
+    and its error curve underestimates it. Of the branches of an If only one runs.
     """
-    return [entry for entry in ranked if len(_weights_read(entry.group)) < 2]
+    return [entry for entry in ranked if _layers_at_once(entry.group) < 2]
 
 
-def _weights_read(group: Group) -> set[str]:
-    """Weights of the layers that read a group."""
-    return {
-        reading.consumer.weight for reading in group.readings if reading.consumer.weight is not None
-    }
+def _layers_at_once(group: Group) -> int:
+    """Number of layers with different weights that read a group in one run."""
+    weights: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for reading in group.readings:
+        consumer = reading.consumer
+        if consumer.weight is not None:
+            weights[consumer.body.rpartition("/")[0]][consumer.body].add(consumer.weight)
+    return sum(max(map(len, branches.values())) for branches in weights.values())

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from onnxprune.calibration.feeds import Feed
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
+from onnxprune.calibration.walk import KEPT_ITERATIONS
+from onnxprune.model.bodies import subgraphs
 from onnxprune.model.execution import node_reads
 from onnxprune.model.observe import Observation
 
@@ -145,11 +147,17 @@ def cuts(graph: ir.Graph, shapes: Mapping[str, Sequence[int]]) -> list[tuple[ir.
     live_at = []
     for position, node in enumerate(nodes):
         live += sum(sizes[value] for value in node.outputs if value in sizes)
-        live_at.append((node, live))
+        live_at.append((node, live + _within(node, shapes)))
         for value in dict.fromkeys(node_reads(node)):
             if last[value] == position and value in sizes:
                 live -= sizes[value]
     return live_at
+
+
+def _within(node: ir.Node, shapes: Mapping[str, Sequence[int]]) -> int:
+    """Bytes that a walk has to hold in the bodies of a node."""
+    widest = max((widest_cut(body, shapes) for body in subgraphs(node)), default=0)
+    return widest * (KEPT_ITERATIONS if node.op_type != "If" else 1)
 
 
 def _bytes(value: ir.Value, shapes: Mapping[str, Sequence[int]]) -> int:

@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.calibration.bodies import BodyObserver, fetch
 from onnxprune.calibration.streams import Samples
 from onnxprune.errors import CalibrationError
-from onnxprune.model.execution import open_session, run
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
 
@@ -46,6 +46,7 @@ class Tap:
         extent: of axis 0, where that is among the axes; as many entries the moments have along it,
             whatever the batch. 0 for that of the batch.
         period: entries of axis 0 after which the same come again, for another sample.
+        body: key of the body in whose runs it is watched; empty for the main graph.
     """
 
     tensor: str
@@ -53,6 +54,7 @@ class Tap:
     rank: int
     extent: int = field(default=0, compare=False)
     period: int = field(default=0, compare=False)
+    body: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def collect(
     runtime: Runtime,
     progress: Progress[Any] = silent,
 ) -> dict[Tap, Moments]:
-    """Run the model over the samples and return the moments of every tap.
+    """Run the model over the samples and return the moments of every tap that was run.
+
+    A tap in a body counts the runs of that body; one whose body never ran has no moments.
 
     Args:
         model: unchanged.
@@ -104,19 +108,22 @@ def collect(
     watched = list(dict.fromkeys(taps))
     if not watched:
         return {}
-    probe = model.clone()
-    names = {tap: _add_reductions(probe, tap, number) for number, tap in enumerate(watched)}
-    fetched = [name for per_tap in names.values() for name in per_tap.values()]
-    session = open_session(probe, runtime, arena=False)
+    by_body: dict[str, list[Tap]] = defaultdict(list)
+    for tap in watched:
+        by_body[tap.body].append(tap)
+    added = {key: _Reductions(taps) for key, taps in by_body.items()}
+    observer = BodyObserver(model, added, runtime)
     sums = {tap: _Sums() for tap in watched}
     total = None if samples.count is None else -(-samples.count // BATCH)
     for feed in progress(samples.batches(BATCH), "calibrating", total):
-        results = run(session, feed, fetched)
-        for tap in watched:
-            batch = {key: results[name] for key, name in names[tap].items()}
-            sums[tap].add(batch, tap, samples.axes.rows(feed) or 1)
-    result = {tap: running.moments() for tap, running in sums.items()}
-    uneven = {tap: running.steady_if_same() for tap, running in sums.items() if 0 not in tap.axes}
+        rows = samples.axes.rows(feed) or 1
+        for key, results in observer.run(feed):
+            for tap in by_body[key]:
+                names = added[key].names[tap]
+                sums[tap].add({k: results[name] for k, name in names.items()}, tap, rows)
+    ran = {tap: running for tap, running in sums.items() if running.count}
+    result = {tap: running.moments() for tap, running in ran.items()}
+    uneven = {tap: running.steady_if_same() for tap, running in ran.items() if 0 not in tap.axes}
     confirmed = _same_in_every_sample(model, uneven, samples, runtime)
     for tap, steady in confirmed.items():
         result[tap] = replace(result[tap], steady=result[tap].steady | steady)
@@ -138,6 +145,8 @@ class _Sums:
         Rows need not be samples (a recurrent network may have its time on axis 0), so it is the
         number of samples that a batch counts with.
         """
+        if not all(value.size for value in batch.values()):
+            return
         for key, value in batch.items():
             rows = value.astype(np.float64)
             rows = _by_period(rows, tap) if 0 in tap.axes else rows
@@ -201,30 +210,49 @@ def _same_in_every_sample(
     left = {tap: mask.copy() for tap, mask in candidates.items() if mask.any()}
     if not left:
         return {}
-    probe = model.clone()
-    known = {value.name for value in (*probe.graph.outputs, *probe.graph.inputs)}
-    for name in dict.fromkeys(tap.tensor for tap in left):
-        if name not in known:
-            probe.graph.outputs.append(_value(probe.graph, name))
-    session = open_session(probe, runtime, arena=False)
-    inputs = {value.name for value in probe.graph.inputs}
-    fetched = list(dict.fromkeys(tap.tensor for tap in left if tap.tensor not in inputs))
-    reference: dict[str, NDArray[np.float64]] = {}
+    by_body: dict[str, list[Tap]] = defaultdict(list)
+    for tap in left:
+        by_body[tap.body].append(tap)
+    wanted = {key: fetch({tap.tensor for tap in taps}) for key, taps in by_body.items()}
+    observer = BodyObserver(model, wanted, runtime)
+    reference: dict[tuple[str, str], NDArray[np.float64]] = {}
     for feed in samples.batches(1):
-        values = {**feed, **(run(session, feed, fetched) if fetched else {})}
-        for tap, mask in left.items():
-            value = values[tap.tensor].astype(np.float64)
-            first = reference.setdefault(tap.tensor, value[:1])
-            if value.shape[1:] != first.shape[1:]:
-                mask[...] = False
-                continue
-            others = tuple(axis for axis in range(tap.rank) if axis not in tap.axes)
-            apart = np.abs(value - first).max(axis=others)
-            same = apart <= _STEADY * np.abs(first).max(axis=others)
-            mask &= same.transpose(np.argsort(np.argsort(tap.axes)))
+        for key, values in observer.run(feed):
+            for tap in by_body[key]:
+                value, mask = values[tap.tensor].astype(np.float64), left[tap]
+                first = reference.setdefault((key, tap.tensor), value[:1])
+                if value.shape[1:] != first.shape[1:]:
+                    mask[...] = False
+                    continue
+                others = tuple(axis for axis in range(tap.rank) if axis not in tap.axes)
+                apart = np.abs(value - first).max(axis=others)
+                same = apart <= _STEADY * np.abs(first).max(axis=others)
+                mask &= same.transpose(np.argsort(np.argsort(tap.axes)))
         if not any(mask.any() for mask in left.values()):
             break
     return left
+
+
+class _Reductions:
+    """Adds the reductions of some taps to a graph.
+
+    Args:
+        taps: what to watch there.
+
+    Attributes:
+        names: what the reductions of each tap are called.
+    """
+
+    def __init__(self, taps: Sequence[Tap]) -> None:
+        self.names: dict[Tap, dict[str, str]] = {}
+        self._taps = taps
+
+    def __call__(self, probe: ir.Model) -> list[str]:
+        """Append nodes to a model; returns the names of what they make."""
+        self.names = {
+            tap: _add_reductions(probe, tap, number) for number, tap in enumerate(self._taps)
+        }
+        return [name for per_tap in self.names.values() for name in per_tap.values()]
 
 
 def _add_reductions(probe: ir.Model, tap: Tap, number: int) -> dict[str, str]:

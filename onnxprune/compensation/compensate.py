@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from onnxprune.calibration.batches import held_out_part
+from onnxprune.calibration.bodies import first_feeds
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.moments import Calibration
+from onnxprune.calibration.moments import BATCH, Calibration
 from onnxprune.compensation.fold_means import fold_means
 from onnxprune.compensation.least_squares import LayerFit, LeastSquares, OpenChoice, Settings
 from onnxprune.compensation.regression.linear_layers import replaceable_layers
@@ -19,6 +21,7 @@ from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError
+from onnxprune.model.bodies import places
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.verification.divergence import divergence
 
@@ -80,8 +83,10 @@ class Task:
     def fold_means(self, full: EditableModel, cut: Cut, skip: Collection[str] = ()) -> None:
         """Fold the means of removed units into the biases of all consumers but those to skip."""
         assert self.calibration is not None
-        sample = self.calibration.samples.take(1)
-        fold_means(full, cut, self.calibration.moments, sample, self.context.runtime, skip)
+        samples = self.calibration.samples
+        # a branch need not run on the first
+        feeds = chain([samples.take(1)], samples.batches(BATCH))
+        fold_means(full, cut, self.calibration.moments, feeds, self.context.runtime, skip)
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ def least_squares_compensation(task: Task) -> Compensated:
     assert task.calibration is not None
     full, removal, analysis = task.full_model(), task.removal, task.analysis
     cut = Cut(full.coupling, removal.removed_units())
-    solvable = _solvable(full, cut, task.effort.settings.largest)
+    solvable = _solvable(full, cut, task)
     task.fold_means(full, cut, solvable)
     open_groups = task.effort.open_groups
     choices = _open_choices(analysis.groups, removal, solvable) if open_groups else []
@@ -163,10 +168,17 @@ def find_compensation(name: str) -> Compensation:
     raise InputError(f"unknown compensation {name!r}; there are {names}")
 
 
-def _solvable(full: EditableModel, cut: Cut, largest: int) -> set[str]:
-    """Outputs of the layers that least squares re-fits: at most so many unknowns are kept."""
+def _solvable(full: EditableModel, cut: Cut, task: Task) -> set[str]:
+    """Outputs of the layers that least squares re-fits: few enough unknowns, and they run."""
+    assert task.calibration is not None
+    largest, closed = task.effort.settings.largest, full.coupling.closed
+    inner = places(full.model.graph, closed)
+    ran = first_feeds(full.model, task.calibration.feeds, task.context.runtime, closed)
+    idle = {id(place.graph) for key, place in inner.items() if key not in ran}
     outputs = set()
     for layer in replaceable_layers(full.model, full.coupling):
+        if id(layer.node.graph) in idle:
+            continue
         kept = layer.kept_unknowns(cut)
         if kept is not None and kept.shape[1] <= largest:
             outputs.add(layer.node.outputs[0].name or "")

@@ -43,7 +43,8 @@ Source: An et al. 2024 (FLAP).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +52,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.calibration.bodies import values_in_bodies
 from onnxprune.calibration.moments import Moments, Tap
+from onnxprune.coupling.analysis import tap_at
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.labels import AxisLabel
 from onnxprune.coupling.step import Consumer
-from onnxprune.model.execution import open_session, run
 from onnxprune.model.observe import ConstantValues
 from onnxprune.model.runtime import Runtime
 from onnxprune.surgery.editable_model import EditableModel
@@ -91,7 +93,7 @@ def fold_means(
     target: EditableModel,
     cut: Cut,
     moments: Mapping[Tap, Moments],
-    sample: Mapping[str, NDArray[Any]],
+    samples: Iterable[Mapping[str, NDArray[Any]]],
     runtime: Runtime,
     skip: Collection[str] = (),
     *,
@@ -103,16 +105,17 @@ def fold_means(
         target: the model at full size and its coupling; both are updated.
         cut: what is going to be removed.
         moments: activation statistics by tap, for every reader.
-        sample: one calibration feed, to read the values of constant channels from.
+        samples: calibration feeds, to read the values of constant channels from the first in which
+            their reader runs.
         runtime: how to run the model.
         skip: outputs of nodes that are not folded into, as they are re-fitted.
         exact: add constants of any size; else of a large constant map that outnumbers the weights
             it replaces only the mean is folded.
 
     Returns:
-        Whether anything was changed.
+        Whether anything was changed. Nothing is folded into readers that never ran.
     """
-    return _Folding(target, cut, moments, sample, runtime, skip, exact).apply()
+    return _Folding(target, cut, moments, samples, runtime, skip, exact).apply()
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class _Folding:
     target: EditableModel
     cut: Cut
     moments: Mapping[Tap, Moments]
-    sample: Mapping[str, NDArray[Any]]
+    samples: Iterable[Mapping[str, NDArray[Any]]]
     runtime: Runtime
     skip: Collection[str]
     exact: bool
@@ -151,35 +154,29 @@ class _Folding:
             node = linear_node(self.target.nodes, consumer.node)
             if consumer.weight not in originals or node is None or node.domain:
                 continue
-            if node.op_type not in LINEAR_OPS:
+            if node.op_type not in LINEAR_OPS or self._tap(consumer, label) not in self.moments:
                 continue
-            removed = self._removed(consumer, label, values.get(consumer.tensor))
+            key = consumer.body, consumer.tensor
+            removed = self._removed(consumer, label, values.get(key))
             modified |= self._fold(node, consumer, removed, originals[consumer.weight])
         return modified
 
-    def _constant_values(self, work: list[tuple[Consumer, AxisLabel]]) -> dict[str, NDArray[Any]]:
-        """Values, in one sample, of activations with removed channels that never change."""
-        names = []
+    def _constant_values(
+        self, work: list[tuple[Consumer, AxisLabel]]
+    ) -> dict[tuple[str, str], NDArray[Any]]:
+        """Values, in one run, of activations with removed channels that never change, by body."""
+        names: dict[str, list[str]] = defaultdict(list)
         for consumer, label in work:
-            tap = self._tap(consumer, label)
-            steady = self.moments[tap].steady & ~self.cut.alive(label)
-            if 0 not in label.axes and (steady & (self.moments[tap].mean_square > 0)).any():
-                names.append(consumer.tensor)
-        if not names:
-            return {}
-        probe = self.target.model.clone()
-        known = {value.name for value in probe.graph.outputs}
-        produced = (value for node in probe.graph for value in node.outputs)
-        inputs = {name: self.sample[name] for name in names if name in self.sample}
-        probe.graph.outputs.extend(
-            value for value in produced if value.name in names and value.name not in known
-        )
-        fetched = [name for name in dict.fromkeys(names) if name not in inputs]
-        return inputs | run(open_session(probe, self.runtime), self.sample, fetched)
+            moments = self.moments.get(self._tap(consumer, label))
+            if moments is None or 0 in label.axes:
+                continue
+            steady = moments.steady & ~self.cut.alive(label)
+            if (steady & (moments.mean_square > 0)).any():
+                names[consumer.body].append(consumer.tensor)
+        return values_in_bodies(self.target.model, names, self.samples, self.runtime)
 
     def _tap(self, consumer: Consumer, label: AxisLabel) -> Tap:
-        rank = len(self.cut.coupling.tensors[consumer.tensor].shape)
-        return Tap(consumer.tensor, label.axes, rank)
+        return tap_at(self.cut.coupling, consumer, label.axes)
 
     def _removed(
         self, consumer: Consumer, label: AxisLabel, values: NDArray[Any] | None
@@ -207,9 +204,10 @@ class _Folding:
         self, node: ir.Node, consumer: Consumer, removed: _Removed, weight: NDArray[Any]
     ) -> bool:
         assert consumer.weight is not None
-        slot = next(
-            i for i, value in enumerate(node.inputs) if value and value.name == consumer.weight
-        )
+        names = [value.name if value is not None else None for value in node.inputs]
+        if consumer.weight not in names:  # handed on as a state that never changes
+            return False
+        slot = names.index(consumer.weight)
         opset = self.target.model.opset_imports.get("", 1)
         varying = apply_linear(node, opset, removed.means, weight, slot)
         own = axes_of_weight(node, slot, weight.shape, varying.ndim)

@@ -20,6 +20,8 @@ After::
 * Which units of a group go can be left open until its only reader is reached: it is then decided
   on what the pruned model really computes there, starting from the weights fitted to that.
 * Original and pruned model walk in lockstep, so everything costs about two forward passes.
+* Layers in the body of an If, Loop or Scan are fitted on the runs of that body. Which branch runs,
+  and what states an iteration starts from, is taken from the original.
 * Half of the batches fit, half judge: they choose the ridge, and weights that do not do better than
   the old ones are thrown away. Then both halves fit.
 
@@ -43,7 +45,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.batches import BatchBudget, drawn_rows
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.walk import Walk
+from onnxprune.calibration.walk import DeepWalk
 from onnxprune.compensation.regression.elimination import Elimination, cheapest_first
 from onnxprune.compensation.regression.gram import Gram, Regression, Solution
 from onnxprune.compensation.regression.linear_layers import (
@@ -55,9 +57,11 @@ from onnxprune.compensation.regression.problem import Half, Outcome, Problem, jo
 from onnxprune.compensation.regression.targets import Sum, flat_parts, sum_behind
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import Group
+from onnxprune.model.bodies import nodes_within, places
 from onnxprune.model.observe import ConstantValues
 from onnxprune.surgery.editable_model import EditableModel
 
+_NO_RUN = "no sample runs the body it is in"
 _BEHIND_SCORES = frozenset({"Add", "Softmax", "LogSoftmax", "Sigmoid", "Identity", "Flatten"})
 
 
@@ -181,11 +185,11 @@ class LeastSquares:
         self.settings = settings or Settings()
         self.weight_hook = weight_hook
         self._budget = BatchBudget(reference.graph, target.coupling.facts.first, feeds, 2)
-        held = feeds[: self._budget.at_start]
-        self._reference, self._pruned = (
-            Walk(model, held, context.runtime) for model in (reference, target.model)
-        )
-        self._makers = {v.name: n for n in reference.graph for v in n.outputs}
+        held, closed = feeds[: self._budget.at_start], target.coupling.closed
+        reference_walks = DeepWalk(reference, held, context.runtime, closed=closed)
+        self._walks = DeepWalk(target.model, held, context.runtime, reference_walks, closed)
+        self._pruned, self._reference = self._walks.leave(), reference_walks.outermost
+        self._makers = {v.name: n for n in nodes_within(reference.graph, closed) for v in n.outputs}
 
     def fit(
         self,
@@ -215,6 +219,7 @@ class LeastSquares:
                 self.context.progress(layers, "solving layers", len(layers))
             )
         ]
+        self._enter(None)
         for walk in (self._reference, self._pruned):
             walk.advance(None)
         names = [value.name or "" for value in graph.outputs]
@@ -224,6 +229,9 @@ class LeastSquares:
     def _fit(self, layer: LinearLayer, number: int, is_last: bool) -> LayerFit | None:
         """Fit one layer; None when it has nothing to make up for."""
         name = layer.node.outputs[0].name or ""
+        self._enter(layer.node)
+        if not len(self._pruned):
+            return None if self._is_whole(layer) else LayerFit(name, np.nan, np.nan, False, _NO_RUN)
         self._pruned.advance(layer.node)
         self._admit(layer)
         problem: Problem | None = None
@@ -236,7 +244,7 @@ class LeastSquares:
         kept = layer.kept_unknowns(self._cut)
         if kept is None:
             return None
-        whole = bool(kept.all() and layer.kept_outputs(self._cut).all())
+        whole = self._is_whole(layer)
         if whole and not self._hooked(layer):
             left_alone = is_last and not self._altered
             if left_alone or not self.settings.refit or self._unchanged(layer):
@@ -251,6 +259,17 @@ class LeastSquares:
         if outcome.solved or not whole:
             self._install(layer, outcome, problem)
         return LayerFit(name, outcome.before, outcome.after, outcome.solved)
+
+    def _enter(self, node: ir.Node | None) -> None:
+        """Go to the graph of a node with both walks; None for the main graph."""
+        self._pruned = self._walks.leave() if node is None else self._walks.at(node)
+        assert self._walks.guide is not None
+        self._reference = self._walks.guide.innermost
+
+    def _is_whole(self, layer: LinearLayer) -> bool:
+        """Whether nothing of a layer is cut."""
+        kept = layer.kept_unknowns(self._cut)
+        return bool(kept is not None and kept.all() and layer.kept_outputs(self._cut).all())
 
     def _hooked(self, layer: LinearLayer) -> bool:
         return self.weight_hook is not None and self.weight_hook.applies(layer)
@@ -276,6 +295,8 @@ class LeastSquares:
 
     def _admit(self, layer: LinearLayer) -> None:
         """Take along more batches where there is room, and few rows in those there are."""
+        if self._pruned is not self._walks.outermost:
+            return
         held = len(self._pruned)
         rows = sum(layer.rows_of(x.shape) for x in self._pruned[layer.data])
         count = self._budget.at(layer.node, held, rows, layer.shape[2], self.settings.rows)
@@ -312,8 +333,9 @@ class LeastSquares:
             return False
         names = [layer.data, *total.others]
         for name in names:
-            if name in self._makers:
-                self._reference.advance(self._makers[name], keep=names, past=True)
+            maker = self._makers.get(name)
+            if maker is not None and maker.graph is self._reference.graph:
+                self._reference.advance(maker, keep=names, past=True)
         known = all(name in self._reference for name in names)
         return known and all(
             np.array_equal(a, b)
@@ -394,9 +416,17 @@ def _give_scores(graph: ir.Graph, layers: Sequence[ir.Node]) -> set[ir.Node]:
     """Layers whose output the model returns, at most as probabilities."""
     found = set()
     returned = set(graph.outputs)
+    handed_out = {
+        value: place.node.outputs[slot]
+        for place in places(graph).values()
+        for slot, value in enumerate(place.graph.outputs if place.node.op_type == "If" else ())
+    }
     for node in layers:
         value = node.outputs[0]
         while value not in returned:
+            if value in handed_out and not value.uses():
+                value = handed_out[value]
+                continue
             uses = list(value.uses())
             if len(uses) != 1 or uses[0].node.op_type not in _BEHIND_SCORES:
                 break

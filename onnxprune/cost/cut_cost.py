@@ -12,6 +12,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.cost.figures import made_in_idle_bodies, seen_shapes
 from onnxprune.cost.kinds import KINDS, Costs, NodeCounter, Units
 from onnxprune.cost.memory import (
     Lifetimes,
@@ -49,7 +50,8 @@ class CutCost:
     """Costs of a model at its traced size, under any cut; the kinds are those of `cost.kinds`.
 
     A tensor that a cut leaves ragged counts whole; such a cut cannot be built anyway. Constants in
-    bodies that nobody could look into count unchanged, activations in them not at all.
+    bodies that nobody could look into count unchanged, activations in them not at all; so do the
+    nodes of bodies that no sample runs.
 
     Args:
         graph: the original's main graph.
@@ -70,12 +72,13 @@ class CutCost:
         whole: Mapping[str, float] | None = None,
     ) -> None:
         self._coupling = coupling
+        self._seen = partial(seen_shapes, made_in_idle_bodies(graph, coupling))
         self._facts = coupling.facts
         self._graph = graph
         self._counters = {**_PER_NODE, **(per_node or {})}
         constants = self._facts.constants
         self._parameters = frozenset(n for n, tensor in constants.items() if is_parameter(tensor))
-        shape_of = self._facts.first.shapes.__getitem__
+        shape_of = self._seen(self._facts.first.shapes.__getitem__)
         nodes = {
             kind: [node for node in graph if count(node, shape_of)]
             for kind, count in self._counters.items()
@@ -162,7 +165,7 @@ class CutCost:
     def _nodes(self, part: _Part, shape_of: ShapeOf) -> dict[str, Callable[[], float]]:
         def total(kind: str) -> float:
             count = self._counters[kind]
-            return sum(count(node, shape_of) for node in part.nodes[kind])
+            return sum(count(node, self._seen(shape_of)) for node in part.nodes[kind])
 
         return {kind: partial(total, kind) for kind in self._counters}
 

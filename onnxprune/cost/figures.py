@@ -14,8 +14,9 @@ from onnxprune.cost.macs import node_macs
 from onnxprune.cost.memory import is_parameter, observed_bytes, tensors_of
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.trace import Coupling
+from onnxprune.model.bodies import places
 from onnxprune.model.inputs import InputSpec
-from onnxprune.model.observe import Facts
+from onnxprune.model.node_view import ShapeOf
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,40 @@ class NodeCost:
     activations: int
 
 
-def node_costs(graph: ir.Graph, facts: Facts) -> list[NodeCost]:
+def made_in_idle_bodies(graph: ir.Graph, coupling: Coupling) -> frozenset[str]:
+    """Names of what bodies make that no sample runs: their nodes cost nothing in a run."""
+    idle = (place for key, place in places(graph).items() if key in coupling.idle)
+    nodes = (node for place in idle for node in place.graph)
+    return frozenset(value.name for node in nodes for value in node.outputs if value.name)
+
+
+def seen_shapes(hidden: frozenset[str], shape_of: ShapeOf) -> ShapeOf:
+    """The same shapes, with those of some tensors unknown."""
+
+    def seen(name: str) -> tuple[int, ...]:
+        if name in hidden:
+            raise KeyError(name)
+        return shape_of(name)
+
+    return seen if hidden else shape_of
+
+
+def node_costs(graph: ir.Graph, coupling: Coupling) -> list[NodeCost]:
     """Cost of every node that multiplies or reads parameters, in graph order.
 
     Args:
         graph: the main graph.
-        facts: constants, shapes and types; a parameter counts where it is first read.
+        coupling: constants, shapes and types; a parameter counts where it is first read.
     """
+    facts = coupling.facts
+    shape_of = seen_shapes(made_in_idle_bodies(graph, coupling), facts.first.shapes.__getitem__)
     seen = facts.first
     left = {name for name, tensor in facts.constants.items() if is_parameter(tensor)}
     costs = []
     for node in graph:
         read = left.intersection(tensors_of(node)) if node.op_type != "Constant" else set()
         left -= read
-        macs = node_macs(node, seen.shapes.__getitem__)
+        macs = node_macs(node, shape_of)
         if not (macs or read):
             continue
         outputs = [value.name for value in node.outputs if value.name in seen.shapes]

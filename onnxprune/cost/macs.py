@@ -7,19 +7,20 @@
     LSTM, GRU, RNN  length * batch * (elements of W + elements of R)
     Attention       scores and mixed values, every query with every key; the projections where
                     the op has their weights
-    If              the branch that costs more
+    If              the mean of its branches: which one runs is not known
     Loop            the body times the trip count where that is a constant below 2^31 - 1 (more
                     stands for no limit), once where it is not
     Scan            the body times the length
 
 Quantised and fused forms count like the op they stand for. Biases, activations, normalisation,
 softmax and whatever else works element by element count as zero, as the field's counters do. A node
-of unknown shape counts as zero, so does the body of a node that nobody could look into.
+of unknown shape counts as zero, so does the body of a node that nobody could look into, and a body
+that no sample runs where samples are given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import prod
 
 import onnx_ir as ir
@@ -133,8 +134,22 @@ def _group_query(view: NodeView) -> int:
 
 
 def _if(view: NodeView) -> int:
-    branches = (view.attribute("then_branch"), view.attribute("else_branch"))
-    return max(_graph(branch, view.shape_of) for branch in branches)
+    branches = [view.attribute("then_branch"), view.attribute("else_branch")]
+    # an unknown branch counts as nothing, and not as one of several either
+    known = [branch for branch in branches if _is_known(branch, view.shape_of)]
+    return sum(_graph(branch, view.shape_of) for branch in known) // max(len(known), 1)
+
+
+def _is_known(branch: ir.Graph, shape_of: ShapeOf) -> bool:
+    """Whether the shape of anything that a branch makes is known; it may also make nothing."""
+    made = [value.name for node in branch for value in node.outputs if value.name]
+    for name in made:
+        try:
+            shape_of(name)
+        except KeyError:
+            continue
+        return True
+    return not made
 
 
 def _loop(view: NodeView) -> int:
@@ -151,7 +166,9 @@ def _scan(view: NodeView) -> int:
     return length * _graph(view.attribute("body"), view.shape_of)
 
 
-def _graph(nodes: Iterable[ir.Node], shape_of: ShapeOf) -> int:
+def _graph(nodes: ir.Graph, shape_of: ShapeOf) -> int:
+    if not _is_known(nodes, shape_of):
+        return 0
     return sum(node_macs(node, shape_of) for node in nodes)
 
 

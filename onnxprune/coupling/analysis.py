@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.calibration.bodies import first_feeds
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.moments import Moments, Tap, collect
-from onnxprune.coupling.groups import Group, Refused, find_groups, find_refusals
-from onnxprune.coupling.trace import Coupling, trace
+from onnxprune.calibration.moments import BATCH, Moments, Tap, collect
+from onnxprune.coupling.groups import Group, Reading, Refused, find_groups, find_refusals
+from onnxprune.coupling.idle_bodies import without_idle
+from onnxprune.coupling.step import Consumer
+from onnxprune.coupling.trace import Coupling, display_name, trace
 from onnxprune.errors import CalibrationError, InputError, RuntimeFailure
+from onnxprune.model.bodies import node_id, places, subgraphs
+from onnxprune.model.execution import Execution
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.observe import Facts, Observation, observe
 from onnxprune.options import PruneOptions
@@ -36,6 +41,8 @@ class Analysis:
         file_bytes: size of the original's file, external data included; 0 where that is unknown.
         reference: the model whose outputs are to be kept, where `model` has lost something already.
         altered: sums of the model that have a constant where the reference has a residual branch.
+        more_runs: runs in which samples run bodies that the observed runs do not.
+        passing: names of groups that pass through a body which no sample runs.
     """
 
     model: ir.Model
@@ -45,6 +52,8 @@ class Analysis:
     reference: ir.Model | None = None
     file_bytes: int = 0
     altered: tuple[str, ...] = ()
+    more_runs: tuple[Observation, ...] = ()
+    passing: frozenset[str] = frozenset()
 
     @property
     def original(self) -> ir.Model:
@@ -52,9 +61,10 @@ class Analysis:
         return self.reference or self.model
 
     def runs(self) -> list[Observation]:
-        """The runs the model was observed in, one for each distinct size."""
+        """The runs the model was observed in, one for each distinct size, and `more_runs`."""
         facts = self.coupling.facts
-        return [facts.first] + ([facts.second] if facts.second is not facts.first else [])
+        second = [facts.second] if facts.second is not facts.first else []
+        return [facts.first, *second, *self.more_runs]
 
     def selected(self, include: Sequence[str], exclude: Sequence[str]) -> list[Group]:
         """Groups that the include and exclude patterns leave.
@@ -62,20 +72,25 @@ class Analysis:
         Raises:
             InputError: when a pattern matches nothing in the model.
         """
-        readers: dict[str, set[str]] = {}
-        for node in self.original.graph:
-            for value in node.inputs:
-                if value is not None and value.name:
-                    names = {node.name or "", *(output.name or "" for output in node.outputs)}
-                    readers.setdefault(value.name, set()).update(names - {""})
-        everything = {name for names in readers.values() for name in names} | readers.keys()
+        readers: dict[str, set[str]] = defaultdict(set)
+        called: dict[str, Set[str]] = {}
+        for entry in _node_names(self.original.graph):
+            called[entry.node] = entry.names
+            for tensor in entry.reads:
+                readers[tensor] |= entry.names
+        everything = readers.keys() | set().union(*called.values())
+        everything |= {group.name for group in self.groups}
+        everything |= {refused.axis for refused in self.refused}
         for pattern in (*include, *exclude):
-            if not any(fnmatchcase(name, pattern) for name in everything):
+            if not is_selected(everything, [pattern], ()):
                 raise InputError(f"the pattern {pattern!r} matches no node or tensor of the model")
 
         def names_of(group: Group) -> set[str]:
             tensors = {owned.tensor for owned in group.owned}
-            return tensors.union(*(readers.get(tensor, ()) for tensor in tensors))
+            nodes = {reading.consumer.node for reading in group.readings}
+            named: list[Set[str]] = [*(readers.get(tensor, set()) for tensor in tensors)]
+            named += [called.get(node, set()) for node in nodes]
+            return {group.name}.union(tensors, *named)
 
         return [group for group in self.groups if is_selected(names_of(group), include, exclude)]
 
@@ -108,8 +123,68 @@ def analyse(
         CalibrationError: when the model does not run on the samples.
     """
     coupling = trace(model, observe_model(model, context), normalised=normalised_axes)
-    groups, refused = tuple(find_groups(coupling)), tuple(find_refusals(coupling))
-    return Analysis(model, coupling, groups, refused, file_bytes=file_bytes)
+    coupling, more_runs = _seen_in_bodies(model, coupling, context)
+    groups, refused = find_groups(coupling), find_refusals(coupling)
+    groups, idle, passing = without_idle(model.graph, coupling, groups)
+    return Analysis(
+        model,
+        coupling,
+        tuple(groups),
+        (*refused, *idle),
+        file_bytes=file_bytes,
+        more_runs=more_runs,
+        passing=passing,
+    )
+
+
+def _seen_in_bodies(
+    model: ir.Model, coupling: Coupling, context: RunContext
+) -> tuple[Coupling, tuple[Observation, ...]]:
+    """Note which bodies no sample runs, and runs of those that the observed runs leave out."""
+    closed, runtime, facts = coupling.closed, context.runtime, coupling.facts
+    known = places(model.graph, closed)
+    if context.samples is None or not known:
+        return coupling, ()
+    try:
+        ran = first_feeds(model, context.samples.batches(BATCH), runtime, closed)
+        observed = first_feeds(model, [facts.first.feed, facts.second.feed], runtime, closed)
+    except RuntimeFailure as error:
+        raise CalibrationError(f"the model does not run on the samples: {error}") from error
+    more = {id(feed): feed for key, feed in ran.items() if key not in observed}
+    execution = Execution(model, runtime, optimise=False)
+    runs = tuple(Observation(feed, outputs=execution.run(feed)) for feed in more.values())
+    return replace(coupling, idle=frozenset(known.keys() - ran.keys())), runs
+
+
+def _node_names(graph: ir.Graph, around: Set[str] = frozenset()) -> Iterator[_NodeNames]:
+    """What each node of a graph and of the bodies in it is called.
+
+    Args:
+        graph: the main graph, or a body.
+        around: names of the nodes it is in.
+    """
+    for node in graph:
+        outputs = {value.name or "" for value in node.outputs}
+        names = frozenset({node.name or "", display_name(node), *outputs, *around} - {""})
+        for body in subgraphs(node):
+            yield from _node_names(body, names)
+        reads = [value.name for value in node.inputs if value is not None and value.name]
+        yield _NodeNames(node_id(node), reads, names)
+
+
+@dataclass(frozen=True)
+class _NodeNames:
+    """What a node is called.
+
+    Attributes:
+        node: its id.
+        reads: names of the tensors it reads.
+        names: of the node, of what it makes, and of the nodes in whose bodies it is.
+    """
+
+    node: str
+    reads: Sequence[str]
+    names: Set[str]
 
 
 def observe_model(model: ir.Model, context: RunContext) -> Facts:
@@ -143,12 +218,14 @@ def is_selected(names: Collection[str], include: Sequence[str], exclude: Sequenc
 
     Args:
         names: of its tensors and nodes.
-        include: patterns as in `fnmatch`; empty for everything.
-        exclude: patterns as in `fnmatch`.
+        include: names, or patterns as in `fnmatch`; empty for everything.
+        exclude: names, or patterns as in `fnmatch`.
     """
 
     def match(patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+        return any(
+            name == pattern or fnmatchcase(name, pattern) for name in names for pattern in patterns
+        )
 
     return (not include or match(include)) and not match(exclude)
 
@@ -189,13 +266,20 @@ def statistics_of(analysis: Analysis, context: RunContext) -> dict[Tap, Moments]
     return collect(analysis.model, taps, context.samples, context.runtime, context.progress)
 
 
-def tap_of(coupling: Coupling, reading: Any) -> Tap:
+def tap_of(coupling: Coupling, reading: Reading) -> Tap:
     """Where the statistics of a reading are taken: at the consumer's own input."""
-    rank = len(coupling.tensors[reading.consumer.tensor].shape)
+    consumer = reading.consumer
+    plain = tap_at(coupling, consumer, reading.axes)
     if 0 not in reading.axes:
-        return Tap(reading.consumer.tensor, reading.axes, rank)
+        return plain
     lines = np.moveaxis(reading.units, reading.axes.index(0), 0)
-    return Tap(reading.consumer.tensor, reading.axes, rank, len(lines), _period(lines))
+    return replace(plain, extent=len(lines), period=_period(lines))
+
+
+def tap_at(coupling: Coupling, consumer: Consumer, axes: tuple[int, ...]) -> Tap:
+    """Where the statistics of some axes of what a consumer reads are taken."""
+    rank = len(coupling.tensors[consumer.tensor].shape)
+    return Tap(consumer.tensor, axes, rank, body=consumer.body)
 
 
 def _period(lines: NDArray[np.int64]) -> int:

@@ -40,6 +40,7 @@ class Consumer:
         weight: the constant it is multiplied with, or None for another activation.
         weight_axis: the contracted axis of the weight.
         group: number of convolution groups.
+        body: key of the body that the node is in; empty for the main graph.
     """
 
     node: str
@@ -48,6 +49,7 @@ class Consumer:
     weight: str | None = None
     weight_axis: int = 0
     group: int = 1
+    body: str = ""
 
 
 @dataclass(frozen=True)

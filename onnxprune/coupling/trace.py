@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Iterator, Mapping
 from contextlib import suppress
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from onnxprune.coupling.relations import Relations
 from onnxprune.coupling.static_values import static_values
 from onnxprune.coupling.step import Consumer, Refusal, Rule, Statistic, Step
 from onnxprune.coupling.subgraph_shapes import Bodies
-from onnxprune.model.bodies import body_of, captured, node_id, subgraphs
+from onnxprune.model.bodies import body_of, captured, node_id, nodes_within, places, subgraphs
 from onnxprune.model.observe import Facts
 
 _INTEGER_TYPES = frozenset(
@@ -46,6 +46,7 @@ class Coupling:
         static: tensors whose observed values hold for every input of the observed size.
         closed: ids of the nodes whose subgraphs are not looked into.
         renumbered: ids of the lookups whose indices will speak of what is left of their table.
+        idle: keys of the bodies that no sample runs.
     """
 
     relations: Relations
@@ -59,10 +60,15 @@ class Coupling:
     static: frozenset[str]
     closed: frozenset[str]
     renumbered: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
 
     def value(self, name: str) -> NDArray[Any] | None:
         """Value of a constant, or of an integer tensor that does not depend on data."""
         return self.facts.value(name) if name in self.static else None
+
+    def nodes(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Nodes of a graph and of the bodies in it, each behind those of its own bodies."""
+        return nodes_within(graph, self.closed)
 
     def inexact_units(self) -> set[int]:
         """Units on axes whose statistics, once cut, run over what is kept."""
@@ -139,6 +145,7 @@ class _Walk:
         self.statistics: list[Statistic] = []
         self._model = model
         self._bodies = bodies
+        self._keys = {id(place.graph): key for key, place in places(model.graph).items()}
         self._normalised = normalised
         self.held = opening is None
         self._rules = opening.rules if opening is not None else {}
@@ -165,8 +172,9 @@ class _Walk:
                 _refuse(step, str(refusal))
             else:
                 self.zero_points |= step.zero_points
-                if outermost:  # the tensors of a body are never seen at run time
-                    self.consumers += step.consumers
+                body = self._keys.get(id(graph), "")
+                self.consumers += [replace(consumer, body=body) for consumer in step.consumers]
+                if outermost:
                     self.statistics += step.statistics
             _freeze_rest(step)
 

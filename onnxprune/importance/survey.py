@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.batches import BatchBudget, drawn_rows
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.walk import Walk
+from onnxprune.calibration.walk import DeepWalk, Walk
 from onnxprune.compensation.regression.elimination import Reader
 from onnxprune.compensation.regression.gram import MomentSums
 from onnxprune.compensation.regression.linear_layers import (
@@ -86,9 +86,11 @@ class Survey:
         self._context = context
         self._feeds = feeds
         self._budget = BatchBudget(model.graph, coupling.facts.first, feeds, 1)
-        self._walk = Walk(model, feeds[: self._budget.at_start], context.runtime)
-        self._nodes = {v.name: n for n in model.graph for v in n.outputs if v.name}
-        self._place = {id(node): place for place, node in enumerate(model.graph)}
+        held = feeds[: self._budget.at_start]
+        self._walks = DeepWalk(model, held, context.runtime, closed=coupling.closed)
+        nodes = list(coupling.nodes(model.graph))
+        self._nodes = {v.name: n for n in nodes for v in n.outputs if v.name}
+        self._place = {id(node): place for place, node in enumerate(nodes)}
         self._opset = model.opset_imports.get("", 1)
 
     def groups(self, groups: Sequence[Group]) -> Iterator[tuple[int, dict[Reading, list[Reader]]]]:
@@ -142,23 +144,29 @@ class Survey:
         unknowns = layer.shape[2]
         if unknowns > self._settings.largest:
             return None
-        self._walk.advance(node)
-        covariance = self._covariance(layer, unknowns, position)
+        walk = self._walks.at(node)
+        if not len(walk):
+            return None
+        walk.advance(node)
+        covariance = self._covariance(layer, unknowns, position, walk)
         matrix = layer.matrix(np.asarray(self._constants[layer.weight]))
         spread = np.einsum("god,gde,goe->", matrix, covariance, matrix, optimize=True)
         shapes, rank = self._coupling.facts.first.shapes, len(layer.output_shape)
-        total = sum_behind(node, self._walk, rank, shapes, layer.output_axes)
-        sums = self._walk.preview(total.last, [total.name])[total.name].astype(np.float64)
+        total = sum_behind(node, walk, rank, shapes, layer.output_axes)
+        sums = walk.preview(total.last, [total.name])[total.name].astype(np.float64)
         others = tuple(axis for axis in range(sums.ndim) if axis not in layer.output_axes)
         return _Seen(layer, covariance, float(spread), float(sums.var(axis=others).sum()))
 
-    def _covariance(self, layer: LinearLayer, unknowns: int, position: int) -> NDArray[np.float64]:
+    def _covariance(
+        self, layer: LinearLayer, unknowns: int, position: int, walk: Walk
+    ) -> NDArray[np.float64]:
         """Covariance of the unknowns over rows drawn from all batches."""
         wanted = max(self._settings.rows, self._settings.rows_per_unknown * unknowns)
-        held, rows = len(self._walk), sum(layer.rows_of(x.shape) for x in self._walk[layer.data])
-        count = self._budget.at(layer.node, held, rows, unknowns, wanted)
-        self._walk.admit(self._feeds[held:count])
-        data = self._walk[layer.data]
+        if walk is self._walks.outermost:
+            held, rows = len(walk), sum(layer.rows_of(x.shape) for x in walk[layer.data])
+            count = self._budget.at(layer.node, held, rows, unknowns, wanted)
+            walk.admit(self._feeds[held:count])
+        data = walk[layer.data]
         counts = [layer.rows_of(batch.shape) for batch in data]
         drawn = drawn_rows(counts, wanted, [self._context.seed, position])
         total = MomentSums()

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.errors import InputError, RuntimeFailure
+from onnxprune.model.bodies import nodes_within
 from onnxprune.model.execution import Execution, open_session, run
 from onnxprune.model.inputs import (
     InputSpec,
@@ -286,7 +287,10 @@ class ConstantValues:
     def __init__(self, model: ir.Model, constants: Mapping[str, ir.TensorProtocol]) -> None:
         self._constants = constants
         self._producers = {
-            value.name: node for node in model.graph for value in node.outputs if value.name
+            value.name: node
+            for node in nodes_within(model.graph)
+            for value in node.outputs
+            if value.name
         }
         self._opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
         self._ir_version = part_version(model)

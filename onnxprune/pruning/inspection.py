@@ -37,7 +37,7 @@ def inspect_model(
     return Inspection(
         sizes=sizes_of(analysis, (), loaded_bytes(loaded)),
         batch=batch_of(analysis),
-        nodes=tuple(node_costs(graph, coupling.facts)),
+        nodes=tuple(node_costs(graph, coupling)),
         groups=analysis.groups,
         refused=analysis.refused,
         network=find_network(graph, coupling, analysis.groups, analysis.refused),

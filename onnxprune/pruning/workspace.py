@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.calibration.augment import augmented
 from onnxprune.calibration.batches import load_held_batches
@@ -150,8 +152,9 @@ def rewrite(
             full,
             groups,
             context.runtime,
-            feeds=[calibration.samples.take(2)] if calibration is not None else None,
+            feeds=_compared(analysis, calibration) if calibration is not None else None,
             moments=calibration.moments if calibration is not None else None,
+            varying=analysis.passing,
         ).units
     aligned: tuple[str, ...] = ()
     if options.components and compensation.refits_layers and calibration is not None:
@@ -162,6 +165,11 @@ def rewrite(
     if aligned:
         calibration = _recalibrated(calibration, current, context)
     return Workspace(analysis, current, calibration, lossless, aligned)
+
+
+def _compared(analysis: Analysis, calibration: Calibration) -> list[Mapping[str, NDArray[Any]]]:
+    """A few samples, and some that run the bodies which these do not."""
+    return [calibration.samples.take(2), *(run.feed for run in analysis.more_runs)]
 
 
 def _recalibrated(

@@ -14,6 +14,7 @@ from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import Group
 from onnxprune.coupling.labels import AxisLabel, TensorLabels, rename
 from onnxprune.coupling.trace import Coupling
+from onnxprune.model.bodies import places
 from onnxprune.model.observe import ConstantValues, constants_of
 from onnxprune.surgery.editor import Editor
 from onnxprune.surgery.slicing import zero_removed
@@ -43,7 +44,10 @@ class EditableModel:
         self.coupling = replace(coupling, tensors=self._tensors, facts=grown)
         self.editor = Editor(model.graph)
         self.nodes = {
-            value.name: node for node in model.graph for value in node.outputs if value.name
+            value.name: node
+            for node in self.coupling.nodes(model.graph)
+            for value in node.outputs
+            if value.name
         }
 
     def add_to_output(
@@ -70,7 +74,7 @@ class EditableModel:
     def mask(self, cut: Cut) -> None:
         """Set what is going to be removed to zero, in the graph and in what the coupling knows."""
         zero_removed(self.model, cut)
-        for name, tensor in constants_of(self.model.graph).items():
+        for name, tensor in self._constants_in_graphs().items():
             if cut.touches(name):
                 shape = tuple(tensor.shape.numpy())
                 self.register_tensor(
@@ -108,7 +112,9 @@ class EditableModel:
         unused = not value.uses() and not value.is_graph_output()
         if producer is not None and unused and len(producer.outputs) == 1:
             sources = [value for value in producer.inputs if value is not None]
-            self.model.graph.remove(producer, safe=True)
+            graph = producer.graph
+            assert isinstance(graph, ir.Graph)
+            graph.remove(producer, safe=True)
             for source in sources:
                 self._drop_chain(source)
         else:
@@ -164,13 +170,15 @@ class EditableModel:
         self._tensors[name] = TensorLabels(name, shapes[0], tuple(axis_labels), tensor is not None)
 
     def replace_constant(self, name: str, array: NDArray[Any]) -> None:
-        """Give a constant of the main graph another value of its shape and dtype."""
+        """Give a constant another value of its shape and dtype."""
         old = self.coupling.facts.constants[name]
         tensor = ir.Tensor(array, dtype=old.dtype, name=old.name, doc_string=old.doc_string)
         tensor.metadata_props.update(old.metadata_props)
         shape = tuple(tensor.shape.numpy())
-        if name in self.model.graph.initializers:
-            self.model.graph.initializers[name].const_value = tensor
+        for graph in self._graphs():
+            if name in graph.initializers:
+                graph.initializers[name].const_value = tensor
+                break
         else:
             node = self.nodes[name]
             node.attributes.clear()
@@ -200,6 +208,18 @@ class EditableModel:
     def constants(self) -> ConstantValues:
         """Values of the constants as they are now."""
         return ConstantValues(self.model, self.coupling.facts.constants)
+
+    def _graphs(self) -> list[ir.Graph]:
+        """The main graph, and the bodies that are looked into."""
+        inner = places(self.model.graph, self.coupling.closed).values()
+        return [self.model.graph, *(place.graph for place in inner)]
+
+    def _constants_in_graphs(self) -> dict[str, ir.TensorProtocol]:
+        """Initializers and outputs of Constant nodes, those of bodies included, by name."""
+        found: dict[str, ir.TensorProtocol] = {}
+        for graph in self._graphs():
+            found |= constants_of(graph)
+        return found
 
     def _into_slot(self, node: ir.Node, vector: NDArray[np.float64], dtype: np.dtype[Any]) -> bool:
         """Conv, ConvTranspose: input 2 is the bias, [O]."""

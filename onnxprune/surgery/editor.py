@@ -60,7 +60,7 @@ class Editor:
         """Put a node of the default domain before another; return its output, named like `name`."""
         made = ir.node(op_type, inputs, attributes)
         made.outputs[0].name = self.unique_name(name)
-        self.graph.insert_before(node, made)
+        _graph_of(node).insert_before(node, made)
         return made.outputs[0]
 
     def insert_behind(
@@ -73,7 +73,7 @@ class Editor:
         name, node = output.name or "", output.producer()
         assert node is not None
         made = ir.node(op_type, [output, *others])
-        self.graph.insert_after(node, made)
+        _graph_of(node).insert_after(node, made)
         output.replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
         made.replace_input_with(0, output)
         output.name = self.unique_name(f"{name}{suffix}")
@@ -117,6 +117,12 @@ class Editor:
         literal = self.add_initializer(f"{base}_literal", wanted)
         corrected = self.insert_before(node, "Where", [mask, literal, computed], name=base)
         node.replace_input_with(slot, corrected)
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    """The graph a node is in: a body, where the editor is that of a graph around it."""
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
 
 
 def _names(graph: ir.Graph) -> Iterator[str | None]:

@@ -145,7 +145,7 @@ def test_it_says_whether_it_changed_anything() -> None:
     subject, samples = traced(mlp()), {"input": np.zeros((4, 3), np.float32)}
     dead = [int(subject.units("w1", 0)[0])]
     full, cut = fold(subject, [], samples)
-    assert not fold_means(full, subject.cut([]), {}, samples, ONE_THREAD)
+    assert not fold_means(full, subject.cut([]), {}, [samples], ONE_THREAD)
     full, cut = fold(subject, dead, samples)
     assert ir.to_proto(full.model) != ir.to_proto(subject.model)
     assert cut.touches("w1")

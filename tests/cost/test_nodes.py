@@ -19,7 +19,7 @@ def test_a_shared_weight_is_multiplied_twice_and_stored_once() -> None:
     subject = traced(
         parse(SHARED, {"w": np.ones((4, 4), np.float32), "b1": np.ones(4, np.float32)})
     )
-    costs = node_costs(subject.model.graph, subject.coupling.facts)
+    costs = node_costs(subject.model.graph, subject.coupling)
     assert [(c.op_type, c.macs, c.parameters, c.bytes, c.activations) for c in costs] == [
         ("MatMul", 32, 16, 64, 32),
         ("Add", 0, 4, 16, 32),
@@ -31,7 +31,7 @@ def test_half_precision_takes_half_the_bytes() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
         g (float16[2, 4] x) => (float16[2, 3] y) { y = MatMul(x, w) }"""
     subject = traced(parse(text, {"w": np.ones((4, 3), np.float16)}))
-    (cost,) = node_costs(subject.model.graph, subject.coupling.facts)
+    (cost,) = node_costs(subject.model.graph, subject.coupling)
     assert (cost.parameters, cost.bytes, cost.activations) == (12, 24, 12)
 
 
@@ -46,5 +46,5 @@ def test_what_a_body_reads_and_holds_counts_with_its_node() -> None:
           else_branch = b () => (float[2, 4] e) { e = MatMul(x, w) }> }"""
     weights = {"w": np.ones((4, 4), np.float32), "flag": np.array(True)}
     subject = traced(parse(text, weights))
-    (cost,) = node_costs(subject.model.graph, subject.coupling.facts)
+    (cost,) = node_costs(subject.model.graph, subject.coupling)
     assert (cost.op_type, cost.macs, cost.parameters, cost.bytes) == ("If", 32, 20, 80)

@@ -76,7 +76,7 @@ def test_parameters(name: str) -> None:
     subject = traced(proto)
     ours = {
         cost.node: cost.parameters
-        for cost in node_costs(subject.model.graph, subject.coupling.facts)
+        for cost in node_costs(subject.model.graph, subject.coupling)
         if cost.op_type in PRODUCTS and cost.parameters
     }
     nodes = profiled(proto, subject).nodemap.values()

@@ -37,7 +37,7 @@ def fold(subject: Traced, dead: Sequence[int], samples: Samples) -> tuple[Editab
     read = read_samples(samples, input_specs(subject.model))
     full = EditableModel(subject.model.clone(), subject.coupling)
     moments = moments_of(subject, samples)
-    fold_means(full, subject.cut(list(dead)), moments, read.take(1), ONE_THREAD)
+    fold_means(full, subject.cut(list(dead)), moments, [read.take(1)], ONE_THREAD)
     return full, Cut(full.coupling, dead)
 
 

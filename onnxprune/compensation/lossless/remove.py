@@ -32,7 +32,8 @@ Conditions:
   samples, where given, add what never changed in those.
 * duplicates are merged where every reader is a Conv, ConvTranspose, Gemm, MatMul or Einsum with a
   floating-point weight of its own, without groups; products of two activations cannot be merged.
-* groups with weights inside the body of a Loop, If or Scan are left alone;
+* inside the body of an If, Loop or Scan all samples are all runs of that body; nothing is constant
+  for a reader whose body did not run;
 * units with constraints (heads, grouped convolutions) go only where nothing else has to go along.
 * the result has to give what the original gives on all feeds, to the certificate's tolerance; a
   group for which it does not stays as it was.
@@ -43,7 +44,7 @@ Source: Srinivas & Babu 2015 (equal neurons).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -52,16 +53,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.calibration.bodies import first_feeds
 from onnxprune.calibration.moments import Moments, Tap
 from onnxprune.compensation.agreement import agreeing_groups
 from onnxprune.compensation.fold_means import fold_means
 from onnxprune.compensation.lossless.value_numbers import ABSENT, NOTHING, ZERO, Carriers, Numbering
+from onnxprune.coupling.analysis import tap_at
 from onnxprune.coupling.closure import close
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.group_view import GroupView
 from onnxprune.coupling.groups import Group, Reading
 from onnxprune.coupling.step import Consumer
-from onnxprune.model.observe import constants_of as constants_of_graph
 from onnxprune.model.runtime import Runtime
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.linear import SMALL_MAP, is_linear, is_mergeable, move_weights
@@ -111,6 +113,7 @@ def remove_lossless(
     runtime: Runtime,
     feeds: Sequence[Mapping[str, NDArray[Any]]] | None = None,
     moments: Mapping[Tap, Moments] | None = None,
+    varying: Collection[str] = (),
 ) -> LosslessRemoval:
     """Find units whose removal changes nothing, and make them ready to be cut away.
 
@@ -121,14 +124,17 @@ def remove_lossless(
         feeds: inputs to compare original and result on; default: those the model was traced on.
         moments: activation statistics by tap; units that were steady in all samples then count as
             constant. The feeds should be calibration samples then.
+        varying: names of groups whose units may vary although they were steady in all samples.
     """
-    facts, here = target.coupling.facts, constants_of_graph(target.model.graph)
-    groups = [group for group in groups if all(own.tensor in here for own in group.owned)]
+    facts, coupling = target.coupling.facts, target.coupling
     feeds = feeds if feeds is not None else [facts.first.feed, facts.second.feed]
 
+    ran = {"", *first_feeds(target.model, feeds, runtime, coupling.closed)}
+
     def removed(model: EditableModel, names: Collection[str]) -> dict[str, RedundantUnits]:
-        search = _Search(model, [group for group in groups if group.name in names], moments or {})
-        return search.run(feeds[0], runtime)
+        chosen = [group for group in groups if group.name in names]
+        search = _Search(model, chosen, moments or {}, ran, varying)
+        return search.run(feeds, runtime)
 
     kept, dropped = agreeing_groups(
         target,
@@ -144,11 +150,18 @@ class _Search:
     """Redundant units of each group of a model that is being changed."""
 
     def __init__(
-        self, target: EditableModel, groups: Sequence[Group], moments: Mapping[Tap, Moments]
+        self,
+        target: EditableModel,
+        groups: Sequence[Group],
+        moments: Mapping[Tap, Moments],
+        ran: Set[str],
+        varying: Collection[str],
     ) -> None:
+        self.varying = varying
         self.target = target
         self.groups = groups
         self.moments = moments
+        self.ran = ran
         self.found = [RedundantUnits() for _ in groups]
         self.dead = np.zeros(target.coupling.relations.count, bool)
         self._constant: list[NDArray[np.bool_]] = [np.zeros(group.size, bool) for group in groups]
@@ -159,13 +172,13 @@ class _Search:
         self._looked_at: dict[int, list[ir.TensorProtocol]] = {}
 
     def run(
-        self, sample: Mapping[str, NDArray[Any]], runtime: Runtime
+        self, feeds: Sequence[Mapping[str, NDArray[Any]]], runtime: Runtime
     ) -> dict[str, RedundantUnits]:
         """Remove until nothing more can be removed; returns what was, by name of the group."""
         for _ in range(_ROUNDS):
             if not sum(self.remove(number) for number in range(len(self.groups))):
                 break
-        self.fold_constants(sample, runtime)
+        self.fold_constants(feeds, runtime)
         pairs = zip(self.groups, self.found, strict=True)
         return {group.name: units for group, units in pairs if units.units}
 
@@ -189,7 +202,8 @@ class _Search:
                 self.target.constants(),
                 self._consumers,
             ),
-            self.moments,
+            {} if group.name in self.varying else self.moments,
+            self.ran,
         )
         left = ~self.dead[group.units]
         dead = left & spare.dead()
@@ -203,7 +217,7 @@ class _Search:
         self.target.blank(group, gone)
         return bool(gone)
 
-    def fold_constants(self, sample: Mapping[str, NDArray[Any]], runtime: Runtime) -> None:
+    def fold_constants(self, feeds: Sequence[Mapping[str, NDArray[Any]]], runtime: Runtime) -> None:
         """Fold constant units into the biases of their readers."""
         coupling, folded = self.target.coupling, []
         for group, found, mask in zip(self.groups, self.found, self._constant, strict=True):
@@ -217,12 +231,11 @@ class _Search:
         for consumer in coupling.consumers:
             for label in coupling.tensors[consumer.tensor].axis_labels:
                 if consumer.axis in label.axes and not cut.alive(label).all():
-                    rank = len(coupling.tensors[consumer.tensor].shape)
                     gone = ~cut.alive(label)
                     nothing, some = np.zeros(gone.shape), gone.astype(np.float64)
                     seen = Moments(1, nothing, some, some, gone, gone)
-                    moments[Tap(consumer.tensor, label.axes, rank)] = seen
-        fold_means(self.target, cut, moments, sample, runtime, exact=True)
+                    moments[tap_at(coupling, consumer, label.axes)] = seen
+        fold_means(self.target, cut, moments, feeds, runtime, exact=True)
         for group, found in zip(self.groups, self.found, strict=True):
             self.target.blank(group, found.constant)
 
@@ -288,6 +301,7 @@ class SpareUnits:
         group: the group.
         numbering: the values of its units.
         moments: activation statistics by tap, if there are any.
+        ran: keys of the bodies whose values can be looked up, "" for the main graph.
     """
 
     def __init__(
@@ -296,11 +310,13 @@ class SpareUnits:
         group: Group,
         numbering: Numbering,
         moments: Mapping[Tap, Moments],
+        ran: Set[str],
     ) -> None:
         self.target = target
         self.group = group
         self.numbering = numbering
         self.moments = moments
+        self._ran = ran
         self.values = [
             numbering.at(reading.consumer.tensor, reading.axes) for reading in group.readings
         ]
@@ -322,6 +338,7 @@ class SpareUnits:
         ):
             steady = np.isin(values.number, fixed) | self._steady(reading)
             foldable = is_linear(self.target, reading) and 0 not in reading.axes
+            foldable = foldable and reading.consumer.body in self._ran
             result &= unfelt | (steady & foldable)
         return result
 
@@ -378,9 +395,8 @@ class SpareUnits:
         return result
 
     def _steady(self, reading: Reading) -> NDArray[np.bool_]:
-        tensor = reading.consumer.tensor
-        rank = len(self.target.coupling.tensors[tensor].shape)
-        moments = self.moments.get(Tap(tensor, reading.axes, rank))
+        tap = tap_at(self.target.coupling, reading.consumer, reading.axes)
+        moments = self.moments.get(tap)
         result = np.zeros(self.group.size, bool)
         if moments is not None:
             steady = moments.steady

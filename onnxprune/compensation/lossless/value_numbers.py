@@ -572,7 +572,7 @@ class Carriers:
         for number, tensors in enumerate(self.layers):
             for name in tensors:
                 touching[name].append(number)
-        for node in graph:
+        for node in coupling.nodes(graph):
             for value in (*node.inputs, *node.outputs):
                 for number in touching.get(value.name or "", ()) if value is not None else ():
                     carriers[number][id(node)] = node

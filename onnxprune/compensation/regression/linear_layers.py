@@ -365,6 +365,8 @@ def linear_layer(node: ir.Node, coupling: Coupling, opset: int) -> LinearLayer |
             return None
         shapes[name] = coupling.facts.first.shapes[name]
         if slot < 2 and known.constant:
+            if not _is_known(value):
+                return None
             constant.append(slot)
     if len(constant) != 1:
         return None
@@ -378,10 +380,23 @@ def linear_layer(node: ir.Node, coupling: Coupling, opset: int) -> LinearLayer |
 
 
 def replaceable_layers(model: ir.Model, coupling: Coupling) -> list[LinearLayer]:
-    """Layers whose float weight nothing else reads, in graph order."""
+    """Layers whose float weight nothing else reads, in graph order, those in bodies included."""
     opset = model.opset_imports.get("", 1)
-    layers = (linear_layer(node, coupling, opset) for node in model.graph)
+    layers = (linear_layer(node, coupling, opset) for node in coupling.nodes(model.graph))
     return [layer for layer in layers if layer is not None and _owns_weight(layer)]
+
+
+def _is_known(value: ir.Value | None) -> bool:
+    """Whether a constant is worked out from constants, not from the states of a Loop or Scan."""
+    waiting = [value]
+    while waiting:
+        leaf = waiting.pop()
+        producer = leaf.producer() if leaf is not None else None
+        if producer is not None:
+            waiting += producer.inputs
+        elif leaf is not None and not leaf.is_initializer():
+            return False
+    return True
 
 
 def reading_unknowns(layer: LinearLayer, reading: Reading) -> NDArray[Any] | None:

@@ -12,14 +12,13 @@ import onnx_ir as ir
 
 from onnxprune.coupling.labels import Operand, TensorLabels, join, rename
 from onnxprune.coupling.step import Refusal, RuleTable, Step
-from onnxprune.model.bodies import body_of, read_from_outside, subgraphs
+from onnxprune.model.bodies import body_of, subgraphs
 
 
 def _if(step: Step) -> None:
     """If: both branches make the same labels."""
     branches = subgraphs(step.node)
     for branch in branches:
-        _note_readers(step, branch)
         step.walk.along(branch)
     for slot in step.outputs():
         results = [_result(step, branch.outputs[slot]) for branch in branches]
@@ -47,7 +46,6 @@ def _repeated(step: Step) -> None:
         state = TensorLabels(formals[formal], labels.shape, axis_labels)
         step.tensors[formals[formal]] = state
         changing.append((labels.zero, state, graph.outputs[result]))
-        _note_reader(step, labels)
     for slot, formal, axis in body.slices:
         labels = step.read(slot)
         axis %= len(labels.shape)
@@ -58,8 +56,6 @@ def _repeated(step: Step) -> None:
         moved = rename(axis_labels, {old: new for new, old in enumerate(kept)})
         name = formals[formal]
         step.tensors[name] = TensorLabels(name, shape, moved, zero=labels.zero)
-        _note_reader(step, labels)
-    _note_readers(step, graph)
     _find_zeros(step, graph, changing)
     step.walk.along(graph)
     for slot, formal, result, out in body.states:
@@ -124,19 +120,6 @@ def _result(step: Step, value: ir.Value) -> TensorLabels:
     if name not in step.tensors:
         raise Refusal(f"the shape of {name} is unknown")
     return step.tensors[name]
-
-
-def _note_readers(step: Step, graph: ir.Graph) -> None:
-    for name in read_from_outside(graph):
-        if name in step.tensors:
-            _note_reader(step, step.tensors[name])
-
-
-def _note_reader(step: Step, labels: TensorLabels) -> None:
-    """Values captured by a subgraph count as read by the whole node."""
-    for axis in {axis for label in labels.axis_labels for axis in label.axes}:
-        if not labels.constant:
-            step.note_consumer(labels, axis)
 
 
 RULES: RuleTable = {("", "If"): _if, **{("", op): _repeated for op in ("Loop", "Scan")}}
