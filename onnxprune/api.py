@@ -63,9 +63,10 @@ def prune(
         labels: one label for each sample, for measuring quality and for `loss`: classes, or with a
             `metric` anything (boxes, masks, text), in an array, a list, .npy, .npz, .json, .jsonl
             or text file.
-        metric: function of all outputs ({name: array [samples, ...]}), those of the original and
-            the labels (None without), or of outputs and labels, whose result is higher for better
-            answers; also as module.py:function.
+        metric: what measures quality: `agreement`, `kappa`, `r2`, `topk`, `map` (detection), `iou`
+            (segmentation), `perplexity` or `retrieval`; or a function of all outputs ({name: array
+            [samples, ...]}), those of the original and the labels (None without), or of outputs and
+            labels, whose result is higher for better answers, also as module.py:function.
         criterion: how units are ranked: `l1`, `l2`, `redundancy` or `random`; with samples also
             `reconstruction`, `variance`, `std`, `activity`, `taylor` or `fisher`. Default:
             `reconstruction` with samples, else `l2`.

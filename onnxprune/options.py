@@ -267,10 +267,11 @@ METRIC = Option(
     "metric",
     str | Callable[..., Any] | None,
     None,
-    "function of all outputs ({name: array [samples, ...]}), those of the original and the labels "
-    "(None without), or of outputs and labels, whose result is higher for better answers; also as "
-    "module.py:function",
-    metavar="FUNCTION",
+    "what measures quality: `agreement`, `kappa`, `r2`, `topk`, `map` (detection), `iou` "
+    "(segmentation), `perplexity` or `retrieval`; or a function of all outputs ({name: array "
+    "[samples, ...]}), those of the original and the labels (None without), or of outputs and "
+    "labels, whose result is higher for better answers, also as module.py:function",
+    metavar="NAME",
 )
 
 BATCH = Option(

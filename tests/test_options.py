@@ -31,6 +31,7 @@ from onnxprune.options import (
     target_text,
 )
 from onnxprune.passes.pipeline.options import documented
+from onnxprune.verification.metrics import METRICS
 
 DECLARED = (*OPTIONS, *RUNTIME_OPTIONS, LABELS, METRIC, BATCH)
 OTHERS = {"model", "calibration", "measure_latency", "progress"}
@@ -80,6 +81,7 @@ def test_help_names_what_there_is() -> None:
     helps = {option.name: option.help for option in OPTIONS}
     assert all(f"`{name}`" in helps["criterion"] for name in criterion_names())
     assert all(f"`{name}`" in helps["loss"] for name in LOSSES)
+    assert all(f"`{name}`" in METRIC.help for name in METRICS)
     assert tuple(VIEWS) == AUGMENTATIONS
     assert tuple(each.name for each in compensate.COMPENSATIONS) == COMPENSATIONS
     for option in OPTIONS:

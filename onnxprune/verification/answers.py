@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnxprune.calibration.labels import Labels, take_labels
 from onnxprune.calibration.streams import Numbered, Samples, numbered
 from onnxprune.model.execution import open_session, run
-from onnxprune.model.outputs import ScoreLayout, gives_scores, output_producer
 from onnxprune.model.runtime import Runtime
+from onnxprune.verification.measures import OutputMeasure, output_measures
 
 Values: TypeAlias = "NDArray[Any] | list[Any]"
 """Of one output: [samples, ...], or one array for each sample where their shapes differ."""
@@ -31,7 +31,8 @@ class Answers:
         outputs: of the model that is judged, by name.
         reference: of the original on the same samples, by name.
         labels: of these samples; None without.
-        layouts: how class scores lie in the outputs that may hold them, by name.
+        measures: what the float outputs hold, by name.
+        ragged: outputs that are lists of samples without the axis of samples.
         inputs: integer inputs of at most two axes, such as token ids, by name.
         numbers: which samples these are, int64 [samples].
     """
@@ -39,9 +40,32 @@ class Answers:
     outputs: Mapping[str, Values]
     reference: Mapping[str, Values]
     labels: Labels | None = None
-    layouts: Mapping[str, ScoreLayout] = field(default_factory=dict)
+    measures: Mapping[str, OutputMeasure] = field(default_factory=dict)
+    ragged: frozenset[str] = frozenset()
     inputs: Mapping[str, Values] = field(default_factory=dict)
     numbers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def pairs(self, name: str) -> Iterator[tuple[NDArray[Any], NDArray[Any], Labels | None]]:
+        """The original's and the model's output with the axis of samples, and their labels.
+
+        Args:
+            name: of an output; nothing comes of those that are no arrays.
+
+        Yields:
+            all samples at once, or sample by sample where shapes differ; labels are None where
+            arrays are not those of single samples.
+        """
+        wanted, got = self.reference[name], self.outputs[name]
+        if isinstance(wanted, np.ndarray) and isinstance(got, np.ndarray):
+            yield wanted, got, self.labels
+            return
+        known = self.labels is not None and len(wanted) == len(self.numbers)
+        for place, (first, second) in enumerate(zip(wanted, got, strict=True)):
+            labels = self.labels[place : place + 1] if known and self.labels is not None else None
+            if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+                if name in self.ragged:
+                    first, second = first[None], second[None]
+                yield first, second, labels
 
     def alone(self, place: int) -> Answers:
         """The answers for one sample.
@@ -113,25 +137,28 @@ class AnswerReader:
             self._reference = self._run(original)
         self.numbers = np.concatenate(self._reference.numbers)
         self.labels = None if labels is None else take_labels(labels, self.numbers)
-        opset = original.opset_imports.get("", 1)
-        producers = {value.name or "": output_producer(value) for value in original.graph.outputs}
-        self._layouts = {
-            name: ScoreLayout.of(producer, opset)
-            for name, producer in producers.items()
-            if gives_scores(producer)
-        }
+        outputs = self._reference.outputs
+        places = range(len(self._reference.numbers))
+        self._measures = output_measures(
+            original, [{name: parts[place] for name, parts in outputs.items()} for place in places]
+        )
 
     def of(self, model: ir.Model | None = None) -> Answers:
         """Run a model with the same interface; without one the answers are the original's."""
         wanted = self._reference
         got = wanted if model is None else self._run(model)
-        outputs, reference = {}, {}
+        outputs, reference, ragged = {}, {}, set()
         for name, parts in wanted.outputs.items():
-            reference[name], outputs[name] = _together(parts, got.outputs[name], wanted.rows)
+            others = got.outputs[name]
+            reference[name], outputs[name] = _together(parts, others, wanted.rows)
+            if outputs[name] is not others and isinstance(outputs[name], list):
+                ragged.add(name)
         inputs = {
             name: _together(parts, parts, wanted.rows)[0] for name, parts in wanted.inputs.items()
         }
-        return Answers(outputs, reference, self.labels, self._layouts, inputs, self.numbers)
+        return Answers(
+            outputs, reference, self.labels, self._measures, frozenset(ragged), inputs, self.numbers
+        )
 
     def _run(self, model: ir.Model) -> _Run:
         session = open_session(model, self._runtime)

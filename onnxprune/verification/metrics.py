@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.calibration.scripts import FUNCTION, load_function
 from onnxprune.errors import InputError, nearest, typed_line
 from onnxprune.verification.answers import Answers
+from onnxprune.verification.detections import mean_average_precision
+from onnxprune.verification.tasks import (
+    agreement,
+    agreement_beyond_chance,
+    followed_variation,
+    negative_perplexity,
+    overlap_of_maps,
+    same_neighbour,
+    top_answers,
+)
 
 _MOST_ALONE = 1000
 """Samples that a metric which failed is called with one by one, to name the one it fails on."""
@@ -39,7 +49,19 @@ class Metric:
     unit: str = ""
 
 
-METRICS: dict[str, Metric] = {}
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("agreement", agreement, PERCENT),
+        Metric("kappa", agreement_beyond_chance, PERCENT),
+        Metric("r2", followed_variation, PERCENT),
+        Metric("topk", top_answers, PERCENT),
+        Metric("map", mean_average_precision, PERCENT),
+        Metric("iou", overlap_of_maps, PERCENT),
+        Metric("perplexity", negative_perplexity),
+        Metric("retrieval", same_neighbour, PERCENT),
+    )
+}
 """Metrics by the name that users give."""
 
 

@@ -22,6 +22,7 @@ from onnxprune.calibration.streams import Samples
 from onnxprune.errors import InputError
 from onnxprune.model.runtime import Runtime
 from onnxprune.verification.answers import AnswerReader, Answers, Values
+from onnxprune.verification.measures import OutputKind
 from onnxprune.verification.metrics import PERCENT, Metric, read_metric
 
 
@@ -126,6 +127,11 @@ def required_classes(labels: Labels) -> NDArray[np.int64]:
     return classes
 
 
+def _is_scores(answers: Answers, name: str) -> bool:
+    measure = answers.measures.get(name)
+    return measure is not None and measure.kind is OutputKind.SCORES
+
+
 def _by_original(answers: Answers) -> tuple[str, float]:
     """What is left of the original's answers, in percent, and what that is called."""
     figures, kinds = [], set()
@@ -138,7 +144,7 @@ def _by_original(answers: Answers) -> tuple[str, float]:
         elif wanted.dtype.kind in "iub":
             figures.append(float((wanted == got).mean()))
             kinds.add("agreement")
-        elif name in answers.layouts and wanted.ndim > 1 and wanted.shape[-1] > 1:
+        elif _is_scores(answers, name) and wanted.ndim > 1 and wanted.shape[-1] > 1:
             figures.append(float((wanted.argmax(-1) == got.argmax(-1)).mean()))
             kinds.add("agreement")
         else:

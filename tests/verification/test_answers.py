@@ -13,6 +13,7 @@ from onnxprune.calibration.streams import divide
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.runtime import Runtime
 from onnxprune.verification.answers import AnswerReader
+from onnxprune.verification.measures import OutputKind
 
 RUNTIME = Runtime(threads=1)
 POINTS = np.arange(16, dtype=np.float32).reshape(8, 2) - 5
@@ -72,9 +73,13 @@ def test_token_ids_are_kept_beside_the_answers():
     assert reader(network("y = Neg(x)")).of().inputs == {}
 
 
-def test_outputs_that_may_be_class_scores_say_how_they_lie():
+def test_what_outputs_hold():
     model = network(
         "w = Constant<value = float[2,2] {1, 0, 0, 1}>() y = MatMul(x, w) z = Relu(x)",
         outputs="float[n,2] y, float[n,2] z",
     )
-    assert reader(model).of().layouts.keys() == {"y"}
+    measures = reader(model).of().measures
+    assert {name: measure.kind for name, measure in measures.items()} == {
+        "y": OutputKind.SCORES,
+        "z": OutputKind.QUANTITIES,
+    }
