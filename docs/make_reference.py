@@ -16,7 +16,10 @@ import griffe
 from griffe2md import ConfigDict, render_object_docs
 
 import onnxprune
-from onnxprune.declaration import Option
+from onnxprune.calibration.audio import Audio
+from onnxprune.calibration.images import Images
+from onnxprune.calibration.texts import Texts
+from onnxprune.declaration import Option, declared_options
 from onnxprune.options import BATCH, LABELS, METRIC, OPTIONS, RUNTIME_OPTIONS
 from onnxprune.passes.pipeline.registry import BUILT_IN, find_pass
 
@@ -25,14 +28,18 @@ TARGET = ROOT / "docs" / "reference.md"
 HEAD = """# Reference
 
 Made from docstrings and declared options by `make reference`: what can be imported from
-`onnxprune`, then the [options of `prune`](#options-of-prune) and of the other
-[passes](#options-of-passes).
+`onnxprune`, then the [options of `prune`](#options-of-prune), of [readers](#options-of-readers) and
+of the other [passes](#options-of-passes).
 """
 OPTIONS_HEAD = """## Options of `prune`
 
 Parameters of `onnxprune.prune`, flags of `onnxprune prune` (with - for _) and options of the pass
 `prune`; most are options of `sweep` and `sensitivity` too.
 
+"""
+READERS_HEAD = """## Options of readers
+
+Of `onnxprune.Images`, `Texts` and `Audio`, and keys of `--images`, `--tokenizer` and `--audio`.
 """
 LOOK = ConfigDict(
     heading_level=2,
@@ -80,6 +87,11 @@ def reference() -> str:
         text = HEADING.sub(r"\1\2", render_object_docs(package[path], LOOK))
         parts.append(LINK.sub(_link, text))
     parts.append(OPTIONS_HEAD + table((*OPTIONS, LABELS, METRIC, BATCH, *RUNTIME_OPTIONS)))
+    parts.append(READERS_HEAD)
+    parts += [
+        f"### `{reader.__name__}`\n\n{table(declared_options(reader))}"
+        for reader in (Images, Texts, Audio)
+    ]
     parts.append("## Options of passes\n")
     for name in (name for name in BUILT_IN if name != "prune"):
         described = find_pass(name)
@@ -97,7 +109,7 @@ def table(options: Iterable[Option]) -> str:
         elif isinstance(default, bool):
             shown = str(default).lower()
         elif isinstance(default, tuple):
-            shown = ", ".join(default)
+            shown = ", ".join(map(str, default))
         else:
             shown = "" if default is None else str(default)
         cells = (f"`{option.name}`", option.expects, shown, option.help)

@@ -24,7 +24,10 @@ from onnxprune.errors import (
 
 if TYPE_CHECKING:
     from onnxprune.api import apply, apply_pipeline, inspect, prune, run_pipeline, verify
+    from onnxprune.calibration.audio import Audio
     from onnxprune.calibration.closed_loop import ClosedLoop
+    from onnxprune.calibration.images import Images
+    from onnxprune.calibration.texts import Texts
     from onnxprune.pruning.plan import PipelinePlan, Plan
     from onnxprune.pruning.results import (
         Comparison,
@@ -37,9 +40,11 @@ if TYPE_CHECKING:
     from onnxprune.pruning.studies.sweep import Sweep, sweep
 
 __all__ = [
+    "Audio",
     "CalibrationError",
     "ClosedLoop",
     "Comparison",
+    "Images",
     "InputError",
     "Inspection",
     "NothingPrunable",
@@ -53,6 +58,7 @@ __all__ = [
     "Sensitivity",
     "Sweep",
     "TargetUnreachable",
+    "Texts",
     "VerificationError",
     "apply",
     "apply_pipeline",
@@ -75,6 +81,9 @@ _LAZY = {
         ("Comparison", "Inspection", "PipelineResult", "PruneResult", "Report"),
         "onnxprune.pruning.results",
     ),
+    "Audio": "onnxprune.calibration.audio",
+    "Images": "onnxprune.calibration.images",
+    "Texts": "onnxprune.calibration.texts",
     "ClosedLoop": "onnxprune.calibration.closed_loop",
     "Sensitivity": "onnxprune.pruning.studies.sensitivity",
     "Sweep": "onnxprune.pruning.studies.sweep",

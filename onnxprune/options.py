@@ -284,6 +284,35 @@ BATCH = Option(
     least=1,
 )
 
+IMAGES = Option(
+    "images",
+    str | None,
+    None,
+    "the samples are images in a folder: size=WIDTHxHEIGHT, mean=, std= (one number, or one for "
+    "each channel as in mean=0.485/0.456/0.406), scale=, rgb or bgr, stretch, crop or pad, NCHW or "
+    "NHWC, count=; a pixel of 0 to 255 becomes (pixel * scale - mean) / std; size, layout and "
+    "dtype are the model's unless given",
+    metavar="KEY=VALUE[,...]",
+)
+TOKENIZER = Option(
+    "tokenizer",
+    str | None,
+    None,
+    "the samples are the lines of a text file: path of a Hugging Face tokenizer.json, then "
+    "optionally length= (tokens of every text) and count=",
+    metavar="FILE[,KEY=VALUE]",
+)
+AUDIO = Option(
+    "audio",
+    str | None,
+    None,
+    "the samples are .wav files in a folder: rate= (samples a second that the model takes), "
+    "length= (samples in a window, unless the model fixes it) and count=",
+    metavar="KEY=VALUE[,...]",
+)
+READERS = (IMAGES, TOKENIZER, AUDIO)
+"""Options that say how the samples of every command are read, where they are no arrays."""
+
 _OLDER = {"target": {"channels": 1.0}, "criterion": "l2", "round_to": 1}
 """What plans meant that lack an option, where it is not the default."""
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.calibration.audio import Audio
 from onnxprune.calibration.feeds import Array, Feed, as_array, check_feed, check_names
 from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.calibration.scripts import FUNCTION, load_function
@@ -40,6 +41,7 @@ class ClosedLoop:
             steps (along the axis of samples, or one axis more than the input; arrays without such
             an axis are the same at all steps), or an iterable of feeds; without the states. Or a
             path: a `.npz` file with one sequence, a folder of them, or "module.py:function".
+            Or `Audio`, each file of which is a sequence of windows.
         state: name of the output -> name of the input that it is at the next step.
         initial: array by name of a state input, at the first step of every sequence; zeros for
             others.
@@ -64,23 +66,26 @@ class ClosedLoop:
         outputs = [value.name or "" for value in model.graph.outputs]
         state = _pairs(self.state, [spec.name for spec in specs], outputs)
         loop = _Loop(specs, state, self.initial)
-        return spool(loop.feeds(_sequences(self.sequences), model, runtime), specs, "closed loop")
+        sequences = self.sequences
+        if isinstance(sequences, Audio):
+            sequences = sequences.sequences(loop.free)
+        return spool(loop.feeds(_sequences(sequences), model, runtime), specs, "closed loop")
 
 
 class _Loop:
-    """Feeds of a model whose states are closed."""
+    """Feeds of a model whose states are closed; `free` are the inputs that are no states."""
 
     def __init__(
         self, specs: tuple[InputSpec, ...], state: Mapping[str, str], initial: Mapping[str, Any]
     ) -> None:
         self._specs, self._state, self._initial = specs, state, initial
         self._axes = SampleAxes.of(specs)
-        self._free = [spec for spec in specs if spec.name not in state.values()]
+        self.free = [spec for spec in specs if spec.name not in state.values()]
         for name in initial:
             if name not in state.values():
                 states = ", ".join(map(repr, state.values()))
                 raise CalibrationError(f"closed loop: initial names {name!r}; states are {states}")
-        if not self._free:
+        if not self.free:
             raise CalibrationError("closed loop: every input is a state; there is nothing to feed")
 
     def feeds(self, sequences: Iterable[Any], model: ir.Model, runtime: Runtime) -> Iterator[Feed]:
@@ -114,9 +119,9 @@ class _Loop:
                 raise CalibrationError(f"{where}: {typed_line(error)}") from error
             return
         shared = self._axes.shared(self._specs)
-        check_names(sequence, self._free, where, shared)
-        arrays = {spec.name: as_array(sequence[spec.name], spec, where) for spec in self._free}
-        axes = {spec.name: self._axis(spec, arrays[spec.name]) for spec in self._free}
+        check_names(sequence, self.free, where, shared)
+        arrays = {spec.name: as_array(sequence[spec.name], spec, where) for spec in self.free}
+        axes = {spec.name: self._axis(spec, arrays[spec.name]) for spec in self.free}
         lengths = {
             name: arrays[name].shape[axis] for name, (axis, _) in axes.items() if axis is not None
         }
@@ -145,7 +150,7 @@ class _Loop:
         specs = {spec.name: spec for spec in self._specs}
         sizes = {
             dim: size
-            for spec in self._free
+            for spec in self.free
             for size, dim in zip(np.shape(step.get(spec.name, ())), spec.shape or (), strict=False)
             if isinstance(dim, str)
         }

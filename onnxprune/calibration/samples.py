@@ -17,6 +17,8 @@ import onnx_ir as ir
 from onnxprune.calibration.array_files import ArrayPart, npy_part, npz_part, npz_parts
 from onnxprune.calibration.closed_loop import ClosedLoop
 from onnxprune.calibration.feeds import as_array, check_names
+from onnxprune.calibration.reader import Reader
+from onnxprune.calibration.readers import advice
 from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.calibration.scripts import FUNCTION, load_function, pb_feeds
 from onnxprune.calibration.streams import ArraySamples, FeedSamples, Samples, spool
@@ -45,7 +47,8 @@ def read_samples(
             a function yielding {input: array}; an iterable of such dictionaries; an object with
             onnxruntime's `CalibrationDataReader.get_next()`. Arrays are cut into batches;
             dictionaries are whole feeds. An array with one axis more than the input is a stack
-            of whole feeds. A `ClosedLoop`, also as what a function gives, is run on the model.
+            of whole feeds. A `ClosedLoop`, also as what a function gives, is run on the model;
+            `Images`, `Texts` and `Audio` are read as they say.
         specs: the inputs of the model.
         model: the original; needed for a `ClosedLoop`.
         runtime: how to run it.
@@ -65,6 +68,8 @@ def read_samples(
                 f"the input {spec.name!r} is not a tensor (a sequence, optional or map); "
                 "calibration samples cannot be fed to it"
             )
+    if isinstance(source, Reader):
+        return source.samples(specs)
     close = partial(_closed, model=model, runtime=runtime)
     if isinstance(source, ClosedLoop):
         return close(source)
@@ -114,13 +119,15 @@ def _closed(loop: ClosedLoop, model: ir.Model | None, runtime: Runtime | None) -
 def _from_function(
     function: Callable[[], Any], specs: tuple[InputSpec, ...], where: str, close: _Close
 ) -> Samples:
-    """Feeds of a function, which is called once ahead to see whether it gives a closed loop."""
+    """Feeds of a function, which is called once ahead to see whether it gives a reader."""
     try:
         first = function()
     except Exception:  # said where the feeds are read
         return FeedSamples(function, specs, where)
     if isinstance(first, ClosedLoop):
         return close(first)
+    if isinstance(first, Reader):
+        return first.samples(specs)
     ahead = [first]
     return FeedSamples(lambda: ahead.pop() if ahead else function(), specs, where)
 
@@ -135,9 +142,8 @@ def _from_path(source: str, specs: tuple[InputSpec, ...], close: _Close) -> Samp
         sets = pb_feeds(path, specs, where)
         if sets is not None:
             return FeedSamples(sets, specs, where)
-        raise CalibrationError(
-            f"{where}: the folder holds neither .npz files nor test_data_set_*/input_*.pb"
-        )
+        what = advice(path, specs) or "holds neither .npz files nor test_data_set_*/input_*.pb"
+        raise CalibrationError(f"{where}: the folder {what}")
     if path.exists():
         if path.suffix == ".npz":
             folder = tempfile.mkdtemp(prefix="onnxprune-samples-")
@@ -150,6 +156,8 @@ def _from_path(source: str, specs: tuple[InputSpec, ...], close: _Close) -> Samp
             return samples
         if path.suffix == ".npy":
             return ArraySamples([npy_part(path, _only(specs, where), specs)], specs)
+        if what := advice(path, specs):
+            raise CalibrationError(f"{where}: {what}")
         remedy = f"; name its function: {source}:function" if path.suffix == ".py" else ""
         raise CalibrationError(
             f"{where}: is neither .npz nor .npy nor a folder nor module.py:function{remedy}"

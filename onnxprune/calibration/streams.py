@@ -24,6 +24,9 @@ from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.errors import CalibrationError, OnnxPruneError, typed_line
 from onnxprune.model.inputs import InputSpec
 
+Numbered: TypeAlias = "tuple[Array, Feed]"
+"""Numbers of samples, int64 [rows], and the feed they are in."""
+
 
 class Samples(abc.ABC):
     """Samples for one model, checked against its inputs, to be iterated any number of times.
@@ -38,6 +41,18 @@ class Samples(abc.ABC):
     specs: tuple[InputSpec, ...]
     axes: SampleAxes
     count: int | None
+
+    def numbered(self, size: int) -> Iterator[Numbered]:
+        """Go through all samples like `batches`, with their numbers.
+
+        Numbers count what the samples came from, also where they are only a part of it.
+        """
+        done = 0
+        for feed in self.batches(size):
+            rows = self.axes.rows(feed)
+            rows = 1 if rows is None else rows
+            yield np.arange(done, done + rows), feed
+            done += rows
 
     @abc.abstractmethod
     def batches(self, size: int) -> Iterator[Feed]:
@@ -257,9 +272,6 @@ def _restored(array: Array, spec: InputSpec) -> Array:
     return array.view(spec.dtype) if array.dtype.kind == "V" and spec.dtype else array
 
 
-Numbered: TypeAlias = "tuple[Array, Feed]"
-"""Numbers of samples, int64 [rows], and the feed they are in."""
-
 _EVERY = 4  # one sample in so many is held out
 
 
@@ -283,22 +295,6 @@ def divide(samples: Samples) -> tuple[Samples, Samples]:
     return parts
 
 
-def numbered(samples: Samples, size: int) -> Iterator[Numbered]:
-    """Go through samples in batches as `Samples.batches` does, with their numbers.
-
-    Numbers count what the samples came from, also where they are only a part of it.
-    """
-    if isinstance(samples, _Part):
-        yield from samples.numbered(size)
-        return
-    done = 0
-    for feed in samples.batches(size):
-        rows = samples.axes.rows(feed)
-        rows = 1 if rows is None else rows
-        yield np.arange(done, done + rows), feed
-        done += rows
-
-
 class _Part(Samples):
     """Every fourth sample of a source, or all others."""
 
@@ -318,7 +314,7 @@ class _Part(Samples):
 
     def numbered(self, size: int) -> Iterator[Numbered]:
         """Go through the part with the numbers its samples have in the source."""
-        for place, (numbers, feed) in enumerate(numbered(self._source, size)):
+        for place, (numbers, feed) in enumerate(self._source.numbered(size)):
             if self._whole or self.axes.rows(feed) is None:
                 if (place % _EVERY == _EVERY - 1) == self._held:
                     yield numbers, feed

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from onnxprune.declaration import Option
 from onnxprune.errors import InputError
-from onnxprune.options import LABELS, METRIC, OPTIONS, RUNTIME_OPTIONS
+from onnxprune.options import LABELS, METRIC, OPTIONS, READERS, RUNTIME_OPTIONS
 
 STANDARD_OUTPUT = "-"
 
@@ -63,7 +63,7 @@ def add_command(
 
 
 def add_calibration(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
-    """Add --calibration."""
+    """Add --calibration and the options that say how it is read."""
     parser.add_argument("--calibration", metavar="DATA", required=required, help=_CALIBRATION)
     parser.add_argument(
         "--state",
@@ -73,6 +73,7 @@ def add_calibration(parser: argparse.ArgumentParser, *, required: bool = False) 
         "step, the samples are sequences without it (a .npz file is one, of arrays over steps; a "
         "folder holds many); zeros at the start; repeatable",
     )
+    add_options(parser, READERS)
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onnxprune.cli import flags
 from onnxprune.cli.flags import STANDARD_OUTPUT
 from onnxprune.errors import InputError
-from onnxprune.options import RUNTIME_OPTIONS
+from onnxprune.options import READERS, RUNTIME_OPTIONS
 
 if TYPE_CHECKING:
     from onnxprune.pruning.results import PruneResult
@@ -71,15 +71,18 @@ def samples(arguments: Namespace) -> Any:
     """Samples as the functions of the API take them; None without.
 
     Raises:
-        InputError: for states without samples.
+        InputError: for states without samples, or options of readers that cannot be used.
     """
+    from onnxprune.calibration.readers import reader_of
+
+    source = reader_of(arguments.calibration, flags.values(arguments, READERS))
     if arguments.state is None:
-        return arguments.calibration
-    if arguments.calibration is None:
+        return source
+    if source is None:
         raise InputError("--state says how sequences are fed; give these as --calibration")
     from onnxprune.calibration.closed_loop import ClosedLoop
 
-    return ClosedLoop(arguments.calibration, arguments.state)
+    return ClosedLoop(source, arguments.state)
 
 
 def printer(arguments: Namespace) -> TextReport | None:

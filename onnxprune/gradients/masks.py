@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.labels import take_labels
 from onnxprune.calibration.moments import BATCH
-from onnxprune.calibration.streams import Samples, numbered
+from onnxprune.calibration.streams import Samples
 from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.coupling.groups import Group, Reading
 from onnxprune.errors import InputError, RuntimeFailure
@@ -82,7 +82,7 @@ def mask_gradients(
     sums = {group.name: (np.zeros(group.size), np.zeros(group.size)) for group in reached}
     count = 0
     total = None if samples.count is None else -(-samples.count // BATCH)
-    for numbers, feed in context.progress(numbered(samples, BATCH), "gradients", total):
+    for numbers, feed in context.progress(samples.numbered(BATCH), "gradients", total):
         for part in passes.of(feed, numbers):
             count += len(next(iter(part.values())))
             for name, gradients in part.items():

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.labels import Labels, take_labels
-from onnxprune.calibration.streams import Numbered, Samples, numbered
+from onnxprune.calibration.streams import Numbered, Samples
 from onnxprune.model.execution import open_session, run
 from onnxprune.model.runtime import Runtime
 from onnxprune.verification.measures import OutputMeasure, output_measures
@@ -174,7 +174,7 @@ class AnswerReader:
 
     def _feeds(self) -> Iterator[Numbered]:
         axes = self._samples.axes
-        for numbers, feed in numbered(self._samples, 1 if self._singly else _BATCH):
+        for numbers, feed in self._samples.numbered(1 if self._singly else _BATCH):
             rows = axes.rows(feed)
             if not self._singly or axes.fixed or rows is None or rows == 1:
                 yield numbers, feed

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.moments import BATCH
-from onnxprune.calibration.streams import Samples, numbered
+from onnxprune.calibration.streams import Samples
 from onnxprune.model.execution import open_session, run
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
@@ -268,7 +268,7 @@ def compare_outputs(
     first, second = open_session(original, runtime), open_session(pruned, runtime)
     sums: dict[str, _Sums] = {}
     total = batches or (None if samples.count is None else -(-samples.count // BATCH))
-    feeds = islice(numbered(samples, BATCH), batches)
+    feeds = islice(samples.numbered(BATCH), batches)
     for numbers, feed in progress(feeds, "comparing outputs", total):
         before, after = run(first, feed), run(second, feed)
         for name, value in before.items():

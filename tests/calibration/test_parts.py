@@ -7,7 +7,7 @@ import pytest
 
 from onnxprune import CalibrationError
 from onnxprune.calibration.samples import read_samples
-from onnxprune.calibration.streams import divide, numbered
+from onnxprune.calibration.streams import divide
 from onnxprune.model.inputs import InputSpec
 
 FREE = (InputSpec("x", np.dtype(np.float32), ("n", 2)),)
@@ -20,7 +20,7 @@ def rows(count):
 
 def gone_through(samples, size):
     """Numbers of samples and the first entry of each row."""
-    found = list(numbered(samples, size))
+    found = list(samples.numbered(size))
     numbers = np.concatenate([places for places, _ in found])
     return numbers.tolist(), np.concatenate([feed["x"][:, 0] for _, feed in found]).tolist()
 

@@ -12,7 +12,7 @@ import pytest
 from onnxprune.calibration.labels import read_labels
 from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.calibration.samples import read_samples
-from onnxprune.calibration.streams import Samples, divide, numbered
+from onnxprune.calibration.streams import Samples, divide
 from onnxprune.errors import CalibrationError
 from onnxprune.model.inputs import InputSpec
 
@@ -73,7 +73,7 @@ def voice(count: int, first: int = 0) -> dict[str, np.ndarray]:
 def agree(samples: Samples, size: int) -> list[list[int]]:
     """Numbers of the samples in every batch, which all inputs and `numbered` agree on."""
     found = []
-    for numbers, feed in numbered(samples, size):
+    for numbers, feed in samples.numbered(size):
         told = feed["input"][:, 0].astype(int).tolist()
         assert feed["state"][0, :, 0].astype(int).tolist() == told
         assert feed["sr"].shape == ()
@@ -125,7 +125,7 @@ class TestScalars:
     def test_rows_are_counted_beside_them(self) -> None:
         specs = (spec("x", "N", 2), RATE)
         samples = read_samples([{"x": np.zeros((4, 2), np.float32), "sr": 8}], specs)
-        assert [numbers.tolist() for numbers, _ in numbered(samples, 9)] == [[0, 1, 2, 3]]
+        assert [numbers.tolist() for numbers, _ in samples.numbered(9)] == [[0, 1, 2, 3]]
 
     @pytest.mark.parametrize("rate", [16000, [16000]])
     def test_one_number_fits_a_scalar_and_an_axis_of_one(self, rate: object) -> None:
@@ -181,7 +181,7 @@ class TestScalars:
         specs = (spec("x", "N", 2), spec("anchors", 3, 4))
         source = {"x": np.zeros((5, 2), np.float32), "anchors": np.ones((3, 4), np.float32)}
         for samples in (read_samples(source, specs), read_samples([source], specs)):
-            assert [len(numbers) for numbers, _ in numbered(samples, 5)] == [5]
+            assert [len(numbers) for numbers, _ in samples.numbered(5)] == [5]
             assert samples.take(1)["anchors"].shape == (3, 4)
 
     def test_with_a_batch_of_one_too(self) -> None:
@@ -213,18 +213,18 @@ class TestInputsThatNothingTies:
         assert samples.count == 3
         found = [
             (len(numbers), len(feed["input_ids"]), len(feed["pixel_values"]))
-            for numbers, feed in numbered(samples, 8)
+            for numbers, feed in samples.numbered(8)
         ]
         assert found == [(1, 2, 3), (1, 2, 2), (1, 4, 1)]
 
     def test_each_feed_is_one_sample(self) -> None:
         samples = read_samples([pair(2, 3), pair(2, 2)], CLIP)
-        assert [numbers.tolist() for numbers, _ in numbered(samples, 8)] == [[0], [1]]
+        assert [numbers.tolist() for numbers, _ in samples.numbered(8)] == [[0], [1]]
 
     def test_one_file_of_pairs_is_cut_into_pairs(self) -> None:
         samples = read_samples(pair(5, 5), CLIP)
         assert samples.count == 5
-        assert [numbers.tolist() for numbers, _ in numbered(samples, 4)] == [[0, 1, 2, 3], [4]]
+        assert [numbers.tolist() for numbers, _ in samples.numbered(4)] == [[0, 1, 2, 3], [4]]
 
     def test_other_numbers_in_one_file_say_what_to_do(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "all.npz", **pair(2, 3))
