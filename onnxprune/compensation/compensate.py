@@ -6,14 +6,15 @@ the weights and biases that are kept, at full width; what is removed is cut away
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
 from onnxprune.calibration.batches import held_out_part
 from onnxprune.calibration.bodies import first_feeds
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH, Calibration
+from onnxprune.compensation.accounts import accounted, unfolded
 from onnxprune.compensation.fold_means import fold_means
 from onnxprune.compensation.least_squares import LayerFit, LeastSquares, OpenChoice, Settings
 from onnxprune.compensation.regression.linear_layers import replaceable_layers
@@ -47,7 +48,8 @@ class Compensated:
     Attributes:
         full: the model and its coupling.
         removal: the units to remove.
-        fits: the layers that were to be re-fitted.
+        fits: the layers that were to be re-fitted, those among them that could not be.
+        unfolded: readers of removed units that nothing makes up for, with the reason.
         divergence: of its outputs from the reference model's on batches that were not fitted; None
             where nothing was measured.
     """
@@ -55,6 +57,7 @@ class Compensated:
     full: EditableModel
     removal: Removal
     fits: tuple[LayerFit, ...] = ()
+    unfolded: Mapping[str, str] = field(default_factory=dict)
     divergence: float | None = None
 
 
@@ -87,6 +90,12 @@ class Task:
         # a branch need not run on the first
         feeds = chain([samples.take(1)], samples.batches(BATCH))
         fold_means(full, cut, self.calibration.moments, feeds, self.context.runtime, skip)
+
+    def unfolded(self, removal: Removal, fits: Sequence[LayerFit] = ()) -> Mapping[str, str]:
+        """Readers of removed units that nothing makes up for; see `accounts.unfolded`."""
+        assert self.calibration is not None
+        cut = Cut(self.analysis.coupling, removal.removed_units())
+        return unfolded(self.analysis, cut, self.calibration.moments, fits)
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,7 @@ def mean_compensation(task: Task) -> Compensated:
     """What removed units contributed on average goes into the biases of their consumers."""
     full = task.full_model()
     task.fold_means(full, Cut(full.coupling, task.removal.removed_units()))
-    return Compensated(full, task.removal)
+    return Compensated(full, task.removal, unfolded=task.unfolded(task.removal))
 
 
 def least_squares_compensation(task: Task) -> Compensated:
@@ -139,10 +148,13 @@ def least_squares_compensation(task: Task) -> Compensated:
     refit = LeastSquares(
         full, analysis.original, task.calibration.feeds, task.context, task.effort.settings
     ).fit(Removal(fixed).removed_units(), choices, analysis.altered)
+    whole = Removal({**fixed, **refit.chosen})
+    fits = accounted(analysis, Cut(analysis.coupling, whole.removed_units()), refit.layers)
     return Compensated(
         full,
-        Removal({**fixed, **refit.chosen}),
-        refit.layers,
+        whole,
+        fits,
+        task.unfolded(whole, fits),
         divergence(analysis.original, held_out_part(refit.outputs)),
     )
 

@@ -61,7 +61,18 @@ from onnxprune.model.bodies import nodes_within, places
 from onnxprune.model.observe import ConstantValues
 from onnxprune.surgery.editable_model import EditableModel
 
-_NO_RUN = "no sample runs the body it is in"
+NO_RUN = "no sample runs the body it is in"
+"""Reason of a layer of which nothing is seen."""
+
+ROWS_DIFFER = "its rows differ in what is left of them"
+"""Reason of a layer that reads a cut axis along its rows."""
+
+NOTHING_LOST = "nothing is lost there"
+"""Reason of a layer whose output is the original's without new weights."""
+
+_ROUNDING = 1e-6
+"""Error, as a share of the variance, that is left to rounding."""
+
 _BEHIND_SCORES = frozenset({"Add", "Softmax", "LogSoftmax", "Sigmoid", "Identity", "Flatten"})
 
 
@@ -108,7 +119,9 @@ class LayerFit:
             the variance of the layer's output.
         after: the same with the weights it has now.
         solved: whether the weights were re-fitted.
-        reason: why not.
+        reason: why not; empty where new weights did no better on held-out samples.
+        cut: whether units go that it reads or makes; others merely read what has changed.
+        macs: multiply-accumulates of the layer in the original, at the traced size.
     """
 
     node: str
@@ -116,6 +129,8 @@ class LayerFit:
     after: float
     solved: bool
     reason: str = ""
+    cut: bool = False
+    macs: int = 0
 
 
 class WeightHook(Protocol):
@@ -231,7 +246,7 @@ class LeastSquares:
         name = layer.node.outputs[0].name or ""
         self._enter(layer.node)
         if not len(self._pruned):
-            return None if self._is_whole(layer) else LayerFit(name, np.nan, np.nan, False, _NO_RUN)
+            return None if self._is_whole(layer) else LayerFit(name, np.nan, np.nan, False, NO_RUN)
         self._pruned.advance(layer.node)
         self._admit(layer)
         problem: Problem | None = None
@@ -243,7 +258,7 @@ class LeastSquares:
             self._choose(layer, problem.weight, grams, self._open[name])
         kept = layer.kept_unknowns(self._cut)
         if kept is None:
-            return None
+            return LayerFit(name, np.nan, np.nan, False, ROWS_DIFFER)
         whole = self._is_whole(layer)
         if whole and not self._hooked(layer):
             left_alone = is_last and not self._altered
@@ -258,7 +273,8 @@ class LeastSquares:
         outcome = self._outcome(layer, problem, kept, is_last, grams)
         if outcome.solved or not whole:
             self._install(layer, outcome, problem)
-        return LayerFit(name, outcome.before, outcome.after, outcome.solved)
+        reason = NOTHING_LOST if outcome.before < _ROUNDING and not outcome.solved else ""
+        return LayerFit(name, outcome.before, outcome.after, outcome.solved, reason)
 
     def _enter(self, node: ir.Node | None) -> None:
         """Go to the graph of a node with both walks; None for the main graph."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -39,12 +40,14 @@ class CutModel:
         removal: what was removed.
         certificate: the comparison with the masked model.
         fits: the layers that were to be re-fitted.
+        unfolded: readers of removed units that nothing makes up for, with the reason.
     """
 
     model: ir.Model
     removal: Removal
     certificate: Certificate
     fits: tuple[LayerFit, ...] = ()
+    unfolded: Mapping[str, str] = field(default_factory=dict)
 
 
 def build(
@@ -141,4 +144,4 @@ def certified(analysis: Analysis, compensated: Compensated, context: RunContext)
             f"(tolerance {certificate.tolerance:.0e})"
         )
     check_result(analysis.model, sliced, feeds, actual.outputs, runtime, tolerance)
-    return CutModel(sliced, removal, certificate, compensated.fits)
+    return CutModel(sliced, removal, certificate, compensated.fits, compensated.unfolded)

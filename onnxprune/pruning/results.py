@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.calibration.context import RunContext
+from onnxprune.compensation.least_squares import NOTHING_LOST, LayerFit
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.figures import BLOCKS, dynamic_extents, padded_macs
 from onnxprune.cost.latency.measure import measure_pair
@@ -27,6 +28,7 @@ from onnxprune.model.load import LoadedModel, convert, loaded_bytes
 from onnxprune.model.save import check_writable, model_bytes, save, write_text_atomic
 from onnxprune.progress import during
 from onnxprune.pruning.build import CutModel
+from onnxprune.pruning.method import Method
 from onnxprune.pruning.plan import Plan, plan_of
 from onnxprune.pruning.run import PrunedModel
 from onnxprune.report.accounts import accounts_of, provenance_of
@@ -41,6 +43,7 @@ from onnxprune.report.records import (
     StepReport,
 )
 from onnxprune.report.run_page import prune_page, run_page
+from onnxprune.report.sections import left_out
 from onnxprune.verification.comparison import OutputComparison, compare_outputs
 from onnxprune.verification.quality import Quality
 
@@ -66,7 +69,9 @@ class Report(PruneRecord):
         inexact: names of cut groups whose normalisation statistics run over fewer entries now.
         refused: axes that cannot be cut.
         dropped: groups that were not cut because no valid result could be built, with the reason.
-        repairs: least-squares fit of every layer that was to be re-fitted.
+        repairs: least-squares fit of every layer that was to be re-fitted; a layer that was cut
+            and could not be says why.
+        unfolded: readers of removed units that no weights or biases make up for, with the reason.
         allocation: name of the way the removal was distributed over the groups.
         trials: divergence of the outputs for each way that was tried.
         blocks: sums that lost their residual branch.
@@ -363,6 +368,7 @@ def describe(
         refused=analysis.refused,
         dropped=dict(pruned.dropped),
         repairs=cut.fits,
+        unfolded=dict(cut.unfolded),
         allocation=pruned.allocation,
         trials=dict(pruned.trials),
         quality=quality,
@@ -375,7 +381,7 @@ def describe(
         groups=accounts_of(
             analysis.groups, {group.id: len(group.removed) for group in plan.groups}, pruned.ranked
         ),
-        warnings=_narrow(plan),
+        warnings=(*pruned.warnings, *_unsolved(pruned.method, cut.fits), *_narrow(plan)),
         provenance=provenance_of(loaded.path, loaded.sha256, plan.options, options.runtime),
     )
     return plan, report
@@ -435,6 +441,21 @@ def _narrow(plan: Plan) -> tuple[str, ...]:
     return (
         f"one unit is left of {listed}: next to nothing can pass there; if that is not meant, keep "
         f"it whole with --exclude {names[0]!r}, or give samples that make use of it",
+    )
+
+
+def _unsolved(method: Method, fits: Sequence[LayerFit]) -> tuple[str, ...]:
+    """A warning where least squares was to re-fit layers and did not re-fit any."""
+    lost = [fit for fit in fits if fit.cut and fit.reason != NOTHING_LOST]
+    if not method.compensation.refits_layers or not lost or any(fit.solved for fit in fits):
+        return ()
+    reasons = left_out(lost)
+    tried = any(not fit.reason for fit in lost)
+    layers = "the only layer" if len(lost) == 1 else f"any of the {len(lost)} layers"
+    return (
+        f"least squares did not re-fit {layers} that lost something ({reasons[0].reason}"
+        f"{', and other reasons' if len(reasons) > 1 else ''}): only means make up for what was "
+        f"removed; {'give more samples, ' if tried else ''}remove less, or fine-tune the result",
     )
 
 

@@ -65,6 +65,7 @@ class PrunedModel:
         ranked: the groups with the removal orders it was chosen from; empty for a replayed plan.
         depths: number of removed blocks -> divergence, for each number that was tried.
         note: what was done differently from what was asked; empty for nothing.
+        warnings: what may make the result worthless, each with the next step.
     """
 
     cut: CutModel
@@ -80,6 +81,7 @@ class PrunedModel:
     ranked: tuple[RankedGroup, ...] = ()
     depths: Mapping[int, float] = field(default_factory=dict)
     note: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 class PruneRun:
@@ -227,7 +229,13 @@ class PruneRun:
         run = PruneRun(self.analysis, self.method.weaker(), self.context, self._base)
         pruned = run._pruned(target, depths)
         failed = f"{self.method.compensation.name} compensation was not possible: {error}"
-        return replace(pruned, note="; ".join(filter(None, (failed, pruned.note))))
+        note = "; ".join(filter(None, (failed, pruned.note)))
+        weaker = (
+            f"compensation {self.method.compensation.name} was asked for and was not possible, so "
+            f"{run.method.compensation.name} was used: compare the result with --labels or "
+            "`onnxprune verify`, or leave out the group that the note names with --exclude"
+        )
+        return replace(pruned, note=note, warnings=(weaker, *pruned.warnings))
 
     def _after_steps(self, target: Mapping[str, float]) -> tuple[Search, tuple[Removal, ...]]:
         """Take all steps but the last: prune a little, compensate, rank what is left again.

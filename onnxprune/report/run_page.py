@@ -46,10 +46,13 @@ from onnxprune.report.sections import (
     detail_facts,
     detail_tables,
     doubts,
+    fit_reason,
     group_refusals,
     latency_interval,
+    left_out,
     option_text,
     origin_facts,
+    refit_summary,
     remaining,
     summarise,
     traced_size,
@@ -298,6 +301,9 @@ def _pruning(report: PruneRecord, prefix: str) -> dict[str, Any]:
         "curves_note": _curves_note(report, len(curves), reconstructed),
         "worst_fit": max((max(fit.before, fit.after) for fit in fits), default=0.0),
         "fit": _fit,
+        "refit_summary": refit_summary(report.repairs),
+        "left_out": left_out(report.repairs),
+        "unfolded": sorted(report.unfolded.items()),
         "trials": sorted(report.trials.items(), key=lambda trial: trial[1]),
         "finite": math.isfinite,
         "reasons": group_refusals(report.refused),
@@ -374,7 +380,7 @@ def _fit(fit: LayerFit, worst: float) -> dict[str, Any]:
         error if math.isfinite(error) and (fit.solved or not fit.reason) else None
         for error in (fit.before, fit.after)
     ]
-    note = "" if fit.solved else fit.reason or "not re-fitted: no better on held-out samples"
+    note = "" if fit.solved else f"not re-fitted: {fit_reason(fit)}"
     return {"errors": known, "bars": [share(error or 0.0, worst) for error in known], "note": note}
 
 

@@ -10,16 +10,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
+from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.kinds import KINDS, CostKind
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.groups import Refused
 from onnxprune.options import LATENCY, share_text
 from onnxprune.report.accounts import file_digest
-from onnxprune.report.figures import count, percent, printable, share, size
+from onnxprune.report.figures import count, fine_percent, percent, printable, share, size
 from onnxprune.report.records import Provenance, PruneRecord, Sizes, Study
 from onnxprune.verification.certificate import Certificate
 from onnxprune.verification.comparison import OutputComparison
@@ -173,6 +175,60 @@ def changed_inputs(report: PruneRecord, limit: int | None = 3) -> str:
         f"{count} a new shape{removed}: values of the old shape cannot be given for them any more "
         f"({shown})"
     )
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Layers that were not re-fitted for one reason.
+
+    Attributes:
+        reason: in plain words.
+        nodes: the layers.
+        share: their part of the MACs of all layers that were to be re-fitted; None where unknown.
+    """
+
+    reason: str
+    nodes: tuple[str, ...]
+    share: float | None
+
+
+_NO_BETTER = "no better on held-out samples"
+
+
+def fit_reason(fit: LayerFit) -> str:
+    """Why a layer was not re-fitted."""
+    return fit.reason or _NO_BETTER
+
+
+def left_out(fits: Sequence[LayerFit]) -> list[LeftOut]:
+    """Layers that were not re-fitted by reason, the most MACs first."""
+    whole = sum(fit.macs for fit in fits)
+    by_reason: dict[str, list[LayerFit]] = {}
+    for fit in fits:
+        if not fit.solved:
+            by_reason.setdefault(fit_reason(fit), []).append(fit)
+    ordered = sorted(by_reason.items(), key=lambda entry: -sum(fit.macs for fit in entry[1]))
+    return [
+        LeftOut(
+            reason,
+            tuple(fit.node for fit in members),
+            share(sum(fit.macs for fit in members), whole) if whole else None,
+        )
+        for reason, members in ordered
+    ]
+
+
+def refit_summary(fits: Sequence[LayerFit]) -> str:
+    """How many layers were re-fitted, their share of the MACs, and to what effect."""
+    solved = [fit for fit in fits if fit.solved]
+    text = f"{len(solved)} of {len(fits)} {'layer' if len(fits) == 1 else 'layers'} re-fitted"
+    whole = sum(fit.macs for fit in fits)
+    if solved and whole:
+        text += f", {percent(share(sum(fit.macs for fit in solved), whole))} of their MACs"
+    if solved:
+        before, after = median(fit.before for fit in solved), median(fit.after for fit in solved)
+        text += f"; median error {fine_percent(before)} -> {fine_percent(after)} of output variance"
+    return text
 
 
 _PADDED = 1.1

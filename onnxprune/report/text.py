@@ -7,14 +7,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TextIO, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.figures import NodeCost
 from onnxprune.coupling.groups import Group, Refused
 from onnxprune.options import target_text
@@ -55,6 +53,8 @@ from onnxprune.report.sections import (
     group_refusals,
     latency_interval,
     latency_size,
+    left_out,
+    refit_summary,
     remaining,
     summarise,
     traced_size,
@@ -491,7 +491,7 @@ def _effort(report: PruneRecord, verbose: bool) -> list[Row]:
     """Blocks, allocation, re-fitted layers, and what was done differently from what was asked."""
     rows = [*_blocks(report.blocks, report.depths, verbose)]
     rows += _allocation(report.allocation, report.trials, verbose)
-    rows += _fits(report.repairs, verbose)
+    rows += _fits(report, verbose)
     inputs = changed_inputs(report, None if verbose else _BLOCKS)
     rows += [("inputs", inputs)] if inputs else []
     return [*rows, ("note", printable(report.note))] if report.note else rows
@@ -532,29 +532,30 @@ def _allocation(name: str, trials: Mapping[str, float], verbose: bool) -> list[R
     return [("allocation", text)]
 
 
-def _fits(fits: Sequence[LayerFit], verbose: bool) -> list[Row]:
+def _fits(report: PruneRecord, verbose: bool) -> list[Row]:
     """How many layers were re-fitted, to what effect, and why others were not."""
-    if not fits:
-        return []
-    solved = [fit for fit in fits if fit.solved]
-    text = f"{len(solved)} of {len(fits)} {'layer' if len(fits) == 1 else 'layers'} re-fitted"
-    if solved:
-        before, after = median(fit.before for fit in solved), median(fit.after for fit in solved)
-        text += f"; median error {fine_percent(before)} -> {fine_percent(after)} of output variance"
-    rows = [("least squares", text)]
-    for fit in solved if verbose else ():
-        errors = f"{fine_percent(fit.before)} -> {fine_percent(fit.after)}"
-        rows.append(("", f"{printable(fit.node, _NAME)}: {errors}"))
+    fits = report.repairs
+    rows = [("least squares", refit_summary(fits))] if fits else []
+    for fit in fits if verbose else ():
+        if fit.solved:
+            errors = f"{fine_percent(fit.before)} -> {fine_percent(fit.after)}"
+            rows.append(("", f"{printable(fit.node, _NAME)}: {errors}"))
+    for group in left_out(fits):
+        part = "" if group.share is None else f" ({percent(group.share)} of the MACs)"
+        rows.append(("not re-fitted", _named(group.reason, group.nodes, verbose) + part))
     reasons: dict[str, list[str]] = {}
-    for fit in fits:
-        if not fit.solved:
-            reason = fit.reason or "no better on held-out samples"
-            reasons.setdefault(reason, []).append(printable(fit.node, _NAME))
-    for reason, names in reasons.items():
-        shown = names if verbose else names[:1]
-        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-        rows.append(("not re-fitted", f"{printable(reason)}: {', '.join(shown)}{more}"))
+    for node, reason in report.unfolded.items():
+        reasons.setdefault(reason, []).append(node)
+    rows += [("not made up for", _named(*entry, verbose)) for entry in reasons.items()]
     return rows
+
+
+def _named(reason: str, nodes: Sequence[str], verbose: bool) -> str:
+    """A reason with the nodes that it is about."""
+    names = [printable(node, _NAME) for node in nodes]
+    shown = names if verbose else names[:1]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return f"{printable(reason)}: {', '.join(shown)}{more}"
 
 
 def _quality(report: PruneRecord) -> list[Row]:

@@ -82,7 +82,7 @@ def test_too_many_unknowns_are_a_reason() -> None:
     found = solve(proto, classes_of(proto, "w1", 1, (0,)), feeds, Settings(largest=10))
     (reason,) = (one.reason for one in found.refit.layers if one.node == "b")
     assert "12 unknowns" in reason
-    assert not found.refit.layers[0].reason
+    assert found.refit.layers[0].reason == "nothing is lost there"  # it only makes fewer units
 
 
 @pytest.mark.parametrize("count", [1, 5, 11])

@@ -277,6 +277,19 @@ def test_refitted_layers_and_the_others_are_said():
     assert "0 of 1 layer re-fitted not re-fitted" in " ".join(shown(repairs=repairs[2:3]).split())
 
 
+def test_shares_of_the_macs_and_what_nothing_makes_up_for_are_said():
+    repairs = (
+        LayerFit("first", 0.5, 0.1, True, cut=True, macs=600),
+        LayerFit("second", 0.7, 0.7, False, cut=True, macs=100),
+        LayerFit("third", 0.7, 0.7, False, "its weight is an output too", True, 300),
+    )
+    text = " ".join(shown(repairs=repairs, unfolded={"s": "GRU has no bias"}).split())
+    assert "1 of 3 layers re-fitted, 60.0 % of their MACs; median error" in text
+    third = text.index("not re-fitted its weight is an output too: third (30.0 % of the MACs)")
+    assert third < text.index("not re-fitted no better on held-out samples: second (10.0 %")
+    assert "not made up for GRU has no bias: s" in text
+
+
 def test_what_became_of_initializers_that_are_inputs_is_said():
     cut = {f"w[{i}]": ((8, 4), (6, 4)) for i in range(4)} | {"gone": ((2,), None)}
     text = " ".join(shown(cut_inputs=cut).split())

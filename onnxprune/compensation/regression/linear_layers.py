@@ -37,6 +37,10 @@ WEIGHT_MOVEMENTS = frozenset({"Transpose", "Identity", "Reshape", "Cast", "Unsqu
 """Ops a weight may come through and still be replaced."""
 
 
+class NoRegressionError(ValueError):
+    """Says why a node is no regression of its own; the text completes "not re-fitted: "."""
+
+
 class LinearLayer(abc.ABC):
     """A linear node as a regression.
 
@@ -131,7 +135,7 @@ class Contraction(LinearLayer):
     """One group of rows.
 
     Raises:
-        ValueError: when the node is a stack of products, or no product of this kind at all.
+        NoRegressionError: when the node is a stack of products, or no product of this kind.
     """
 
     def __init__(self, node: ir.Node, slot: int, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -143,20 +147,20 @@ class Contraction(LinearLayer):
         own = [c for c in self._made if c in self._output and c not in self._read]
         kept = [c for c in self._output if c not in own]
         if {*self._made} != {*summed, *own} or {*self._read} != {*summed, *kept}:
-            raise ValueError("weights differ between rows")
+            raise NoRegressionError("its weights differ between rows (a stack of matrices)")
         if not own or not summed:
-            raise ValueError("nothing is summed")
+            raise NoRegressionError("it sums over nothing, or makes nothing of its own")
         self._summed, self._own, self._kept = "".join(summed), "".join(own), "".join(kept)
         self._extents = dict(zip(self._made, self.weight_shape, strict=True))
         if any(self._extents[c] != self.data_shape[self._read.index(c)] for c in summed):
-            raise ValueError("a summed axis is broadcast")
+            raise NoRegressionError("an axis that it sums over is broadcast")
         self.output_axes = tuple(self._output.index(c) for c in own)
         made, read = (prod(self._extents[c] for c in letters) for letters in (own, summed))
         self.shape = (1, made, read)
         alpha = node.attributes.get("alpha") if node.op_type == "Gemm" else None
         self._alpha = 1.0 if alpha is None else alpha.as_float()
         if not self._alpha:
-            raise ValueError("the product counts nothing")
+            raise NoRegressionError("its product counts nothing (alpha is 0)")
 
     def row_count(self, output_shape: tuple[int, ...]) -> int:
         """See `LinearLayer`."""
@@ -219,18 +223,18 @@ def letters_of(node: ir.Node, ranks: list[int]) -> tuple[str, str, str]:
         ranks: of its two inputs.
 
     Raises:
-        ValueError: for a product with a vector, or an Einsum of another kind.
+        NoRegressionError: for a product with a vector, or an Einsum of another kind.
     """
     if node.op_type == "Einsum":
         equation = node.attributes["equation"].as_string().replace(" ", "")
         inputs, _, output = equation.partition("->")
         if inputs.count(",") != 1:
-            raise ValueError("an Einsum of more than two tensors")
+            raise NoRegressionError("an Einsum of more or fewer than two tensors")
         if "->" not in equation:
             output = "".join(sorted(c for c in set(inputs) - {","} if inputs.count(c) == 1))
         first, _, second = inputs.partition(",")
         if "." in equation or any(len({*t}) != len(t) for t in (first, second, output)):
-            raise ValueError("an Einsum with an ellipsis or a repeated letter")
+            raise NoRegressionError("an Einsum with an ellipsis or a repeated letter")
         return first, second, output
     if node.op_type == "Gemm":
         left, right = (node.attributes.get(key) for key in ("transA", "transB"))
@@ -240,7 +244,7 @@ def letters_of(node: ir.Node, ranks: list[int]) -> tuple[str, str, str]:
             "ij",
         )
     if min(ranks) < 2:
-        raise ValueError("a product with a vector")
+        raise NoRegressionError("a product with a vector")
     batch = string.ascii_lowercase[: max(ranks) - 2]
     first, second = (batch[len(batch) - rank + 2 :] for rank in ranks)
     return f"{first}xy", f"{second}yz", f"{batch}xz"
@@ -343,6 +347,14 @@ class Convolution(LinearLayer):
 
 
 def linear_layer(node: ir.Node, coupling: Coupling, opset: int) -> LinearLayer | None:
+    """Describe a node as a regression; None for what `regression_of` refuses."""
+    try:
+        return regression_of(node, coupling, opset)
+    except NoRegressionError:
+        return None
+
+
+def regression_of(node: ir.Node, coupling: Coupling, opset: int) -> LinearLayer:
     """Describe a node as a regression.
 
     Args:
@@ -350,40 +362,40 @@ def linear_layer(node: ir.Node, coupling: Coupling, opset: int) -> LinearLayer |
         coupling: labels and shapes of its tensors.
         opset: version of the default domain.
 
-    Returns:
-        None for other ops, for products of two activations, and for weights that differ along an
-        axis of the rows (a stack of matrices).
+    Raises:
+        NoRegressionError: for other ops, for products of two activations, and for weights that
+            differ along an axis of the rows (a stack of matrices).
     """
     if node.domain or node.op_type not in LINEAR_OPS or len(node.inputs) < 2:
-        return None
+        raise NoRegressionError(f"{node.op_type} is no linear layer by itself")
     shapes: dict[str, tuple[int, ...]] = {}
     constant: list[int] = []
     for slot, value in enumerate((*node.inputs[:2], node.outputs[0])):
         name = value.name or "" if value is not None else ""
         known = coupling.tensors.get(name)
         if known is None or name not in coupling.facts.first.shapes:
-            return None
+            raise NoRegressionError("the shape of what it reads or makes is unknown")
         shapes[name] = coupling.facts.first.shapes[name]
         if slot < 2 and known.constant:
             if not _is_known(value):
-                return None
+                raise NoRegressionError("its weight is a state of the body it is in")
             constant.append(slot)
     if len(constant) != 1:
-        return None
+        which = "constants" if constant else "activations"
+        raise NoRegressionError(f"a product of two {which}")
     slot = constant[0]
-    if node.op_type in ("Conv", "ConvTranspose"):
-        return Convolution(node, shapes, opset) if slot == 1 else None
-    try:
+    if node.op_type not in ("Conv", "ConvTranspose"):
         return Contraction(node, slot, shapes)
-    except ValueError:
-        return None
+    if slot == 0:
+        raise NoRegressionError("it convolves a constant")
+    return Convolution(node, shapes, opset)
 
 
 def replaceable_layers(model: ir.Model, coupling: Coupling) -> list[LinearLayer]:
     """Layers whose float weight nothing else reads, in graph order, those in bodies included."""
     opset = model.opset_imports.get("", 1)
     layers = (linear_layer(node, coupling, opset) for node in coupling.nodes(model.graph))
-    return [layer for layer in layers if layer is not None and _owns_weight(layer)]
+    return [layer for layer in layers if layer is not None and not why_weight_stays(layer)]
 
 
 def _is_known(value: ir.Value | None) -> bool:
@@ -404,14 +416,21 @@ def reading_unknowns(layer: LinearLayer, reading: Reading) -> NDArray[Any] | Non
     return layer.unknowns(AxisLabel(reading.axes, reading.units.astype(np.int32)), reading.units)
 
 
-def _owns_weight(layer: LinearLayer) -> bool:
+def why_weight_stays(layer: LinearLayer) -> str:
+    """Why the weight of a layer cannot be replaced; empty where it can."""
     value = layer.node.inputs[layer.slot]
-    while value is not None and len(value.uses()) == 1 and not value.is_graph_output():
+    while value is not None:
+        if value.is_graph_output():
+            return "its weight is an output too"
+        if len(value.uses()) != 1:
+            return "its weight is read by several nodes"
         producer = value.producer()
         if producer is None or producer.op_type == "Constant":
             tensor = ir.convenience.get_const_tensor(value)
-            return tensor is not None and tensor.dtype.is_floating_point()
+            if tensor is None:
+                return "its weight comes from around the body it is in"
+            return "" if tensor.dtype.is_floating_point() else "its weight is of integers"
         if producer.op_type not in WEIGHT_MOVEMENTS or producer.domain:
-            return False
+            return f"its weight is worked out by {producer.op_type}"
         value = producer.inputs[0]
-    return False
+    return "its weight is worked out from nothing"
