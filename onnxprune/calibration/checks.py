@@ -16,7 +16,7 @@ into convolutions) only the range of the inputs is looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from onnxprune.calibration.feeds import Feed
 from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.calibration.streams import Samples
-from onnxprune.model.execution import open_session, run
+from onnxprune.model.execution import Execution, open_session, run
 from onnxprune.model.observe import constant_array
-from onnxprune.model.outputs import ScoreLayout, gives_scores, output_producer
+from onnxprune.model.outputs import LINEAR, SOFTMAX, ScoreLayout, output_producer
 from onnxprune.model.runtime import Runtime
 
 NOT_COMPARED = (
@@ -39,6 +39,7 @@ NOT_COMPARED = (
 
 _ROWS = 8  # samples in a batch
 _BATCHES = 16  # most that are looked at
+_AT_ONCE = 2  # batches that are run before it is seen whether outputs vary
 _FEWEST = 4  # samples, of which one is held out
 _SAME = 1e-6  # difference of two outputs over their size that is rounding
 _NORMALISATIONS = 3  # the first ones of the model: behind them differences fade
@@ -47,7 +48,7 @@ _PIXELS = (128, 255)  # the highest value of images that were not normalised
 _IMAGE_RANK = 4
 _CHANNELS = (1, 3)  # grey, RGB
 _PASSED_ON = ("Cast", "Identity", "Transpose", "Reshape", "Pad", "Squeeze", "Unsqueeze")
-_LINEAR = ("Conv", "Gemm", "MatMul")
+_CONTRACTIONS = ("Conv", "Gemm", "MatMul")
 
 
 def sample_warnings(model: ir.Model, samples: Samples, runtime: Runtime) -> tuple[str, ...]:
@@ -127,24 +128,22 @@ def _about_outputs(
     """Outputs of the original that do not vary over the samples."""
     opset = model.opset_imports.get("", 1)
     producers = {value.name or "": output_producer(value) for value in model.graph.outputs}
-    session = open_session(model, runtime)
+    execution = Execution(model, runtime)
     firsts: dict[str, NDArray[Any]] = {}
     varying: dict[str, bool] = {}
     answering: dict[str, bool] = {}
-    for feed in feeds:
-        count = axes.rows(feed)
-        for name, value in run(session, feed).items():
-            if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-                continue
-            scores = gives_scores(producers.get(name)) and value.ndim > 1
-            layout = ScoreLayout.of(producers.get(name), opset)
-            for row in _rows(value, 0 if value.ndim and len(value) == count else None):
+    # the ends first: samples may be sorted by class
+    ordered = [feeds[0], *reversed(feeds[1:])]
+    for start in range(0, len(ordered), _AT_ONCE):
+        part = ordered[start : start + _AT_ONCE]
+        for feed, outputs in zip(part, execution.run_all(part), strict=True):
+            for name, row in _output_rows(outputs, axes.rows(feed)):
                 first = firsts.setdefault(name, row)
                 varying[name] = varying.get(name, False) or _differ(first, row)
-                if scores and row.shape == first.shape:
-                    answers = [layout.rows(each[np.newaxis]).argmax(1) for each in (first, row)]
-                    differ = not np.array_equal(*answers)
-                    answering[name] = answering.get(name, False) or differ
+                if _answers(producers.get(name), row) and row.shape == first.shape:
+                    layout = ScoreLayout.of(producers.get(name), opset)
+                    best = [layout.rows(each[np.newaxis]).argmax(1) for each in (first, row)]
+                    answering[name] = answering.get(name, False) or not np.array_equal(*best)
         if all(varying.values()) and all(answering.values()):
             return []
     return [
@@ -153,11 +152,29 @@ def _about_outputs(
         for name, varies in varying.items()
         if not varies
     ] + [
-        f"the original gives all samples the same answer in {name!r}, so keeping it proves "
-        "little; give samples of everything the model is to tell apart, prepared as in training"
+        f"the largest scores in the original's {name!r} are at the same places for all samples, so "
+        "keeping its answers proves little; give samples of everything the model is to tell apart, "
+        "prepared as in training"
         for name, answers_differ in answering.items()
         if not answers_differ and varying[name]
     ]
+
+
+def _output_rows(
+    outputs: Mapping[str, Any], count: int | None
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Outputs of each sample; the whole output where its first axis does not count samples."""
+    for name, value in outputs.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            for row in _rows(value, 0 if value.ndim and len(value) == count else None):
+                yield name, row
+
+
+def _answers(producer: ir.Node | None, row: NDArray[Any]) -> bool:
+    """Whether an output of one sample holds class scores, not features or quantities."""
+    if producer is None or not row.ndim or row.shape[-1] < 2:
+        return False
+    return producer.op_type in SOFTMAX or (producer.op_type in LINEAR and row.ndim == 1)
 
 
 def _differ(first: NDArray[Any], other: NDArray[Any]) -> bool:
@@ -180,13 +197,15 @@ def _about_ranges(model: ir.Model, feeds: Sequence[Feed], runtime: Runtime) -> l
     if apart is None or apart[0] <= _APART:
         return []
     _, spread = apart
-    factor = f"{spread:.2g} times" if spread < 1 else f"{min(spread, 1e6):,.0f} times"
+    where = "where its first layers are normalised, values "
     if 1 / 2 < spread < 2:
-        factor = "about"
+        where += "lie elsewhere than in training"
+    else:
+        factor = f"{spread:.2g}" if spread < 1 else f"{min(spread, 1e6):,.0f}"
+        where += f"spread {factor} times as far as in training"
     return [
-        "the samples do not look like what the model was trained on: where its first layers are "
-        f"normalised, values spread {factor} as far as in training; check range, mean, standard "
-        "deviation and layout of the inputs"
+        f"the samples do not look like what the model was trained on: {where}; check range, mean, "
+        "standard deviation and layout of the inputs"
     ]
 
 
@@ -214,16 +233,16 @@ def _apart_from_training(
     """
     probe = model.clone()
     names = [node.inputs[0].name or "" for node in nodes if node.inputs[0] is not None]
-    given = {value.name for value in (*probe.graph.outputs, *probe.graph.inputs)}
     values = {value.name: value for node in probe.graph for value in node.outputs}
-    for name in dict.fromkeys(names):
-        if name not in given:
-            probe.graph.outputs.append(values[name])
-    session = open_session(probe, runtime, arena=False)
-    fetched = [name for name in dict.fromkeys(names) if name in values]
+    computed = [name for name in dict.fromkeys(names) if name in values]
+    # without the outputs of the model, what is behind does not run
+    probe.graph.outputs.clear()
+    probe.graph.outputs.extend(values[name] for name in computed)
+    session = open_session(probe, runtime, arena=False) if computed else None
     sums: dict[str, _Sums] = {}
     for feed in feeds:
-        for name, value in {**feed, **run(session, feed, fetched)}.items():
+        found = run(session, feed) if session is not None else {}
+        for name, value in {**feed, **found}.items():
             if name in names:
                 sums.setdefault(name, _Sums()).add(value)
     measured = [
@@ -275,7 +294,7 @@ def _raw_pixels(model: ir.Model, feeds: Sequence[Feed]) -> list[str]:
     found = []
     for value in model.graph.inputs:
         arrays = [feed[value.name or ""] for feed in feeds if value.name in feed]
-        if not arrays or not _are_images(arrays) or not _goes_into(value, _LINEAR):
+        if not arrays or not _are_images(arrays) or not _goes_into(value, _CONTRACTIONS):
             continue
         low, high = min(a.min() for a in arrays), max(a.max() for a in arrays)
         if low >= 0 and _PIXELS[0] <= high <= _PIXELS[1]:

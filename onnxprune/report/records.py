@@ -265,6 +265,7 @@ class SweepRecord:
     points: tuple[SweepPointRecord, ...] = ()
     baselines: tuple[SweepPointRecord, ...] = ()
     source: Path | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -347,6 +348,7 @@ class SensitivityRecord:
     costs: Mapping[str, int]
     groups: tuple[str, ...]
     rows: tuple[GroupSensitivity, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def missing(self) -> tuple[str, ...]:

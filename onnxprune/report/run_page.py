@@ -116,7 +116,7 @@ def run_page(
             "kinds": [kind.label for kind in _SHOWN],
             "rows": [_row(result, step) for step in steps],
             "charts": [] if alone is not None else _charts(result),
-            "warnings": [f"{text[:1].upper()}{text[1:]}." for text in result.warnings],
+            "warnings": result.warnings,
             "steps": [_step(n, step, alone is not None) for n, step in enumerate(steps, 1)],
             "outputs": any(step.outputs for step in steps),
             "new_interface": any(step.new_interface for step in steps),

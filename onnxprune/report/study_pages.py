@@ -56,6 +56,7 @@ def sensitivity_page(study: SensitivityRecord, title: str = "") -> str:
         "sensitivity.html",
         {
             "title": title or "A model in memory",
+            "warnings": study.warnings,
             "summary": f"{len(study.rows)} of {len(study.groups)} groups, each cut alone; "
             + _method(study.study.options),
             "keeps": [percent(keep).replace(".0 ", " ") for keep in keeps],
@@ -124,6 +125,7 @@ def sweep_page(sweep: SweepRecord) -> str:
         "sweep.html",
         {
             "title": sweep.source.name if sweep.source is not None else "A model",
+            "warnings": sweep.warnings,
             "summary": f"{len(sweep.points)} budgets; {_method(sweep.study.options)}; {took}",
             "measures": measures,
             "quality": next(iter(measures)),

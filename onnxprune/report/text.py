@@ -201,6 +201,7 @@ class TextReport:
     def swept(self, title: str, sweep: SweepRecord) -> None:
         """Print a sweep, one line for each point."""
         self._title(title)
+        self._warnings(sweep.warnings)
         headings = [f">{kind_label(kind)}" for kind in _SWEEP_COSTS]
         best = sweep.pareto()
         done = [point for point in sweep.points if point.done]
@@ -230,6 +231,7 @@ class TextReport:
     def sensed(self, title: str, study: SensitivityRecord) -> None:
         """Print the groups of a sensitivity study, the most sensitive first."""
         self._title(title)
+        self._warnings(study.warnings)
         rows = [row for row in study.ranked() if row.cuts]
         keeps = [cut.keep for cut in rows[0].cuts] if rows else []
         headings = [f">{percent(keep).replace('.0', '')}" for keep in keeps]

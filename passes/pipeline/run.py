@@ -147,11 +147,17 @@ def _run(
         context = replace(context, samples=samples)
     # all are made at once: a mistake in the last step is reported before the first one runs
     passes = [_make(step, context, step.options) for step in steps]
-    run = _PipelineRun(loaded, context, _warnings(loaded.model, context))
+    warnings = _warnings(loaded.model, context)
+    run = _PipelineRun(loaded, context, warnings)
     reports = []
     for number, (step, first) in enumerate(zip(steps, passes, strict=True)):
         later = zip(steps[number + 1 :], passes[number + 1 :], strict=True)
-        reports.append(run.advance(step, first, _preferences(step, later)))
+        try:
+            reports.append(run.advance(step, first, _preferences(step, later)))
+        except (NothingPrunable, VerificationError) as error:
+            if context.samples is not None and warnings:
+                error.args = (f"{error}; about the samples: {warnings[0]}", *error.args[1:])
+            raise
     plan = _plan(loaded, context.seed, steps, reports)
     options = plan.options or {"seed": context.seed}
     return PruneResult(

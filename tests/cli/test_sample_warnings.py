@@ -73,3 +73,25 @@ def test_in_python(models):
     assert "not compared" in first
     assert second.startswith("one unit is left of ")
     assert "--exclude" in second
+
+
+def test_studies(run, models, tmp_path):
+    np.savez(tmp_path / "few.npz", x=POINTS[:3])
+    model, source = models / "spirals_mlp.onnx", ("--calibration", tmp_path / "few.npz")
+    quick = ("--criterion", "l2", "--compensate", "mean", "--allocation", "uniform")
+    page = tmp_path / "page.html"
+    outcome = run("sensitivity", model, *source, *quick, "--html", page)
+    assert "WARNING: calibrated on 3 samples" in flat(outcome.out)
+    assert "Calibrated on 3 samples" in page.read_text()
+    folder = tmp_path / "sweep"
+    sweep = ("sweep", model, *source, *quick, "--target", "macs=0.9", "--out", folder)
+    for _ in range(2):  # the second time the points are there already
+        assert "WARNING: calibrated on 3 samples" in flat(run(*sweep).out)
+    assert "Calibrated on 3 samples" in (folder / "sweep.html").read_text()
+
+
+def test_a_run_that_fails_says_what_is_odd_about_the_samples(run, models, zeros, tmp_path):
+    run(
+        *("prune", models / "spirals_mlp.onnx", tmp_path / "out.onnx", "--calibration", zeros),
+        *("--exclude", "*"),
+    ).refused(3, "about the samples: all samples are the same")

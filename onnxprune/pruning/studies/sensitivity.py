@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.calibration.batches import spread_pairs
+from onnxprune.calibration.checks import sample_warnings
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, model_samples
 from onnxprune.compensation.compensate import Effort, Task
@@ -47,6 +48,7 @@ class Sensitivity(SensitivityRecord):
         costs: by kind (params, macs) what the original costs.
         groups: names of all groups of the study, in the order of the model.
         rows: the groups that were measured, in the same order.
+        warnings: what is odd about the samples, each with the next step.
     """
 
     def with_rows(self, rows: Sequence[GroupSensitivity]) -> Sensitivity:
@@ -77,6 +79,7 @@ class Sensitivity(SensitivityRecord):
             "groups": list(self.groups),
             "missing": list(self.missing),
             "rows": [asdict(row) for row in self.rows],
+            "warnings": list(self.warnings),
         }
         return written(self.study, _FORMAT, results)
 
@@ -106,7 +109,8 @@ class Sensitivity(SensitivityRecord):
         study, data = read_study(file, _FORMAT)
         try:
             rows = tuple(_row(row) for row in data["rows"])
-            return cls(study, dict(data["costs"]), tuple(data["groups"]), rows)
+            warnings = tuple(data.get("warnings", ()))
+            return cls(study, dict(data["costs"]), tuple(data["groups"]), rows, warnings)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(f"{file}: is damaged; delete it to start afresh") from None
 
@@ -190,6 +194,7 @@ def sensitivity(
     run = PruneRun(analysis, Method.of(options), context)
     full = run.cost.after(())
     result = Sensitivity(study, {kind: int(full[kind]) for kind in _KINDS}, tuple(names))
+    result = replace(result, warnings=sample_warnings(loaded.model, samples, options.runtime))
     result = result.with_rows(before.rows) if before is not None else result
     mine = run.ranked(options.target)[first - 1 :: every]
     waiting = [ranked for ranked in mine if ranked.group.name in result.missing]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnxprune.calibration.checks import sample_warnings
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, model_samples
 from onnxprune.coupling.analysis import analyse
@@ -53,6 +54,7 @@ class Sweep(SweepRecord):
         points: in the order asked for.
         baselines: the same budgets met in simple ways, for comparison.
         source: the model's file, which nothing may overwrite; None for a model in memory.
+        warnings: what is odd about the samples, each with the next step.
     """
 
     points: tuple[SweepPoint, ...] = ()
@@ -77,7 +79,8 @@ class Sweep(SweepRecord):
         best = self.pareto()
         points = [point.to_dict() | {"pareto": point in best} for point in self.points]
         baselines = [point.to_dict() for point in self.baselines]
-        return written(self.study, _FORMAT, {"points": points, "baselines": baselines})
+        results = {"points": points, "baselines": baselines, "warnings": list(self.warnings)}
+        return written(self.study, _FORMAT, results)
 
     def to_html(self) -> str:
         """Return one self-contained HTML page."""
@@ -128,6 +131,7 @@ class Sweep(SweepRecord):
                 study,
                 tuple(map(SweepPoint.from_dict, points)),
                 tuple(map(SweepPoint.from_dict, baselines)),
+                warnings=tuple(data.get("warnings", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(f"{path}: is damaged; delete it to start afresh") from None
@@ -275,6 +279,8 @@ def sweep(
             normalised_axes=options.normalised_axes,
             file_bytes=loaded_bytes(loaded),
         )
+        odd = sample_warnings(loaded.model, samples, options.runtime)
+        done = replace(done, warnings=odd)
         run = PruneRun(analysis, Method.of(options), context)
         points = _Points(loaded, run, run.evaluator(), measure, context)
         if target_folder is not None:
