@@ -231,18 +231,30 @@ def verify(
     pruned: ModelSource,
     *,
     calibration: CalibrationSource,
+    labels: Any = None,
+    metric: Callable[..., Any] | str | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
     progress: Progress[Any] = silent,
 ) -> Comparison:
     """Compare two models with the same interface on samples.
 
+    Args:
+        original: as for `prune`.
+        pruned: as for `prune`.
+        calibration: as for `prune`, and not optional.
+        labels: as for `prune`; the accuracy of both is then measured on all samples.
+        metric: as for `prune`; then measured in place of accuracy.
+        providers: onnxruntime execution providers, the preferred one first.
+        threads: threads within an operator; 0 lets onnxruntime decide.
+        progress: progress callback of long loops.
+
     Raises:
-        InputError: for models or samples that cannot be used.
+        InputError: for models, samples, labels or a metric that cannot be used.
         VerificationError: when their interfaces differ.
     """
     context = _context(providers, threads, progress=progress)
-    return compare_models(load(original), load(pruned), calibration, context)
+    return compare_models(load(original), load(pruned), calibration, context, labels, metric)
 
 
 def _context(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune.cli import flags, output
 from onnxprune.errors import InputError
-from onnxprune.options import LABELS, STUDY_OPTIONS
+from onnxprune.options import LABELS, METRIC, STUDY_OPTIONS
 
 if TYPE_CHECKING:
     from onnxprune.pruning.studies.sensitivity import Sensitivity
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
         type=_fractions,
         help="fractions of its units that a group is cut to; default 0.75,0.5,0.25",
     )
-    flags.add_options(parser, [LABELS])
+    flags.add_options(parser, [LABELS, METRIC])
     parser.add_argument(
         "--shard",
         metavar="I/N",
@@ -80,7 +80,7 @@ def _measured(arguments: Namespace) -> Sensitivity:
             shard=arguments.shard,
             file=file,
             **output.context(arguments),
-            **flags.values(arguments, (LABELS, *STUDY_OPTIONS)),
+            **flags.values(arguments, (LABELS, METRIC, *STUDY_OPTIONS)),
         )
     except KeyboardInterrupt:
         if file is not None:
@@ -92,10 +92,11 @@ def _merged(arguments: Namespace) -> Sensitivity:
     from onnxprune.model.save import check_writable
     from onnxprune.pruning.studies.sensitivity import Sensitivity
 
-    unused = ("model", "calibration", "labels", "keep", "shard")
+    unused = ("model", "calibration", "labels", "metric", "keep", "shard")
     if any(getattr(arguments, name) is not None for name in unused):
         raise InputError(
-            "--merge measures nothing: leave out MODEL, --calibration, --labels, --keep, --shard"
+            "--merge measures nothing: leave out MODEL, --calibration, --labels, --metric, --keep, "
+            "--shard"
         )
     output.check(arguments, arguments.html)
     for part in arguments.merge if arguments.html is not None else ():

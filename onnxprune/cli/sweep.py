@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxprune.cli import flags, output
 from onnxprune.errors import TargetUnreachable
-from onnxprune.options import BATCH, LABELS, STUDY_OPTIONS
+from onnxprune.options import BATCH, LABELS, METRIC, STUDY_OPTIONS
 
 
 def add_parser(commands: Any) -> None:
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
         help="targets, one after another: fractions of the original that remain, as for prune; "
         "repeatable; default macs=0.9,0.8,0.7,0.6,0.5,0.4,0.3",
     )
-    flags.add_options(parser, [LABELS])
+    flags.add_options(parser, [LABELS, METRIC])
     parser.add_argument(
         "--save",
         action="store_true",
@@ -73,7 +73,7 @@ def run(arguments: Namespace) -> None:
             measure_latency=arguments.latency,
             batch=arguments.batch,
             **output.context(arguments),
-            **flags.values(arguments, (LABELS, *STUDY_OPTIONS)),
+            **flags.values(arguments, (LABELS, METRIC, *STUDY_OPTIONS)),
         )
     except KeyboardInterrupt:
         output.stopped(Path(arguments.out) / "sweep.json")

@@ -6,6 +6,9 @@ from argparse import Namespace
 from typing import Any
 
 from onnxprune.cli import flags, output
+from onnxprune.options import LABELS, METRIC
+
+_OPTIONS = (LABELS, METRIC)
 
 
 def add_parser(commands: Any) -> None:
@@ -14,6 +17,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", metavar="ORIGINAL")
     parser.add_argument("pruned", metavar="PRUNED")
     flags.add_calibration(parser, required=True)
+    flags.add_options(parser, _OPTIONS)
     flags.add_common(parser)
 
 
@@ -22,7 +26,10 @@ def run(arguments: Namespace) -> None:
     from onnxprune import api
 
     output.check(arguments)
-    comparison = api.verify(arguments.model, arguments.pruned, **output.context(arguments))
+    options = flags.values(arguments, _OPTIONS)
+    comparison = api.verify(
+        arguments.model, arguments.pruned, **output.context(arguments), **options
+    )
     output.write_json(arguments, comparison.to_dict())
     if text := output.printer(arguments):
         text.compared(f"{arguments.model} and {arguments.pruned}", comparison)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from onnxprune.calibration.checks import sample_warnings
 from onnxprune.calibration.context import RunContext
@@ -10,6 +12,8 @@ from onnxprune.calibration.samples import CalibrationSource, model_samples
 from onnxprune.cost.figures import node_costs
 from onnxprune.coupling.analysis import analyse
 from onnxprune.model.load import LoadedModel, loaded_bytes
+from onnxprune.options import PruneOptions
+from onnxprune.pruning.quality import known_labels, quality_measure
 from onnxprune.pruning.results import Comparison, Inspection, batch_of, sizes_of
 from onnxprune.report.network.network import find_network
 from onnxprune.verification.certificate import check_interface
@@ -45,7 +49,12 @@ def inspect_model(
 
 
 def compare_models(
-    original: LoadedModel, pruned: LoadedModel, calibration: CalibrationSource, context: RunContext
+    original: LoadedModel,
+    pruned: LoadedModel,
+    calibration: CalibrationSource,
+    context: RunContext,
+    labels: Any = None,
+    metric: Callable[..., Any] | str | None = None,
 ) -> Comparison:
     """Compare two models with the same interface on samples.
 
@@ -54,14 +63,19 @@ def compare_models(
         pruned: the second model.
         calibration: samples, as for `onnxprune.prune`.
         context: runtime and progress callback.
+        labels: as for `onnxprune.prune`, for measuring quality; None for none.
+        metric: as for `onnxprune.prune`; None for none.
 
     Raises:
-        InputError: for models or samples that cannot be used.
+        InputError: for models, samples, labels or a metric that cannot be used.
         VerificationError: when their interfaces differ.
     """
     check_interface(original.model, pruned.model)
     samples = model_samples(calibration, original.model, context.runtime)
     context = replace(context, samples=samples)
+    options = PruneOptions()
+    known = known_labels(labels, samples, options)
+    measure = quality_measure(original.model, samples, known, metric, options, context.runtime)
     outputs = compare_outputs(
         original.model, pruned.model, samples, context.runtime, progress=context.progress
     )
@@ -70,4 +84,5 @@ def compare_models(
         for loaded in (original, pruned)
     ]
     warnings = sample_warnings(original.model, samples, context.runtime)
-    return Comparison(tuple(outputs), sizes[0], sizes[1], warnings)
+    quality = measure.of(pruned.model) if measure is not None else None
+    return Comparison(tuple(outputs), sizes[0], sizes[1], warnings, quality)

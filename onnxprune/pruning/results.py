@@ -294,6 +294,7 @@ class Comparison(ComparisonRecord):
         outputs: every output of the two models compared.
         original: costs of the first model.
         pruned: costs of the second.
+        quality: of both, where labels or a metric were given.
         warnings: what is odd about the samples, each with the next step.
     """
 
@@ -303,6 +304,7 @@ class Comparison(ComparisonRecord):
             "outputs": [output.to_dict() for output in self.outputs],
             "original": vars(self.original),
             "pruned": vars(self.pruned),
+            "quality": None if self.quality is None else self.quality.to_dict(),
             "warnings": list(self.warnings),
         }
 

@@ -53,6 +53,11 @@ def fine_percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{fraction * 100:.3g} %"
 
 
+def quality_value(value: float, unit: str) -> str:
+    """Return the value of a measure of quality."""
+    return percent(value / 100) if unit == "%" else f"{value:.4g}"
+
+
 def significant(number: float | None) -> str:
     """Return three significant digits, "-" for none."""
     if number is None:

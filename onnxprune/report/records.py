@@ -306,6 +306,7 @@ class GroupCut:
             infinite for outputs that are not finite, None where it could not be built.
         saved: by kind (params, macs) what the cut saves of the model.
         reason: why it could not be built; empty where it was.
+        drop: of the quality, in the unit of the measure; None where that was not measured.
     """
 
     keep: float
@@ -313,6 +314,7 @@ class GroupCut:
     divergence: float | None
     saved: Mapping[str, int]
     reason: str = ""
+    drop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -335,7 +337,10 @@ class GroupSensitivity:
 
     @property
     def worst(self) -> float:
-        """Largest divergence of the cuts that were measured, 0 where none was."""
+        """Largest drop of quality, or else divergence, of the cuts; 0 where none was measured."""
+        drops = [cut.drop for cut in self.cuts if cut.drop is not None]
+        if drops:
+            return max(drops)
         measured = [cut.divergence for cut in self.cuts if cut.divergence is not None]
         return max(measured, default=0.0)
 
@@ -357,7 +362,7 @@ class SensitivityRecord:
         return tuple(name for name in self.groups if name not in measured)
 
     def ranked(self) -> tuple[GroupSensitivity, ...]:
-        """Rows by their worst divergence, the most sensitive group first."""
+        """Rows by their worst cut, the most sensitive group first."""
         return tuple(sorted(self.rows, key=lambda row: -row.worst))
 
 
@@ -461,3 +466,4 @@ class ComparisonRecord:
     original: Sizes
     pruned: Sizes
     warnings: tuple[str, ...] = ()
+    quality: Quality | None = None

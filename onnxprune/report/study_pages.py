@@ -14,6 +14,7 @@ from onnxprune.report.figures import (
     kind_label,
     percent,
     printable,
+    quality_value,
     share,
     significant,
 )
@@ -130,6 +131,7 @@ def sweep_page(sweep: SweepRecord) -> str:
             "measures": measures,
             "quality": next(iter(measures)),
             "kinds": {kind: kind_label(kind) for kind in _KINDS},
+            "shown": percent if all(map(_in_percent, sweep.points)) else significant,
             "answers": _tradeoffs(sweep, _answer_panel),
             "diverging": _tradeoffs(sweep, _divergence_panel),
             "baselines": bool(sweep.baselines),
@@ -188,7 +190,8 @@ def _divergence_panel(sweep: SweepRecord, kind: str) -> Panel:
 def _answer_panel(sweep: SweepRecord, kind: str) -> Panel:
     name, answers = next(iter(answer_measures(sweep).items()))
     lines = _lines(sweep, kind, answers)
-    return Panel(f"{name} by {kind_label(kind)}", _axis(kind), lines, fine_percent, fine_percent)
+    shown = fine_percent if all(map(_in_percent, sweep.points)) else significant
+    return Panel(f"{name} by {kind_label(kind)}", _axis(kind), lines, fine_percent, shown)
 
 
 def _axis(kind: str) -> str:
@@ -224,7 +227,7 @@ def _dot_label(point: SweepPointRecord) -> str:
     if point.latency is not None:
         figures.append(f"latency {percent(point.latency['ratio'])}")
     if point.quality is not None:
-        figures.append(f"{point.quality['measure']} {percent(point.quality['result'] / 100)}")
+        figures.append(f"{point.quality['measure']} {_quality_text(point)}")
     if point.divergence is not None:
         figures.append(f"divergence {point.divergence:.2g}")
     largest = sorted(point.widths.items(), key=lambda width: width[1][1] - width[1][0])[:_WIDTHS]
@@ -242,7 +245,20 @@ def _lowest(point: SweepPointRecord, figure: str) -> float | None:
 
 
 def _quality(point: SweepPointRecord) -> float | None:
-    return point.quality["result"] / 100 if point.quality is not None else None
+    """The measured quality, as a fraction where it is in percent."""
+    if point.quality is None:
+        return None
+    value: float = point.quality["result"]
+    return value / 100 if _in_percent(point) else value
+
+
+def _quality_text(point: SweepPointRecord) -> str:
+    quality = point.quality or {}
+    return quality_value(quality["result"], quality.get("unit", "%"))
+
+
+def _in_percent(point: SweepPointRecord) -> bool:
+    return point.quality is None or point.quality.get("unit", "%") == "%"
 
 
 def _divergence(point: SweepPointRecord) -> float | None:

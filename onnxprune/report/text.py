@@ -26,6 +26,7 @@ from onnxprune.report.figures import (
     milliseconds,
     percent,
     printable,
+    quality_value,
     share,
     significant,
     size,
@@ -60,6 +61,7 @@ from onnxprune.report.sections import (
     traced_size,
 )
 from onnxprune.verification.comparison import OutputComparison
+from onnxprune.verification.quality import Quality
 
 T = TypeVar("T")
 Row = tuple[str, str]
@@ -140,7 +142,7 @@ class TextReport:
                     "certificate",
                     f"{certificate_verdict(certificate)}: {certificate_text(certificate)}",
                 ),
-                *_quality(report),
+                *_quality(report.quality),
                 *_dropped(report.dropped, self.verbose),
             ]
         )
@@ -168,6 +170,7 @@ class TextReport:
         for row in cost_rows(comparison.original, comparison.pruned):
             table.add_row(*row.cells())
         self._print(table)
+        self._lines(_quality(comparison.quality, fitted=False))
         self._outputs(comparison.outputs)
 
     def ran(self, title: str, result: PipelineRecord) -> None:
@@ -215,8 +218,9 @@ class TextReport:
         if done:
             self._print(table)
         if quality is not None:
+            original = f"{quality['original']:.4g} {quality.get('unit', '%')}".rstrip()
             self._print(
-                f"{quality['measure']}: the original has {quality['original']:.4g} %, on "
+                f"{quality['measure']}: the original has {original}, on "
                 f"{quality['samples']} samples (also used for calibration)."
             )
         if any(point.latency and not point.latency.get("reliable", True) for point in done):
@@ -235,8 +239,10 @@ class TextReport:
         rows = [row for row in study.ranked() if row.cuts]
         keeps = [cut.keep for cut in rows[0].cuts] if rows else []
         headings = [f">{percent(keep).replace('.0', '')}" for keep in keeps]
+        drops = any(cut.drop is not None for row in rows for cut in row.cuts)
+        measured = "drop of quality" if drops else "divergence"
         table = make_table(
-            "group: divergence when cut to", "kind", ">units", *headings, ">saves", ""
+            f"group: {measured} when cut to", "kind", ">units", *headings, ">saves", ""
         )
         # parameters for a model that has no MACs
         kind = "macs" if study.costs["macs"] else "params"
@@ -473,7 +479,7 @@ def _point_row(point: SweepPointRecord) -> list[str]:
     if point.quality is None:
         last = [*last, f"{point.seconds:.1f} s"]
     else:
-        last = [percent(point.quality["result"] / 100), *last]
+        last = [quality_value(point.quality["result"], point.quality.get("unit", "%")), *last]
     return [target_text(point.target), *costs, latency, *last]
 
 
@@ -483,7 +489,7 @@ def _sensitivity_row(row: GroupSensitivity, kind: str, costs: Mapping[str, int])
         printable(row.group, _GROUP_NAME),
         row.kind,
         str(row.units),
-        *(significant(cut.divergence) for cut in row.cuts),
+        *(significant(cut.divergence if cut.drop is None else cut.drop) for cut in row.cuts),
         percent(share(least.saved[kind], costs[kind])),
         printable(next((cut.reason for cut in row.cuts if cut.reason), ""), 20),
     ]
@@ -560,14 +566,13 @@ def _named(reason: str, nodes: Sequence[str], verbose: bool) -> str:
     return f"{printable(reason)}: {', '.join(shown)}{more}"
 
 
-def _quality(report: PruneRecord) -> list[Row]:
+def _quality(quality: Quality | None, *, fitted: bool = True) -> list[Row]:
     """The measured quality of original and result; nothing where none was asked for."""
-    quality = report.quality
     if quality is None:
         return []
-    where = "held out" if quality.held_out else "also used for calibration"
-    text = f"{quality.original:.4g} -> {quality.result:.4g}, on {quality.samples} samples ({where})"
-    return [(printable(quality.measure, _NAME), text)]
+    where = " (held out)" if quality.held_out else " (also used for calibration)"
+    text = f"{quality.original:.4g} -> {quality.result:.4g}, on {quality.samples} samples"
+    return [(printable(quality.measure, _NAME), text + (where if fitted else ""))]
 
 
 def _dropped(dropped: Mapping[str, str], verbose: bool) -> list[Row]:

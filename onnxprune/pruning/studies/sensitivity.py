@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,21 @@ from onnxprune.model.save import check_writable, write_text_atomic
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.build import FAILURES, build_plain
 from onnxprune.pruning.method import Method
-from onnxprune.pruning.quality import known_labels, loss_labels
+from onnxprune.pruning.quality import known_labels, loss_labels, quality_measure
 from onnxprune.pruning.run import PruneRun
-from onnxprune.pruning.studies.study import read_study, study_of, study_options, written
+from onnxprune.pruning.studies.study import (
+    metric_setting,
+    read_study,
+    study_of,
+    study_options,
+    written,
+)
 from onnxprune.report.figures import json_text
 from onnxprune.report.records import GroupCut, GroupSensitivity, SensitivityRecord
 from onnxprune.report.study_pages import sensitivity_page
 from onnxprune.surgery.operators.normalisation import restrict_statistics
 from onnxprune.surgery.slicing import zero_removed
+from onnxprune.verification.quality import QualityMeasure
 
 _FORMAT = "onnxprune-sensitivity"
 
@@ -141,6 +148,7 @@ def sensitivity(
     calibration: CalibrationSource,
     keep: Sequence[float] = KEEP,
     labels: Any = None,
+    metric: Callable[..., Any] | str | None = None,
     shard: tuple[int, int] | None = None,
     file: str | Path | None = None,
     progress: Progress[Any] = silent,
@@ -155,7 +163,9 @@ def sensitivity(
         calibration: as for `prune`, and not optional.
         keep: fractions of its units that a group keeps, above 0 and below 1; the nearest that is
             legal is taken from the front of the group's removal order.
-        labels: as for `prune`, for a criterion by gradients.
+        labels: as for `prune`, for a criterion by gradients; with them, or a metric, every cut also
+            says how much quality it costs.
+        metric: as for `prune`.
         shard: (i, n) measures every n-th group from the i-th on, 1 <= i <= n; None all groups.
         file: JSON file that is written after every group. Groups that are in it already are not
             measured again.
@@ -179,7 +189,9 @@ def sensitivity(
     loaded = load(model)
     samples = model_samples(calibration, loaded.model, options.runtime)
     known = known_labels(labels, samples, options)
-    study = study_of(loaded.sha256, samples, options, known, keep=fractions)
+    study = study_of(
+        loaded.sha256, samples, options, known, keep=fractions, **metric_setting(metric)
+    )
     if before is not None and (differing := before.study.differences(study)):
         raise InputError(
             f"{file}: is of another study: {', '.join(differing)} differ; name another file"
@@ -191,6 +203,7 @@ def sensitivity(
     names = [group.name for group in analysis.selected(options.include, options.exclude)]
     if before is not None and not {*names[first - 1 :: every]} & {*before.missing}:
         return before
+    measure = quality_measure(loaded.model, samples, known, metric, options, options.runtime)
     run = PruneRun(analysis, Method.of(options), context)
     full = run.cost.after(())
     result = Sensitivity(study, {kind: int(full[kind]) for kind in _KINDS}, tuple(names))
@@ -199,7 +212,7 @@ def sensitivity(
     mine = run.ranked(options.target)[first - 1 :: every]
     waiting = [ranked for ranked in mine if ranked.group.name in result.missing]
     with matrix_threads(options.runtime.threads):
-        trials = _Trials(run)
+        trials = _Trials(run, measure)
         for ranked in progress(waiting, "cutting each group", len(waiting)):
             result = result.with_rows([trials.of(ranked, fractions)])
             if file is not None:
@@ -210,10 +223,10 @@ def sensitivity(
 class _Trials:
     """Cuts of single groups, with everything that does not depend on the group shared."""
 
-    def __init__(self, run: PruneRun) -> None:
+    def __init__(self, run: PruneRun, measure: QualityMeasure | None) -> None:
         calibration, compensation = run.workspace.calibration, run.method.compensation
         assert calibration is not None
-        self._run = run
+        self._run, self._measure = run, measure
         self._analysis = run.workspace.current
         self._calibration = replace(calibration, feeds=spread_pairs(calibration.feeds, _BATCHES))
         self._context = replace(run.context, progress=silent)
@@ -249,21 +262,27 @@ class _Trials:
         saved = {kind: int(before[kind] - after[kind]) for kind in _KINDS}
         left = ranked.group.size - int(np.isin(ranked.group.units, removed).sum())
         try:
-            return GroupCut(0.0, left, self._divergence(removal), saved)
+            divergence, drop = self._measured(removal)
+            return GroupCut(0.0, left, divergence, saved, drop=drop)
         except FAILURES as error:
             return GroupCut(0.0, left, None, saved, str(error))
 
-    def _divergence(self, removal: Removal) -> float:
+    def _measured(self, removal: Removal) -> tuple[float, float | None]:
+        """Divergence, and the drop of quality where that is measured."""
         compensation = self._run.method.compensation
         trial = compensation.apply(
             Task(self._analysis, removal, self._calibration, self._context, self._effort)
         )
-        if self._evaluator is None:
-            return trial.divergence if trial.divergence is not None else math.inf
+        divergence = trial.divergence if trial.divergence is not None else math.inf
+        if self._evaluator is None and self._measure is None:
+            return divergence, None
         cut = Cut(trial.full.coupling, removal.removed_units())
         zero_removed(trial.full.model, cut)
         restrict_statistics(trial.full.model, cut)
-        return self._evaluator.divergence(trial.full.model)
+        if self._evaluator is not None:
+            divergence = self._evaluator.divergence(trial.full.model)
+        drop = self._measure.of(trial.full.model).drop if self._measure is not None else None
+        return divergence, drop
 
 
 def _checked(keep: Sequence[float]) -> list[float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from onnxprune.errors import InputError
 from onnxprune.importance.registry import resolve_options
 from onnxprune.options import RUNTIME_OPTIONS, STUDY_OPTIONS, PruneOptions
 from onnxprune.report.records import Study
+from onnxprune.verification.metrics import read_metric
 
 _VERSION = 1
 
@@ -56,6 +57,18 @@ def study_of(
     labelled = {"labels": None if labels is None else _digest(labels)}
     versions = {"onnxprune": version("onnxprune"), "onnxruntime": ort.__version__}
     return Study(sha256, samples_digest(samples), method | runtime | labelled | more, versions)
+
+
+def metric_setting(metric: Callable[..., Any] | str | None) -> dict[str, str]:
+    """A metric as a setting of a study; nothing without, as in studies of older versions.
+
+    Raises:
+        InputError: for a metric that cannot be used.
+    """
+    found = read_metric(metric)
+    if found is None:
+        return {}
+    return {"metric": metric if isinstance(metric, str) else found.name}
 
 
 def samples_digest(samples: Samples) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,13 @@ from onnxprune.pruning.method import Method
 from onnxprune.pruning.quality import known_labels, loss_labels, quality_measure
 from onnxprune.pruning.results import PruneResult, build_result
 from onnxprune.pruning.run import PruneRun
-from onnxprune.pruning.studies.study import read_study, study_of, study_options, written
+from onnxprune.pruning.studies.study import (
+    metric_setting,
+    read_study,
+    study_of,
+    study_options,
+    written,
+)
 from onnxprune.report.figures import json_text
 from onnxprune.report.records import SweepPointRecord, SweepRecord
 from onnxprune.report.study_pages import sweep_page, tradeoff_chart
@@ -208,6 +214,7 @@ def sweep(
     calibration: CalibrationSource,
     targets: Sequence[Mapping[str, float]] = TARGETS,
     labels: Any = None,
+    metric: Callable[..., Any] | str | None = None,
     baselines: Sequence[str] = (),
     folder: str | Path | None = None,
     save: bool = False,
@@ -226,6 +233,7 @@ def sweep(
         calibration: as for `prune`, and not optional.
         targets: one for each point, as for `prune`.
         labels: as for `prune`; the quality of every point is then measured on them.
+        metric: as for `prune`; the quality of every point is then measured by it.
         baselines: criteria that need no samples, such as `BASELINES`; with each, every target is
             also met by taking the same fraction of every group and making up for nothing.
         folder: where `sweep.json`, `sweep.svg` and `sweep.html` are written after every point. When
@@ -260,7 +268,15 @@ def sweep(
     runtime = replace(options.runtime, batch=BATCH.read(batch))
     check_batch(samples.specs, batch)
     sized = {} if batch is None else {"batch": batch}  # sweeps of older versions have none
-    study = study_of(loaded.sha256, samples, options, known, latency=measure_latency, **sized)
+    study = study_of(
+        loaded.sha256,
+        samples,
+        options,
+        known,
+        latency=measure_latency,
+        **sized,
+        **metric_setting(metric),
+    )
     done = Sweep(study, source=loaded.path)
     target_folder = Path(folder) if folder is not None else None
     if target_folder is not None:
@@ -268,7 +284,7 @@ def sweep(
     missing = [target for target in wanted if not _is_finished(done, target, target_folder, save)]
     compared = [(b, target) for b in baselines for target in wanted if done.find(target, b) is None]
     if missing or compared:
-        measure = quality_measure(loaded.model, samples, known, None, options, options.runtime)
+        measure = quality_measure(loaded.model, samples, known, metric, options, options.runtime)
         headed = _HeadedProgress(progress)
         context = RunContext(
             samples, loss_labels(known, options), runtime, options.seed, headed, measure_latency
