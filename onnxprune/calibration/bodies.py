@@ -7,7 +7,9 @@ body is run on what it would read then. Every run of a body counts, and only tho
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -169,7 +171,8 @@ class BodyObserver:
             and what the run was given.
 
         Raises:
-            RuntimeFailure: when onnxruntime refuses the model or the feed.
+            RuntimeFailure: when onnxruntime refuses the model or the feed. A body that cannot be
+                run by itself counts as one that does not run.
         """
         yield from self._run("", feed)
 
@@ -192,12 +195,13 @@ class BodyObserver:
         nodes = {id(place.node): place.node for _, place in entered}
         for node in nodes.values():
             bodies = {place.attribute: inner for inner, place in entered if place.node is node}
-            for attribute, formals in self._runs[id(node)].of(results):
-                inner = bodies.get(attribute)
-                if inner is not None:
-                    reads_of = outside_values(self._places[inner].graph)
-                    around = {name: results[name] for name in reads_of if name in results}
-                    yield from self._run(inner, {**around, **formals})
+            with contextlib.suppress(RuntimeFailure):
+                for attribute, formals in self._runs[id(node)].of(results):
+                    inner = bodies.get(attribute)
+                    if inner is not None:
+                        reads_of = outside_values(self._places[inner].graph)
+                        around = {name: results[name] for name in reads_of if name in results}
+                        yield from self._run(inner, {**around, **formals})
 
     def _open(
         self, key: str, entered: Sequence[Place], given: Values
@@ -271,27 +275,49 @@ def values_in_bodies(
     return found
 
 
-def first_feeds(
-    model: ir.Model, feeds: Iterable[Values], runtime: Runtime, closed: Collection[str] = ()
-) -> dict[str, Values]:
-    """The first feed on which each body runs, by key; bodies that never run are left out.
+@dataclass(frozen=True)
+class SeenBody:
+    """What samples run of a body.
+
+    Attributes:
+        feed: inputs of the model on which it runs.
+        given: what it reads from around it and its formal inputs in its first run.
+        samples: how many samples run it, as far as they were counted.
+    """
+
+    feed: Values
+    given: Values
+    samples: int
+
+
+def seen_bodies(
+    model: ir.Model,
+    feeds: Iterable[tuple[int, Values]],
+    runtime: Runtime,
+    closed: Collection[str] = (),
+    enough: int = 1,
+) -> dict[str, SeenBody]:
+    """Bodies that run, by key; those that never do are left out.
 
     Args:
         model: unchanged.
-        feeds: inputs of the model; they are gone through until every body has run.
+        feeds: numbers of samples and inputs of the model; they are gone through until every body
+            has run on enough samples.
         runtime: how to run it.
         closed: ids of nodes whose bodies are left out.
+        enough: number of samples.
     """
     left = set(places(model.graph, closed))
     observer = BodyObserver(model, dict.fromkeys(left, fetch(())), runtime, closed)
-    found: dict[str, Values] = {}
-    for feed in feeds:
+    found: dict[str, SeenBody] = {}
+    for samples, feed in feeds:
         if not left:
             break
-        for key, _ in observer.run(feed):
-            if key in left:
+        for key, given in dict(observer.run(feed)).items():
+            seen = found.get(key, SeenBody(feed, given, 0))
+            found[key] = replace(seen, samples=seen.samples + samples)
+            if found[key].samples >= enough:
                 left.discard(key)
-                found[key] = feed
     return found
 
 

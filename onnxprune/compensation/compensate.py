@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from onnxprune.calibration.batches import held_out_part
-from onnxprune.calibration.bodies import first_feeds
+from onnxprune.calibration.bodies import seen_bodies
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH, Calibration
 from onnxprune.compensation.accounts import accounted, unfolded
@@ -185,7 +185,8 @@ def _solvable(full: EditableModel, cut: Cut, task: Task) -> set[str]:
     assert task.calibration is not None
     largest, closed = task.effort.settings.largest, full.coupling.closed
     inner = places(full.model.graph, closed)
-    ran = first_feeds(full.model, task.calibration.feeds, task.context.runtime, closed)
+    feeds = ((1, feed) for feed in task.calibration.feeds)
+    ran = seen_bodies(full.model, feeds, task.context.runtime, closed)
     idle = {id(place.graph) for key, place in inner.items() if key not in ran}
     outputs = set()
     for layer in replaceable_layers(full.model, full.coupling):

@@ -204,6 +204,8 @@ class LeastSquares:
         reference_walks = DeepWalk(reference, held, context.runtime, closed=closed)
         self._walks = DeepWalk(target.model, held, context.runtime, reference_walks, closed)
         self._pruned, self._reference = self._walks.leave(), reference_walks.outermost
+        bodies = places(target.model.graph, closed)
+        self._idle = {id(bodies[key].graph) for key in target.coupling.idle if key in bodies}
         self._makers = {v.name: n for n in nodes_within(reference.graph, closed) for v in n.outputs}
 
     def fit(
@@ -244,6 +246,8 @@ class LeastSquares:
     def _fit(self, layer: LinearLayer, number: int, is_last: bool) -> LayerFit | None:
         """Fit one layer; None when it has nothing to make up for."""
         name = layer.node.outputs[0].name or ""
+        if id(layer.node.graph) in self._idle:
+            return None
         self._enter(layer.node)
         if not len(self._pruned):
             return None if self._is_whole(layer) else LayerFit(name, np.nan, np.nan, False, NO_RUN)

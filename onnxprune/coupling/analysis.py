@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.bodies import first_feeds
+from onnxprune.calibration.bodies import SeenBody, seen_bodies
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH, Moments, Tap, collect
 from onnxprune.coupling.groups import Group, Reading, Refused, find_groups, find_refusals
@@ -28,6 +28,12 @@ from onnxprune.options import PruneOptions
 _OBSERVED_ROWS = 2
 """Samples that a model is observed on: more than one, so that the batch axis shows."""
 
+_FEWEST = 2
+"""Samples that run a body, below which nothing is known of it: one shows no variation."""
+
+_ENOUGH = 16
+"""Samples that run a body, below which there is a warning."""
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -43,6 +49,7 @@ class Analysis:
         altered: sums of the model that have a constant where the reference has a residual branch.
         more_runs: runs in which samples run bodies that the observed runs do not.
         passing: names of groups that pass through a body which no sample runs.
+        warnings: what is odd about the samples of bodies, each with the next step.
     """
 
     model: ir.Model
@@ -54,6 +61,7 @@ class Analysis:
     altered: tuple[str, ...] = ()
     more_runs: tuple[Observation, ...] = ()
     passing: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
 
     @property
     def original(self) -> ir.Model:
@@ -122,38 +130,68 @@ def analyse(
             samples.
         CalibrationError: when the model does not run on the samples.
     """
-    coupling = trace(model, observe_model(model, context), normalised=normalised_axes)
-    coupling, more_runs = _seen_in_bodies(model, coupling, context)
-    groups, refused = find_groups(coupling), find_refusals(coupling)
-    groups, idle, passing = without_idle(model.graph, coupling, groups)
+    facts = observe_model(model, context)
+    coupling = trace(model, facts, normalised=normalised_axes)
+    seen = _seen_bodies(model, context)
+    if coupling.closed and seen:
+        given = {key: body.given for key, body in seen.items()}
+        coupling = trace(model, facts, normalised=normalised_axes, given=given)
+    known = places(model.graph, coupling.closed)
+    if context.samples is not None:
+        idle = {key: why for key in known if (why := _why_idle(seen.get(key)))}
+        coupling = replace(coupling, idle=idle)
+    groups, idle_axes, passing = without_idle(model.graph, coupling, find_groups(coupling))
+    few = [
+        f"only {body.samples} samples run {known[key]}: too few to tell what matters; give more"
+        for key, body in seen.items()
+        if key in known and key not in coupling.idle and body.samples < _ENOUGH
+    ]
     return Analysis(
         model,
         coupling,
         tuple(groups),
-        (*refused, *idle),
+        (*find_refusals(coupling), *idle_axes),
         file_bytes=file_bytes,
-        more_runs=more_runs,
+        more_runs=_more_runs(model, facts, seen, context),
         passing=passing,
+        warnings=(*dict.fromkeys(axis.reason for axis in idle_axes), *few),
     )
 
 
-def _seen_in_bodies(
-    model: ir.Model, coupling: Coupling, context: RunContext
-) -> tuple[Coupling, tuple[Observation, ...]]:
-    """Note which bodies no sample runs, and runs of those that the observed runs leave out."""
-    closed, runtime, facts = coupling.closed, context.runtime, coupling.facts
-    known = places(model.graph, closed)
-    if context.samples is None or not known:
-        return coupling, ()
+def _seen_bodies(model: ir.Model, context: RunContext) -> Mapping[str, SeenBody]:
+    """What the samples run of bodies; nothing where there are no samples.
+
+    Raises:
+        CalibrationError: when the model does not run on the samples.
+    """
+    samples = context.samples
+    if samples is None or not places(model.graph):
+        return {}
+    feeds = ((samples.axes.rows(feed) or 1, feed) for feed in samples.batches(BATCH))
     try:
-        ran = first_feeds(model, context.samples.batches(BATCH), runtime, closed)
-        observed = first_feeds(model, [facts.first.feed, facts.second.feed], runtime, closed)
+        return seen_bodies(model, feeds, context.runtime, enough=_ENOUGH)
     except RuntimeFailure as error:
         raise CalibrationError(f"the model does not run on the samples: {error}") from error
-    more = {id(feed): feed for key, feed in ran.items() if key not in observed}
-    execution = Execution(model, runtime, optimise=False)
-    runs = tuple(Observation(feed, outputs=execution.run(feed)) for feed in more.values())
-    return replace(coupling, idle=frozenset(known.keys() - ran.keys())), runs
+
+
+def _why_idle(seen: SeenBody | None) -> str:
+    """Why nothing is known of a body; empty where something is."""
+    if seen is None:
+        return "no sample runs"
+    return "only one sample runs" if seen.samples < _FEWEST else ""
+
+
+def _more_runs(
+    model: ir.Model, facts: Facts, seen: Mapping[str, SeenBody], context: RunContext
+) -> tuple[Observation, ...]:
+    """Runs of bodies that the observed runs leave out."""
+    if not seen:
+        return ()
+    feeds = [(1, facts.first.feed), (1, facts.second.feed)]
+    observed = seen_bodies(model, feeds, context.runtime)
+    more = {id(body.feed): body.feed for key, body in seen.items() if key not in observed}
+    execution = Execution(model, context.runtime, optimise=False)
+    return tuple(Observation(feed, outputs=execution.run(feed)) for feed in more.values())
 
 
 def _node_names(graph: ir.Graph, around: Set[str] = frozenset()) -> Iterator[_NodeNames]:

@@ -1,4 +1,4 @@
-"""Bodies of If, Loop and Scan that no sample runs: nothing is known of what is in them.
+"""Bodies of If, Loop and Scan that samples hardly run: nothing is known of what is in them.
 
 Statistics are taken over the runs there were, so a unit that only an idle body makes or reads looks
 dead, and no layer in there can be re-fitted. What has weights or readers in an idle body is
@@ -32,6 +32,10 @@ def without_idle(
         idle body.
     """
     idle = {key: place for key, place in places(graph).items() if key in coupling.idle}
+    reasons = {
+        id(place.graph): f"{coupling.idle[key]} {place}, so it stays whole; give more that do"
+        for key, place in idle.items()
+    }
     where = _tensors_in(idle)
     carried = {
         unit
@@ -49,7 +53,7 @@ def without_idle(
             if reading.consumer.body in idle
         ]
         if found:
-            refused += _refused(group, found[0], coupling)
+            refused += _refused(group, found[0], reasons[id(found[0].graph)], coupling)
             continue
         left.append(group)
         if carried.intersection(group.all_units.tolist()):
@@ -68,9 +72,8 @@ def _tensors_in(idle: dict[str, Place]) -> dict[str, Place]:
     return names
 
 
-def _refused(group: Group, place: Place, coupling: Coupling) -> list[Refused]:
-    node, reason = display_name(place.node), f"no sample runs {place}; give some that do"
-    facts = coupling.facts.constants
+def _refused(group: Group, place: Place, reason: str, coupling: Coupling) -> list[Refused]:
+    node, facts = display_name(place.node), coupling.facts.constants
     return [
         Refused(owned.tensor, owned.axes[0], node, reason, facts[owned.tensor].size)
         for owned in group.owned

@@ -8,7 +8,7 @@ does not run, is not followed: nothing that enters it is cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model.bodies import body_of, read_from_outside, subgraphs
+from onnxprune.model.bodies import body_of, places, read_from_outside, subgraphs
 from onnxprune.model.inputs import part_version
 from onnxprune.model.observe import Facts, Observation, constants_of, observe
 from onnxprune.model.protobuf import skeleton
@@ -28,12 +28,20 @@ from onnxprune.model.runtime import Runtime
 class Bodies:
     """What is known of a model with the bodies of its nodes.
 
+    Args:
+        model: the model.
+        facts: of its main graph.
+        given: key of a body -> what it was given in a run, for one that does not run on generated
+            values of the shapes that the main graph was observed at.
+
     Attributes:
         facts: those given, and shapes, integers and constants of the bodies that are open.
         closed: why a body is not looked into, by node.
     """
 
-    def __init__(self, model: ir.Model, facts: Facts) -> None:
+    def __init__(
+        self, model: ir.Model, facts: Facts, given: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         self.facts = facts
         self.closed: dict[ir.Node, str] = {}
         nodes = [node for node in model.graph if subgraphs(node)]
@@ -49,6 +57,11 @@ class Bodies:
         second = first if facts.second is facts.first else second
         self.facts = replace(facts, first=first, second=second, constants=self._constants)
         self._model = model
+        self._given = {
+            id(place.graph): given[key]
+            for key, place in places(model.graph).items()
+            if key in given
+        }
         self._types = _types(model)
         for node in nodes:
             self._open(node)
@@ -75,9 +88,18 @@ class Bodies:
             raise _ClosedError("of an op without a rule")
         if node.op_type == "Scan" and self._model.opset_imports.get("", 1) < 9:
             raise _ClosedError("in the form of opset 8")
-        runs = [self._run(node, graph, self.facts.first)]
-        again = self.facts.second is not self.facts.first
-        runs.append(self._run(node, graph, self.facts.second) if again else runs[0])
+        try:
+            runs = [self._run(graph, self._feed(node, graph, self.facts.first))]
+            again = self.facts.second is not self.facts.first
+            feed = self._feed(node, graph, self.facts.second) if again else {}
+            runs.append(self._run(graph, feed) if again else runs[0])
+        except _ClosedError:
+            if id(graph) not in self._given:
+                raise
+            given = self._given[id(graph)]
+            names = [name for name in read_from_outside(graph) if name not in given]
+            around = {name: self._made_up(name, self.facts.first) for name in names}
+            runs = [self._run(graph, {**around, **given})] * 2
         for body in [body_of(node)] if node.op_type != "If" else []:
             for _, formal, result, _ in body.states:
                 pair = graph.inputs[formal].name or "", graph.outputs[result].name or ""
@@ -88,11 +110,15 @@ class Bodies:
     def _shape(self, run: Observation, name: str) -> tuple[int, ...] | None:
         return run.shapes.get(name, self.facts.first.shapes.get(name))
 
-    def _run(self, node: ir.Node, graph: ir.Graph, outside: Observation) -> Observation:
-        """Run a body on generated values of the right shapes."""
-        feed = {
-            name: self._made_up(name, outside) for name in read_from_outside(graph)
-        } | self._formals(node, graph, outside)
+    def _feed(
+        self, node: ir.Node, graph: ir.Graph, outside: Observation
+    ) -> dict[str, NDArray[Any]]:
+        """Generated values of the right shapes for what a body reads."""
+        read = {name: self._made_up(name, outside) for name in read_from_outside(graph)}
+        return read | self._formals(node, graph, outside)
+
+    def _run(self, graph: ir.Graph, feed: Mapping[str, NDArray[Any]]) -> Observation:
+        """Run a body by itself."""
         proto = ir.to_proto(graph)
         assert isinstance(proto, onnx.GraphProto)
         del proto.input[:], proto.value_info[:]

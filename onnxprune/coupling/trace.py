@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Iterator, Mapping
 from contextlib import suppress
 from copy import copy, deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,8 @@ class Coupling:
         static: tensors whose observed values hold for every input of the observed size.
         closed: ids of the nodes whose subgraphs are not looked into.
         renumbered: ids of the lookups whose indices will speak of what is left of their table.
-        idle: keys of the bodies that no sample runs.
+        idle: keys of the bodies that stay whole because of the samples, with the reason: how few
+            of them run it, as words before its name.
     """
 
     relations: Relations
@@ -60,7 +61,7 @@ class Coupling:
     static: frozenset[str]
     closed: frozenset[str]
     renumbered: frozenset[str] = frozenset()
-    idle: frozenset[str] = frozenset()
+    idle: Mapping[str, str] = field(default_factory=dict)
 
     def value(self, name: str) -> NDArray[Any] | None:
         """Value of a constant, or of an integer tensor that does not depend on data."""
@@ -88,6 +89,7 @@ def trace(
     *,
     normalised: bool = False,
     opening: CuttableInterface | None = None,
+    given: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Coupling:
     """Label every tensor of a model.
 
@@ -96,8 +98,9 @@ def trace(
         facts: its shapes and integers at a concrete size (`onnxprune.model.observe`).
         normalised: axes that normalisation statistics run over may be cut.
         opening: parts of the interface that may be cut; default none.
+        given: key of a body -> what it was given in a run, for bodies that do not run otherwise.
     """
-    bodies = Bodies(model, facts)
+    bodies = Bodies(model, facts, given or {})
     walk = _Walk(model, bodies, normalised, opening)
     opening = opening or CuttableInterface()
     walk.along(model.graph)

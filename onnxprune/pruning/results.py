@@ -383,7 +383,12 @@ def describe(
         groups=accounts_of(
             analysis.groups, {group.id: len(group.removed) for group in plan.groups}, pruned.ranked
         ),
-        warnings=(*pruned.warnings, *_unsolved(pruned.method, cut.fits), *_narrow(plan)),
+        warnings=(
+            *pruned.warnings,
+            *analysis.warnings,
+            *_unsolved(pruned.method, cut.fits),
+            *_narrow(plan),
+        ),
         provenance=provenance_of(loaded.path, loaded.sha256, plan.options, options.runtime),
     )
     return plan, report

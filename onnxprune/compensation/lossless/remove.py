@@ -53,7 +53,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.bodies import first_feeds
+from onnxprune.calibration.bodies import seen_bodies
 from onnxprune.calibration.moments import Moments, Tap
 from onnxprune.compensation.agreement import agreeing_groups
 from onnxprune.compensation.fold_means import fold_means
@@ -129,7 +129,8 @@ def remove_lossless(
     facts, coupling = target.coupling.facts, target.coupling
     feeds = feeds if feeds is not None else [facts.first.feed, facts.second.feed]
 
-    ran = {"", *first_feeds(target.model, feeds, runtime, coupling.closed)}
+    counted = [(1, feed) for feed in feeds]
+    ran = {"", *seen_bodies(target.model, counted, runtime, coupling.closed)}
 
     def removed(model: EditableModel, names: Collection[str]) -> dict[str, RedundantUnits]:
         chosen = [group for group in groups if group.name in names]
