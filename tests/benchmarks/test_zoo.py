@@ -86,3 +86,42 @@ def test_the_norm_of_a_weight_is_that_of_the_original(tmp_path: Path) -> None:
     )
     (y,) = run(zeroed(path, plan(v={0: (0,)})), {"x": np.ones(2, np.float32)})
     np.testing.assert_allclose(y, [1.4, 0], rtol=1e-6)
+
+
+def entry(**inputs: Any) -> dict[str, Any]:
+    return {"path": "m.onnx", "framework": "torch", "exporter": "new, opset 18", "feed": inputs}
+
+
+@pytest.mark.parametrize("as_listed", [False, True])
+def test_calibrated_runs_count_the_layers_that_are_re_fitted(
+    tmp_path: Path, as_listed: bool
+) -> None:
+    from zoo import examine_calibrated, solved_by_exporter
+
+    rng = np.random.default_rng(0)
+    shapes = {"a": (4, 12), "b": (12, 12), "c": (12, 3)}
+    weights = {k: rng.standard_normal(shape).astype(np.float32) for k, shape in shapes.items()}
+    body = "h = MatMul(x, a) r = Relu(h) s = MatMul(r, b) t = Relu(s) y = MatMul(t, c)"
+    saved(tmp_path, f"g (float[N, 4] x) => (float[N, 3] y) {{ {body} }}", **weights)
+
+    def feed_from(_: Any, seed: int) -> dict[str, NDArray[Any]]:
+        made = np.random.default_rng(seed).standard_normal((8, 4))
+        return {"x": made.astype(np.float32)}
+
+    row = examine_calibrated(tmp_path, entry(), feed_from, as_listed=as_listed)
+    assert row["outcome"] == "pruned"
+    assert row["exporter"] == "torch: new"
+    assert 0 < row["solved"] <= row["cut"]
+    assert 0 < row["solved_macs"] <= row["cut_macs"]
+    lines = solved_by_exporter([row, {"outcome": "refused"}])
+    assert lines[1].startswith("torch: new")
+    assert f"{row['solved'] / row['cut']:.1%}" in lines[1]
+
+
+def test_calibrated_runs_name_errors_by_kind(tmp_path: Path) -> None:
+    from zoo import examine_calibrated
+
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    row = examine_calibrated(tmp_path, entry(), None, as_listed=False)
+    assert row["outcome"] == "failed"
+    assert row["kind"] in row["reason"]
