@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import wave
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from onnxprune.model.inputs import InputSpec
 SUFFIXES = (".wav", ".wave")
 """Endings of the names of audio files."""
 
+_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # codings of .wav files
 _FEWEST = 4  # samples of a window; an axis with less is none of time
 
 
@@ -198,24 +199,58 @@ def _decoded(path: Path) -> tuple[NDArray[np.float64], int]:
     """
     where = f"calibration {path}"
     try:
-        with wave.open(str(path), "rb") as file:
-            data = file.readframes(file.getnframes())
-            width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-    except (wave.Error, EOFError, OSError) as error:
+        chunks = _chunks(path.read_bytes())
+        kind, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", chunks[b"fmt "])
+        if kind == _EXTENSIBLE:
+            (kind,) = struct.unpack_from("<H", chunks[b"fmt "], 24)
+        frame = channels * bits // 8
+        data = chunks[b"data"]
+        # a file that was cut off may end within a frame
+        levels = _levels(data[: len(data) // frame * frame], kind, bits)
+        levels = levels.reshape(-1, channels).mean(axis=1)
+    except (OSError, ValueError, KeyError, ArithmeticError, struct.error) as error:
         raise CalibrationError(
-            f"{where}: cannot be read as .wav: {first_line(error)}; convert it to PCM of 16 bits"
+            f"{where}: cannot be read as .wav ({first_line(error)}); convert it to PCM of 16 bits"
         ) from error
-    if width == 1:
-        levels = (np.frombuffer(data, np.uint8).astype(np.float64) - 128) / 128
-    else:
-        # up to the highest bytes of 32 bits, whatever the width
-        raw = np.frombuffer(data, np.uint8).reshape(-1, width)
-        padded = np.zeros((len(raw), 4), np.uint8)
-        padded[:, 4 - width :] = raw
-        levels = padded.view("<i4")[:, 0].astype(np.float64) / 2**31
     if not levels.size:
         raise CalibrationError(f"{where}: holds no samples; remove it")
-    return levels.reshape(-1, channels).mean(axis=1), rate
+    return levels, rate
+
+
+def _chunks(data: bytes) -> dict[bytes, bytes]:
+    """Chunks of a RIFF file by their names; the last of a name.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        raise ValueError("no RIFF file")
+    chunks, place = {}, 12
+    while place + 8 <= len(data):
+        name, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
+        chunks[name] = data[place + 8 : place + 8 + size]
+        place += 8 + size + size % 2
+    return chunks
+
+
+def _levels(data: bytes, kind: int, bits: int) -> NDArray[np.float64]:
+    """Numbers of -1 to 1 out of PCM or floating-point numbers.
+
+    Raises:
+        ValueError: for another coding.
+    """
+    if kind == _FLOAT and bits in (32, 64):
+        return np.frombuffer(data, f"<f{bits // 8}").astype(np.float64)
+    if kind != _PCM or bits not in (8, 16, 24, 32):
+        raise ValueError(f"coding {kind} of {bits} bits")
+    if bits == 8:
+        return (np.frombuffer(data, np.uint8).astype(np.float64) - 128) / 128
+    width = bits // 8
+    raw = np.frombuffer(data, np.uint8).reshape(-1, width)
+    # up to the highest bytes of 32 bits, whatever the width
+    padded = np.zeros((len(raw), 4), np.uint8)
+    padded[:, 4 - width :] = raw
+    return padded.view("<i4")[:, 0].astype(np.float64) / 2**31
 
 
 def _resampled(levels: NDArray[np.float64], before: int, after: int) -> NDArray[np.float64]:

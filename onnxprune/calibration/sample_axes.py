@@ -10,8 +10,9 @@ sample.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class SampleAxes:
     @classmethod
     def of(cls, specs: Sequence[InputSpec]) -> SampleAxes:
         """Find the axes by the declared shapes."""
-        ranked = [spec for spec in specs if spec.shape != ()]
+        ranked = [_with_given_names(spec) for spec in specs if spec.shape != ()]
         firsts = {spec.shape[0] if spec.shape else None for spec in ranked}
         if len(firsts) == 1:
             (first,) = firsts
@@ -92,6 +93,15 @@ class SampleAxes:
             else np.array_equal(array, other[name])
             for name, array in feed.items()
         )
+
+
+def _with_given_names(spec: InputSpec) -> InputSpec:
+    """An input without the names that exporters make up for open axes."""
+    made_up = re.compile(rf"unk__\d+|{re.escape(spec.name)}_dynamic_axes_\d+")
+    if spec.shape is None:
+        return spec
+    shape = [None if isinstance(n, str) and made_up.fullmatch(n) else n for n in spec.shape]
+    return replace(spec, shape=tuple(shape))
 
 
 def _along(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import wave
 from pathlib import Path
 
@@ -65,6 +66,22 @@ def test_every_width_of_numbers(tmp_path: Path, width: int) -> None:
     write(tmp_path / "a.wav", RAMP, width=width)
     (feed,) = read_samples(Audio(tmp_path / "a.wav", rate=100), (spec("N", 50),)).batches(1)
     np.testing.assert_allclose(feed["input"][0], RAMP, atol=0.02 if width == 1 else 1e-4)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(3, 32), (3, 64), (0xFFFE, 32)])
+def test_floating_point_as_audio_libraries_write_it(tmp_path: Path, kind: int, bits: int) -> None:
+    data = RAMP.astype(f"<f{bits // 8}").tobytes()
+    form = struct.pack("<HHIIHH", kind, 1, 100, 100 * bits // 8, bits // 8, bits)
+    if kind == 0xFFFE:
+        form += struct.pack("<HHIH14s", 22, bits, 4, 3, bytes(14))
+    chunks = b"".join(
+        name + len(text).to_bytes(4, "little") + text + bytes(len(text) % 2)
+        for name, text in ((b"fmt ", form), (b"LIST", b"odd"), (b"data", data))
+    )
+    size = (4 + len(chunks)).to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(b"RIFF" + size + b"WAVE" + chunks)
+    (feed,) = read_samples(Audio(tmp_path, rate=100), (spec("N", 50),)).batches(1)
+    np.testing.assert_allclose(feed["input"][0], RAMP, atol=1e-6)
 
 
 def test_numbers_of_16_bits(folder: Path) -> None:

@@ -44,6 +44,9 @@ CLIP = (
         ([spec("x", "time", "batch", 3), spec("h", 2, "batch", 4)], {"x": 1, "h": 1}),
         ([spec("image", "N", 3, "H", "W"), spec("size", 2)], {"image": 0}),
         (CLIP, {}),
+        # names that torch and tf2onnx make up
+        ([spec(n, f"{n}_dynamic_axes_1", f"{n}_dynamic_axes_2") for n in "ab"], {"a": 0, "b": 0}),
+        ([spec("x", "unk__6", 3), spec("h", 2, "unk__7", 4)], {"x": 0, "h": 1}),
         ([spec("x", 1, 3), spec("h", 2, 1, 4)], {}),
         ([RATE], {}),
     ],

@@ -142,3 +142,37 @@ def test_texts_beside_images(run, clip_model, tmp_path, form, options):
     source = form(tmp_path, [pairs(2 + seed % 2, 3, seed) for seed in range(12)])
     outcome = run("prune", clip_model, tmp_path / "out.onnx", "--calibration", source, *options)
     assert (outcome.code, outcome.err) == (0, "")
+
+
+def test_pairs_in_one_file(run, clip_model, tmp_path):
+    np.savez(tmp_path / "pairs.npz", **pairs(24, 24, 0))
+    source = ("--calibration", tmp_path / "pairs.npz")
+    outcome = run("prune", clip_model, tmp_path / "out.onnx", *source, "--target", "macs=0.7")
+    assert (outcome.code, outcome.err) == (0, "")
+
+
+SIDE = """<ir_version: 10, opset_import: ["" : 18]>
+side (float[BATCH, 6] x, float[BATCH2] anchors) => (float[BATCH, 3] y) {
+    s = Mul(x, anchors) h = MatMul(s, a) r = Relu(h) y = MatMul(r, b)
+}
+"""
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "script"])
+@pytest.mark.parametrize("batch", ["N", "1"])
+def test_a_side_input_of_fixed_shape(run, tmp_path, form, batch):
+    text = SIDE.replace("BATCH2", "6").replace("BATCH", batch)
+    subject = model(text, tmp_path / "side.onnx", a=(6, 24), b=(24, 3))
+    x = np.random.default_rng(0).standard_normal((16, 6)).astype(np.float32)
+    anchors = np.linspace(1, 2, 6, dtype=np.float32)
+    if form == "file":
+        np.savez(tmp_path / "all.npz", x=x, anchors=anchors)
+        source = tmp_path / "all.npz"
+    else:
+        feeds = [{"x": row[None], "anchors": anchors} for row in x]
+        source = (files if form == "folder" else script)(tmp_path, feeds)
+    outcome = run(
+        *("prune", subject, tmp_path / "out.onnx", "--calibration", source),
+        *("--criterion", "taylor", "--target", "macs=0.7", "--max-drop", "50"),
+    )
+    assert (outcome.code, outcome.err) == (0, "")
