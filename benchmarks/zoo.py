@@ -178,7 +178,7 @@ def feeds_of(entry: dict[str, Any], feed_from: Any) -> list[dict[str, np.ndarray
 
 
 def examine(
-    folder: Path, entry: dict[str, Any], feed_from: Any, normalised_axes: bool
+    folder: Path, entry: dict[str, Any], feed_from: Any, normalised_axes: bool | str
 ) -> dict[str, Any]:
     """Prune one graph and check the result; never raises."""
     row: dict[str, Any] = {"path": entry["path"]}
@@ -333,7 +333,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="")
-    parser.add_argument("--normalised-axes", action="store_true")
+    parser.add_argument(
+        "--normalised-axes", action=argparse.BooleanOptionalAction, default="hidden"
+    )
     parser.add_argument("--every", type=int, default=1, help="only every N-th graph")
     parser.add_argument("--calibrated", action="store_true", help="default options with samples")
     parser.add_argument("--listed", action="store_true", help="with --calibrated: IR version 3")

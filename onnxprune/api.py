@@ -36,7 +36,7 @@ def prune(
     round_to: int | str = "auto",
     steps: int = 1,
     blocks: bool = False,
-    normalised_axes: bool = False,
+    normalised_axes: bool | str = "hidden",
     lossless: bool = True,
     components: bool = True,
     augment: Sequence[str] = (),
@@ -91,8 +91,9 @@ def prune(
         steps: how many steps to prune in; after each, layers are re-fitted and units ranked again.
         blocks: also replace whole residual branches by their mean, where outputs then diverge less
             on held-out samples than with narrower layers alone; needs samples and `least-squares`.
-        normalised_axes: also cut axes that normalisation statistics run over, such as the residual
-            width of a transformer; removed entries then count as zeros.
+        normalised_axes: whether axes that normalisation statistics run over are cut, removed
+            entries counting as zeros: `hidden`, those of hidden layers where this is exact; true,
+            all, such as the residual width of a transformer; false, none.
         lossless: first remove units that are dead, constant or copies of others, which changes no
             output; not done with compensation `none`.
         components: with `least-squares`, remove the least important components instead of units

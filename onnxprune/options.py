@@ -23,6 +23,9 @@ SIZE = "size"
 PARAMS = "params"
 """The target that biases count for which compensation adds."""
 
+HIDDEN = "hidden"
+"""The normalised axes that are cut by default."""
+
 TARGETS = ("channels", PARAMS, "macs", SIZE, "memory", LATENCY)
 COMPENSATIONS = ("none", "mean", "least-squares")
 ALLOCATIONS = ("auto", "uniform", "global")
@@ -126,10 +129,12 @@ class PruneOptions:
         least=1,
         choices=("auto",),
     )
-    normalised_axes: bool = option(
-        False,
-        "also cut axes that normalisation statistics run over, such as the residual width of a "
-        "transformer; removed entries then count as zeros",
+    normalised_axes: bool | str = option(
+        HIDDEN,
+        "whether axes that normalisation statistics run over are cut, removed entries counting as "
+        "zeros: `hidden`, those of hidden layers where this is exact; true, all, such as the "
+        "residual width of a transformer; false, none",
+        choices=(HIDDEN,),
     )
     lossless: bool = option(
         True,
@@ -313,7 +318,7 @@ AUDIO = Option(
 READERS = (IMAGES, TOKENIZER, AUDIO)
 """Options that say how the samples of every command are read, where they are no arrays."""
 
-_OLDER = {"target": {"channels": 1.0}, "criterion": "l2", "round_to": 1}
+_OLDER = {"normalised_axes": False, "target": {"channels": 1.0}, "criterion": "l2", "round_to": 1}
 """What plans meant that lack an option, where it is not the default."""
 
 

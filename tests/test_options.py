@@ -113,7 +113,7 @@ def test_plans_record_the_name_of_a_function() -> None:
 
 def test_plans_of_older_versions_lack_options() -> None:
     options = PruneOptions.from_dict({"target": {"macs": 0.5}, "unheard": 1})
-    assert options == PruneOptions({"macs": 0.5}, round_to=1)
+    assert options == PruneOptions({"macs": 0.5}, round_to=1, normalised_axes=False)
     assert PruneOptions.from_dict({}).target == {"channels": 1.0}
 
 

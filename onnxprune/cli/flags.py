@@ -12,7 +12,7 @@ import re
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from onnxprune.declaration import Option
 from onnxprune.errors import InputError
@@ -127,7 +127,7 @@ _FLAGS = {option.name: _flag(option) for option in (*OPTIONS, LABELS, METRIC)}
 def _described(option: Option) -> dict[str, Any]:
     """How argparse is to read an option."""
     text = re.sub(r"`([\w-]+)`", lambda quoted: _FLAGS.get(quoted[1], quoted[1]), option.help)
-    if option.kind is bool:
+    if option.kind is bool or bool in get_args(option.kind):
         action = argparse.BooleanOptionalAction if option.default else "store_true"
         return {"action": action, "help": text}
     described = {"metavar": option.metavar, "help": text}

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,7 @@ from onnxprune.calibration.bodies import SeenBody, seen_bodies
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH, Moments, Tap, collect
 from onnxprune.coupling.groups import Group, Reading, Refused, find_groups, find_refusals
+from onnxprune.coupling.hidden_axes import trace_hidden
 from onnxprune.coupling.idle_bodies import without_idle
 from onnxprune.coupling.step import Consumer
 from onnxprune.coupling.trace import Coupling, display_name, trace
@@ -23,7 +25,7 @@ from onnxprune.model.bodies import node_id, places, subgraphs
 from onnxprune.model.execution import Execution
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.observe import Facts, Observation, observe
-from onnxprune.options import PruneOptions
+from onnxprune.options import HIDDEN, PruneOptions
 
 _OBSERVED_ROWS = 2
 """Samples that a model is observed on: more than one, so that the batch axis shows."""
@@ -115,14 +117,19 @@ class Analysis:
 
 
 def analyse(
-    model: ir.Model, context: RunContext, *, normalised_axes: bool = False, file_bytes: int = 0
+    model: ir.Model,
+    context: RunContext,
+    *,
+    normalised_axes: bool | str = False,
+    file_bytes: int = 0,
 ) -> Analysis:
     """Observe a model, trace its coupling and find what can be removed.
 
     Args:
         model: unchanged.
         context: runtime and seed; the first of the samples, if any, set the traced size.
-        normalised_axes: axes that normalisation statistics run over may be cut.
+        normalised_axes: whether axes that normalisation statistics run over may be cut: all,
+            none, or those of hidden layers.
         file_bytes: size of the model's file, external data included; 0 where it is unknown.
 
     Raises:
@@ -131,11 +138,11 @@ def analyse(
         CalibrationError: when the model does not run on the samples.
     """
     facts = observe_model(model, context)
-    coupling = trace(model, facts, normalised=normalised_axes)
+    coupling = _traced(model, facts, normalised_axes)
     seen = _seen_bodies(model, context)
     if coupling.closed and seen:
         given = {key: body.given for key, body in seen.items()}
-        coupling = trace(model, facts, normalised=normalised_axes, given=given)
+        coupling = _traced(model, facts, normalised_axes, given)
     known = places(model.graph, coupling.closed)
     if context.samples is not None:
         idle = {key: why for key in known if (why := _why_idle(seen.get(key)))}
@@ -156,6 +163,18 @@ def analyse(
         passing=passing,
         warnings=(*dict.fromkeys(axis.reason for axis in idle_axes), *few),
     )
+
+
+def _traced(
+    model: ir.Model,
+    facts: Facts,
+    normalised_axes: bool | str,
+    given: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Coupling:
+    """Label every tensor, with the normalised axes that may be cut."""
+    if normalised_axes == HIDDEN:
+        return trace_hidden(model, facts, given)
+    return trace(model, facts, normalised=bool(normalised_axes), given=given)
 
 
 def _seen_bodies(model: ir.Model, context: RunContext) -> Mapping[str, SeenBody]:
@@ -282,9 +301,12 @@ def why_nothing(
     if not analysis.refused:
         return "nothing can be pruned: the model has no weights with a cuttable axis"
     worst = max(analysis.refused, key=lambda refused: refused.parameters)
+    remedy = ""
+    if options.normalised_axes is not True and "takes statistics" in worst.reason:
+        remedy = "; --normalised-axes cuts it nevertheless"
     return (
         f"nothing can be pruned: {len(analysis.refused)} axes are refused, the largest is "
-        f"{worst.axis}: {worst.reason} (at {worst.node})"
+        f"{worst.axis}: {worst.reason} (at {worst.node}){remedy}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -52,6 +52,10 @@ class Consumer:
     body: str = ""
 
 
+Place: TypeAlias = tuple[str, int]
+"""Statistics are named by the id of their node and the axis they run over."""
+
+
 @dataclass(frozen=True)
 class Statistic:
     """Statistics that run over a labelled axis, which the user has allowed to be cut.
@@ -71,6 +75,11 @@ class Statistic:
     axis: int
     widened: bool
     exact: bool
+
+    @property
+    def place(self) -> Place:
+        """The node and the axis."""
+        return self.node, self.axis
 
 
 class Walk(Protocol):
@@ -102,7 +111,7 @@ class Step(NodeView):
     Attributes:
         opset: version of the node's domain.
         walk: the walk this is a step of.
-        normalised: statistics may run over an axis that is cut.
+        normalised: statistics may run over an axis that is cut: all, or those named.
         consumers: contractions noted by the rule.
         statistics: statistics over cut axes noted by the rule.
         understood: input slots the rule has read.
@@ -111,7 +120,7 @@ class Step(NodeView):
 
     opset: int
     walk: Walk
-    normalised: bool = False
+    normalised: bool | Collection[Place] = False
     consumers: list[Consumer] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)
     understood: set[int] = field(default_factory=set)
@@ -241,9 +250,10 @@ class Step(NodeView):
             False when the axis has to be fixed: not asked for, a joint label, or nothing there.
         """
         plain = any(label.axes == (axis,) for label in labels.axis_labels)
-        if not (self.normalised and plain) or (widened and not labels.zero):
+        node, wanted = node_id(self.node), self.normalised
+        allowed = wanted if isinstance(wanted, bool) else (node, axis) in wanted
+        if not (allowed and plain) or (widened and not labels.zero):
             return False
-        node = node_id(self.node)
         self.statistics.append(Statistic(node, labels.name, axis, widened, labels.zero))
         return True
 

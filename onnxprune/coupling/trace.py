@@ -17,7 +17,7 @@ from onnxprune.coupling.labels import TensorLabels, align_nesting
 from onnxprune.coupling.operators import RULES
 from onnxprune.coupling.relations import Relations
 from onnxprune.coupling.static_values import static_values
-from onnxprune.coupling.step import Consumer, Refusal, Rule, Statistic, Step
+from onnxprune.coupling.step import Consumer, Place, Refusal, Rule, Statistic, Step
 from onnxprune.coupling.subgraph_shapes import Bodies
 from onnxprune.model.bodies import body_of, captured, node_id, nodes_within, places, subgraphs
 from onnxprune.model.observe import Facts
@@ -87,7 +87,7 @@ def trace(
     model: ir.Model,
     facts: Facts,
     *,
-    normalised: bool = False,
+    normalised: bool | Collection[Place] = False,
     opening: CuttableInterface | None = None,
     given: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Coupling:
@@ -96,7 +96,8 @@ def trace(
     Args:
         model: unchanged.
         facts: its shapes and integers at a concrete size (`onnxprune.model.observe`).
-        normalised: axes that normalisation statistics run over may be cut.
+        normalised: axes that normalisation statistics run over may be cut: all, or only those
+            of the statistics named.
         opening: parts of the interface that may be cut; default none.
         given: key of a body -> what it was given in a run, for bodies that do not run otherwise.
     """
@@ -135,7 +136,11 @@ class _Walk:
     """What is collected on the way through a graph and the bodies of its nodes."""
 
     def __init__(
-        self, model: ir.Model, bodies: Bodies, normalised: bool, opening: CuttableInterface | None
+        self,
+        model: ir.Model,
+        bodies: Bodies,
+        normalised: bool | Collection[Place],
+        opening: CuttableInterface | None,
     ) -> None:
         self.relations = Relations()
         self.divisors = frozenset(
@@ -164,7 +169,7 @@ class _Walk:
                 node,
                 self._model.opset_imports.get(node.domain, 1),
                 self,
-                self._normalised and outermost,
+                self._normalised if outermost else False,
                 shape_of=self._bodies.facts.first.shapes.__getitem__,
                 value_of=self._value,
             )

@@ -23,7 +23,7 @@ from onnxprune.verification.divergence import DivergenceEvaluator
 
 
 def without_blocks(
-    analysis: Analysis, names: Sequence[str], context: RunContext, *, normalised_axes: bool
+    analysis: Analysis, names: Sequence[str], context: RunContext, *, normalised_axes: bool | str
 ) -> Analysis:
     """Take residual branches out of a model, and analyse what is left.
 

@@ -12,7 +12,7 @@ from onnxprune.calibration.samples import CalibrationSource, model_samples
 from onnxprune.cost.figures import node_costs
 from onnxprune.coupling.analysis import analyse
 from onnxprune.model.load import LoadedModel, loaded_bytes
-from onnxprune.options import PruneOptions
+from onnxprune.options import HIDDEN, PruneOptions
 from onnxprune.pruning.quality import known_labels, quality_measure
 from onnxprune.pruning.results import Comparison, Inspection, batch_of, sizes_of
 from onnxprune.report.network.network import find_network
@@ -36,7 +36,7 @@ def inspect_model(
     if calibration is not None:
         samples = model_samples(calibration, loaded.model, context.runtime)
         context = replace(context, samples=samples)
-    analysis = analyse(loaded.model, context)
+    analysis = analyse(loaded.model, context, normalised_axes=HIDDEN)
     graph, coupling = analysis.model.graph, analysis.coupling
     return Inspection(
         sizes=sizes_of(analysis, (), loaded_bytes(loaded)),

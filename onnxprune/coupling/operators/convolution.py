@@ -5,9 +5,14 @@ weight is cut per group: with in-atoms A [g, I/g] and out-atoms o [g, O/g], a gr
 on both sides, all groups keep equally many channels, and the positions kept within a group are the
 same everywhere, so that the cut is a product of kept indices per axis (plan format).
 Depthwise falls out: a conjunction of one atom is that atom.
+
+A convolution runs over its spatial axes, which are fixed, unless its kernel has one entry and every
+place is taken: then it is a matrix product at each place (features behind one over tokens).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,26 +52,39 @@ def convolve(
     """
     data, weight = step.read(data_slot), step.read_weight(weight_slot)
     rank = len(data.shape)
-    step.fix(data, range(2, rank), _SPATIAL)
     group = int(step.attribute("group", 1))
+    pointwise = group == 1 and not transposed and _is_pointwise(step, weight.shape)
+    plain = {label.axes[0] for label in data.axis_labels if len(label.axes) == 1}
+    places = [axis for axis in range(2, rank) if pointwise and axis in plain]
+    step.fix(data, [axis for axis in range(2, rank) if axis not in places], _SPATIAL)
     step.fix(weight, range(2, rank), _KERNEL)
     if group > 1:
         output = _grouped(step, data, weight, group, transposed)
     else:
-        output = _plain(step, data, weight, transposed)
+        output = _plain(step, data, weight, transposed, places)
     step.add_bias(output, bias_slot, (1,))
     return output
 
 
-def _plain(step: Step, data: TensorLabels, weight: TensorLabels, transposed: bool) -> TensorLabels:
+def _is_pointwise(step: Step, kernel: tuple[int, ...]) -> bool:
+    """Whether every place of the output is made of the same place of the input alone."""
+    ones = (*kernel[2:], *step.attribute("strides", ()))
+    return set(ones) <= {1} and not any(step.attribute("pads", ()))
+
+
+def _plain(
+    step: Step, data: TensorLabels, weight: TensorLabels, transposed: bool, places: Sequence[int]
+) -> TensorLabels:
+    """Contract the channels; axes that are places keep their labels, others have none."""
     rank = len(weight.shape)
+    space = [axis if axis in places else None for axis in range(2, rank)]
     batch, channel, made = 0, 1, rank
     axes = (channel, made) if transposed else (made, channel)
     operands = [
-        Operand(data, (batch, channel, *[None] * (rank - 2))),
+        Operand(data, (batch, channel, *space)),
         Operand(weight, (*axes, *[None] * (rank - 2))),
     ]
-    return contract_operands(step, operands, (batch, made))
+    return contract_operands(step, operands, (batch, made, *range(2, rank)))
 
 
 def _grouped(

@@ -11,6 +11,31 @@ PLANE = {"x": "N, 4, 5, 5", "y": "N, 3, 5, 5"}
 LINE = {"x": "N, 4, 5", "y": "N, 3, 5"}
 
 CASES = [
+    # a convolution over tokens with a kernel of one entry: features are places
+    Case(
+        "Conv",
+        "h = MatMul(x, a) t = Conv(h, c, d) g = Mul(h, t) y = MatMul(g, b)",
+        {"a": (4, 8), "c": (5, 5, 1), "d": (5,), "b": (8, 3)},
+        ("8: a[1] b[0]",),
+        x="N, 5, 4",
+        y="N, 5, 3",
+        refused="it meets an axis of t",  # the tokens
+    ),
+    *(
+        Case(
+            "Conv",
+            f"h = MatMul(x, a) t = Conv<{how}>(h, c) y = MatMul(t, b)",
+            {"a": (4, 8), "c": (5, 5, size), "b": (width, 3)},
+            x="N, 5, 4",
+            y="N, 5, 3",
+            refused="a convolution runs over this axis",
+        )
+        for how, size, width in (
+            ("strides=[2]", 1, 4),
+            ("pads=[1, 0]", 1, 9),
+            ("pads=[1, 1]", 3, 8),
+        )
+    ),
     Case("MatMul", "h = MatMul(x, a) y = MatMul(h, b)", CHAIN, ("8: a[1] b[0]",)),
     Case(
         "MatMul",

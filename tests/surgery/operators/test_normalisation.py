@@ -74,10 +74,19 @@ def with_zeros(model: onnx.ModelProto, plan: onnxprune.Plan) -> onnx.ModelProto:
     return masked
 
 
+REFUSED = "takes statistics over it .*; --normalised-axes cuts it nevertheless"
+
+
 @pytest.mark.parametrize("norm", [LAYER, RMS, DECOMPOSED], ids=["layer", "rms", "decomposed"])
-def test_normalised_axes_stay_whole_unless_asked_for(norm: str) -> None:
-    with pytest.raises(onnxprune.NothingPrunable, match="takes statistics over it"):
-        onnxprune.prune(network(norm), target={"channels": 0.5}, measure_latency=False)
+def test_normalised_axes_stay_whole_where_this_is_asked_for(norm: str) -> None:
+    given = {"target": {"channels": 0.5}, "measure_latency": False}
+    with pytest.raises(onnxprune.NothingPrunable, match=REFUSED):
+        onnxprune.prune(network(norm), normalised_axes=False, **given)
+
+
+def test_by_default_what_is_not_exact_stays_whole() -> None:
+    with pytest.raises(onnxprune.NothingPrunable, match=REFUSED):
+        onnxprune.prune(network(DECOMPOSED), target={"channels": 0.5}, measure_latency=False)
 
 
 @pytest.mark.parametrize("norm", [LAYER, RMS], ids=["layer", "rms"])
