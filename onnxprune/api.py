@@ -52,8 +52,9 @@ def prune(
     Args:
         model: a path, onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph; never changed.
         calibration: unlabelled samples: a mapping of input name to array (first axis = samples),
-            an iterable of feeds, a path (.npz, .npy, folder, "module.py:function"), a `ClosedLoop`,
-            or anything with onnxruntime's `CalibrationDataReader.get_next()`.
+            an iterable of feeds, a path (.npz, .npy, folder, "module.py:function"), `Images`,
+            `Texts`, `Audio`, a `ClosedLoop`, or anything with onnxruntime's
+            `CalibrationDataReader.get_next()`.
         target: fraction of the original that remains, by kind: `channels`, `params`, `macs`,
             `size`, `memory` or `latency`; several are all met. Default: channels=0.5, or with
             `max_drop` the smallest model within that limit.

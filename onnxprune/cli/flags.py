@@ -27,7 +27,7 @@ EXIT_CODES = (
 _CALIBRATION = (
     "unlabelled samples, a few hundred: .npz or .npy (keys = input names, first axis = samples), a "
     "folder of .npz files or of ONNX test_data_set_*/input_*.pb, or module.py:function yielding "
-    "{input: array}"
+    "{input: array}; with --images, --tokenizer or --audio a folder of such files, or a text file"
 )
 
 
