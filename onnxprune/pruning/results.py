@@ -23,6 +23,7 @@ from onnxprune.cost.latency.measure import measure_pair
 from onnxprune.cost.memory import all_constants, stored_parameters, tensor_bytes
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.errors import InputError
+from onnxprune.importance.gaps import estimated_readers
 from onnxprune.model.inputs import input_specs, listed_initializers, resized_batch
 from onnxprune.model.load import LoadedModel, convert, loaded_bytes
 from onnxprune.model.save import check_writable, model_bytes, save, write_text_atomic
@@ -76,6 +77,8 @@ class Report(PruneRecord):
         trials: divergence of the outputs for each way that was tried.
         blocks: sums that lost their residual branch.
         depths: number of removed blocks -> divergence of the outputs, for each number tried.
+        estimated: readers whose part in the error curves is an estimate, with the reason; empty for
+            criteria without error curves.
         cut_inputs: initializers that are graph inputs too and were cut -> their shape before and
             after, None where nothing reads them any more and they are gone.
         quality: of original and result on samples, when labels, a metric or a limit were given.
@@ -371,6 +374,7 @@ def describe(
         dropped=dict(pruned.dropped),
         repairs=cut.fits,
         unfolded=dict(cut.unfolded),
+        estimated=_estimated(pruned),
         allocation=pruned.allocation,
         trials=dict(pruned.trials),
         quality=quality,
@@ -449,6 +453,13 @@ def _narrow(plan: Plan) -> tuple[str, ...]:
         f"one unit is left of {listed}: next to nothing can pass there; if that is not meant, keep "
         f"it whole with --exclude {names[0]!r}, or give samples that make use of it",
     )
+
+
+def _estimated(pruned: PrunedModel) -> dict[str, str]:
+    """Readers whose error curves are estimates."""
+    if not pruned.method.criterion.measures_curves:
+        return {}
+    return estimated_readers(pruned.analysis, [ranked.group for ranked in pruned.ranked])
 
 
 def _unsolved(method: Method, fits: Sequence[LayerFit]) -> tuple[str, ...]:

@@ -79,6 +79,7 @@ class PruneRecord:
     depths: dict[int, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     unfolded: dict[str, str] = field(default_factory=dict)
+    estimated: dict[str, str] = field(default_factory=dict)
     cut_inputs: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = field(
         default_factory=dict
     )

@@ -304,6 +304,7 @@ def _pruning(report: PruneRecord, prefix: str) -> dict[str, Any]:
         "refit_summary": refit_summary(report.repairs),
         "left_out": left_out(report.repairs),
         "unfolded": sorted(report.unfolded.items()),
+        "estimated": sorted(report.estimated.items()),
         "trials": sorted(report.trials.items(), key=lambda trial: trial[1]),
         "finite": math.isfinite,
         "reasons": group_refusals(report.refused),

@@ -551,10 +551,14 @@ def _fits(report: PruneRecord, verbose: bool) -> list[Row]:
     for group in left_out(fits):
         part = "" if group.share is None else f" ({percent(group.share)} of the MACs)"
         rows.append(("not re-fitted", _named(group.reason, group.nodes, verbose) + part))
-    reasons: dict[str, list[str]] = {}
-    for node, reason in report.unfolded.items():
-        reasons.setdefault(reason, []).append(node)
-    rows += [("not made up for", _named(*entry, verbose)) for entry in reasons.items()]
+    for title, nodes in (
+        ("not made up for", report.unfolded),
+        ("curves estimated", report.estimated),
+    ):
+        reasons: dict[str, list[str]] = {}
+        for node, reason in nodes.items():
+            reasons.setdefault(reason, []).append(node)
+        rows += [(title, _named(*entry, verbose)) for entry in reasons.items()]
     return rows
 
 

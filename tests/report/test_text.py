@@ -288,6 +288,7 @@ def test_shares_of_the_macs_and_what_nothing_makes_up_for_are_said():
     third = text.index("not re-fitted its weight is an output too: third (30.0 % of the MACs)")
     assert third < text.index("not re-fitted no better on held-out samples: second (10.0 %")
     assert "not made up for GRU has no bias: s" in text
+    assert "curves estimated a GRU: s" in " ".join(shown(estimated={"s": "a GRU"}).split())
 
 
 def test_what_became_of_initializers_that_are_inputs_is_said():
