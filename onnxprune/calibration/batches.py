@@ -19,7 +19,7 @@ from onnxprune.calibration.feeds import Feed
 from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
 from onnxprune.calibration.walk import KEPT_ITERATIONS
-from onnxprune.model.bodies import subgraphs
+from onnxprune.model.bodies import places, subgraphs
 from onnxprune.model.execution import node_reads
 from onnxprune.model.observe import Observation
 
@@ -79,11 +79,26 @@ def load_held_batches(
             break
         have += rows
         feeds.append(feed)
+    if places(model.graph):
+        feeds = _unlike_in_turn(feeds)
     if have <= limit:
         return feeds
     # those with the smallest fractional parts of a multiple of an irrational lie evenly spaced
     order = np.argsort(np.arange(len(feeds)) * _GOLDEN % 1.0, kind="stable")
     return [feeds[place] for place in order]
+
+
+def _unlike_in_turn(batches: Sequence[T]) -> list[T]:
+    """The batches in another order: what alternates, as branches that run, no longer does.
+
+    Every second batch is held out. Neighbours change places as the sequence of Thue and Morse says,
+    which has no period: of what came in turn, each part then has its share.
+    """
+    order = list(range(len(batches)))
+    for pair in range(len(order) // 2):
+        if pair.bit_count() % 2:
+            order[2 * pair : 2 * pair + 2] = [2 * pair + 1, 2 * pair]
+    return [batches[place] for place in order]
 
 
 def first_batches(samples: Samples, count: int) -> list[Feed]:

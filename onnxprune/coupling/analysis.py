@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.bodies import SeenBody, seen_bodies
+from onnxprune.calibration.bodies import SeenBody, Values, seen_bodies
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import BATCH, Moments, Tap, collect
 from onnxprune.coupling.groups import Group, Reading, Refused, find_groups, find_refusals
@@ -141,7 +141,7 @@ def analyse(
     coupling = _traced(model, facts, normalised_axes)
     seen = _seen_bodies(model, context)
     if coupling.closed and seen:
-        given = {key: body.given for key, body in seen.items()}
+        given = _given_to_bodies(model, seen, context)
         coupling = _traced(model, facts, normalised_axes, given)
     known = places(model.graph, coupling.closed)
     if context.samples is not None:
@@ -169,7 +169,7 @@ def _traced(
     model: ir.Model,
     facts: Facts,
     normalised_axes: bool | str,
-    given: Mapping[str, Mapping[str, Any]] | None = None,
+    given: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Coupling:
     """Label every tensor, with the normalised axes that may be cut."""
     if normalised_axes == HIDDEN:
@@ -191,6 +191,21 @@ def _seen_bodies(model: ir.Model, context: RunContext) -> Mapping[str, SeenBody]
         return seen_bodies(model, feeds, context.runtime, enough=_ENOUGH)
     except RuntimeFailure as error:
         raise CalibrationError(f"the model does not run on the samples: {error}") from error
+
+
+def _given_to_bodies(
+    model: ir.Model, seen: Mapping[str, SeenBody], context: RunContext
+) -> dict[str, list[Values]]:
+    """What bodies are given by as few samples as the model is observed on, and by more."""
+    assert context.samples is not None
+    axes = context.samples.axes
+    feeds = {id(body.feed): dict(body.feed) for body in seen.values()}
+    given: dict[str, list[Values]] = defaultdict(list)
+    for rows in (_OBSERVED_ROWS, _OBSERVED_ROWS + 1):
+        few = [(1, axes.cut(feed, slice(rows))) for feed in feeds.values()]
+        for key, body in seen_bodies(model, few, context.runtime).items():
+            given[key].append(body.given)
+    return given
 
 
 def _why_idle(seen: SeenBody | None) -> str:

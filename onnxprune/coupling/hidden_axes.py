@@ -32,7 +32,7 @@ _NOTHING: frozenset[int] = frozenset()
 
 
 def trace_hidden(
-    model: ir.Model, facts: Facts, given: Mapping[str, Mapping[str, Any]] | None = None
+    model: ir.Model, facts: Facts, given: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
 ) -> Coupling:
     """Label every tensor, normalised axes of hidden layers like any other.
 

@@ -31,8 +31,8 @@ class Bodies:
     Args:
         model: the model.
         facts: of its main graph.
-        given: key of a body -> what it was given in a run, for one that does not run on generated
-            values of the shapes that the main graph was observed at.
+        given: key of a body -> what it was given in one or two runs, for one that does not run on
+            generated values of the shapes that the main graph was observed at.
 
     Attributes:
         facts: those given, and shapes, integers and constants of the bodies that are open.
@@ -40,7 +40,7 @@ class Bodies:
     """
 
     def __init__(
-        self, model: ir.Model, facts: Facts, given: Mapping[str, Mapping[str, Any]]
+        self, model: ir.Model, facts: Facts, given: Mapping[str, Sequence[Mapping[str, Any]]]
     ) -> None:
         self.facts = facts
         self.closed: dict[ir.Node, str] = {}
@@ -96,10 +96,12 @@ class Bodies:
         except _ClosedError:
             if id(graph) not in self._given:
                 raise
-            given = self._given[id(graph)]
-            names = [name for name in read_from_outside(graph) if name not in given]
-            around = {name: self._made_up(name, self.facts.first) for name in names}
-            runs = [self._run(graph, {**around, **given})] * 2
+            runs = []
+            for given in self._given[id(graph)]:
+                names = [name for name in read_from_outside(graph) if name not in given]
+                around = {name: self._made_up(name, self.facts.first) for name in names}
+                runs.append(self._run(graph, {**around, **given}))
+            runs = [runs[0], runs[-1]]
         for body in [body_of(node)] if node.op_type != "If" else []:
             for _, formal, result, _ in body.states:
                 pair = graph.inputs[formal].name or "", graph.outputs[result].name or ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
@@ -89,7 +89,7 @@ def trace(
     *,
     normalised: bool | Collection[Place] = False,
     opening: CuttableInterface | None = None,
-    given: Mapping[str, Mapping[str, Any]] | None = None,
+    given: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Coupling:
     """Label every tensor of a model.
 
@@ -99,7 +99,8 @@ def trace(
         normalised: axes that normalisation statistics run over may be cut: all, or only those
             of the statistics named.
         opening: parts of the interface that may be cut; default none.
-        given: key of a body -> what it was given in a run, for bodies that do not run otherwise.
+        given: key of a body -> what it was given in one or two runs, for bodies that do not run
+            otherwise.
     """
     bodies = Bodies(model, facts, given or {})
     walk = _Walk(model, bodies, normalised, opening)

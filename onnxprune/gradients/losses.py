@@ -91,6 +91,14 @@ def _head(value: ir.Value, loss: str | Callable[..., Any] | None, opset: int) ->
         return Head(name, name, scores=False)
     kind = producer.op_type if producer is not None else ""
     layout = ScoreLayout.of(producer, opset)
+    own = value.producer()
+    if (
+        kind in SOFTMAX
+        and own is not None
+        and producer is not None
+        and producer.graph is not own.graph
+    ):
+        return Head(name, name, scores=False)  # its scores stay in the branches
     if producer is not None and kind in SOFTMAX:
         read = producer.inputs[0]
         tensor = (read.name or "") if read is not None else name

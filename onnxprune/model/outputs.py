@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.model.bodies import subgraphs
+
 SOFTMAX = ("Softmax", "LogSoftmax")
 LINEAR = ("Gemm", "MatMul", "Add", "Conv")
 """Nodes whose output may be class scores or quantities."""
@@ -19,10 +21,20 @@ _PROBABILITY = ("Sigmoid", "HardSigmoid")
 
 
 def output_producer(value: ir.Value) -> ir.Node | None:
-    """The node that computes an output, behind Identity and Cast; None for an input."""
+    """The node that computes an output, behind Identity and Cast; None for an input.
+
+    Where all branches of an If give what nodes of one kind compute, it is that of the first.
+    """
     node = value.producer()
-    while node is not None and node.op_type in _PASSED_ON and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    while node is not None and node.inputs and node.inputs[0] is not None:
+        if node.op_type == "If" and not node.domain:
+            makers = [output_producer(given) for given in _given_by_branches(node, value)]
+            kinds = {maker.op_type for maker in makers if maker is not None}
+            return makers[0] if len(kinds) == 1 and None not in makers else node
+        if node.op_type not in _PASSED_ON:
+            break
+        value = node.inputs[0]
+        node = value.producer()
     return node
 
 
@@ -36,13 +48,21 @@ def computing_ops(value: ir.Value) -> set[str]:
     while waiting:
         value = waiting.pop()
         node = value.producer()
-        if node is None or node.op_type not in (*_PASSED_ON, *_MOVED):
+        if node is not None and node.op_type == "If" and not node.domain:
+            waiting += _given_by_branches(node, value)
+        elif node is None or node.op_type not in (*_PASSED_ON, *_MOVED):
             ops.add(node.op_type if node is not None else "")
         elif node not in seen:
             seen.add(node)
             parts = node.inputs if node.op_type == "Concat" else node.inputs[:1]
             waiting += [part for part in parts if part is not None]
     return ops
+
+
+def _given_by_branches(node: ir.Node, value: ir.Value) -> list[ir.Value]:
+    """What the branches of an If return as one of its outputs."""
+    slot = list(node.outputs).index(value)
+    return [graph.outputs[slot] for graph in subgraphs(node)]
 
 
 def gives_probabilities(value: ir.Value) -> bool:

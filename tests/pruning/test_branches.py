@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import onnx
 import pytest
 from helpers.branching import RATES, agreement, alone, branched, feeds, of_rate
+from helpers.oracle import parse
 
 import onnxprune
 from onnxprune.calibration.context import RunContext
@@ -120,3 +124,32 @@ def sizes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
         found |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         graphs += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
     return found
+
+
+LENGTHS = """<ir_version: 8, opset_import: ["": 17]>
+    net (float[N, L] x, bool wide) => (float[N, 6] y) {
+      y = If(wide) <then_branch = long () => (float[N, 6] y1) {
+        h1 = MatMul(x, a) r1 = Relu(h1) y1 = MatMul(r1, b)
+      }, else_branch = short () => (float[N, 6] y2) {
+        h2 = MatMul(x, c) r2 = Relu(h2) y2 = MatMul(r2, d)
+      }>
+    }"""
+
+
+def test_branches_that_only_run_on_inputs_of_their_own_length() -> None:
+    """They do not run on what the model was observed with, but on what the samples give them."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (64, 16), "b": (16, 6), "c": (32, 12), "d": (12, 6)}
+    weights = {name: rng.standard_normal(shape) / 4 for name, shape in shapes.items()}
+    model = parse(LENGTHS, {name: array.astype(np.float32) for name, array in weights.items()})
+
+    def batch(number: int) -> dict[str, Any]:
+        long = number % 3 != 2
+        x = rng.standard_normal((8, 64 if long else 32)).astype(np.float32)
+        return {"x": x, "wide": np.array(long)}
+
+    samples = [batch(number) for number in range(24)]
+    result = onnxprune.prune(model, target={"channels": 0.75}, calibration=samples)
+    assert kept(result) == {"a[1]": 12, "c[1]": 9}
+    assert {fit.node for fit in result.report.repairs if fit.solved} == {"y1", "y2"}
+    assert result.report.certificate.runs == 3
