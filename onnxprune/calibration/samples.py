@@ -42,10 +42,11 @@ def read_samples(
 
     Args:
         source: a mapping of input name to array (first axis = samples); an array or `.npy` file
-            for a model with one input; a `.npz` file (keys = input names) or a folder of them; a
-            folder of ONNX `test_data_set_*/input_*.pb`, or one such set; "module.py:function" or
-            a function yielding {input: array}; an iterable of such dictionaries; an object with
-            onnxruntime's `CalibrationDataReader.get_next()`. Arrays are cut into batches;
+            for a model with one input, or a folder of them; a `.npz` file (keys = input names) or
+            a folder of them; a folder of ONNX `test_data_set_*/input_*.pb`, or one such set;
+            "module.py:function" or a function yielding {input: array}; an iterable of such
+            dictionaries; an object with onnxruntime's `CalibrationDataReader.get_next()`. Arrays
+            are cut into batches;
             dictionaries are whole feeds. An array with one axis more than the input is a stack
             of whole feeds. A `ClosedLoop`, also as what a function gives, is run on the model;
             `Images`, `Texts` and `Audio` are read as they say.
@@ -139,10 +140,18 @@ def _from_path(source: str, specs: tuple[InputSpec, ...], close: _Close) -> Samp
         archives = sorted(path.glob("*.npz"))
         if archives:
             return ArraySamples(npz_parts(archives, specs), specs, folder=True)
+        arrays = sorted(path.glob("*.npy"))
+        if arrays:
+            name = _only(specs, where)
+            parts = [npy_part(file, name, specs) for file in arrays]
+            return ArraySamples(parts, specs, folder=True)
         sets = pb_feeds(path, specs, where)
         if sets is not None:
             return FeedSamples(sets, specs, where)
-        what = advice(path, specs) or "holds neither .npz files nor test_data_set_*/input_*.pb"
+        what = (
+            advice(path, specs)
+            or "holds neither .npz nor .npy files nor test_data_set_*/input_*.pb"
+        )
         raise CalibrationError(f"{where}: the folder {what}")
     if path.exists():
         if path.suffix == ".npz":

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.cost.macs import node_macs
 from onnxprune.cost.memory import is_parameter, observed_bytes, tensors_of
 from onnxprune.coupling.cut import Cut
@@ -98,20 +99,36 @@ def dynamic_extents(specs: Sequence[InputSpec], feed: Mapping[str, NDArray[Any]]
         feed: what it was run on.
 
     Returns:
-        "batch", the first axis of the first input, whether it is open or not; every other open axis
-        by its symbol, or as `input[axis]` where it has none.
+        "batch", the number of samples, whether it is open or not; every other open axis by its
+        symbol, or as `input[axis]` where it has none.
     """
     shapes = {name: array.shape for name, array in feed.items()}
-    first = next(iter(shapes.values()), ())
-    extents = {"batch": first[0] if first else 1}
+    axes = SampleAxes.of(specs)
+    extents = {"batch": batch_rows(specs, feed)}
     rows = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
     for spec in specs:
         traced = shapes.get(spec.name, ())
         declared = spec.shape if spec.shape is not None else (None,) * len(traced)
         for axis, (extent, size) in enumerate(zip(declared, traced, strict=True)):
-            if axis > 0 and not isinstance(extent, int) and (extent is None or extent not in rows):
-                extents.setdefault(extent or f"{spec.name}[{axis}]", size)
+            batch = axis == axes.axes[spec.name] if spec.name in axes.axes else axis == 0
+            if isinstance(extent, int) or batch or (not axes.axes and extent in rows):
+                continue
+            extents.setdefault(extent or f"{spec.name}[{axis}]", size)
     return extents
+
+
+def batch_rows(specs: Sequence[InputSpec], feed: Mapping[str, NDArray[Any]]) -> int:
+    """Samples in a feed; where nothing ties its inputs, entries along the first axis of the first.
+
+    Args:
+        specs: what the model declares of its inputs.
+        feed: what it was run on.
+    """
+    rows = SampleAxes.of(specs).rows(feed)
+    if rows is not None:
+        return rows
+    first = next((array for array in feed.values() if array.ndim), None)
+    return int(first.shape[0]) if first is not None else 1
 
 
 BLOCKS = (8, 16)

@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnxprune.calibration.context import RunContext
 from onnxprune.compensation.least_squares import NOTHING_LOST, LayerFit
 from onnxprune.cost.cut_cost import CutCost
-from onnxprune.cost.figures import BLOCKS, dynamic_extents, padded_macs
+from onnxprune.cost.figures import BLOCKS, batch_rows, dynamic_extents, padded_macs
 from onnxprune.cost.latency.measure import measure_pair
 from onnxprune.cost.memory import all_constants, stored_parameters, tensor_bytes
 from onnxprune.coupling.analysis import Analysis
@@ -536,7 +535,5 @@ def _result_sizes(analysis: Analysis, cut: CutModel) -> Sizes:
 
 
 def batch_of(analysis: Analysis) -> int:
-    """Rows of the first input of the traced feed."""
-    feed = analysis.coupling.facts.first.feed
-    first = next(iter(feed.values()), np.zeros(1))
-    return int(first.shape[0]) if first.ndim else 1
+    """Samples of the traced feed."""
+    return batch_rows(input_specs(analysis.model), analysis.coupling.facts.first.feed)

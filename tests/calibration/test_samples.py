@@ -135,6 +135,12 @@ class TestFiles:
         np.save(tmp_path / "data.npy", rows(3))
         assert numbers(read_samples(str(tmp_path / "data.npy"), FREE), 2) == [[0, 1], [2]]
 
+    def test_a_folder_of_npy(self, tmp_path: Path) -> None:
+        for number in range(3):
+            np.save(tmp_path / f"{number}.npy", rows(2, 2 * number))
+        assert numbers(read_samples(tmp_path, FREE), 4) == [[0, 1, 2, 3], [4, 5]]
+        assert "has the inputs 'ids', 'x'" in refusal(tmp_path, TWO)
+
     @pytest.mark.parametrize("in_memory", [True, False])
     def test_a_folder_of_npz_is_one_stream(
         self, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
@@ -326,7 +332,7 @@ class TestRefused:
 
     def test_missing_and_foreign_files(self, tmp_path: Path) -> None:
         assert "no such file" in refusal(tmp_path / "none.npz")
-        assert "neither .npz" in refusal(tmp_path)
+        assert "neither .npz nor .npy files" in refusal(tmp_path)
         (tmp_path / "data.csv").write_text("1,2")
         assert "neither .npz" in refusal(tmp_path / "data.csv")
         for name in ("data.npz", "data.npy"):

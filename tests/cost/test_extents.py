@@ -31,3 +31,13 @@ def test_an_undeclared_rank_and_a_scalar() -> None:
         "x[1]": 3,
     }
     assert dynamic_extents([InputSpec("x", FLOAT, ())], {"x": np.zeros(())}) == {"batch": 1}
+
+
+def test_the_batch_lies_where_samples_do() -> None:
+    specs = [
+        InputSpec("sr", FLOAT, ()),
+        InputSpec("state", FLOAT, (2, "N", 4)),
+        InputSpec("x", FLOAT, ("time", "N", 3)),
+    ]
+    feed = {"sr": np.zeros(()), "state": np.zeros((2, 5, 4)), "x": np.zeros((9, 5, 3))}
+    assert dynamic_extents(specs, feed) == {"batch": 5, "time": 9}
