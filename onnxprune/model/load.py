@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, Union
 
@@ -18,6 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from onnxprune.errors import InputError, first_line
+from onnxprune.model.inlined import InlinedConstant, inlined_constants
 from onnxprune.model.protobuf import (
     LARGEST_MESSAGE,
     from_proto,
@@ -68,12 +70,14 @@ class LoadedModel:
         kind: what the caller gave, and gets back.
         path: the file, None for the other kinds.
         sha256: hexadecimal digest of the file's bytes, or of the serialised model.
+        inlined: name -> origin of the constants that were inside local functions.
     """
 
     model: ir.Model
     kind: ModelKind
     path: Path | None
     sha256: str
+    inlined: Mapping[str, InlinedConstant] = field(default_factory=dict)
 
 
 def load(source: ModelSource) -> LoadedModel:
@@ -86,10 +90,14 @@ def load(source: ModelSource) -> LoadedModel:
         InputError: when it cannot be read or is not an ONNX model onnxprune can handle.
     """
     loaded = _load(source)
-    inline_functions(loaded.model)
-    make_names_unique(loaded.model)
+    inlined = inlined_constants(loaded.model, _inline)
     _drop_empty_biases(loaded.model)
-    return loaded
+    return replace(loaded, inlined=inlined)
+
+
+def _inline(model: ir.Model) -> None:
+    inline_functions(model)
+    make_names_unique(model)
 
 
 def _load(source: ModelSource) -> LoadedModel:
@@ -172,6 +180,7 @@ def _load_proto(proto: onnx.ModelProto, kind: ModelKind, name: str) -> LoadedMod
     check_wellformed(proto, name)
     model = _deserialise(proto, name)
     mark_filled(model, sparse)
+    _own_constants(model)
     if external_initializers(model):
         raise InputError(
             f"{name} was loaded without its external data; give the path of its file instead"
@@ -195,6 +204,7 @@ def _load_ir(source: ir.Model) -> LoadedModel:
         model = source.clone()
     except Exception as error:
         raise InputError(f"{name} cannot be copied: {_root_cause(error)}") from error
+    _own_constants(model)
     adopt_external_data(model, name)
     return LoadedModel(model, "ir", None, fingerprint(model))
 
@@ -239,6 +249,23 @@ def _deserialise(proto: onnx.ModelProto, name: str) -> ir.Model:
     except Exception as error:
         raise InputError(f"{name}: cannot be read: {_root_cause(error)}") from error
     return model
+
+
+def _own_constants(model: ir.Model) -> None:
+    """Give Constant nodes tensors of their own: onnx-ir names them after the output in passing."""
+    graphs = (model.graph, *(function.graph for function in model.functions.values()))
+    for node in (node for graph in graphs for node in graph.all_nodes()):
+        value = node.attributes.get("value") if node.op_type == "Constant" else None
+        if value is None or value.is_ref() or value.type != ir.AttributeType.TENSOR:
+            continue
+        tensor = value.as_tensor()
+        if isinstance(tensor, ir.TensorProtoTensor):
+            proto = onnx.TensorProto()
+            proto.CopyFrom(tensor.raw)
+            own: ir.TensorProtocol = ir.TensorProtoTensor(proto)
+        else:
+            own = copy(tensor)
+        node.attributes["value"] = ir.AttrTensor("value", own, doc_string=value.doc_string)
 
 
 def _drop_empty_biases(model: ir.Model) -> None:

@@ -7,6 +7,9 @@ One pruning is written with what was removed from which tensors::
      "options": {...}, "groups": [...], "initializers": {tensor: {axis: [kept indices]}},
      "refused": [...]}
 
+and for constants of local functions, which are inlined, `"inlined": {tensor: {"call": ...,
+"function": ..., "name": ...}}`;
+
 several passes with the name and options of each. A pass that made a plan of its own is given it
 again; every other pass runs again with its options and the seed::
 
@@ -129,6 +132,9 @@ class Plan:
             initializers are those of the model without. Written only where there are any.
         seed: of everything random.
         steps: one for each pass; empty for one pruning, which the attributes above describe.
+        inlined: for tensors of `initializers` that were constants of local functions, which the
+            file has under no such name: `call`, `function` and `name` there. Written only where
+            there are any.
     """
 
     model: Mapping[str, Any]
@@ -140,6 +146,7 @@ class Plan:
     blocks: tuple[str, ...] = ()
     seed: int = 0
     steps: tuple[PlannedStep, ...] = ()
+    inlined: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan file's content (version 1).
@@ -161,6 +168,7 @@ class Plan:
             "groups": _plain(groups),
             **{name: _plain(value) for name, value in optional.items() if value},
             "initializers": _plain(self.initializers),
+            **({"inlined": _plain(self.inlined)} if self.inlined else {}),
             "refused": [dict(vars(refusal)) for refusal in self.refused],
         }
 
@@ -245,6 +253,10 @@ class Plan:
                 ),
                 blocks=tuple(str(name) for name in data.get("blocks", ())),
                 seed=int(options.get("seed", 0)),
+                inlined={
+                    str(name): {str(key): str(text) for key, text in origin.items()}
+                    for name, origin in data.get("inlined", {}).items()
+                },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: is not a complete plan ({error!r})") from None
@@ -347,6 +359,7 @@ def plan_of(
         stages=tuple(_units(analysis, stage) for stage in stages),
         blocks=analysis.altered,
         seed=options.seed,
+        inlined={name: vars(loaded.inlined[name]) for name in kept if name in loaded.inlined},
     )
 
 

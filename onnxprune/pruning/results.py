@@ -78,6 +78,8 @@ class Report(PruneRecord):
         depths: number of removed blocks -> divergence of the outputs, for each number tried.
         estimated: readers whose part in the error curves is an estimate, with the reason; empty for
             criteria without error curves.
+        inlined: for tensors of local functions that name groups or were cut, what they are in the
+            file.
         cut_inputs: initializers that are graph inputs too and were cut -> their shape before and
             after, None where nothing reads them any more and they are gone.
         quality: of original and result on samples, when labels, a metric or a limit were given.
@@ -380,6 +382,7 @@ def describe(
         note=pruned.note,
         seconds=0.0,
         cut_inputs=_cut_inputs(original.model, cut.model),
+        inlined=_inlined(loaded, plan),
         network=find_network(
             analysis.model.graph, analysis.coupling, analysis.groups, analysis.refused, removed
         ),
@@ -474,6 +477,13 @@ def _unsolved(method: Method, fits: Sequence[LayerFit]) -> tuple[str, ...]:
         f"{', and other reasons' if len(reasons) > 1 else ''}): only means make up for what was "
         f"removed; {'give more samples, ' if tried else ''}remove less, or fine-tune the result",
     )
+
+
+def _inlined(loaded: LoadedModel, plan: Plan) -> dict[str, str]:
+    """Constants of local functions that a plan names, and what they are in the file."""
+    axes = [group.id for group in plan.groups] + [refused.axis for refused in plan.refused]
+    names = {*plan.initializers, *(axis.rpartition("[")[0] for axis in axes)}
+    return {name: str(origin) for name, origin in loaded.inlined.items() if name in names}
 
 
 def _cut_inputs(

@@ -83,6 +83,7 @@ class PruneRecord:
     cut_inputs: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = field(
         default_factory=dict
     )
+    inlined: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -303,6 +303,10 @@ class TextReport:
             )
         self._print(table)
         self._rest(len(cut) - len(shown), "groups")
+        tensors = dict.fromkeys(group.name.rpartition("[")[0] for group in shown)
+        for tensor in tensors:
+            if tensor in report.inlined:
+                self._print(printable(f"{tensor} is {report.inlined[tensor]}."))
         if report.inexact:
             self._print(
                 "inexact: normalisation statistics of these groups are now computed over fewer "

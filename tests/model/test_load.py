@@ -14,6 +14,7 @@ import pytest
 
 from onnxprune.errors import InputError
 from onnxprune.model.load import convert, load
+from onnxprune.model.observe import constants_of
 from onnxprune.model.tensors import data_file_of
 
 RELU = """
@@ -121,6 +122,17 @@ class TestModels:
         graph = load(proto).model.graph
         assert [value.name for value in graph.inputs] == ["x", "weight"]
         assert "weight" in graph.initializers
+
+    def test_constants_of_the_caller_keep_their_names(self) -> None:
+        proto = text("""
+            <ir_version: 9, opset_import: ["": 18]> net (float[N, 4] x) => (float[N, 3] y) {
+                w = Constant <value = float[4, 3] {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}> ()
+                y = MatMul (x, w) }""")
+        model = ir.from_proto(proto)
+        before = proto.SerializeToString(), load(model).sha256
+        for source in (proto, model):
+            constants_of(load(source).model.graph)
+        assert (proto.SerializeToString(), load(model).sha256) == before
 
     def test_local_functions_are_inlined_and_subgraphs_kept(self) -> None:
         proto = text("""
