@@ -107,8 +107,13 @@ def _with_given_names(spec: InputSpec) -> InputSpec:
 def _along(
     symbol: str, shapes: Mapping[str, tuple[int | str | None, ...]]
 ) -> dict[str, int] | None:
-    """Axes with a symbol, if every shape that is not fixed has it once."""
-    axes = {}
+    """Axes with a symbol, if every shape that is not fixed has it once.
+
+    Behind a batch of one, fixed in all of them, it is something else, such as time.
+    """
+    axes: dict[str, int] = {}
+    if all(shape[:1] == (1,) for shape in shapes.values() if symbol in shape):
+        return None
     for name, shape in shapes.items():
         if shape.count(symbol) == 1:
             axes[name] = shape.index(symbol)
@@ -119,7 +124,9 @@ def _along(
 
 def _unnamed(shapes: Mapping[str, tuple[int | str | None, ...]]) -> dict[str, int]:
     """The first axis, where it is open, else the only one that is; none where one has a name."""
-    axes = {}
+    axes: dict[str, int] = {}
+    if not any(shape[:1] == (None,) for shape in shapes.values()):
+        return axes
     for name, shape in shapes.items():
         open_axes = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
         if not open_axes:

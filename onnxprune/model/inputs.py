@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,23 +149,50 @@ def size_choices(specs: Sequence[InputSpec]) -> Iterator[dict[tuple[str, int], i
     """Propose sizes for all dynamic axes, the most telling first.
 
     Yields:
-        a size for every (input name, axis) that is dynamic. Axes with the same symbol agree; the
-        first axis of an input is taken for the batch.
+        a size for every (input name, axis) that is dynamic. Axes with the same symbol agree, and
+        those that hold the batch; see `batch_axes`.
     """
-    dynamic = [
-        (spec.name, axis, extent)
-        for spec in specs
-        for axis, extent in enumerate(spec.shape or ())
-        if not isinstance(extent, int) or extent <= 0
-    ]
-    batch = {extent for _, axis, extent in dynamic if axis == 0 and isinstance(extent, str)}
-    others = sorted({str(e) for _, axis, e in dynamic if axis and e not in batch})
-    for size in _TYPICAL_SIZES if others else (0,):
-        spread = dict.fromkeys(others, size)
-        yield {
-            (name, axis): FIRST_BATCH if axis == 0 or extent in batch else spread[str(extent)]
-            for name, axis, extent in dynamic
-        }
+    dynamic = list(_dynamic(specs))
+    guesses = [batch_axes(specs)]
+    # the only open axis of an input may be something else after all
+    surer = {
+        (name, axis) for name, axis, extent in dynamic if axis == 0 or extent is not None
+    } & guesses[0]
+    if surer != guesses[0]:
+        guesses.append(surer)
+    for batch in guesses:
+        others = sorted({str(e) for name, axis, e in dynamic if (name, axis) not in batch})
+        for size in _TYPICAL_SIZES if others else (0,):
+            spread = dict.fromkeys(others, size)
+            yield {
+                (name, axis): FIRST_BATCH if (name, axis) in batch else spread[str(extent)]
+                for name, axis, extent in dynamic
+            }
+
+
+def batch_axes(specs: Sequence[InputSpec]) -> set[tuple[str, int]]:
+    """Input name and axis of every dynamic axis that holds the batch.
+
+    That is the first one, any other of the same symbol, and beside inputs whose first axis is open
+    without a name the only open axis of an input.
+    """
+    dynamic = list(_dynamic(specs))
+    symbols = {extent for _, axis, extent in dynamic if axis == 0 and isinstance(extent, str)}
+    unnamed = any(axis == 0 and extent is None for _, axis, extent in dynamic)
+    counts = Counter(name for name, _, _ in dynamic)
+    return {
+        (name, axis)
+        for name, axis, extent in dynamic
+        if axis == 0 or extent in symbols or (unnamed and extent is None and counts[name] == 1)
+    }
+
+
+def _dynamic(specs: Sequence[InputSpec]) -> Iterator[tuple[str, int, int | str | None]]:
+    """Input name, axis and declared extent of every dynamic axis."""
+    for spec in specs:
+        for axis, extent in enumerate(spec.shape or ()):
+            if not isinstance(extent, int) or extent <= 0:
+                yield spec.name, axis, extent
 
 
 def random_feed(
@@ -223,17 +251,6 @@ def larger_sizes(
     for factor in (2, 1) if batch != now.keys() else (1,):
         if now:
             yield {key: n + 1 if key in batch else n * factor for key, n in now.items()}
-
-
-def batch_axes(specs: Sequence[InputSpec]) -> set[tuple[str, int]]:
-    """Input name and axis of every dynamic axis that holds the batch.
-
-    That is the first one, and any other of the same symbol.
-    """
-    symbols = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
-    known = {spec.name: spec.shape or () for spec in specs}
-    dynamic = next(size_choices(specs), {})
-    return {(name, axis) for name, axis in dynamic if axis == 0 or known[name][axis] in symbols}
 
 
 def check_batch(specs: Sequence[InputSpec], rows: int | None) -> None:

@@ -49,6 +49,11 @@ CLIP = (
         ([spec("x", "unk__6", 3), spec("h", 2, "unk__7", 4)], {"x": 0, "h": 1}),
         ([spec("x", 1, 3), spec("h", 2, 1, 4)], {}),
         ([RATE], {}),
+        # a fixed batch of one, and time that is open
+        ([spec("x", 1, "time"), spec("mask", 1, "time"), spec("h", 2, 1, 4)], {}),
+        ([spec("x", 1, None), spec("h", 2, 1, 4)], {}),
+        ([spec("x", "time", "N", 3), spec("h", 1, "N", 4)], {"x": 1, "h": 1}),
+        ([spec("x", 16, "N", 3), spec("h", 2, "N", 4)], {"x": 1, "h": 1}),
     ],
     ids=lambda case: " ".join(each.name for each in case) if isinstance(case, tuple) else None,
 )
@@ -56,6 +61,13 @@ def test_axes_follow_from_the_declared_shapes(
     specs: list[InputSpec], axes: Mapping[str, int]
 ) -> None:
     assert SampleAxes.of(specs).axes == axes
+
+
+def test_windows_of_a_model_with_a_fixed_batch_are_whole_feeds() -> None:
+    specs = (spec("x", 1, "time"), spec("h", 2, 1, 4), RATE)
+    source = {"x": np.zeros((5, 7), np.float32), "h": np.zeros((2, 1, 4), np.float32), "sr": 8}
+    found = [feed["x"].shape for feed in read_samples(source, specs).batches(8)]
+    assert found == [(1, 7)] * 5
 
 
 def test_a_fixed_batch() -> None:

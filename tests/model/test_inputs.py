@@ -8,7 +8,7 @@ from helpers.oracle import outputs
 from onnx import TensorProto, helper
 
 import onnxprune
-from onnxprune.model.inputs import input_specs
+from onnxprune.model.inputs import FIRST_BATCH, InputSpec, batch_axes, input_specs, size_choices
 from onnxprune.model.load import load
 
 
@@ -49,3 +49,22 @@ def test_minus_one_and_question_marks_are_open() -> None:
         proto, calibration={"x": images}, target={"channels": 0.5}, threads=1, measure_latency=False
     )
     assert outputs(result.model, {"x": images})["y"].shape == (6, 4, 5, 9)
+
+
+FLOAT = np.dtype(np.float32)
+
+
+def test_the_only_open_axis_of_a_state_is_its_batch() -> None:
+    specs = [InputSpec("x", FLOAT, (None, None)), InputSpec("h", FLOAT, (2, None, 4))]
+    assert batch_axes(specs) == {("x", 0), ("h", 1)}
+    assert next(size_choices(specs)) == {("x", 0): FIRST_BATCH, ("x", 1): 7, ("h", 1): FIRST_BATCH}
+
+
+def test_it_may_be_something_else_after_all() -> None:
+    specs = [InputSpec("x", FLOAT, (None, 3)), InputSpec("table", FLOAT, (5, None))]
+    proposed = [sizes["table", 1] for sizes in size_choices(specs)]
+    assert proposed[:3] == [FIRST_BATCH, 7, 8]
+
+
+def test_behind_a_fixed_batch_an_open_axis_is_something_else() -> None:
+    assert batch_axes([InputSpec("x", FLOAT, (1, None)), InputSpec("h", FLOAT, (2, 1, 4))]) == set()
