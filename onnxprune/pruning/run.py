@@ -299,7 +299,7 @@ class PruneRun:
         best = rule.best(attempts)
         if best is None:
             measured = [attempt.result[1] for attempt in attempts]
-            raise too_slow(rule, attempts, measured)
+            raise too_slow(rule, attempts, measured, self.context.runtime)
         return best.result
 
     @staticmethod

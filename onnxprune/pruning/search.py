@@ -29,12 +29,13 @@ from onnxprune.compensation.compensate import Effort, Task
 from onnxprune.compensation.least_squares import Settings
 from onnxprune.compensation.regression.linear_layers import replaceable_layers
 from onnxprune.cost.kinds import CostModel
-from onnxprune.cost.latency.measure import Latency, measure_pair
+from onnxprune.cost.latency.measure import Latency, measure_pair, steadier
 from onnxprune.coupling.analysis import Analysis, why_nothing
 from onnxprune.coupling.cut import CutError
 from onnxprune.errors import NothingPrunable, RuntimeFailure, TargetUnreachable
 from onnxprune.importance.removal_order import RankedGroup
 from onnxprune.model.inputs import input_specs, resized_batch
+from onnxprune.model.runtime import Runtime
 from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY, SIZE, target_text
 from onnxprune.progress import during, silent
@@ -238,7 +239,7 @@ class Search:
         attempts = solve_for_target(start, build, rule, _LATENCY_ROUNDS)
         best = rule.best(attempts)
         if best is None:
-            raise too_slow(rule, attempts, measured)
+            raise too_slow(rule, attempts, measured, self.context.runtime)
         return best.result
 
     def _in_size(self, start: Mapping[str, float], name: str | None) -> Choice:
@@ -329,7 +330,7 @@ def measured_latency(analysis: Analysis, model: ir.Model, context: RunContext) -
 
 
 def too_slow(
-    rule: Secant, attempts: Sequence[Attempt[Any]], measured: Sequence[Latency]
+    rule: Secant, attempts: Sequence[Attempt[Any]], measured: Sequence[Latency], runtime: Runtime
 ) -> TargetUnreachable:
     """The error of a latency that no attempt met; names the lowest that was measured.
 
@@ -337,14 +338,12 @@ def too_slow(
         rule: with the latency that was asked for.
         attempts: what was built.
         measured: the latency of each.
+        runtime: that it was measured with.
     """
     least = min(attempt.ratios[rule.kind] for attempt in attempts)
     busy = ""
     if not all(latency.reliable for latency in measured):
-        busy = (
-            "; the machine is too busy to tell: close other programs, give --threads 1 or a larger "
-            "--batch, and run again"
-        )
+        busy = f"; the machine is too busy to tell: {steadier(runtime.threads)}"
     return TargetUnreachable(
         f"the target {target_text({rule.kind: rule.asked})} cannot be reached; the best that was "
         f"measured is {target_text({rule.kind: least})}{busy}"

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.cost.kinds import KINDS, CostKind
-from onnxprune.cost.latency.measure import Latency
+from onnxprune.cost.latency.measure import Latency, steadier
 from onnxprune.coupling.groups import Refused
 from onnxprune.options import LATENCY, share_text
 from onnxprune.report.accounts import file_digest
@@ -250,7 +250,10 @@ def doubts(report: PruneRecord) -> list[str]:
     kept = share(report.result.macs, report.original.macs)
     latency, wasted = report.latency, _avoidable_padding(report)
     if latency is not None and not latency.reliable:
-        sentences.append(f"{unreliable(latency)}.")
+        sentences.append(
+            "The latency is not reliable: the machine is busy, runs of the original alone scatter "
+            f"by {percent(latency.noise)}; {steadier(threads_of(report.provenance))}."
+        )
     elif latency is not None and kept < 1 <= latency.interval[1]:
         gain = "did not fall" if latency.interval[0] >= 1 else "shows no clear gain"
         sentences.append(
@@ -267,13 +270,10 @@ def doubts(report: PruneRecord) -> list[str]:
     return sentences
 
 
-def unreliable(latency: Latency) -> str:
-    """That a latency says nothing, with what to do about it, as a sentence without its end."""
-    return (
-        f"The latency is not reliable: the machine is busy, runs of the original alone scatter by "
-        f"{percent(latency.noise)}; close other programs, give --threads 1 or a larger --batch, "
-        "and run again"
-    )
+def threads_of(provenance: Provenance | None) -> int:
+    """The number of threads that a run was given; 0 where onnxruntime decided."""
+    threads = provenance.machine.get("threads", "") if provenance is not None else ""
+    return int(threads) if threads.isdigit() else 0
 
 
 def _avoidable_padding(report: PruneRecord) -> dict[int, float]:

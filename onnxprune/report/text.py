@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxprune.cost.figures import NodeCost
+from onnxprune.cost.latency.measure import steadier
 from onnxprune.coupling.groups import Group, Refused
 from onnxprune.options import target_text
 from onnxprune.report.figures import (
@@ -58,6 +59,7 @@ from onnxprune.report.sections import (
     refit_summary,
     remaining,
     summarise,
+    threads_of,
     traced_size,
 )
 from onnxprune.verification.comparison import OutputComparison
@@ -83,10 +85,6 @@ _OUTPUTS = 8
 _BLOCKS = 3
 
 _STEP_COSTS = tuple(kind for kind in COSTS if kind.name in ("macs", "params", "size"))
-_BUSY = (
-    "~: not reliable, the machine was busy; close other programs, give --threads 1 or a larger "
-    "--batch, and run again."
-)
 _SWEEP_COSTS = ("macs", "params", "size", "memory")
 
 _BARS: tuple[Callable[[NodeCost], int], ...] = (
@@ -191,7 +189,7 @@ class TextReport:
         last = result.steps[-1].sizes
         self._print(f"file: {size(result.original.bytes)} -> {size(last.bytes)}")
         if any(step.latency is not None and not step.latency.reliable for step in result.steps):
-            self._print(_BUSY)
+            self._print(_busy(threads_of(result.provenance)))
         for step in result.steps:
             for line in _remarks(step):
                 self._print(f"{_pass_name(step)}: {line}")
@@ -224,7 +222,7 @@ class TextReport:
                 f"{quality['samples']} samples (also used for calibration)."
             )
         if any(point.latency and not point.latency.get("reliable", True) for point in done):
-            self._print(_BUSY)
+            self._print(_busy(int(sweep.study.options.get("threads", 0))))
         if len(done) > len(best):
             self._print("*: dominated; another point costs no more and diverges less.")
         for point in sweep.points:
@@ -452,6 +450,10 @@ def _step_row(step: StepReport, original: Sizes) -> tuple[str, ...]:
 def _pass_name(step: StepReport) -> str:
     """The name of a pass, without the file or package that it comes from."""
     return printable(step.name.rpartition(":")[2], _PASS_NAME)
+
+
+def _busy(threads: int) -> str:
+    return f"~: not reliable, the machine was busy; {steadier(threads)}."
 
 
 def _latency(step: StepReport) -> str:

@@ -211,7 +211,10 @@ def test_a_busy_machine_is_said_in_place_of_an_interval():
     text = said(ratio=(0.33, 0.6, 8.45))
     assert "latency 1.00 ms 0.600 ms 60.0 % batch 2, length? 8; machine busy, not reliable" in text
     assert "845" not in text
-    assert "close other programs, give --threads 1 or a larger --batch, and run again." in text
+    assert "close other programs, give --threads 1, or time a larger --batch, and run" in text
+    alone = Provenance("", "", {}, {}, {"threads": "1"})
+    text = said(ratio=(0.33, 0.6, 8.45), provenance=alone)
+    assert "close other programs, or time a larger --batch, and run again." in text
     assert "no clear gain" not in text
     assert "busy" not in said()
 

@@ -176,6 +176,16 @@ def compare_times(times: Sequence[tuple[float, float]]) -> Latency:
     )
 
 
+def steadier(threads: int) -> str:
+    """What makes a measurement more reliable than it was, as part of a sentence.
+
+    Args:
+        threads: that it was made with; 0 for as many as onnxruntime decides.
+    """
+    single = "" if threads == 1 else "give --threads 1, "
+    return f"close other programs, {single}or time a larger --batch, and run again"
+
+
 def median_interval(
     values: Sequence[float], confidence: float = _CONFIDENCE
 ) -> tuple[float, float]:
