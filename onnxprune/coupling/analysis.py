@@ -144,6 +144,8 @@ def analyse(
         given = _given_to_bodies(model, seen, context)
         coupling = _traced(model, facts, normalised_axes, given)
     known = places(model.graph, coupling.closed)
+    readers = {consumer.body for consumer in coupling.consumers}
+    total = max((body.samples for body in seen.values()), default=0)
     if context.samples is not None:
         idle = {key: why for key in known if (why := _why_idle(seen.get(key)))}
         coupling = replace(coupling, idle=idle)
@@ -151,7 +153,7 @@ def analyse(
     few = [
         f"only {body.samples} samples run {known[key]}: too few to tell what matters; give more"
         for key, body in seen.items()
-        if key in known and key not in coupling.idle and body.samples < _ENOUGH
+        if key in readers and key not in coupling.idle and body.samples < min(_ENOUGH, total)
     ]
     return Analysis(
         model,

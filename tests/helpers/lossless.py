@@ -9,9 +9,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from helpers.oracle import BATCHES, ONE_THREAD, difference, feed, outputs, traced
-from onnxprune.calibration.moments import Tap, collect
+from onnxprune.calibration.moments import collect
 from onnxprune.calibration.samples import read_samples
 from onnxprune.compensation.lossless.remove import RedundantUnits, remove_lossless
+from onnxprune.coupling.analysis import tap_of
 from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.model.inputs import input_specs
 from onnxprune.surgery.editable_model import EditableModel
@@ -32,11 +33,7 @@ def without(
     full = EditableModel(subject.model.clone(), subject.coupling)
     more: dict[str, Any] = {}
     if samples is not None:
-        taps = [
-            Tap(r.consumer.tensor, r.axes, len(subject.coupling.tensors[r.consumer.tensor].shape))
-            for group in subject.groups
-            for r in group.readings
-        ]
+        taps = [tap_of(subject.coupling, r) for group in subject.groups for r in group.readings]
         read = read_samples(samples, input_specs(subject.model))
         moments = collect(subject.model, taps, read, ONE_THREAD)
         more = {"feeds": [samples], "moments": moments}
