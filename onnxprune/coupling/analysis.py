@@ -50,6 +50,7 @@ class Analysis:
         reference: the model whose outputs are to be kept, where `model` has lost something already.
         altered: sums of the model that have a constant where the reference has a residual branch.
         more_runs: runs in which samples run bodies that the observed runs do not.
+        unseen: keys of bodies that run in none of all these runs.
         passing: names of groups that pass through a body which no sample runs.
         warnings: what is odd about the samples of bodies, each with the next step.
     """
@@ -62,6 +63,7 @@ class Analysis:
     file_bytes: int = 0
     altered: tuple[str, ...] = ()
     more_runs: tuple[Observation, ...] = ()
+    unseen: frozenset[str] = frozenset()
     passing: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
 
@@ -155,13 +157,15 @@ def analyse(
         for key, body in seen.items()
         if key in readers and key not in coupling.idle and body.samples < min(_ENOUGH, total)
     ]
+    more_runs, unseen = _more_runs(model, facts, seen, context)
     return Analysis(
         model,
         coupling,
         tuple(groups),
         (*find_refusals(coupling), *idle_axes),
         file_bytes=file_bytes,
-        more_runs=_more_runs(model, facts, seen, context),
+        more_runs=more_runs,
+        unseen=unseen & known.keys(),
         passing=passing,
         warnings=(*dict.fromkeys(axis.reason for axis in idle_axes), *few),
     )
@@ -219,15 +223,20 @@ def _why_idle(seen: SeenBody | None) -> str:
 
 def _more_runs(
     model: ir.Model, facts: Facts, seen: Mapping[str, SeenBody], context: RunContext
-) -> tuple[Observation, ...]:
-    """Runs of bodies that the observed runs leave out."""
-    if not seen:
-        return ()
+) -> tuple[tuple[Observation, ...], frozenset[str]]:
+    """Runs of bodies that the observed runs leave out, and bodies that run in neither."""
+    known = places(model.graph).keys()
+    if not known:
+        return (), frozenset()
     feeds = [(1, facts.first.feed), (1, facts.second.feed)]
     observed = seen_bodies(model, feeds, context.runtime)
+    unseen = frozenset(known - observed.keys() - seen.keys())
     more = {id(body.feed): body.feed for key, body in seen.items() if key not in observed}
+    if not more:
+        return (), unseen
     execution = Execution(model, context.runtime, optimise=False)
-    return tuple(Observation(feed, outputs=execution.run(feed)) for feed in more.values())
+    runs = tuple(Observation(feed, outputs=execution.run(feed)) for feed in more.values())
+    return runs, unseen
 
 
 def _node_names(graph: ir.Graph, around: Set[str] = frozenset()) -> Iterator[_NodeNames]:

@@ -13,6 +13,7 @@ from onnxprune.compensation.least_squares import LayerFit
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, CutError, Removal
 from onnxprune.errors import RuntimeFailure, VerificationError
+from onnxprune.model.bodies import places
 from onnxprune.model.inputs import list_initializers
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.workspace import Workspace
@@ -23,6 +24,7 @@ from onnxprune.verification.certificate import (
     Certificate,
     certify,
     check_result,
+    entering,
     probe,
     tolerance_for,
 )
@@ -123,6 +125,40 @@ def build_or_blame(
     return failing or dict.fromkeys(names[len(names) // 2 :], reason)
 
 
+def _compare_unseen(
+    analysis: Analysis, cut: Cut, models: tuple[ir.Model, ir.Model], context: RunContext
+) -> None:
+    """Compare the masked with the sliced model in branches that no known input runs.
+
+    Branches that the cut does not reach are left out, and those that cannot run on these inputs.
+
+    Raises:
+        VerificationError: when they differ.
+    """
+    feeds = [analysis.coupling.facts.first.feed]
+    inner = places(models[0].graph)
+    for key in sorted(analysis.unseen & inner.keys()):
+        values = (v for node in inner[key].graph for v in (*node.inputs, *node.outputs))
+        if not any(cut.touches(value.name) for value in values if value and value.name):
+            continue
+        masked, sliced = (entering(model, key) for model in models)
+        try:
+            expected = probe(masked, context.runtime, feeds)
+        except RuntimeFailure:
+            continue
+        try:
+            actual = probe(sliced, context.runtime, feeds)
+        except RuntimeFailure as error:
+            raise VerificationError(f"{inner[key]} does not run any more: {error}") from error
+        tolerance = tolerance_for(analysis.model)
+        certificate = certify(expected.outputs, expected, actual, tolerance)
+        if not certificate.holds:
+            raise VerificationError(
+                f"{inner[key]} of the sliced model differs from that of the masked one by "
+                f"{certificate.error:.1e} (tolerance {tolerance:.0e})"
+            )
+
+
 def certified(analysis: Analysis, compensated: Compensated, context: RunContext) -> CutModel:
     """Mask and slice a compensated model, and compare the two; raises as `build` does."""
     full, removal, runtime = compensated.full, compensated.removal, context.runtime
@@ -143,5 +179,6 @@ def certified(analysis: Analysis, compensated: Compensated, context: RunContext)
             f"the sliced model differs from the masked one by {certificate.error:.1e} "
             f"(tolerance {certificate.tolerance:.0e})"
         )
+    _compare_unseen(analysis, cut, (masked, sliced), context)
     check_result(analysis.model, sliced, feeds, actual.outputs, runtime, tolerance)
     return CutModel(sliced, removal, certificate, compensated.fits, compensated.unfolded)

@@ -3,7 +3,8 @@
 The *masked* model is the original graph at full size with the removed slices of every cut tensor at
 zero and the compensation already in; the *sliced* model is the same, physically smaller. Both run
 on the same inputs in onnxruntime, at two batch sizes where the batch is free, and every output (or
-the input of the Sigmoid that computes it) has to agree. This proves the surgery for any model,
+the input of the Sigmoid that computes it) has to agree. Branches that none of these inputs runs are
+compared in copies of both models that take them in any case. This proves the surgery for any model,
 criterion and weights, without data or labels. The other checks: same interface, onnx.checker, a
 run with onnxruntime's usual optimisations.
 """
@@ -14,11 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.errors import RuntimeFailure, VerificationError, first_line
+from onnxprune.model.bodies import places
 from onnxprune.model.execution import Execution, open_session
 from onnxprune.model.outputs import output_producer
 from onnxprune.model.protobuf import skeleton, to_proto
@@ -66,6 +69,32 @@ def probe(model: ir.Model, runtime: Runtime, feeds: Sequence[Mapping[str, NDArra
         [{name: run[name] for name in names} for run in runs],
         [{name: run.get(inputs.get(name, name), run[name]) for name in names} for run in runs],
     )
+
+
+def entering(model: ir.Model, key: str) -> ir.Model:
+    """A copy of a model that runs a body whatever the input is.
+
+    Args:
+        model: unchanged.
+        key: of the body; every If that it is in takes the branch that leads there.
+    """
+    result = model.clone()
+    inner = places(result.graph)
+    while key in inner:
+        place = inner[key]
+        if place.node.op_type == "If":
+            name = f"onnxprune/{key}"
+            chosen = ir.tensor(np.array(place.attribute == "then_branch"), name=name)
+            value = ir.Value(
+                name=name,
+                shape=ir.Shape(()),
+                type=ir.TensorType(ir.DataType.BOOL),
+                const_value=chosen,
+            )
+            result.graph.register_initializer(value)
+            place.node.replace_input_with(0, value)
+        key = place.around
+    return result
 
 
 def saturated_outputs(model: ir.Model) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from helpers.branching import RATES, agreement, alone, branched, feeds, of_rate
 from helpers.oracle import parse
@@ -13,7 +14,13 @@ from helpers.oracle import parse
 import onnxprune
 from onnxprune.calibration.context import RunContext
 from onnxprune.coupling.analysis import analyse
+from onnxprune.coupling.cut import Cut, Removal
+from onnxprune.errors import VerificationError
+from onnxprune.model.bodies import places
 from onnxprune.model.load import load
+from onnxprune.pruning.build import _compare_unseen, build_plain
+from onnxprune.surgery.editable_model import EditableModel
+from onnxprune.surgery.slicing import slice_removed
 
 TEST = feeds(64, seed=7)
 GRU = "*g_node"  # its weights cannot be re-fitted
@@ -153,3 +160,25 @@ def test_branches_that_only_run_on_inputs_of_their_own_length() -> None:
     assert kept(result) == {"a[1]": 12, "c[1]": 9}
     assert {fit.node for fit in result.report.repairs if fit.solved} == {"y1", "y2"}
     assert result.report.certificate.runs == 3
+
+
+def test_a_branch_that_no_input_runs_is_certified_all_the_same() -> None:
+    """Without samples the rate is a number at hand, which only the second branch is for."""
+    model = branched(2)
+    analysis = analyse(load(model).model, RunContext())
+    assert analysis.unseen == {"y/then_branch"}
+    group = next(group for group in analysis.groups if group.name == "a_w2[0]")
+    removal = Removal({group.name: (int(group.units[3]),)})
+    assert build_plain(analysis, removal, RunContext()).certificate.holds
+    full = EditableModel(analysis.model.clone(), analysis.coupling)
+    cut = Cut(full.coupling, removal.removed_units())
+    slice_removed(full.model, cut)
+    broken = full.model.clone()
+    tensor = next(
+        t
+        for t in places(broken.graph)["y/then_branch"].graph.initializers.values()
+        if t.name == "a_b3"
+    )
+    tensor.const_value = ir.tensor(tensor.const_value.numpy() + 1)
+    with pytest.raises(VerificationError, match="then_branch of If by_rate of the sliced model"):
+        _compare_unseen(analysis, cut, (full.model, broken), RunContext())
