@@ -20,7 +20,7 @@ from onnxprune.calibration.audio import Audio
 from onnxprune.calibration.images import Images
 from onnxprune.calibration.texts import Texts
 from onnxprune.declaration import Option, declared_options
-from onnxprune.options import BATCH, LABELS, METRIC, OPTIONS, RUNTIME_OPTIONS
+from onnxprune.options import BATCH, BEST_EFFORT, LABELS, METRIC, OPTIONS, RUNTIME_OPTIONS
 from onnxprune.passes.pipeline.registry import BUILT_IN, find_pass
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,7 +86,9 @@ def reference() -> str:
         path = f"{home.__module__.removeprefix('onnxprune.')}.{home.__qualname__}"
         text = HEADING.sub(r"\1\2", render_object_docs(package[path], LOOK))
         parts.append(LINK.sub(_link, text))
-    parts.append(OPTIONS_HEAD + table((*OPTIONS, LABELS, METRIC, BATCH, *RUNTIME_OPTIONS)))
+    parts.append(
+        OPTIONS_HEAD + table((*OPTIONS, LABELS, METRIC, BEST_EFFORT, BATCH, *RUNTIME_OPTIONS))
+    )
     parts.append(READERS_HEAD)
     parts += [
         f"### `{reader.__name__}`\n\n{table(declared_options(reader))}"

@@ -11,6 +11,7 @@ from onnxprune.calibration.samples import CalibrationSource
 from onnxprune.model.load import ModelSource, load
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import BATCH
+from onnxprune.passes.pipeline.quality import QualityGoal
 from onnxprune.passes.pipeline.run import repeat_plan, run_passes
 from onnxprune.passes.pipeline.steps import pruning_step, read_steps
 from onnxprune.progress import Progress, silent
@@ -27,6 +28,7 @@ def prune(
     max_drop: float | None = None,
     labels: Any = None,
     metric: Callable[..., Any] | str | None = None,
+    best_effort: bool = False,
     criterion: str | None = None,
     loss: str | Callable[..., Any] | None = None,
     compensate: str | None = None,
@@ -68,6 +70,8 @@ def prune(
             (segmentation), `perplexity` or `retrieval`; or a function of all outputs ({name: array
             [samples, ...]}), those of the original and the labels (None without), or of outputs and
             labels, whose result is higher for better answers, also as module.py:function.
+        best_effort: with `max_drop`: where the limit, or the target within it, cannot be met, write
+            the best that was found all the same; the report says so, and the exit code is still 3.
         criterion: how units are ranked: `l1`, `l2`, `redundancy` or `random`; with samples also
             `reconstruction`, `variance`, `std`, `activity`, `taylor` or `fisher`. Default:
             `reconstruction` with samples, else `l2`.
@@ -126,6 +130,10 @@ def run_pipeline(
     passes: Any,
     *,
     calibration: CalibrationSource | None = None,
+    labels: Any = None,
+    metric: Callable[..., Any] | str | None = None,
+    max_drop: float | None = None,
+    best_effort: bool = False,
     seed: int = 0,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
@@ -142,6 +150,14 @@ def run_pipeline(
             Fractions of a `target` refer to the model given here; with `of: current` to the one
             that the pass is given.
         calibration: samples for passes that use them; as for `onnxprune.prune`.
+        labels: one for each sample, as for `onnxprune.prune`: the quality of the model is measured
+            after every pass, and losses have targets.
+        metric: as for `onnxprune.prune`: measured after every pass.
+        max_drop: largest drop of quality after any pass, against the model given here, on every
+            fourth sample, which no pass sees. A pass `prune` without target and limit goes as far
+            as this allows, and half or a quarter as far where a later pass needs some of it.
+        best_effort: with `max_drop`: where it cannot be kept, return the model before the pass that
+            exceeds it; the step's `missed` says so.
         seed: of everything random.
         providers: onnxruntime execution providers, the preferred one first.
         threads: threads within an operator; 0 lets onnxruntime decide.
@@ -154,12 +170,16 @@ def run_pipeline(
     Raises:
         InputError: for a pipeline, model or samples that cannot be used, or a third-party pass
             that fails.
-        NothingPrunable: when a pass that is to reach a target cannot.
+        NothingPrunable: when a pass that is to reach a target cannot, or (TargetUnreachable) the
+            limit cannot be kept.
         VerificationError: when what a pass made is no valid model, does not run, or has another
             interface than the pass announces.
     """
     context = _context(providers, threads, seed, progress, measure_latency, batch)
-    return run_passes(model, read_steps(passes), calibration, context)
+    goal = QualityGoal.read(
+        {"labels": labels, "metric": metric, "max_drop": max_drop, "best_effort": best_effort}
+    )
+    return run_passes(model, read_steps(passes), calibration, context, goal)
 
 
 def apply(

@@ -317,6 +317,13 @@ AUDIO = Option(
 )
 READERS = (IMAGES, TOKENIZER, AUDIO)
 """Options that say how the samples of every command are read, where they are no arrays."""
+BEST_EFFORT = Option(
+    "best_effort",
+    bool,
+    False,
+    "with `max_drop`: where the limit, or the target within it, cannot be met, write the best that "
+    "was found all the same; the report says so, and the exit code is still 3",
+)
 
 _OLDER = {"normalised_axes": False, "target": {"channels": 1.0}, "criterion": "l2", "round_to": 1}
 """What plans meant that lack an option, where it is not the default."""

@@ -14,12 +14,13 @@ from onnxprune.calibration.streams import Samples
 from onnxprune.coupling.analysis import Analysis, analyse
 from onnxprune.coupling.cut import CutError
 from onnxprune.declaration import Option
-from onnxprune.errors import VerificationError
+from onnxprune.errors import InputError, VerificationError
 from onnxprune.importance.registry import resolve_options
 from onnxprune.model.load import LoadedModel, load, loaded_bytes
 from onnxprune.model.runtime import Runtime
-from onnxprune.options import LABELS, METRIC, OPTIONS, PruneOptions
+from onnxprune.options import BEST_EFFORT, LABELS, METRIC, OPTIONS, PruneOptions
 from onnxprune.passes.pipeline.protocol import Pass, VerifiedRun
+from onnxprune.passes.pipeline.quality import PipelineQuality, not_met
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.blocks import without_blocks
 from onnxprune.pruning.method import Method
@@ -45,6 +46,8 @@ class Prune(Pass, ir.passes.FunctionalPass):
         seed: of everything random.
         progress: progress callback of long loops.
         plan: of the run that is to be repeated, as `Plan.to_dict` gives it; None to choose.
+        quality: what the pipeline is asked of quality, for what the options do not say; None for
+            nothing.
         options: those of `onnxprune.prune`; of no effect with a plan.
 
     Attributes:
@@ -57,7 +60,7 @@ class Prune(Pass, ir.passes.FunctionalPass):
 
     verifies = True
 
-    declared: ClassVar[tuple[Option, ...]] = (*OPTIONS, LABELS, METRIC)
+    declared: ClassVar[tuple[Option, ...]] = (*OPTIONS, LABELS, METRIC, BEST_EFFORT)
 
     def __init__(
         self,
@@ -66,15 +69,20 @@ class Prune(Pass, ir.passes.FunctionalPass):
         seed: int = 0,
         progress: Progress[Any] = silent,
         plan: Mapping[str, Any] | None = None,
+        quality: PipelineQuality | None = None,
         **options: Any,
     ) -> None:
         super().__init__(RunContext(samples, None, runtime or Runtime(), seed, progress))
         self._to_repeat = None if plan is None else Plan.from_dict(plan)
+        self._shared = quality
         self._labels, self._metric = options.pop("labels", None), options.pop("metric", None)
+        self._best_effort = bool(options.pop("best_effort", False))
         self._has_target = options.get("target") is not None
         self._options = (
             self._checked(options) if self._to_repeat is None else self._planned(self._to_repeat)
         )
+        if self._best_effort and self._options.max_drop is None:
+            raise InputError("best_effort is for max_drop; give a limit")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Prune.
@@ -91,22 +99,29 @@ class Prune(Pass, ir.passes.FunctionalPass):
         plan, options = self._to_repeat, self._options
         samples, fitted = self.context.samples, fitted_samples(self.context.samples, options)
         labels = None if samples is None else known_labels(self._labels, samples, options)
+        if labels is None and self._shared is not None:
+            labels = self._shared.labels
         context = replace(
             self.context, samples=fitted, labels=loss_labels(labels, options), seed=options.seed
         )
-        measure = None if plan is not None else self._quality_measure(loaded.model, labels)
+        measure, limit = None, options.max_drop
+        if plan is None:
+            measure, limit = self._measure_and_limit(loaded.model, labels)
         analysis = analyse(
             loaded.model,
             context,
             normalised_axes=options.normalised_axes,
             file_bytes=loaded_bytes(loaded),
         )
-        quality: Quality | None = None
+        quality, missed = None, ""
         if plan is None:
-            pruned, quality = self._chosen(PruneRun(analysis, Method.of(options), context), measure)
+            run = PruneRun(analysis, Method.of(options), context)
+            pruned, quality, missed = self._chosen(run, measure, limit)
         else:
             pruned = self._repeated(analysis, plan, context)
         done, report = describe(loaded, pruned, quality)
+        if missed:
+            report = replace(report, missed=missed, warnings=(*report.warnings, not_met(missed)))
         self.plan = done.to_dict()
         self.details = _details(done, report)
         self.notes = (report.note,) if report.note else ()
@@ -115,22 +130,37 @@ class Prune(Pass, ir.passes.FunctionalPass):
         self.verified = VerifiedRun(analysis, report, fitted)
         return ir.passes.PassResult(pruned.cut.model, modified=True)
 
-    def _quality_measure(self, model: ir.Model, labels: Labels | None) -> QualityMeasure | None:
+    def _measure_and_limit(
+        self, model: ir.Model, labels: Labels | None
+    ) -> tuple[QualityMeasure | None, float | None]:
+        """What measures quality, and the largest drop; None for none of them.
+
+        Without options of its own a pass leaves measuring to the pipeline, unless that has a limit.
+        """
+        options, shared = self._options, self._shared
+        own = (options.max_drop, self._labels, self._metric)
+        if shared is not None and all(value is None for value in own):
+            limit = shared.goal.max_drop if self._has_target else shared.limit
+            return (None, None) if limit is None else (shared.measure, limit)
         labels = self._labels if labels is None else labels
         samples, runtime = self.context.samples, self.context.runtime
-        return quality_measure(model, samples, labels, self._metric, self._options, runtime)
+        measure = quality_measure(model, samples, labels, self._metric, options, runtime)
+        return measure, options.max_drop
 
     def _chosen(
-        self, run: PruneRun, measure: QualityMeasure | None
-    ) -> tuple[PrunedModel, Quality | None]:
-        """Choose what to remove, and remove it."""
+        self, run: PruneRun, measure: QualityMeasure | None, limit: float | None
+    ) -> tuple[PrunedModel, Quality | None, str]:
+        """Choose what to remove, and remove it; with the quality and what is missed of limits."""
         options = self._options
-        if options.max_drop is None or measure is None:
+        if limit is None or measure is None:
             pruned = run.at(options.target)
-            return pruned, measure.of(pruned.cut.model) if measure is not None else None
+            return pruned, measure.of(pruned.cut.model) if measure is not None else None, ""
         goal = options.target if self._has_target else None
-        within = prune_within(run, options.max_drop, measure, goal)
-        return within.pruned, within.quality
+        best_effort = self._best_effort or (
+            self._shared is not None and self._shared.goal.best_effort
+        )
+        within = prune_within(run, limit, measure, goal, best_effort=best_effort)
+        return within.pruned, within.quality, within.missed
 
     def _repeated(self, analysis: Analysis, plan: Plan, context: RunContext) -> PrunedModel:
         """Remove what a plan says.

@@ -21,6 +21,7 @@ from onnxprune.model.runtime import Runtime
 from onnxprune.options import (
     AUGMENTATIONS,
     BATCH,
+    BEST_EFFORT,
     COMPENSATIONS,
     LABELS,
     METRIC,
@@ -33,7 +34,7 @@ from onnxprune.options import (
 from onnxprune.passes.pipeline.options import documented
 from onnxprune.verification.metrics import METRICS
 
-DECLARED = (*OPTIONS, *RUNTIME_OPTIONS, LABELS, METRIC, BATCH)
+DECLARED = (*OPTIONS, *RUNTIME_OPTIONS, LABELS, METRIC, BEST_EFFORT, BATCH)
 OTHERS = {"model", "calibration", "measure_latency", "progress"}
 """Parameters of `prune` that are no options."""
 

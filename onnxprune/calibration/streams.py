@@ -314,11 +314,15 @@ class _Part(Samples):
 
     def numbered(self, size: int) -> Iterator[Numbered]:
         """Go through the part with the numbers its samples have in the source."""
+        done = 0
         for place, (numbers, feed) in enumerate(self._source.numbered(size)):
+            # a source that is a part itself does not number its samples without gaps
+            places = np.arange(done, done + len(numbers))
+            done += len(numbers)
             if self._whole or self.axes.rows(feed) is None:
                 if (place % _EVERY == _EVERY - 1) == self._held:
                     yield numbers, feed
                 continue
-            mine = np.flatnonzero((numbers % _EVERY == _EVERY - 1) == self._held)
+            mine = np.flatnonzero((places % _EVERY == _EVERY - 1) == self._held)
             if len(mine):
                 yield numbers[mine], self.axes.cut(feed, mine)

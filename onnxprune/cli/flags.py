@@ -16,7 +16,7 @@ from typing import Any, NoReturn, get_args
 
 from onnxprune.declaration import Option
 from onnxprune.errors import InputError
-from onnxprune.options import LABELS, METRIC, OPTIONS, READERS, RUNTIME_OPTIONS
+from onnxprune.options import BEST_EFFORT, LABELS, METRIC, OPTIONS, READERS, RUNTIME_OPTIONS
 
 STANDARD_OUTPUT = "-"
 
@@ -121,7 +121,7 @@ def _flag(option: Option) -> str:
     return f"--{option.name.replace('_', '-')}"
 
 
-_FLAGS = {option.name: _flag(option) for option in (*OPTIONS, LABELS, METRIC)}
+_FLAGS = {option.name: _flag(option) for option in (*OPTIONS, LABELS, METRIC, BEST_EFFORT)}
 
 
 def _described(option: Option) -> dict[str, Any]:

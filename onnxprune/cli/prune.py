@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxprune.cli import flags, output
-from onnxprune.errors import InputError, nearest
-from onnxprune.options import BATCH, LABELS, METRIC, OPTIONS
+from onnxprune.errors import InputError, TargetUnreachable, nearest
+from onnxprune.options import BATCH, BEST_EFFORT, LABELS, METRIC, OPTIONS
 
-_OPTIONS = (*OPTIONS, LABELS, METRIC)
+_QUALITY = (LABELS, METRIC, BEST_EFFORT)
+_OPTIONS = (*OPTIONS, *_QUALITY)
+_OF_ALL = ("seed", "max_drop", *(option.name for option in _QUALITY))
+"""Names of options that a pipeline has as a whole."""
 
 
 def add_parser(commands: Any) -> None:
@@ -26,7 +29,8 @@ def add_parser(commands: Any) -> None:
         metavar="NAME[,NAME]",
         type=flags.names,
         help="run these passes one after another, each checked before the next: see `onnxprune "
-        "passes`; one of your own is file.py:name. Options of prune go to the pass prune",
+        "passes`; one of your own is file.py:name. Options of prune go to the pass prune; "
+        "--labels, --metric, --max-drop and --best-effort are about the model after every pass",
     )
     passes.add_argument(
         "--config", metavar="FILE", help="the same from a YAML or JSON file: passes with options"
@@ -48,7 +52,11 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Prune a model, or run passes, and write the result."""
+    """Prune a model, or run passes, and write the result.
+
+    Raises:
+        TargetUnreachable: when the best was written that does not meet a limit.
+    """
     from onnxprune import api
 
     several = bool(arguments.passes or arguments.config or arguments.set)
@@ -57,11 +65,14 @@ def run(arguments: Namespace) -> None:
     context = output.context(arguments) | {"batch": arguments.batch}
     if several:
         steps = _steps(arguments)
-        result = api.run_pipeline(arguments.model, steps, seed=arguments.seed, **context)
+        whole = {name: getattr(arguments, name) for name in _OF_ALL}
+        result = api.run_pipeline(arguments.model, steps, **whole, **context)
         output.finish_passes(arguments, result, arguments.plan)
     else:
-        pruned = api.prune(arguments.model, **context, **flags.values(arguments, _OPTIONS))
-        output.finish_prune(arguments, pruned, arguments.plan)
+        result = api.prune(arguments.model, **context, **flags.values(arguments, _OPTIONS))
+        output.finish_prune(arguments, result, arguments.plan)
+    if result.missed:
+        raise TargetUnreachable(f"{result.missed}; the best was written to {arguments.out}")
 
 
 def _steps(arguments: Namespace) -> list[Mapping[str, Any]]:
@@ -72,8 +83,7 @@ def _steps(arguments: Namespace) -> list[Mapping[str, Any]]:
     """
     from onnxprune.passes.pipeline.steps import read_description
 
-    # the seed is that of the whole pipeline
-    changed = flags.changed(arguments, [each for each in _OPTIONS if each.name != "seed"])
+    changed = flags.changed(arguments, [each for each in _OPTIONS if each.name not in _OF_ALL])
     if arguments.config:
         steps = read_description(arguments.config)
     elif arguments.passes:

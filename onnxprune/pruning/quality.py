@@ -7,7 +7,7 @@ target that is to keep a share s of something asks for 1 - t (1 - s): t = 1 is t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -119,19 +119,26 @@ _RESOLUTION = 0.01
 
 @dataclass(frozen=True)
 class Within:
-    """A result within the limit.
+    """A result within the limit, or the best there is.
 
     Attributes:
         pruned: the result.
         quality: measured.
+        missed: what of limit and goal it does not meet; empty for nothing.
     """
 
     pruned: PrunedModel
     quality: Quality
+    missed: str = ""
 
 
 def prune_within(
-    run: PruneRun, limit: float, measure: QualityMeasure, goal: Mapping[str, float] | None
+    run: PruneRun,
+    limit: float,
+    measure: QualityMeasure,
+    goal: Mapping[str, float] | None,
+    *,
+    best_effort: bool = False,
 ) -> Within:
     """Prune as far as the limit allows.
 
@@ -141,11 +148,14 @@ def prune_within(
         measure: measures quality.
         goal: the target that is asked for besides, to be met within the limit; None to go as far
             as possible in MACs, or in parameters where the model has no MACs.
+        best_effort: return the best instead of raising: the farthest within the limit where the
+            goal is beyond it, the attempt that loses least where all do.
 
     Raises:
         TargetUnreachable: when the goal costs more than the limit; names how far one can go.
         NothingPrunable: when not even the least reduction stays within the limit.
     """
+    last = None
     if goal is not None:
         last = _tried(run, measure, goal)
         if last.quality.drop <= limit:
@@ -153,11 +163,16 @@ def prune_within(
     best, worst = _bisected(run, limit, measure, goal or {_kind(run): 0.0})
     if best is None:
         cause = f"; {_told(worst)}" if worst is not None else ""
-        raise NothingPrunable(f"nothing can be pruned within a drop of {limit:g}{cause}")
-    if goal is not None:
-        raise TargetUnreachable(
-            f"{_told(last)}, more than the {limit:g} allowed; within it, {_told(best)}"
-        )
+        message = f"nothing can be pruned within a drop of {limit:g}{cause}"
+        tried = [attempt for attempt in (last, worst) if attempt is not None]
+        if best_effort and tried:
+            return replace(min(tried, key=lambda attempt: attempt.quality.drop), missed=message)
+        raise NothingPrunable(message)
+    if last is not None:
+        message = f"{_told(last)}, more than the {limit:g} allowed; within it, {_told(best)}"
+        if best_effort:
+            return replace(best, missed=message)
+        raise TargetUnreachable(message)
     return best
 
 

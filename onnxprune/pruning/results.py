@@ -84,6 +84,7 @@ class Report(PruneRecord):
             after, None where nothing reads them any more and they are gone.
         quality: of original and result on samples, when labels, a metric or a limit were given.
         note: what was done differently from what was asked, empty for nothing.
+        missed: what of a limit or target was not met, with best effort; empty for nothing.
         seconds: duration of the run.
         provenance: versions, machine, options and the original's digest.
         network: the layers and their widths, for the picture; not part of the JSON.

@@ -77,6 +77,7 @@ class PruneRecord:
     network: Network | None = None
     blocks: tuple[str, ...] = ()
     depths: dict[int, float] = field(default_factory=dict)
+    missed: str = ""
     warnings: tuple[str, ...] = ()
     unfolded: dict[str, str] = field(default_factory=dict)
     estimated: dict[str, str] = field(default_factory=dict)
@@ -392,6 +393,8 @@ class StepReport:
             passes. Not part of the JSON.
         warnings: what may make the result worthless, each with the next step; what is odd about
             the samples is with the first pass.
+        quality: against the original of the pipeline, where it was measured.
+        missed: what of a limit or target was not met, with best effort; empty for nothing.
     """
 
     name: str
@@ -409,6 +412,8 @@ class StepReport:
     plan: Mapping[str, Any] | None = None
     report: PruneRecord | None = None
     warnings: tuple[str, ...] = ()
+    quality: Quality | None = None
+    missed: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -425,6 +430,8 @@ class StepReport:
             "notes": list(self.notes),
             "warnings": list(self.warnings),
             "details": dict(self.details),
+            "quality": None if self.quality is None else self.quality.to_dict(),
+            "missed": self.missed,
         }
 
 
@@ -446,6 +453,11 @@ class PipelineRecord:
     def warnings(self) -> tuple[str, ...]:
         """What may make the result worthless, each with the next step."""
         return tuple(dict.fromkeys(text for step in self.steps for text in step.warnings))
+
+    @property
+    def missed(self) -> str:
+        """What of a limit or target was not met, with best effort; empty for nothing."""
+        return "; ".join(step.missed for step in self.steps if step.missed)
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,9 @@ def _tiles(result: PipelineRecord) -> list[tuple[str, str, str]]:
 
 def _quality_tiles(last: StepReport) -> list[tuple[str, str, str]]:
     """Measured quality, else how much the outputs at the end agree with the original's."""
-    quality = last.report.quality if last.report is not None else None
+    quality = last.quality
+    if quality is None and last.report is not None:
+        quality = last.report.quality
     if quality is not None:
         where = "held out" if quality.held_out else "also used for calibration"
         detail = f"original {quality.original:.4g}; {quality.samples} samples, {where}"

@@ -190,6 +190,8 @@ class TextReport:
         self._print(f"file: {size(result.original.bytes)} -> {size(last.bytes)}")
         if any(step.latency is not None and not step.latency.reliable for step in result.steps):
             self._print(_busy(threads_of(result.provenance)))
+        quality = result.steps[-1].quality
+        self._lines(_quality(quality))
         for step in result.steps:
             for line in _remarks(step):
                 self._print(f"{_pass_name(step)}: {line}")

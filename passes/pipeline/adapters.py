@@ -29,6 +29,7 @@ from onnxprune.errors import InputError
 from onnxprune.model.load import ModelKind, convert, load
 from onnxprune.passes.pipeline.options import SUPPLIED, options_of
 from onnxprune.passes.pipeline.protocol import Pass
+from onnxprune.passes.pipeline.quality import PipelineQuality
 
 _KINDS: dict[str, tuple[ModelKind, tuple[str, ...]]] = {
     "model": ("ir", ("ir.Model", "onnx_ir.Model", "Model")),
@@ -106,6 +107,7 @@ def make_pass(
     context: RunContext,
     plan: Mapping[str, Any] | None,
     name: str,
+    quality: PipelineQuality | None = None,
 ) -> Pass:
     """Make a pass of whatever can be one.
 
@@ -115,13 +117,15 @@ def make_pass(
         context: handed to those parameters of the pass that are named after its attributes.
         plan: what the pass planned in the run that is repeated; None for a new run.
         name: for messages.
+        quality: what the pipeline is asked of quality, for a parameter of this name; None for
+            nothing.
     """
     if not isinstance(source, type):
         if isinstance(source, ir.passes.PassBase):
             return source if isinstance(source, Pass) else ThirdPartyPass(source, source)
         if hasattr(source, "apply_to_model"):
             return ThirdPartyPass(source, _applied(source))
-    supplied = vars(context) | {"plan": plan}
+    supplied = vars(context) | {"plan": plan, "quality": quality}
     wanted = SUPPLIED & inspect.signature(source).parameters.keys()
     arguments = {name: supplied[name] for name in wanted} | dict(options)
     if isinstance(source, type):

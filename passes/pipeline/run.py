@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -42,6 +42,13 @@ from onnxprune.options import LATENCY, OPTIONS
 from onnxprune.passes.pipeline.adapters import make_pass
 from onnxprune.passes.pipeline.options import OF, TARGET, relative_target, remaining
 from onnxprune.passes.pipeline.protocol import Pass
+from onnxprune.passes.pipeline.quality import (
+    SHARES,
+    PipelineQuality,
+    QualityGoal,
+    not_met,
+    pipeline_quality,
+)
 from onnxprune.passes.pipeline.steps import Step, planned_steps
 from onnxprune.progress import during
 from onnxprune.pruning.plan import Plan, PlannedStep, model_facts
@@ -55,6 +62,7 @@ from onnxprune.verification.certificate import (
     tolerance_for,
 )
 from onnxprune.verification.comparison import OutputComparison
+from onnxprune.verification.quality import Quality
 
 _MEASUREMENTS = 3
 _UNSTEADY = (
@@ -68,6 +76,7 @@ def run_passes(
     steps: Sequence[Step],
     calibration: CalibrationSource | None,
     context: RunContext,
+    goal: QualityGoal | None = None,
 ) -> PruneResult:
     """Run passes one after another; after each the model is checked and compared.
 
@@ -77,6 +86,7 @@ def run_passes(
         calibration: samples; as for `onnxprune.prune`.
         context: runtime, seed, progress callback and whether latency is measured after every pass;
             the samples are read here.
+        goal: what is asked of quality; None for nothing.
 
     Raises:
         InputError: for a model or samples that cannot be used, or a third-party pass that fails.
@@ -84,7 +94,7 @@ def run_passes(
         VerificationError: when the result of a pass is no valid model, does not run, or has
             another interface than the pass announces.
     """
-    return _run(load(model), steps, calibration, context)
+    return _run(load(model), steps, calibration, context, goal)
 
 
 def repeat_plan(
@@ -140,6 +150,7 @@ def _run(
     steps: Sequence[Step],
     calibration: CalibrationSource | None,
     context: RunContext,
+    goal: QualityGoal | None = None,
 ) -> PruneResult:
     check_batch(input_specs(loaded.model), context.runtime.batch)
     if calibration is not None:
@@ -147,28 +158,134 @@ def _run(
         context = replace(context, samples=samples)
     # all are made at once: a mistake in the last step is reported before the first one runs
     passes = [_make(step, context, step.options) for step in steps]
+    quality = None
+    if goal is not None and goal.asks:
+        _check_labels_fit(goal, steps, passes)
+        classes = all(step.options.get("loss") in (None, "cross-entropy") for step in steps)
+        quality, context = pipeline_quality(goal, loaded.model, context, labels_are_classes=classes)
     warnings = _warnings(loaded.model, context)
-    run = _PipelineRun(loaded, context, warnings)
-    reports = []
+    attempts = (
+        partial(_attempt, _PipelineRun(loaded, context, warnings, shared), steps, passes)
+        for shared in _shared(quality, steps)
+    )
+    outcome = _first_that_holds(attempts, best_effort=goal is not None and goal.best_effort)
+    reports = outcome.reports
+    plan = _plan(loaded, context.seed, steps[: len(reports)], reports)
+    options = plan.options or {"seed": context.seed}
+    return PruneResult(
+        original=outcome.original,
+        steps=reports,
+        provenance=provenance_of(loaded.path, loaded.sha256, options, context.runtime),
+        model=convert(outcome.model, loaded.kind),
+        plan=plan,
+        _ir=outcome.model,
+        _source=loaded.path,
+    )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What the passes that were run have come to."""
+
+    model: ir.Model
+    original: Sizes
+    reports: tuple[StepReport, ...]
+
+
+class _OverLimit(TargetUnreachable):
+    """A pass exceeds the limit of the pipeline; what there was before it, and with it."""
+
+    def __init__(self, message: str, before: _Outcome, after: _Outcome) -> None:
+        super().__init__(message)
+        self.before, self.after = before, after
+
+
+def _attempt(run: _PipelineRun, steps: Sequence[Step], passes: Sequence[Pass]) -> _Outcome:
+    """Run all passes.
+
+    Raises:
+        _OverLimit: when one exceeds the limit of the pipeline.
+    """
+    reports: list[StepReport] = []
     for number, (step, first) in enumerate(zip(steps, passes, strict=True)):
         later = zip(steps[number + 1 :], passes[number + 1 :], strict=True)
+        before = run.result
         try:
             reports.append(run.advance(step, first, _preferences(step, later)))
         except (NothingPrunable, VerificationError) as error:
-            if context.samples is not None and warnings:
-                error.args = (f"{error}; about the samples: {warnings[0]}", *error.args[1:])
+            if text := run.warning:
+                error.args = (f"{error}; about the samples: {text}", *error.args[1:])
             raise
-    plan = _plan(loaded, context.seed, steps, reports)
-    options = plan.options or {"seed": context.seed}
-    return PruneResult(
-        original=run.original_sizes,
-        steps=tuple(reports),
-        provenance=provenance_of(loaded.path, loaded.sha256, options, context.runtime),
-        model=convert(run.result, loaded.kind),
-        plan=plan,
-        _ir=run.result,
-        _source=loaded.path,
-    )
+        if message := run.exceeded(step, reports[-1]):
+            raise _OverLimit(
+                message,
+                _Outcome(before, run.original_sizes, tuple(reports[:-1])),
+                _Outcome(run.result, run.original_sizes, tuple(reports)),
+            )
+    return _Outcome(run.result, run.original_sizes, tuple(reports))
+
+
+def _shared(quality: PipelineQuality | None, steps: Sequence[Step]) -> list[PipelineQuality | None]:
+    """What passes share in each attempt: less of the limit for a pruning that others follow.
+
+    A pruning with a target, or with a limit of its own, does not depend on it.
+    """
+    searching = [
+        number
+        for number, step in enumerate(steps)
+        if step.name == "prune" and not {"target", "max_drop"} & step.options.keys()
+    ]
+    if (
+        quality is None
+        or quality.limit is None
+        or min(searching, default=-1) in (-1, len(steps) - 1)
+    ):
+        return [quality]
+    return [replace(quality, share=share) for share in SHARES]
+
+
+def _first_that_holds(attempts: Iterable[Callable[[], _Outcome]], *, best_effort: bool) -> _Outcome:
+    """The first attempt within the limit.
+
+    With best effort, where there is none, the first attempt up to the pass that exceeds the limit;
+    with this pass where it is the first of all.
+
+    Raises:
+        TargetUnreachable: when there is none.
+        NothingPrunable: when the first attempt has nothing to prune.
+    """
+    over: _OverLimit | None = None
+    for attempt in attempts:
+        try:
+            return attempt()
+        except _OverLimit as error:
+            over = over or error
+        except NothingPrunable:
+            if over is None:
+                raise
+    assert over is not None
+    if not best_effort:
+        raise over
+    best = over.before if over.before.reports else over.after
+    last, missed = best.reports[-1], str(over)
+    last = replace(last, missed=missed, warnings=(*last.warnings, not_met(missed)))
+    return replace(best, reports=(*best.reports[:-1], last))
+
+
+def _check_labels_fit(goal: QualityGoal, steps: Sequence[Step], passes: Sequence[Pass]) -> None:
+    """Refuse labels where a pass changes the samples that they belong to.
+
+    Raises:
+        InputError: naming the pass.
+    """
+    changing = [
+        step.name for step, made in zip(steps, passes, strict=True) if made.changes_interface
+    ]
+    if goal.labels is not None and changing:
+        raise InputError(
+            f"labels do not fit the samples after the pass {changing[0]}, which changes the "
+            "interface; run it by itself first, or leave out the labels"
+        )
 
 
 def _warnings(model: ir.Model, context: RunContext) -> tuple[str, ...]:
@@ -224,7 +341,12 @@ def _preferences(step: Step, later: Iterable[tuple[Step, Pass]]) -> tuple[_Prefe
     return tuple(preferences.values())
 
 
-def _make(step: Step, context: RunContext, options: Mapping[str, Any]) -> Pass:
+def _make(
+    step: Step,
+    context: RunContext,
+    options: Mapping[str, Any],
+    quality: PipelineQuality | None = None,
+) -> Pass:
     """Make the pass of a step.
 
     Raises:
@@ -234,7 +356,7 @@ def _make(step: Step, context: RunContext, options: Mapping[str, Any]) -> Pass:
     if OF in step.installed.options:
         values.pop(OF.name, None)
     try:
-        return make_pass(step.installed.made_by, values, context, step.plan, step.name)
+        return make_pass(step.installed.made_by, values, context, step.plan, step.name, quality)
     except InputError as error:
         raise InputError(step.named(error)) from error
     except Exception as error:
@@ -258,15 +380,21 @@ class _PipelineRun:
         loaded: the model that it was given.
         context: what passes are offered; its samples follow the interface of the model.
         warnings: what is odd about the samples.
+        quality: what is asked of quality; None for nothing.
 
     Attributes:
         result: the model as it is now.
     """
 
     def __init__(
-        self, loaded: LoadedModel, context: RunContext, warnings: tuple[str, ...] = ()
+        self,
+        loaded: LoadedModel,
+        context: RunContext,
+        warnings: tuple[str, ...] = (),
+        quality: PipelineQuality | None = None,
     ) -> None:
         self.result = loaded.model
+        self._quality = quality
         self._warnings = self._unsaid = warnings
         self._started = time.perf_counter()
         self._loaded = loaded
@@ -283,6 +411,23 @@ class _PipelineRun:
         """Costs of the model that the pipeline was given; known once a pass was run."""
         assert self._original_sizes is not None
         return self._original_sizes
+
+    @property
+    def warning(self) -> str:
+        """The first of what is odd about the samples; empty for nothing."""
+        return self._warnings[0] if self._warnings and self._context.samples is not None else ""
+
+    def exceeded(self, step: Step, report: StepReport) -> str:
+        """What a pass exceeds of the limit, in words; empty for nothing."""
+        if self._quality is None or not self._quality.exceeded(report.quality):
+            return ""
+        assert report.quality is not None
+        if report.missed:
+            return report.missed
+        return (
+            f"after {step.where or step.name} the drop of quality is {report.quality.drop:.3g} "
+            f"({report.quality.measure}), more than the {self._quality.goal.max_drop:g} allowed"
+        )
 
     def advance(
         self, step: Step, made: Pass, preferences: tuple[_Preference, ...] = ()
@@ -323,6 +468,9 @@ class _PipelineRun:
             report = replace(report, outputs=outputs, latency=latency, seconds=passed)
         if made.changes_interface:
             self._reference = self.result
+        quality = self._measured_quality(made)
+        if report is not None and quality is not None:
+            report = replace(report, quality=quality)
         warnings = self._unsaid if report is None else (*self._unsaid, *report.warnings)
         self._unsaid = ()
         if report is not None:
@@ -344,7 +492,22 @@ class _PipelineRun:
             made.plan,
             report,
             warnings,
+            quality,
+            getattr(report, "missed", ""),
         )
+
+    def _measured_quality(self, made: Pass) -> Quality | None:
+        """Quality against the reference; None where it is not measured.
+
+        A pass that changes the interface makes another reference.
+        """
+        if self._quality is None:
+            return None
+        if not made.changes_interface:
+            return self._quality.of(self.result)
+        samples = _converted(self._quality.samples, made, self.result)
+        self._quality = self._quality.against(self.result, samples, self._context.runtime)
+        return None
 
     def _carry_out(
         self, step: Step, made: Pass, preferences: tuple[_Preference, ...]
@@ -358,12 +521,12 @@ class _PipelineRun:
         if preferences:
             text = ", ".join(f"{p.option}={p.value}, as {p.by} prefers" for p in preferences)
             preferred = {p.option: p.value for p in preferences}
-            made = _make(step, self._context, {**options, **preferred})
+            made = _make(step, self._context, {**options, **preferred}, self._quality)
             try:
                 return made, self._called(step, made), (*notes, f"run with {text}")
             except NothingPrunable:
                 notes = (*notes, f"run without {text}: too little can go with that")
-        made = _make(step, self._context, options)
+        made = _make(step, self._context, options, self._quality)
         try:
             return made, self._called(step, made), notes
         except TargetUnreachable as error:

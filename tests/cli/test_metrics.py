@@ -95,3 +95,31 @@ def test_unusable_metrics_are_refused_alike(run, given, tmp_path, command):
     (tmp_path / "bad.py").write_text("def bad(outputs, reference, labels):\n    return labels[3]")
     bad = f"{tmp_path / 'bad.py'}:bad"
     run(command, *words, "--metric", bad).refused(2, "the metric bad raised TypeError")
+
+
+def test_best_effort_writes_the_best_and_ends_with_3(run, given, tmp_path):
+    words = given[0], tmp_path / "out.onnx", *given[1:], "--target", "macs=0.05"
+    limit = "--max-drop", "1", "--metric", "kappa"
+    run("prune", *words, *limit).refused(3, "more than the 1 allowed; within it, macs=0")
+    assert not (tmp_path / "out.onnx").exists()
+    outcome = run("prune", *words, *limit, "--best-effort")
+    assert outcome.code == 3
+    assert "more than the 1 allowed" in outcome.err
+    assert "the best was written to" in outcome.err
+    assert (tmp_path / "out.onnx").exists()
+    assert "limit" in outcome.out
+
+
+def test_limits_of_a_pipeline(run, given, tmp_path):
+    out, figures = tmp_path / "out.onnx", tmp_path / "figures.json"
+    words = given[0], out, *given[1:], "--passes", "prune,remove-lossless", "--json", figures
+    assert run("prune", *words, "--max-drop", "2", "--metric", "kappa").code == 0
+    steps = json.loads(figures.read_text())["steps"]
+    assert [step["quality"]["measure"] for step in steps] == ["kappa", "kappa"]
+    assert all(step["quality"]["drop"] <= 2 for step in steps)
+    out.unlink()
+    refused = "--max-drop", "0.5", "--metric", "kappa", "--target", "macs=0.05"
+    run("prune", *words, *refused).refused(3, "more than the 0.5 allowed")
+    assert not out.exists()
+    assert run("prune", *words, *refused, "--best-effort").code == 3
+    assert out.exists()

@@ -131,3 +131,32 @@ def test_limits_that_are_none(labelled, limit):
 def test_measuring_takes_samples(options):
     with pytest.raises(InputError, match="calibration"):
         onnxprune.prune(MODELS / "digits_mlp.onnx", **options)
+
+
+def test_best_effort_beyond_the_goal_is_the_farthest_within_the_limit():
+    bench = Bench(lambda kept: 10 * (1 - kept))
+    found = prune_within(bench, 2, bench, {"macs": 0.5}, best_effort=True)
+    assert found.pruned.target == {"macs": pytest.approx(0.8, abs=0.011)}
+    assert "macs=0.5 costs 5" in found.missed
+    assert prune_within(bench, 6, bench, {"macs": 0.5}, best_effort=True).missed == ""
+
+
+def test_best_effort_where_nothing_holds_is_what_loses_least():
+    bench = Bench(lambda kept: 3 + (1 - kept))
+    found = prune_within(bench, 1, bench, None, best_effort=True)
+    assert found.pruned.target["macs"] == pytest.approx(0.99, abs=0.01)
+    assert "within a drop of 1" in found.missed
+
+
+def test_the_report_says_what_was_not_met(labelled):
+    result = prune(max_drop=0.0, target={"macs": 0.1}, best_effort=True, **labelled)
+    assert "macs=0.1 costs" in result.missed
+    assert result.report.missed == result.missed
+    assert result.report.to_dict()["missed"] == result.missed
+    with pytest.raises(TargetUnreachable):
+        prune(max_drop=0.0, target={"macs": 0.1}, **labelled)
+
+
+def test_best_effort_needs_a_limit(labelled):
+    with pytest.raises(InputError, match="best_effort is for max_drop"):
+        prune(best_effort=True, **labelled)
