@@ -80,6 +80,7 @@ class Report(PruneRecord):
             criteria without error curves.
         inlined: for tensors of local functions that name groups or were cut, what they are in the
             file.
+        unmeasured: outputs that no allocation is judged by, as they are not of floating point.
         cut_inputs: initializers that are graph inputs too and were cut -> their shape before and
             after, None where nothing reads them any more and they are gone.
         quality: of original and result on samples, when labels, a metric or a limit were given.
@@ -377,6 +378,7 @@ def describe(
         repairs=cut.fits,
         unfolded=dict(cut.unfolded),
         estimated=_estimated(pruned),
+        unmeasured=_unmeasured(original.model) if pruned.trials else (),
         allocation=pruned.allocation,
         trials=dict(pruned.trials),
         quality=quality,
@@ -394,6 +396,7 @@ def describe(
             *pruned.warnings,
             *analysis.warnings,
             *_unsolved(pruned.method, cut.fits),
+            *_unjudged(pruned),
             *_narrow(plan),
         ),
         provenance=provenance_of(loaded.path, loaded.sha256, plan.options, options.runtime),
@@ -463,6 +466,28 @@ def _estimated(pruned: PrunedModel) -> dict[str, str]:
     if not pruned.method.criterion.measures_curves:
         return {}
     return estimated_readers(pruned.analysis, [ranked.group for ranked in pruned.ranked])
+
+
+def _unmeasured(model: ir.Model) -> tuple[str, ...]:
+    """Outputs that divergence does not look at: integers, text, sequences."""
+    floats = {
+        value.name
+        for value in model.graph.outputs
+        if value.dtype is not None and value.dtype.is_floating_point()
+    }
+    names = (value.name or "" for value in model.graph.outputs)
+    return tuple(name for name in names if name not in floats)
+
+
+def _unjudged(pruned: PrunedModel) -> tuple[str, ...]:
+    """A warning where allocations were compared and no output could tell them apart."""
+    outputs = pruned.original.model.graph.outputs
+    if not pruned.trials or len(_unmeasured(pruned.original.model)) < len(outputs):
+        return ()
+    return (
+        "no output of the model is of floating point, so that allocations could not be told apart: "
+        "prune the model with its scores as an output, or judge the result with --labels",
+    )
 
 
 def _unsolved(method: Method, fits: Sequence[LayerFit]) -> tuple[str, ...]:

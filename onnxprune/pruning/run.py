@@ -125,9 +125,21 @@ class PruneRun:
         self._whole: Mapping[str, float] | None = base.cost.whole if base is not None else None
         self.cost: CutCost = CutCost(analysis.model.graph, analysis.coupling, whole=self._whole)
         self._gradients = gradients.gradients
-        self._note = _not_reached(gradients.blocked)
+        notes = (_not_reached(gradients.blocked), *self.workspace.notes, self._held())
+        self._note = "; ".join(filter(None, notes))
         self._costs: dict[bool, Costs] = {}
         self._ranked: dict[tuple[float | None, bool], list[RankedGroup]] = {}
+
+    def _held(self) -> str:
+        """How many samples layers are fitted on, where not all fit into memory; else empty."""
+        calibration = self._calibration
+        if calibration is None or not calibration.feeds or calibration.samples.count is None:
+            return ""
+        rows = [calibration.samples.axes.rows(feed) or 1 for feed in calibration.feeds]
+        held, count = sum(rows) // (1 + len(self.method.options.augment)), calibration.samples.count
+        if held >= count:
+            return ""
+        return f"layers are fitted on {held} of the {count} samples: more do not fit into memory"
 
     def at(self, target: Mapping[str, float]) -> PrunedModel:
         """Choose what to remove for a target, compensate, cut and verify.

@@ -31,6 +31,9 @@ from onnxprune.pruning.method import Method
 from onnxprune.surgery.editable_model import EditableModel
 from onnxprune.surgery.slicing import zero_removed
 
+_LISTED = 3
+"""Names of groups that a sentence shows."""
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -42,6 +45,7 @@ class Workspace:
         calibration: statistics of the current model; None without samples.
         lossless: units that the current model does not need, by group name.
         aligned: names of the groups whose units are components.
+        notes: what was left as it was, in sentences.
     """
 
     reference: Analysis
@@ -49,6 +53,7 @@ class Workspace:
     calibration: Calibration | None
     lossless: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     aligned: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def task(self, removal: Removal, context: RunContext, effort: Effort) -> Task:
         """What to compensate for when units are removed from the current model."""
@@ -147,24 +152,35 @@ def rewrite(
         return workspace
     full = EditableModel(analysis.model.clone(), analysis.coupling)
     lossless: dict[str, tuple[int, ...]] = {}
+    notes: list[str] = []
     if options.lossless:
-        lossless = remove_lossless(
+        spare = remove_lossless(
             full,
             groups,
             context.runtime,
             feeds=_compared(analysis, calibration) if calibration is not None else None,
             moments=calibration.moments if calibration is not None else None,
             varying=analysis.passing,
-        ).units
+        )
+        lossless = spare.units
+        notes += _left("units that no output seems to need are kept", spare.dropped)
     aligned: tuple[str, ...] = ()
     if options.components and compensation.refits_layers and calibration is not None:
-        aligned = tuple(align_components(full, groups, calibration.feeds, context).sets)
+        alignment = align_components(full, groups, calibration.feeds, context)
+        aligned = tuple(alignment.sets)
+        notes += _left("units are not made into components", alignment.dropped)
     if not lossless and not aligned:
-        return workspace
+        return replace(workspace, notes=tuple(notes))
     current = replace(analysis, model=full.model, coupling=full.coupling)
     if aligned:
         calibration = _recalibrated(calibration, current, context)
-    return Workspace(analysis, current, calibration, lossless, aligned)
+    return Workspace(analysis, current, calibration, lossless, aligned, tuple(notes))
+
+
+def _left(what: str, names: Sequence[str]) -> list[str]:
+    """A sentence on groups that were not rewritten; none where there are none."""
+    shown = ", ".join(names[:_LISTED]) + (" and others" if len(names) > _LISTED else "")
+    return [f"{what} in {shown}: the outputs would differ"] if names else []
 
 
 def _compared(analysis: Analysis, calibration: Calibration) -> list[Mapping[str, NDArray[Any]]]:

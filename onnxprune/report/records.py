@@ -81,6 +81,7 @@ class PruneRecord:
     warnings: tuple[str, ...] = ()
     unfolded: dict[str, str] = field(default_factory=dict)
     estimated: dict[str, str] = field(default_factory=dict)
+    unmeasured: tuple[str, ...] = ()
     cut_inputs: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = field(
         default_factory=dict
     )

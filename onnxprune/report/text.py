@@ -508,6 +508,9 @@ def _effort(report: PruneRecord, verbose: bool) -> list[Row]:
     rows = [*_blocks(report.blocks, report.depths, verbose)]
     rows += _allocation(report.allocation, report.trials, verbose)
     rows += _fits(report, verbose)
+    if report.unmeasured and verbose:
+        names = [printable(name, _NAME) for name in report.unmeasured]
+        rows.append(("not judged by", f"outputs that are no floats: {', '.join(names)}"))
     inputs = changed_inputs(report, None if verbose else _BLOCKS)
     rows += [("inputs", inputs)] if inputs else []
     return [*rows, ("note", printable(report.note))] if report.note else rows
