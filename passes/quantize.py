@@ -21,7 +21,8 @@ which onnxruntime runs as one integer convolution.
 * operators: all that onnxruntime supports, so that integers pass from one layer to the next; or
   linear ones alone, where sums, masks or normalisations spoil the range of an activation. In static
   mode the choice is measured: all of them, unless the outputs on held-out samples then diverge by
-  more than 0.01 and by more than twice as much as with linear ones alone.
+  more than 0.01 and by more than twice as much as with linear ones alone. With labels or a metric:
+  unless they then lose more quality than with linear ones alone.
 * A QDQ graph can be pruned again: quantised weights are cut with their scales and zero points.
 * onnxruntime's integer convolutions take as long for 63 channels as for 96: make widths multiples
   of 4, better of 16, before this pass (`prune` with `round_to`). The time of matrix products is
@@ -41,7 +42,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
@@ -58,6 +59,7 @@ from onnxruntime.quantization import shape_inference
 
 from onnxprune.calibration.batches import first_batches
 from onnxprune.calibration.feeds import Feed
+from onnxprune.calibration.labels import read_labels
 from onnxprune.calibration.streams import Samples, divide
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.errors import CalibrationError, InputError, first_line
@@ -69,7 +71,10 @@ from onnxprune.model.runtime import Runtime
 from onnxprune.model.save import model_bytes
 from onnxprune.model.tensors import initializers
 from onnxprune.passes.pipeline.protocol import Pass
+from onnxprune.passes.pipeline.quality import PipelineQuality
 from onnxprune.verification.divergence import DivergenceEvaluator
+from onnxprune.verification.metrics import read_metric
+from onnxprune.verification.quality import QualityMeasure
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
@@ -110,18 +115,24 @@ class Quantize(Pass, ir.passes.FunctionalPass):
         operators: what is quantised: all that onnxruntime supports, linear for convolutions and
             matrix products alone, or auto: in static mode the better of both as measured, else all
         exclude: name patterns of nodes that stay in floating point
+        labels: one label for each sample, as for prune: operators are then chosen by accuracy,
+            which the details give
+        metric: what operators are chosen by and the details give, as for prune
         samples: calibration samples.
         runtime: onnxruntime providers and threads.
+        quality: what the pipeline is asked of quality, for choosing operators without labels and
+            metric; None for nothing.
 
     Attributes:
         details: the mode and operators that were used, how many nodes compute on integers or
             carry 8-bit weights to others, and how far the outputs diverge with either choice of
-            operators, where both were tried.
+            operators, where both were tried; the quality, where labels or a metric say what it is.
         prefers: options that passes before this one should be run with. Integer convolutions of
             widths that are no multiple of 4 take 1.5 to 2 times as long as of the next multiple.
 
     Raises:
-        InputError: for the static mode without samples.
+        InputError: for the static mode, labels or a metric without samples, or a metric that is
+            unknown.
     """
 
     wants_latency = True
@@ -134,10 +145,17 @@ class Quantize(Pass, ir.passes.FunctionalPass):
         method: Literal["minmax", "entropy", "percentile"] = "minmax",
         operators: Literal["auto", "all", "linear"] = "auto",
         exclude: Sequence[str] = (),
+        labels: Any = None,
+        metric: str | Callable[..., Any] | None = None,
         samples: Samples | None = None,
         runtime: Runtime | None = None,
+        quality: PipelineQuality | None = None,
     ) -> None:
         super().__init__()
+        self.labels, self.metric = labels, read_metric(metric)
+        self._shared, self._measured = quality, samples
+        if samples is None and (labels is not None or metric is not None):
+            raise InputError("labels and metrics need outputs on samples; give --calibration")
         self.mode = mode or ("dynamic" if samples is None else "static")
         if self.mode == "static" and samples is None:
             raise InputError("static quantisation needs samples; give calibration, or mode dynamic")
@@ -164,6 +182,9 @@ class Quantize(Pass, ir.passes.FunctionalPass):
         if self.operators == "auto" and self.samples is not None:
             operators = self._better_operators(model, self.samples)
         result = self._quantised(model, operators, self.samples)
+        if self._measured is not None and self._asks:
+            measure = self._quality_measure(model, self._measured, held_out=False)
+            self.details["quality"] = measure.of(result).to_dict()
         self.details |= {"operators": operators, "nodes": _count_quantised(result)}
         self._unaligned = _has_unaligned_convolutions(model)
         if not self.details["nodes"]:
@@ -202,6 +223,8 @@ class Quantize(Pass, ir.passes.FunctionalPass):
             ranges, held = divide(samples)
         except CalibrationError:  # too few to tell
             return "all"
+        if self._asks or (self._shared is not None and self._shared.measure is not None):
+            return self._operators_by_quality(model, ranges, held)
         feeds = first_batches(held, _HELD_OUT_BATCHES)
         evaluator = DivergenceEvaluator(model, feeds, self.runtime)
         divergences = {}
@@ -213,6 +236,32 @@ class Quantize(Pass, ir.passes.FunctionalPass):
         self.details["divergence"] = divergences
         limit = max(_NEGLIGIBLE, 2 * divergences.get("linear", 0.0))
         return "all" if divergences["all"] <= limit else "linear"
+
+    @property
+    def _asks(self) -> bool:
+        """Whether labels or a metric of its own say what quality is."""
+        return self.labels is not None or self.metric is not None
+
+    def _operators_by_quality(self, model: ir.Model, ranges: Samples, held: Samples) -> str:
+        """All operators, unless linear ones alone lose less quality."""
+        measure = self._shared.measure if self._shared is not None else None
+        if measure is None or self._asks:
+            measure = self._quality_measure(model, held, held_out=True)
+        drops = {
+            operators: measure.of(self._quantised(model, operators, ranges)).drop
+            for operators in ("all", "linear")
+        }
+        self.details["drop"] = drops
+        return "all" if drops["all"] <= drops["linear"] else "linear"
+
+    def _quality_measure(
+        self, model: ir.Model, samples: Samples, *, held_out: bool
+    ) -> QualityMeasure:
+        assert self._measured is not None
+        labels = None if self.labels is None else read_labels(self.labels, self._measured)
+        return QualityMeasure(
+            model, samples, self.runtime, labels=labels, metric=self.metric, held_out=held_out
+        )
 
     def _quantised(self, model: ir.Model, operators: str, samples: Samples | None) -> ir.Model:
         """A quantised copy: statically with samples, else dynamically."""

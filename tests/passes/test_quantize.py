@@ -49,6 +49,58 @@ def test_static_puts_8_bit_tensors_around_every_layer() -> None:
     assert difference(outputs(cnn(), {"x": X}), outputs(made, {"x": X})) < 0.1
 
 
+def bright(outputs: Any, reference: Any, labels: Any) -> float:
+    return float(100 * (outputs["y"].argmax(1) == reference["y"].argmax(1)).mean())
+
+
+def test_quality_by_a_metric_or_labels_is_in_the_details() -> None:
+    proto, samples = cnn(), given(cnn())
+    labels = outputs(proto, {"x": X})["y"].argmax(1)
+    for options, name in (
+        ({"metric": bright}, "bright"),
+        ({"metric": "r2"}, "r2"),
+        ({"labels": labels}, "accuracy"),
+        ({"metric": "agreement", "mode": "dynamic"}, "agreement"),
+    ):
+        made = Quantize(**options, samples=samples, runtime=ONE_THREAD)
+        made(ir.from_proto(proto))
+        assert made.details["quality"]["measure"] == name
+        assert 50 < made.details["quality"]["result"] <= 100
+        assert made.details["quality"]["samples"] == len(X)
+
+
+def test_operators_are_chosen_by_the_metric() -> None:
+    """A metric that counts integer operators against a result prefers linear ones alone."""
+    calls = []
+
+    def first_is_worse(outputs: Any, reference: Any, labels: Any) -> float:
+        calls.append(1)
+        return {1: 1.0, 2: 0.2, 3: 0.9}.get(len(calls), 1.0)
+
+    made = Quantize(metric=first_is_worse, samples=given(cnn()), runtime=ONE_THREAD)
+    made(ir.from_proto(cnn()))
+    assert made.details["operators"] == "linear"
+    assert made.details["drop"] == {"all": pytest.approx(0.8), "linear": pytest.approx(0.1)}
+
+
+def test_a_pipeline_says_what_quality_is() -> None:
+    options = {"calibration": {"x": X}, "threads": 1, "measure_latency": False}
+    result = run_pipeline(cnn(), ["quantize"], metric=bright, **options)
+    assert "drop" in result.steps[0].details
+    assert result.steps[0].quality.measure == "bright"
+
+
+@pytest.mark.parametrize("options", [{"metric": "r2"}, {"labels": [1]}])
+def test_quality_needs_samples(options: Any) -> None:
+    with pytest.raises(InputError, match="--calibration"):
+        Quantize(**options)
+
+
+def test_unknown_metrics_are_refused_before_anything_runs() -> None:
+    with pytest.raises(InputError, match="did you mean 'kappa'"):
+        Quantize(metric="kapa", samples=given(cnn()))
+
+
 def test_what_onnxruntime_warns_of_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
     proto = cnn()
     for tensor in proto.graph.initializer:  # as exporters of IR version 3 do
