@@ -84,6 +84,8 @@ def unfolded(
         layer, removed = layers.get(consumer.node), _removed_from(consumer, cut)
         if layer is None or consumer.node in done or not removed:
             continue
+        if consumer.weight is None and not layer.worked_out:
+            continue  # a sum, or a product of two activations
         node = layer.node
         if node.domain or node.op_type not in LINEAR_OPS:
             reasons[consumer.node] = f"{node.op_type} has no bias that could take the means"
@@ -92,7 +94,7 @@ def unfolded(
         elif any(tap_at(coupling, consumer, label.axes) not in moments for label in removed):
             along = any(0 in label.axes for label in removed)
             reasons[consumer.node] = "its units lie along the samples" if along else NO_RUN
-    return {name: reason for name, reason in reasons.items() if reason}
+    return reasons
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,15 @@ def test_recurrent_layers_have_nothing_that_makes_up_for_what_they_read() -> Non
             assert reasons(result)["s"] == "GRU is no linear layer by itself"
 
 
+def test_sums_have_no_weight_to_make_up_with() -> None:
+    weights: dict[str, Any] = floats(a=(6, 8), b=(8, 6))
+    weights["axes"] = np.array([1])
+    body = "h = MatMul(x, a) r = Relu(h) s = ReduceSum(r, axes) z = MatMul(r, b) y = Add(z, s)"
+    result = pruned(body, weights)
+    assert result.report.widths == {"a[1]": (8, 4)}
+    assert not result.report.unfolded
+
+
 def test_rows_that_differ_are_a_reason() -> None:
     """Units lie on two axes of what the product reads, and it sums over one of them."""
     weights: dict[str, Any] = floats(a=(6, 8), b=(4, 6), c=(12, 6))
