@@ -23,8 +23,7 @@ def point(macs: float, divergence: float, **more: object) -> SweepPoint:
         result=result,
         divergence=divergence,
         outputs=({"agreement": 0.987}, {"agreement": None}),
-        latency={"ratio": 0.75},
-        **more,  # type: ignore[arg-type]
+        **{"latency": {"ratio": 0.75}, **more},  # type: ignore[arg-type]
     )
 
 
@@ -38,6 +37,15 @@ def sensed(found: Sensitivity, verbose: bool = False) -> str:
     stream = io.StringIO()
     TextReport(make_console(stream), verbose).sensed("title", found)
     return stream.getvalue()
+
+
+def test_latencies_of_a_busy_machine_are_marked() -> None:
+    busy = {"ratio": 0.6, "reliable": False}
+    text = swept(point(0.5, 0.1, latency=busy), point(0.7, 0.05))
+    assert "~60.0 %" in text
+    assert "~75.0 %" not in text
+    assert "~: not reliable, the machine was busy; close other programs, give --threads" in text
+    assert "~" not in swept(point(0.5, 0.1))
 
 
 def test_a_sweep() -> None:
