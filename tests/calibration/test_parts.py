@@ -57,3 +57,13 @@ def test_both_parts_know_how_many_they_are():
 def test_too_few_samples_are_refused():
     with pytest.raises(CalibrationError, match="too few samples"):
         divide(read_samples({"x": rows(3)}, FREE))
+
+
+def test_a_part_is_divided_by_its_own_places_and_keeps_its_numbers():
+    fitted, _ = divide(read_samples({"x": rows(16)}, FREE))
+    first, second = divide(fitted)
+    numbers = [
+        np.concatenate([n for n, _ in part.numbered(3)]).tolist() for part in (first, second)
+    ]
+    assert numbers == [[0, 1, 2, 5, 6, 8, 10, 12, 13], [4, 9, 14]]
+    assert (first.count, second.count) == (9, 3)
