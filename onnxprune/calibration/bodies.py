@@ -65,8 +65,12 @@ class BodyRuns:
             yield "then_branch" if condition else "else_branch", {}
         elif self._node.op_type == "Loop":
             yield from (("body", formals) for formals in self._iterations(values))
-        elif self._node.op_type == "Scan":
+        elif self._node.op_type == "Scan" and self._has_no_lengths():
             yield from (("body", formals) for formals in self._slices(values))
+
+    def _has_no_lengths(self) -> bool:
+        """Whether a Scan is of opset 9 or newer; before that its first input is of lengths."""
+        return len(self._node.inputs) == len(body_of(self._node).graph.inputs)
 
     def _iterations(self, values: Values) -> Iterator[dict[str, Any]]:
         body, node = body_of(self._node), self._node
