@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune.errors import (
     CalibrationError,
+    CollapseError,
     InputError,
     NothingPrunable,
     OnnxPruneError,
@@ -43,6 +44,7 @@ __all__ = [
     "Audio",
     "CalibrationError",
     "ClosedLoop",
+    "CollapseError",
     "Comparison",
     "Images",
     "InputError",

@@ -47,6 +47,7 @@ def prune(
     threads: int = 0,
     measure_latency: bool | None = None,
     batch: int | None = None,
+    force: bool = False,
     progress: Progress[Any] = silent,
 ) -> PruneResult:
     """Make a model smaller, dense and verified.
@@ -113,15 +114,19 @@ def prune(
             the weights exceed 512 MB, which are then never loaded as a whole.
         batch: rows of the batch that latency is measured on, as where the model is to run; default:
             the two rows that MACs and memory refer to, or the number that the model fixes.
+        force: write the result even where its answers no longer follow the original's: kappa of
+            decisions below 0.6, or R squared of quantities below 0.5, on samples that were not
+            fitted.
         progress: progress callback of long loops.
 
     Raises:
         InputError: for a model, samples or options that cannot be used.
         NothingPrunable: when nothing can be removed, or (TargetUnreachable) not enough.
-        VerificationError: when no result could be verified.
+        VerificationError: when no result could be verified, or (CollapseError) its answers no
+            longer follow the original's.
     """
     arguments = locals()
-    context = _context(providers, threads, seed, progress, measure_latency, batch)
+    context = _context(providers, threads, seed, progress, measure_latency, batch, force)
     return run_passes(model, [pruning_step(arguments)], calibration, context)
 
 
@@ -139,6 +144,7 @@ def run_pipeline(
     threads: int = 0,
     measure_latency: bool | None = None,
     batch: int | None = None,
+    force: bool = False,
     progress: Progress[Any] = silent,
 ) -> PruneResult:
     """Run passes one after another; after each the model is checked and compared.
@@ -165,6 +171,9 @@ def run_pipeline(
             512 MB.
         batch: rows of the batch that latency is measured on, as where the model is to run; default:
             the two rows that MACs and memory refer to, or the number that the model fixes.
+        force: write the result even where its answers no longer follow the original's: kappa of
+            decisions below 0.6, or R squared of quantities below 0.5, on samples that were not
+            fitted.
         progress: progress callback of long loops.
 
     Raises:
@@ -173,9 +182,10 @@ def run_pipeline(
         NothingPrunable: when a pass that is to reach a target cannot, or (TargetUnreachable) the
             limit cannot be kept.
         VerificationError: when what a pass made is no valid model, does not run, or has another
-            interface than the pass announces.
+            interface than the pass announces; or (CollapseError) the answers no longer follow the
+            original's.
     """
-    context = _context(providers, threads, seed, progress, measure_latency, batch)
+    context = _context(providers, threads, seed, progress, measure_latency, batch, force)
     goal = QualityGoal.read(
         {"labels": labels, "metric": metric, "max_drop": max_drop, "best_effort": best_effort}
     )
@@ -286,8 +296,9 @@ def _context(
     progress: Progress[Any] = silent,
     measure_latency: bool | None = None,
     batch: int | None = None,
+    force: bool = False,
 ) -> RunContext:
     """Context of a run whose samples are still to be read; the runtime is checked."""
     runtime = Runtime(tuple(providers), threads, BATCH.read(batch))
     runtime.validate()
-    return RunContext(None, None, runtime, seed, progress, measure_latency)
+    return RunContext(None, None, runtime, seed, progress, measure_latency, force)

@@ -53,6 +53,18 @@ class VerificationError(OnnxPruneError):
     exit_code = 4
 
 
+class CollapseError(VerificationError):
+    """The answers of the result no longer follow the original's; nothing was written (exit 4).
+
+    Attributes:
+        best: kind -> fraction of a target that was found to hold; empty for none.
+    """
+
+    def __init__(self, message: str, best: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.best = dict(best or {})
+
+
 class RuntimeFailure(OnnxPruneError):
     """onnxruntime cannot load or run a model; the message is the first line of what it said."""
 

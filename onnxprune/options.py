@@ -289,6 +289,14 @@ BATCH = Option(
     least=1,
 )
 
+FORCE = Option(
+    "force",
+    bool,
+    False,
+    "write the result even where its answers no longer follow the original's: kappa of decisions "
+    "below 0.6, or R squared of quantities below 0.5, on samples that were not fitted",
+)
+
 IMAGES = Option(
     "images",
     str | None,

@@ -26,11 +26,12 @@ from onnxprune.pruning.blocks import without_blocks
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.plan import Plan, planned_removal, planned_stages
 from onnxprune.pruning.quality import (
-    fitted_samples,
+    divided_samples,
     known_labels,
     loss_labels,
     prune_within,
     quality_measure,
+    required_to_follow,
 )
 from onnxprune.pruning.results import Report, describe
 from onnxprune.pruning.run import PrunedModel, PruneRun, replay
@@ -48,6 +49,7 @@ class Prune(Pass, ir.passes.FunctionalPass):
         plan: of the run that is to be repeated, as `Plan.to_dict` gives it; None to choose.
         quality: what the pipeline is asked of quality, for what the options do not say; None for
             nothing.
+        force: hand out a result whose answers no longer follow the original's.
         options: those of `onnxprune.prune`; of no effect with a plan.
 
     Attributes:
@@ -70,9 +72,12 @@ class Prune(Pass, ir.passes.FunctionalPass):
         progress: Progress[Any] = silent,
         plan: Mapping[str, Any] | None = None,
         quality: PipelineQuality | None = None,
+        force: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(RunContext(samples, None, runtime or Runtime(), seed, progress))
+        super().__init__(
+            RunContext(samples, None, runtime or Runtime(), seed, progress, force=force)
+        )
         self._to_repeat = None if plan is None else Plan.from_dict(plan)
         self._shared = quality
         self._labels, self._metric = options.pop("labels", None), options.pop("metric", None)
@@ -97,7 +102,8 @@ class Prune(Pass, ir.passes.FunctionalPass):
     def run(self, loaded: LoadedModel) -> ir.passes.PassResult:
         """Prune a model that stays as it is; raises as `call` does."""
         plan, options = self._to_repeat, self._options
-        samples, fitted = self.context.samples, fitted_samples(self.context.samples, options)
+        samples = self.context.samples
+        fitted, held_out = divided_samples(samples, options)
         labels = None if samples is None else known_labels(self._labels, samples, options)
         if labels is None and self._shared is not None:
             labels = self._shared.labels
@@ -114,14 +120,17 @@ class Prune(Pass, ir.passes.FunctionalPass):
             file_bytes=loaded_bytes(loaded),
         )
         quality, missed = None, ""
+        warnings: tuple[str, ...] = ()
         if plan is None:
             run = PruneRun(analysis, Method.of(options), context)
             pruned, quality, missed = self._chosen(run, measure, limit)
+            warnings = required_to_follow(run, pruned, held_out)
         else:
             pruned = self._repeated(analysis, plan, context)
         done, report = describe(loaded, pruned, quality)
         if missed:
-            report = replace(report, missed=missed, warnings=(*report.warnings, not_met(missed)))
+            warnings = (*warnings, not_met(missed))
+        report = replace(report, missed=missed, warnings=(*report.warnings, *warnings))
         self.plan = done.to_dict()
         self.details = _details(done, report)
         self.notes = (report.note,) if report.note else ()

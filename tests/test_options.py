@@ -23,6 +23,7 @@ from onnxprune.options import (
     BATCH,
     BEST_EFFORT,
     COMPENSATIONS,
+    FORCE,
     LABELS,
     METRIC,
     OPTIONS,
@@ -34,7 +35,7 @@ from onnxprune.options import (
 from onnxprune.passes.pipeline.options import documented
 from onnxprune.verification.metrics import METRICS
 
-DECLARED = (*OPTIONS, *RUNTIME_OPTIONS, LABELS, METRIC, BEST_EFFORT, BATCH)
+DECLARED = (*OPTIONS, *RUNTIME_OPTIONS, LABELS, METRIC, BEST_EFFORT, BATCH, FORCE)
 OTHERS = {"model", "calibration", "measure_latency", "progress"}
 """Parameters of `prune` that are no options."""
 

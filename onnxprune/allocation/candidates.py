@@ -87,7 +87,9 @@ def knapsack_candidates(
     removed = 1 - target.get("channels", 1.0) + _ROUNDING
     least = [sum(step.fraction <= removed for step in order) for order in orders]
     found: list[Candidate] = []
-    for name in ranked[0].curves if scaling is None else {scaling} & ranked[0].curves.keys():
+    known = set.intersection(*(set(part.curves) for part in parts))
+    names = [name for name in ranked[0].curves if name in known and scaling in (None, name)]
+    for name in names:
         errors = [part.curves[name] for part in parts]
         removal = allocate(groups, orders, errors, costs, cost, start, least)
         if all(removal.units != entry.removal.units for entry in found):

@@ -264,3 +264,41 @@ def drawn_rows(counts: Sequence[int], most: int, seed: Sequence[int]) -> list[ND
         size = max(int(count * share), 1)
         drawn.append(np.sort(rng.choice(count, size, replace=False)))
     return drawn
+
+
+def rows_by_weight(
+    weights: Sequence[NDArray[np.float32]], most: int, seed: Sequence[int]
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Draw rows, more of those that count for more.
+
+    A row is drawn with a probability that goes with its weight; divided by that probability it
+    counts on average as much as in the whole.
+
+    Args:
+        weights: how much each row counts, for each batch float32 [rows], above 0.
+        most: rows to draw from all batches together, on average; every batch gives one at least.
+        seed: of what is drawn; batches differ by their number.
+
+    Returns:
+        For each batch the rows drawn, in ascending order, and how much each then counts.
+    """
+    factor = _inclusion_factor(np.concatenate(list(weights)), most)
+    drawn = []
+    for batch, each in enumerate(weights):
+        rng = np.random.default_rng([*seed, batch])
+        chance = np.minimum(each * factor, 1.0)
+        ids = np.flatnonzero(rng.random(len(each)) < chance)
+        ids = ids if len(ids) else np.array([int(each.argmax())])
+        drawn.append((ids, (each[ids] / chance[ids]).astype(np.float32)))
+    return drawn
+
+
+def _inclusion_factor(weights: NDArray[np.float32], most: int) -> float:
+    """What to multiply weights by so that, cut off at 1, they add up to a number of rows."""
+    ordered = np.sort(weights.astype(np.float64))[::-1]
+    if most >= len(ordered):
+        return float("inf")
+    # with the k greatest cut off, the others add up to most - k
+    left = np.cumsum(ordered[::-1])[::-1]
+    factors = (most - np.arange(len(ordered))) / left
+    return float(factors[np.argmax(factors * ordered <= 1)])

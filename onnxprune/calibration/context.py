@@ -25,6 +25,7 @@ class RunContext:
         seed: of everything random.
         progress: progress callback of long loops.
         measure_latency: time models for the report; None: unless their weights exceed 512 MB.
+        force: whether a result may be handed out whose answers do not follow the original's.
     """
 
     samples: Samples | None = None
@@ -33,6 +34,7 @@ class RunContext:
     seed: int = 0
     progress: Progress[Any] = silent
     measure_latency: bool | None = None
+    force: bool = False
 
     def measures_latency(self, model: ir.Model) -> bool:
         """Whether latency is to be measured for the report.

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.bodies import BodyObserver, fetch
+from onnxprune.calibration.sensitivity import OutputSensitivity
 from onnxprune.calibration.streams import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.model.runtime import Runtime
@@ -318,8 +319,15 @@ class Calibration:
         samples: all of them.
         moments: statistics of the activations through which groups are read.
         feeds: batches that layers are fitted on, every second of them held out to judge fits.
+        sensitivity: how much the original's answers react to its layers on these batches.
     """
 
     samples: Samples
     moments: Mapping[Tap, Moments]
     feeds: Sequence[Mapping[str, NDArray[Any]]] = ()
+    sensitivity: OutputSensitivity = field(default_factory=OutputSensitivity)
+
+    def some(self, batches: Sequence[int]) -> Calibration:
+        """The same with some of the batches, by number."""
+        feeds = [self.feeds[number] for number in batches]
+        return replace(self, feeds=feeds, sensitivity=self.sensitivity.some(batches))

@@ -54,6 +54,10 @@ class Samples(abc.ABC):
             yield np.arange(done, done + rows), feed
             done += rows
 
+    def places(self, numbers: Array) -> Array:
+        """Where samples with some numbers stand among these, counted without gaps."""
+        return numbers
+
     @abc.abstractmethod
     def batches(self, size: int) -> Iterator[Feed]:
         """Go through all samples.
@@ -272,14 +276,18 @@ def _restored(array: Array, spec: InputSpec) -> Array:
     return array.view(spec.dtype) if array.dtype.kind == "V" and spec.dtype else array
 
 
-_EVERY = 4  # one sample in so many is held out
+_EVERY = 4  # one sample in so many is held out for measuring quality
 
 
-def divide(samples: Samples) -> tuple[Samples, Samples]:
-    """Keep every fourth sample out.
+def divide(samples: Samples, every: int = _EVERY) -> tuple[Samples, Samples]:
+    """Keep every fourth sample out, or one in some other number.
 
     Whole feeds are kept out where the model fixes the size of its batches, and where feeds have no
     common axes of samples.
+
+    Args:
+        samples: all.
+        every: one in so many is kept out.
 
     Returns:
         those to fit on, those kept out.
@@ -287,42 +295,46 @@ def divide(samples: Samples) -> tuple[Samples, Samples]:
     Raises:
         CalibrationError: when there are too few to keep any out.
     """
-    parts = _Part(samples, held=False), _Part(samples, held=True)
-    if next(parts[1].batches(_EVERY), None) is None:
+    parts = _Part(samples, every, held=False), _Part(samples, every, held=True)
+    if next(parts[1].batches(every), None) is None:
         raise CalibrationError(
-            f"too few samples to keep any out of calibration for measuring; give {_EVERY} or more"
+            f"too few samples to keep any out of calibration for measuring; give {every} or more"
         )
     return parts
 
 
 class _Part(Samples):
-    """Every fourth sample of a source, or all others."""
+    """Every n-th sample of a source, or all others."""
 
-    def __init__(self, source: Samples, *, held: bool) -> None:
+    def __init__(self, source: Samples, every: int, *, held: bool) -> None:
         self.specs, self.axes = source.specs, source.axes
         self.count = None
         self._source = source
+        self._every = every
         self._held = held
         self._whole = bool(self.axes.fixed)
         if not self._whole and source.count is not None:
-            out = source.count // _EVERY
+            out = source.count // every
             self.count = out if held else source.count - out
 
     def batches(self, size: int) -> Iterator[Feed]:
         for _, feed in self.numbered(size):
             yield feed
 
+    def places(self, numbers: Array) -> Array:
+        """See `Samples`."""
+        places = self._source.places(numbers)
+        held = places // self._every
+        return held if self._held else places - held
+
     def numbered(self, size: int) -> Iterator[Numbered]:
         """Go through the part with the numbers its samples have in the source."""
-        done = 0
         for place, (numbers, feed) in enumerate(self._source.numbered(size)):
-            # a source that is a part itself does not number its samples without gaps
-            places = np.arange(done, done + len(numbers))
-            done += len(numbers)
             if self._whole or self.axes.rows(feed) is None:
-                if (place % _EVERY == _EVERY - 1) == self._held:
+                if (place % self._every == self._every - 1) == self._held:
                     yield numbers, feed
                 continue
-            mine = np.flatnonzero((places % _EVERY == _EVERY - 1) == self._held)
+            places = self._source.places(numbers)
+            mine = np.flatnonzero((places % self._every == self._every - 1) == self._held)
             if len(mine):
                 yield numbers[mine], self.axes.cut(feed, mine)

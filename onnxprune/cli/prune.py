@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxprune.cli import flags, output
 from onnxprune.errors import InputError, TargetUnreachable, nearest
-from onnxprune.options import BATCH, BEST_EFFORT, LABELS, METRIC, OPTIONS
+from onnxprune.options import BATCH, BEST_EFFORT, FORCE, LABELS, METRIC, OPTIONS
 
 _QUALITY = (LABELS, METRIC, BEST_EFFORT)
 _OPTIONS = (*OPTIONS, *_QUALITY)
@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--plan", metavar="FILE", help="write what was done as JSON, for `onnxprune apply`"
     )
-    flags.add_options(parser, [BATCH])
+    flags.add_options(parser, [BATCH, FORCE])
     flags.add_report(parser)
     flags.add_common(parser)
 
@@ -62,7 +62,7 @@ def run(arguments: Namespace) -> None:
     several = bool(arguments.passes or arguments.config or arguments.set)
     outputs = (arguments.out, arguments.plan, arguments.report)
     output.check(arguments, *outputs, inputs=[arguments.config] if arguments.config else [])
-    context = output.context(arguments) | {"batch": arguments.batch}
+    context = output.context(arguments) | {"batch": arguments.batch, "force": arguments.force}
     if several:
         steps = _steps(arguments)
         whole = {name: getattr(arguments, name) for name in _OF_ALL}

@@ -20,7 +20,6 @@ from onnxprune.compensation.least_squares import LayerFit, LeastSquares, OpenCho
 from onnxprune.compensation.regression.linear_layers import replaceable_layers
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.coupling.cut import Cut, Removal
-from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError
 from onnxprune.model.bodies import places
 from onnxprune.surgery.editable_model import EditableModel
@@ -71,6 +70,7 @@ class Task:
         calibration: statistics and batches; None where the compensation needs no samples.
         context: runtime, seed and progress callback.
         effort: how much to do.
+        first: by group name, units that the model does not need; they go before all others.
     """
 
     analysis: Analysis
@@ -78,6 +78,7 @@ class Task:
     calibration: Calibration | None
     context: RunContext
     effort: Effort
+    first: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def full_model(self) -> EditableModel:
         """A copy of the model at full width, to be changed."""
@@ -141,12 +142,17 @@ def least_squares_compensation(task: Task) -> Compensated:
     solvable = _solvable(full, cut, task)
     task.fold_means(full, cut, solvable)
     open_groups = task.effort.open_groups
-    choices = _open_choices(analysis.groups, removal, solvable) if open_groups else []
+    choices = _open_choices(task, solvable) if open_groups else []
     fixed = dict(removal.units)
     for choice in choices:
         del fixed[choice.group.name]
     refit = LeastSquares(
-        full, analysis.original, task.calibration.feeds, task.context, task.effort.settings
+        full,
+        analysis.original,
+        task.calibration.feeds,
+        task.context,
+        task.effort.settings,
+        sensitivity=task.calibration.sensitivity,
     ).fit(Removal(fixed).removed_units(), choices, analysis.altered)
     whole = Removal({**fixed, **refit.chosen})
     fits = accounted(analysis, Cut(analysis.coupling, whole.removed_units()), refit.layers)
@@ -198,16 +204,15 @@ def _solvable(full: EditableModel, cut: Cut, task: Task) -> set[str]:
     return outputs
 
 
-def _open_choices(
-    groups: Sequence[Group], removal: Removal, solvable: set[str]
-) -> list[OpenChoice]:
+def _open_choices(task: Task, solvable: set[str]) -> list[OpenChoice]:
     """Groups whose only consumer may choose the units."""
     choices = []
-    for group in groups:
-        removed = removal.units.get(group.name, ())
+    for group in task.analysis.groups:
+        removed = task.removal.units.get(group.name, ())
         free = not len(group.constraints) and len(group.axes) == 1 and len(group.readings) == 1
         if removed and free:
             consumer = group.readings[0].consumer
             if consumer.group == 1 and consumer.node in solvable:
-                choices.append(OpenChoice(group, len(removed)))
+                first = [unit for unit in task.first.get(group.name, ()) if unit in removed]
+                choices.append(OpenChoice(group, len(removed), tuple(first)))
     return choices

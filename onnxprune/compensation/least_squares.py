@@ -43,13 +43,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.batches import BatchBudget, drawn_rows
+from onnxprune.calibration.batches import BatchBudget, drawn_rows, rows_by_weight
 from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.sensitivity import OutputSensitivity
 from onnxprune.calibration.walk import DeepWalk
 from onnxprune.compensation.regression.elimination import Elimination, cheapest_first
 from onnxprune.compensation.regression.gram import Gram, Regression, Solution
 from onnxprune.compensation.regression.linear_layers import (
     LinearLayer,
+    layer_row_weights,
     reading_unknowns,
     replaceable_layers,
 )
@@ -73,6 +75,7 @@ NOTHING_LOST = "nothing is lost there"
 _ROUNDING = 1e-6
 """Error, as a share of the variance, that is left to rounding."""
 
+_STEADY = 1e-12  # variance of an unknown that never varies, as a share of the largest
 _BEHIND_SCORES = frozenset({"Add", "Softmax", "LogSoftmax", "Sigmoid", "Identity", "Flatten"})
 
 
@@ -103,10 +106,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class OpenChoice:
-    """A group without constraints and with one reader, of which `count` units are removed."""
+    """A group without constraints and with one reader, of which `count` units are removed.
+
+    Attributes:
+        group: the group.
+        count: how many.
+        first: units that go before all others.
+    """
 
     group: Group
     count: int
+    first: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -183,6 +193,7 @@ class LeastSquares:
         context: how to run both models, seed of the rows that are drawn, progress callback.
         settings: how to solve.
         weight_hook: what is done to fitted weights; None for nothing.
+        sensitivity: how much each row counts; None for all alike.
     """
 
     def __init__(
@@ -193,7 +204,9 @@ class LeastSquares:
         context: RunContext,
         settings: Settings | None = None,
         weight_hook: WeightHook | None = None,
+        sensitivity: OutputSensitivity | None = None,
     ) -> None:
+        self.sensitivity = sensitivity or OutputSensitivity()
         self.target = target
         self.feeds = feeds
         self.context = context
@@ -337,11 +350,16 @@ class LeastSquares:
         regression = Regression(gram, weight, every, 1e-3)
         fitted = regression.solve(gram)
         weight = weight if fitted is None else fitted.weight
+        # what never varies goes into the bias and costs nothing, whatever the ridge leaves of it
+        spread = np.diagonal(gram.covariance(), axis1=1, axis2=2)
+        weight = weight * (spread > _STEADY * spread.max(initial=0.0))[:, None]
         units = reading_unknowns(layer, reading)
         assert units is not None
         running = Elimination(weight[0], regression.inverses[0], units[0])
         order, _ = cheapest_first([running], [1.0], group.size, group.size - choice.count)
-        units_removed = sorted(unit for step in order for unit in step)
+        first = [number for number, unit in enumerate(group.units) if unit in choice.first]
+        others = [unit for step in order for unit in step if unit not in first]
+        units_removed = sorted([*first, *others][: choice.count])
         self._chosen[group.name] = tuple(int(group.units[unit]) for unit in units_removed)
         self._removed += self._chosen[group.name]
         self._cut = Cut(self.target.coupling, self._removed)
@@ -380,9 +398,9 @@ class LeastSquares:
         outputs = layer.kept_outputs(self._cut)
         counts = [layer.row_count(target.shape) for target in wanted]
         limit = self.settings.row_bytes // (4 * (weight[:, 0].size + 3 * weight[:, :, 0].size))
-        drawn = drawn_rows(counts, min(self.settings.rows, limit), [self.context.seed, number])
+        drawn = self._drawn(layer, counts, min(self.settings.rows, limit), number)
         halves: tuple[list[Half], list[Half]] = ([], [])
-        for batch, (x, t, ids) in enumerate(zip(data, wanted, drawn, strict=True)):
+        for batch, (x, t, (ids, counting)) in enumerate(zip(data, wanted, drawn, strict=True)):
             others = self._others(layer, total, batch, t.shape, ids) * outputs
             target = layer.outputs(t, ids) * outputs - others
             rows = layer.rows(x, ids)
@@ -390,10 +408,21 @@ class LeastSquares:
             middle = -(-len(ids) // 2) if len(data) == 1 else len(ids)
             for side, part in enumerate((slice(middle), slice(middle, None)), batch):
                 if len(rows[part]):
-                    halves[side % 2].append(Half(rows[part], target[part], others[part]))
+                    share = None if counting is None else counting[part]
+                    halves[side % 2].append(Half(rows[part], target[part], others[part], share))
         fit, judge = (joined(half or halves[0]) for half in halves)
         flat = flat_parts(total.last.outputs[0])
         return Problem(weight, fit, judge, flat, self.settings.iterations)
+
+    def _drawn(
+        self, layer: LinearLayer, counts: Sequence[int], most: int, number: int
+    ) -> Sequence[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
+        """Rows of every batch, and how much each counts; None for all alike."""
+        seed = [self.context.seed, number]
+        weights = layer_row_weights(self.sensitivity, layer, counts)
+        if weights is None:
+            return [(ids, None) for ids in drawn_rows(counts, most, seed)]
+        return rows_by_weight(weights, most, seed)
 
     def _others(
         self,

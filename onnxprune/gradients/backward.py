@@ -37,16 +37,20 @@ class Edge:
 
 @dataclass(frozen=True)
 class Backward:
-    """Gradients at edges, and why some have none.
+    """Gradients at edges and tensors, and why some have none.
 
     Attributes:
         gradients: of each edge, of the shape of its tensor; an edge that the loss does not depend
             on is left out.
         blocked: why an edge has none.
+        tensors: by name of a tensor, the gradient of all that reads it.
+        stuck: by name of a tensor, why it has none.
     """
 
     gradients: dict[Edge, ir.Value] = field(default_factory=dict)
     blocked: dict[Edge, str] = field(default_factory=dict)
+    tensors: dict[str, ir.Value] = field(default_factory=dict)
+    stuck: dict[str, str] = field(default_factory=dict)
 
 
 def add_backward(
@@ -55,6 +59,7 @@ def add_backward(
     seeds: Mapping[str, ir.Value],
     edges: Collection[Edge],
     expansion: Expansion = _NOTHING,
+    tensors: Collection[str] = (),
 ) -> Backward:
     """Append the nodes that compute gradients.
 
@@ -66,12 +71,13 @@ def add_backward(
         seeds: gradient of the loss with respect to tensors of the model, by name.
         edges: where gradients are asked for.
         expansion: of the model, where edges still call nodes by what they were before.
+        tensors: names of tensors whose whole gradient is asked for.
     """
     nodes = list(model.graph)
     asked: dict[str, set[str]] = {}
     for edge in edges:
         asked.setdefault(edge.node, set()).add(edge.tensor)
-    walk = _Walk(emit, asked, expansion, dict(seeds))
+    walk = _Walk(emit, asked, expansion, dict(seeds), set(tensors))
     walk.mark(nodes)
     for node in reversed(nodes):
         walk.back_through(node)
@@ -97,6 +103,7 @@ class _Walk:
         asked: tensors whose gradient is asked for, by id of the node that reads them.
         expansion: see `add_backward`.
         gradients: known so far, by tensor.
+        tensors: names of those whose gradient is kept.
     """
 
     def __init__(
@@ -105,8 +112,10 @@ class _Walk:
         asked: Mapping[str, set[str]],
         expansion: Expansion,
         gradients: dict[str, ir.Value],
+        tensors: set[str],
     ) -> None:
         self.backward = Backward()
+        self._tensors = tensors
         self._emit, self._asked, self._expansion = emit, asked, expansion
         self._gradients = gradients
         self._reached: set[str] = set()
@@ -121,14 +130,17 @@ class _Walk:
         """Note the tensors that depend on something a gradient is asked for."""
         for node in nodes:
             mine = self._asked.get(self.owner(node), set())
+            names = {value.name for value in node.outputs if value.name}
             if any(self._matters(value.name, mine) for value in node_reads(node)):
-                self._reached.update(value.name for value in node.outputs if value.name)
+                self._reached.update(names)
+            self._reached.update(names & self._tensors)
 
     def back_through(self, node: ir.Node) -> None:
         """Hand the gradients of what a node makes on to what it reads."""
         names = [value.name or "" for value in node.outputs]
         outputs = [self._gradients.pop(name, None) for name in names]
         reasons = [self._stuck.pop(name) for name in names if name in self._stuck]
+        self._keep(names, outputs, reasons)
         mine = self._asked.get(self.owner(node), set())
         wanted = frozenset(
             slot
@@ -156,6 +168,16 @@ class _Walk:
             value = node.inputs[slot]
             if value is not None:
                 self._add(node, value.name or "", mine, through[slot])
+
+    def _keep(
+        self, names: Sequence[str], gradients: Sequence[ir.Value | None], reasons: Sequence[str]
+    ) -> None:
+        """Note what is known of tensors that are asked for."""
+        for name, gradient in zip(names, gradients, strict=True):
+            if name in self._tensors and reasons:
+                self.backward.stuck[name] = reasons[0]
+            elif name in self._tensors and gradient is not None:
+                self.backward.tensors[name] = gradient
 
     def _matters(self, name: str | None, mine: set[str]) -> bool:
         return name in self._reached or name in mine

@@ -18,7 +18,7 @@ from onnxprune.coupling.groups import Reading
 from onnxprune.errors import InputError
 from onnxprune.gradients.backward import Edge, add_backward
 from onnxprune.gradients.emitter import QUANTISED, Emitter
-from onnxprune.gradients.preparation import expand, to_single_precision, upgraded
+from onnxprune.gradients.preparation import Expansion, expand, to_single_precision, upgraded
 from onnxprune.model.bodies import node_id
 from onnxprune.model.observe import Facts, observe
 from onnxprune.model.runtime import Runtime
@@ -58,11 +58,15 @@ class Differentiated:
             feed: of the original.
             seeds: gradients of the loss, by tensor; empty where one is missing.
         """
-        nothing = np.zeros((0,), np.float32)
-        slopes = {
-            f"{_SEED}/{name}": seeds.get(name, nothing).astype(np.float32) for name in self.seeds
-        }
-        return {**single(feed), **slopes}
+        return _seeded(self.seeds, feed, seeds)
+
+
+def _seeded(
+    names: Sequence[str], feed: Mapping[str, NDArray[Any]], seeds: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    nothing = np.zeros((0,), np.float32)
+    slopes = {f"{_SEED}/{name}": seeds.get(name, nothing).astype(np.float32) for name in names}
+    return {**single(feed), **slopes}
 
 
 def single(feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -71,6 +75,80 @@ def single(feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         name: array.astype(np.float32) if array.dtype in _CAST else array
         for name, array in feed.items()
     }
+
+
+@dataclass(frozen=True)
+class Squared:
+    """A model that gives squared gradients of some of its tensors, added up over some axes.
+
+    Attributes:
+        model: the model with its backward graph.
+        rows: by tensor, the name of the output that holds them added up over the axes asked for.
+        columns: by tensor, the same over all other axes.
+        blocked: by tensor, why there is no gradient.
+        seeds: tensors that the gradient of the loss is given for.
+        batch_axes: by tensor, the axis whose extent goes with the number of samples, if there is.
+        activation_bytes: of all activations of the sample that it was observed on.
+    """
+
+    model: ir.Model
+    rows: Mapping[str, str]
+    columns: Mapping[str, str]
+    blocked: Mapping[str, str]
+    seeds: Sequence[str]
+    batch_axes: Mapping[str, int]
+    activation_bytes: int
+
+    def feed(
+        self, feed: Mapping[str, NDArray[Any]], seeds: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """What to run the model on; see `Differentiated.feed`."""
+        return _seeded(self.seeds, feed, seeds)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A copy of a model in single precision that a backward graph may be appended to."""
+
+    model: ir.Model
+    emit: Emitter
+    values: Mapping[str, ir.Value]
+    seeds: Mapping[str, ir.Value]
+    expansion: Expansion
+    facts: Facts
+    zeros: Mapping[Edge, ir.Value]
+
+
+def _prepared(
+    model: ir.Model,
+    seeded: Sequence[str],
+    edges: Set[Edge],
+    sample: Mapping[str, NDArray[Any]],
+    runtime: Runtime,
+    rng: np.random.Generator,
+) -> _Prepared:
+    probe = upgraded(model.clone())
+    to_single_precision(probe)
+    whole = facts = observe(probe, runtime, rng, single(sample))
+    zeros = _zero_points(probe, edges, facts)
+    expansion = expand(probe, facts.first)
+    if expansion.owners:
+        facts = observe(probe, runtime, rng, single(sample))
+        _require_same(whole.first.outputs, facts.first.outputs)
+    emit = Emitter(probe, (facts.first, facts.second))
+    values = {value.name or "": value for node in probe.graph for value in node.outputs}
+    values |= {value.name or "": value for value in probe.graph.inputs}
+    seeds = {
+        name: _seed(name, emit.rank(values[name]))
+        for name in dict.fromkeys(seeded)
+        if emit.dtype(values[name]) is not None
+    }
+    if not seeds:
+        raise InputError(
+            "no output of the model is of floating point, so that no loss has a slope; take "
+            "another criterion"
+        )
+    return _Prepared(probe, emit, values, seeds, expansion, facts, zeros)
 
 
 def differentiate(
@@ -97,34 +175,15 @@ def differentiate(
         InputError: when no output has a slope, or fused operators compute something else than what
             they are made of.
     """
-    probe = upgraded(model.clone())
-    to_single_precision(probe)
-    facts = observe(probe, runtime, rng, single(sample))
     edges = {reading: Edge(reading.consumer.node, reading.consumer.tensor) for reading in readings}
-    zeros = _zero_points(probe, set(edges.values()), facts)
-    expansion = expand(probe, facts.first)
-    if expansion.owners:
-        whole, facts = facts, observe(probe, runtime, rng, single(sample))
-        _require_same(whole.first.outputs, facts.first.outputs)
-    emit = Emitter(probe, (facts.first, facts.second))
-    values = {value.name: value for node in probe.graph for value in node.outputs}
-    values |= {value.name: value for value in probe.graph.inputs}
-    seeds = {
-        name: _seed(name, emit.rank(values[name]))
-        for name in dict.fromkeys(seeded)
-        if emit.dtype(values[name]) is not None
-    }
-    if not seeds:
-        raise InputError(
-            "no output of the model is of floating point, so that no loss has a slope; take "
-            "another criterion"
-        )
-    backward = add_backward(probe, emit, seeds, set(edges.values()), expansion)
+    ready = _prepared(model, seeded, set(edges.values()), sample, runtime, rng)
+    probe, emit, values = ready.model, ready.emit, ready.values
+    backward = add_backward(probe, emit, ready.seeds, set(edges.values()), ready.expansion)
     del probe.graph.outputs[:]
     outputs = {
         reading: _reduced(
             emit,
-            _centred(emit, values[edge.tensor], reading, means.get(reading), zeros.get(edge)),
+            _centred(emit, values[edge.tensor], reading, means.get(reading), ready.zeros.get(edge)),
             backward.gradients[edge],
             reading,
             emit.rank(values[edge.tensor]),
@@ -132,13 +191,75 @@ def differentiate(
         for reading, edge in edges.items()
         if edge in backward.gradients
     }
-    probe.graph.inputs.extend(seeds.values())
+    probe.graph.inputs.extend(ready.seeds.values())
     blocked = {
         reading: backward.blocked[edge]
         for reading, edge in edges.items()
         if edge in backward.blocked
     }
-    return Differentiated(probe, outputs, blocked, list(seeds), _bytes(facts))
+    return Differentiated(probe, outputs, blocked, list(ready.seeds), _bytes(ready.facts))
+
+
+def differentiate_tensors(
+    model: ir.Model,
+    seeded: Sequence[str],
+    tensors: Mapping[str, Sequence[int]],
+    sample: Mapping[str, NDArray[Any]],
+    runtime: Runtime,
+    rng: np.random.Generator,
+) -> Squared:
+    """Add a backward graph that gives squared gradients of some tensors.
+
+    Args:
+        model: unchanged.
+        seeded: tensors that gradients of the loss will be given for.
+        tensors: by name, the axes to add up over: all but those of the rows.
+        sample: a feed to observe the model on.
+        runtime: how to run.
+        rng: for a second feed.
+
+    Raises:
+        InputError: when no output has a slope, or fused operators compute something else than what
+            they are made of.
+    """
+    ready = _prepared(model, seeded, set(), sample, runtime, rng)
+    probe, emit = ready.model, ready.emit
+    backward = add_backward(probe, emit, ready.seeds, (), ready.expansion, set(tensors))
+    del probe.graph.outputs[:]
+    rows, columns = {}, {}
+    for name, gradient in backward.tensors.items():
+        real = emit.op("Cast", gradient, to=int(ir.DataType.FLOAT))
+        squares = emit.op("Mul", real, real)
+        rank, axes = emit.rank(ready.values[name]), list(tensors[name])
+        others = [axis for axis in range(rank) if axis not in axes]
+        rows[name] = _output(emit, emit.reduce("ReduceSum", squares, axes))
+        columns[name] = _output(emit, emit.reduce("ReduceSum", squares, others))
+    probe.graph.inputs.extend(ready.seeds.values())
+    facts = ready.facts
+    axes_of = {name: _batch_axis(facts, name) for name in rows}
+    batch_axes = {name: axis for name, axis in axes_of.items() if axis is not None}
+    seeds = list(ready.seeds)
+    return Squared(probe, rows, columns, backward.stuck, seeds, batch_axes, _bytes(facts))
+
+
+def _batch_axis(facts: Facts, name: str) -> int | None:
+    """The first axis of a tensor whose extent goes with that of the inputs' first axis."""
+    runs = facts.first, facts.second
+    counts = [
+        max((each.shape[0] for each in run.feed.values() if each.ndim), default=0) for run in runs
+    ]
+    for axis, extents in enumerate(zip(*(run.shapes[name] for run in runs), strict=True)):
+        if extents[0] != extents[1] and extents[0] * counts[1] == extents[1] * counts[0]:
+            return axis
+    return None
+
+
+def _output(emit: Emitter, value: ir.Value) -> str:
+    """Append an output of the graph and return its name."""
+    output = emit.op("Identity", value)
+    output.type = ir.TensorType(ir.DataType.FLOAT)
+    emit.graph.outputs.append(output)
+    return output.name or ""
 
 
 def _zero_points(model: ir.Model, edges: Set[Edge], facts: Facts) -> dict[Edge, ir.Value]:
@@ -210,7 +331,4 @@ def _reduced(
     """Append (x - x0) dL/dx added up over all axes but the first and those of the units."""
     product = emit.op("Mul", value, emit.op("Cast", gradient, to=int(ir.DataType.FLOAT)))
     others = [axis for axis in range(1, rank) if axis not in reading.axes]
-    output = emit.op("Identity", emit.reduce("ReduceSum", product, others))
-    output.type = ir.TensorType(ir.DataType.FLOAT)
-    emit.graph.outputs.append(output)
-    return output.name or ""
+    return _output(emit, emit.reduce("ReduceSum", product, others))

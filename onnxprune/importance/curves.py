@@ -34,18 +34,21 @@ class Curve:
         steps: the order of removal; the score of a step is its error relative to the outputs.
         errors: error of each reader after each step, float [steps, readers].
         stream: variance of the sum that each reader's output enters, [readers].
+        loss: increase of the divergence for each unit of error of a reader, [readers]; None where
+            that of one is not known.
     """
 
     steps: tuple[RemovalStep, ...]
     errors: NDArray[np.float64]
     stream: NDArray[np.float64]
+    loss: NDArray[np.float64] | None = None
 
     def scalings(self) -> dict[str, NDArray[np.float64]]:
         """Error after each step, looked at in several ways; see `allocate.candidates`."""
         errors = np.maximum(self.errors, 0)  # rounding makes small negative ones
         raw = errors.sum(axis=1)
         stream = (errors / np.maximum(self.stream, SMALLEST)).sum(axis=1)
-        return {
+        scalings = {
             "balanced": np.sqrt(raw * stream),
             "raw": raw,
             "root": np.sqrt(raw),
@@ -53,6 +56,10 @@ class Curve:
             "towards stream": raw**0.25 * stream**0.75,
             "stream": stream,
         }
+        if self.loss is None:
+            return scalings
+        loss = errors @ self.loss
+        return scalings | {"loss": loss, "towards loss": np.sqrt(loss * scalings["balanced"])}
 
 
 def whole_curve(
@@ -174,7 +181,16 @@ def _curve(
         tuple(RemovalStep(tuple(removed), fraction, score) for removed, fraction, score in steps),
         np.cumsum(rises, axis=0),
         np.array([reader.stream for reader in every]),
+        _losses(readers, plain),
     )
+
+
+def _losses(readers: Sequence[Reader], plain: Sequence[_Plain]) -> NDArray[np.float64] | None:
+    """Of each reader; those that are no regressions count like the average of the others."""
+    known = [reader.loss for reader in readers if reader.loss is not None]
+    if not known or len(known) < len(readers):
+        return None
+    return np.array([*known, *[float(np.mean(known))] * len(plain)])
 
 
 def _plain_errors(view: GroupView, regressions: Mapping[Reading, Sequence[Reader]]) -> list[_Plain]:

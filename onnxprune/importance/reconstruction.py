@@ -34,7 +34,8 @@ class Reconstruction(Criterion):
         Parts of a group are ranked too, unless the orders end at a goal.
         """
         feeds = inputs.calibration.feeds if inputs.calibration is not None else ()
-        survey = Survey(inputs.analysis, feeds, inputs.context)
+        known = inputs.calibration.sensitivity if inputs.calibration is not None else None
+        survey = Survey(inputs.analysis, feeds, inputs.context, sensitivity=known)
         views = inputs.views(groups)
         ranked: dict[int, RankedGroup] = {}
         for number, regressions in survey.groups(groups):

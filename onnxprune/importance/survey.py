@@ -14,13 +14,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.batches import BatchBudget, drawn_rows
+from onnxprune.calibration.batches import BatchBudget, drawn_rows, rows_by_weight
 from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.sensitivity import OutputSensitivity
 from onnxprune.calibration.walk import DeepWalk, Walk
 from onnxprune.compensation.regression.elimination import Reader
 from onnxprune.compensation.regression.gram import MomentSums
 from onnxprune.compensation.regression.linear_layers import (
     LinearLayer,
+    layer_row_weights,
     linear_layer,
     reading_unknowns,
 )
@@ -54,12 +56,16 @@ class _Seen:
         covariance: of its unknowns, [g, D, D].
         variance: of its output, summed over outputs.
         stream: the same of the sum the output enters.
+        columns: what each output counts, [g, O]; 1 on average.
+        loss: increase of the divergence for each unit of error; None where it is not known.
     """
 
     layer: LinearLayer
     covariance: NDArray[np.float64]
     variance: float
     stream: float
+    columns: NDArray[np.float64]
+    loss: float | None
 
 
 class Survey:
@@ -70,6 +76,7 @@ class Survey:
         feeds: calibration batches.
         context: runtime, seed of the rows that are drawn, progress callback.
         settings: how to measure.
+        sensitivity: how much rows and outputs count; None for all alike.
     """
 
     def __init__(
@@ -78,7 +85,9 @@ class Survey:
         feeds: Sequence[Mapping[str, NDArray[Any]]],
         context: RunContext,
         settings: SurveySettings | None = None,
+        sensitivity: OutputSensitivity | None = None,
     ) -> None:
+        self._sensitivity = sensitivity or OutputSensitivity()
         model, coupling = analysis.model, analysis.coupling
         self._coupling = coupling
         self._constants = ConstantValues(model, coupling.facts.constants)
@@ -131,9 +140,11 @@ class Survey:
             if measured is None or units is None:
                 continue
             matrix = measured.layer.matrix(np.asarray(self._constants[measured.layer.weight]))
+            matrix = matrix * np.sqrt(measured.columns)[:, :, None]
             parts = zip(matrix, measured.covariance, units, strict=True)
             regressions[reading] = [
-                Reader(m, c, u, measured.variance, measured.stream) for m, c, u in parts
+                Reader(m, c, u, measured.variance, measured.stream, measured.loss)
+                for m, c, u in parts
             ]
         return regressions
 
@@ -149,13 +160,31 @@ class Survey:
             return None
         walk.advance(node)
         covariance = self._covariance(layer, unknowns, position, walk)
+        columns, loss = self._column_weights(layer)
         matrix = layer.matrix(np.asarray(self._constants[layer.weight]))
+        matrix = matrix * np.sqrt(columns)[:, :, None]
         spread = np.einsum("god,gde,goe->", matrix, covariance, matrix, optimize=True)
         shapes, rank = self._coupling.facts.first.shapes, len(layer.output_shape)
         total = sum_behind(node, walk, rank, shapes, layer.output_axes)
         sums = walk.preview(total.last, [total.name])[total.name].astype(np.float64)
         others = tuple(axis for axis in range(sums.ndim) if axis not in layer.output_axes)
-        return _Seen(layer, covariance, float(spread), float(sums.var(axis=others).sum()))
+        stream = sums.var(axis=others, keepdims=True)
+        stream = np.broadcast_to(stream, sums.shape)
+        first = layer.outputs(stream, np.zeros(1, np.int64))[0]
+        return _Seen(
+            layer, covariance, float(spread), float((first * columns).sum()), columns, loss
+        )
+
+    def _column_weights(self, layer: LinearLayer) -> tuple[NDArray[np.float64], float | None]:
+        """What each output of a layer counts, 1 on average; and their common factor."""
+        known = self._sensitivity.columns.get(layer.node.outputs[0].name or "")
+        columns = np.ones(layer.shape[:2])
+        if known is None:
+            return columns, None
+        spread = np.broadcast_to(known, layer.output_shape)
+        columns = layer.outputs(spread, np.zeros(1, np.int64))[0].astype(np.float64)
+        loss = float(columns.mean())
+        return columns / loss, loss
 
     def _covariance(
         self, layer: LinearLayer, unknowns: int, position: int, walk: Walk
@@ -168,8 +197,14 @@ class Survey:
             walk.admit(self._feeds[held:count])
         data = walk[layer.data]
         counts = [layer.rows_of(batch.shape) for batch in data]
-        drawn = drawn_rows(counts, wanted, [self._context.seed, position])
+        seed = [self._context.seed, position]
+        weights = layer_row_weights(self._sensitivity, layer, counts)
+        drawn: Sequence[tuple[NDArray[np.int64], NDArray[np.float32] | None]]
+        if weights is None:
+            drawn = [(ids, None) for ids in drawn_rows(counts, wanted, seed)]
+        else:
+            drawn = rows_by_weight(weights, wanted, seed)
         total = MomentSums()
-        for batch, ids in zip(data, drawn, strict=True):
-            total.add(layer.rows(batch, ids))
+        for batch, (ids, counting) in zip(data, drawn, strict=True):
+            total.add(layer.rows(batch, ids), counting)
         return total.covariance()

@@ -16,7 +16,7 @@ from onnxprune.calibration.moments import BATCH
 from onnxprune.cost.kinds import CostModel
 from onnxprune.coupling.analysis import Analysis, analyse
 from onnxprune.options import PruneOptions
-from onnxprune.pruning.search import trial_feeds
+from onnxprune.pruning.search import trial_batches
 from onnxprune.pruning.workspace import Workspace
 from onnxprune.surgery.blocks.residual import ResidualBlock
 from onnxprune.verification.divergence import DivergenceEvaluator
@@ -67,7 +67,7 @@ def greedy_order(
     candidates = candidates.selected(options.include, options.exclude)
     if not candidates.blocks or workspace.calibration is None:
         return
-    feeds = trial_feeds(workspace, cost)
+    feeds = [workspace.calibration.feeds[number] for number in trial_batches(workspace, cost)]
     evaluator = DivergenceEvaluator(candidates.model, held_out_part(feeds), context.runtime)
     savings = block_savings(candidates.blocks, target, cost.whole)
     yield from candidates.measured(fitted_part(feeds)).by_divergence(savings, evaluator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from onnxprune.calibration.context import RunContext
@@ -12,9 +12,11 @@ from onnxprune.cost.latency.table import LatencyTable, group_multiples
 from onnxprune.coupling.analysis import Analysis, tap_of
 from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.coupling.groups import Group
+from onnxprune.errors import InputError
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import GroupGradients, mask_gradients
 from onnxprune.importance.criterion import RankingInputs
+from onnxprune.importance.gradient import Fisher
 from onnxprune.importance.removal_order import RankedGroup
 from onnxprune.options import LATENCY
 from onnxprune.progress import during
@@ -123,6 +125,38 @@ def rank_groups(
         workspace.current, context, workspace.calibration, gradients, workspace.lossless, goal
     )
     return method.criterion.rank(inputs, groups)
+
+
+def rank_by_fisher(
+    workspace: Workspace,
+    groups: Sequence[Group],
+    target: Mapping[str, float],
+    method: Method,
+    context: RunContext,
+) -> list[RankedGroup]:
+    """Rank the units of every group by Fisher information, for one more allocation to try.
+
+    Args:
+        workspace: the model.
+        groups: those to rank.
+        target: kind -> fraction to remain.
+        method: nothing is ranked unless its criterion has error curves, its compensation re-fits
+            layers and its allocation is chosen among several.
+        context: runtime, seed and progress callback.
+
+    Returns:
+        the groups that gradients get to; none where they get to none.
+    """
+    tried = method.criterion.measures_curves and method.compensation.refits_layers
+    if not tried or method.options.allocation != "auto" or "channels" in target:
+        return []
+    other = replace(method, criterion=Fisher())
+    try:
+        gradients = loss_gradients(workspace, groups, other, context)
+    except InputError:
+        return []
+    reached = [group for group in groups if group.name in gradients.gradients]
+    return rank_groups(workspace, reached, gradients.gradients, target, other, context)
 
 
 def removal_goal(target: Mapping[str, float]) -> float | None:

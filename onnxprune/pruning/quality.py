@@ -14,10 +14,11 @@ import onnx_ir as ir
 
 from onnxprune.calibration.labels import Labels, class_labels, read_labels, target_labels
 from onnxprune.calibration.streams import Samples, divide
-from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
+from onnxprune.errors import CollapseError, InputError, NothingPrunable, TargetUnreachable
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import PruneOptions, target_text
 from onnxprune.pruning.run import PrunedModel, PruneRun
+from onnxprune.verification.comparison import collapse_text, compare_outputs
 from onnxprune.verification.metrics import read_metric
 from onnxprune.verification.quality import Quality, QualityMeasure, required_classes
 
@@ -62,12 +63,101 @@ def loss_labels(labels: Labels | None, options: PruneOptions) -> Labels | None:
     return class_labels(labels)
 
 
-def fitted_samples(samples: Samples | None, options: PruneOptions) -> Samples | None:
-    """The samples that layers are fitted on: all, unless some are held out for `max_drop`."""
-    if samples is None or options.max_drop is None:
-        return samples
-    fitted, _ = divide(samples)
-    return fitted
+_GUARD_EVERY = 16
+"""One sample in so many is held out for the check that answers still follow the original's."""
+
+_GUARD_LEAST = 128
+"""Samples from which on any are held out for that; with fewer there is only a warning."""
+
+_GUARD_BATCHES = 16
+
+_HOLDING_PARTS = 8
+"""Parts of the way to a target among which the largest reduction that holds is looked for."""
+
+
+def divided_samples(
+    samples: Samples | None, options: PruneOptions
+) -> tuple[Samples | None, Samples | None]:
+    """Samples that layers are fitted on, and those held out, on which answers are compared.
+
+    None are held out where nothing decides over quality and there are few.
+    """
+    if samples is None:
+        return None, None
+    if options.max_drop is not None:
+        return divide(samples)
+    return divide(samples, _GUARD_EVERY) if are_enough(samples) else (samples, None)
+
+
+def are_enough(samples: Samples) -> bool:
+    """Whether there are so many samples that a result may be refused for its answers on some."""
+    return samples.count is not None and samples.count >= _GUARD_LEAST
+
+
+def required_to_follow(
+    run: PruneRun, pruned: PrunedModel, held_out: Samples | None
+) -> tuple[str, ...]:
+    """Require that the answers of a result follow the original's, unless the context forces it.
+
+    Args:
+        run: what the result is of.
+        pruned: the result.
+        held_out: samples that were not fitted; None where there are too few to refuse a result,
+            and those that were fitted can only be warned of.
+
+    Returns:
+        a warning where the result is handed out all the same.
+
+    Raises:
+        CollapseError: when an output does not follow; names a target that holds.
+    """
+    text = _collapse(run, pruned, run.context.samples if held_out is None else held_out)
+    if not text:
+        return ()
+    if run.context.force or held_out is None:
+        return (f"the answers no longer follow the original's: {text}",)
+    best = _holding(run, pruned.target, held_out)
+    found = (
+        f"{target_text(best)} was found to hold"
+        if best
+        else "no smaller reduction that was tried holds"
+    )
+    raise CollapseError(
+        f"with {target_text(pruned.target)} the answers no longer follow the original's: {text}; "
+        f"nothing is written. {found}; --force writes it all the same",
+        best,
+    )
+
+
+def _collapse(run: PruneRun, pruned: PrunedModel, samples: Samples | None) -> str:
+    if samples is None:
+        return ""
+    outputs = compare_outputs(
+        pruned.original.model,
+        pruned.cut.model,
+        samples,
+        run.context.runtime,
+        batches=_GUARD_BATCHES,
+    )
+    return collapse_text(outputs)
+
+
+def _holding(
+    run: PruneRun, target: Mapping[str, float], samples: Samples | None
+) -> dict[str, float]:
+    """The largest reduction of a few on the way to a target with which answers still follow."""
+    best: dict[str, float] = {}
+    low, high = 0, _HOLDING_PARTS
+    while high - low > 1:
+        middle = (low + high) // 2
+        part = middle / _HOLDING_PARTS
+        milder = {kind: round(1 - part * (1 - share), 4) for kind, share in target.items()}
+        try:
+            holds = not _collapse(run, run.at(milder), samples)
+        except NothingPrunable:
+            holds = False
+        best, low, high = (milder, middle, high) if holds else (best, low, middle)
+    return best
 
 
 def quality_measure(

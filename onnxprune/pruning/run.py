@@ -28,7 +28,14 @@ from onnxprune.options import LATENCY, PARAMS, SIZE, target_text
 from onnxprune.pruning.blocks import greedy_order, without_blocks
 from onnxprune.pruning.build import FAILURES, CutModel, build
 from onnxprune.pruning.method import Method
-from onnxprune.pruning.prepare import Costs, costs_of, loss_gradients, rank_groups, removal_goal
+from onnxprune.pruning.prepare import (
+    Costs,
+    costs_of,
+    loss_gradients,
+    rank_by_fisher,
+    rank_groups,
+    removal_goal,
+)
 from onnxprune.pruning.search import Choice, Search, measured_latency, too_slow
 from onnxprune.pruning.workspace import Workspace, calibrate, needs_samples, rewrite
 from onnxprune.verification.divergence import DivergenceEvaluator
@@ -129,6 +136,7 @@ class PruneRun:
         self._note = "; ".join(filter(None, notes))
         self._costs: dict[bool, Costs] = {}
         self._ranked: dict[tuple[float | None, bool], list[RankedGroup]] = {}
+        self._ranked_by_fisher: dict[tuple[float | None, bool], list[RankedGroup]] = {}
 
     def _held(self) -> str:
         """How many samples layers are fitted on, where not all fit into memory; else empty."""
@@ -177,6 +185,12 @@ class PruneRun:
         self, workspace: Workspace, gradients: Mapping[str, Any], target: Mapping[str, float]
     ) -> list[RankedGroup]:
         ranked = rank_groups(workspace, self.groups, gradients, target, self.method, self.context)
+        return self._bundled(ranked, target)
+
+    def _bundled(
+        self, ranked: Sequence[RankedGroup], target: Mapping[str, float]
+    ) -> list[RankedGroup]:
+        """The same in steps of as many units as kernels compute together."""
         multiples = self._costs_for(target).multiples
         finer = self.method.options.round_to == "auto"
         return [entry.bundled(multiples.get(entry.group.name, 1), finer=finer) for entry in ranked]
@@ -205,7 +219,16 @@ class PruneRun:
             self.method,
             self.context,
             target,
+            fisher=self._fisher(target) if workspace is None else (),
         )
+
+    def _fisher(self, target: Mapping[str, float]) -> list[RankedGroup]:
+        """The groups ranked by Fisher information, where allocations are tried; empty for none."""
+        key = removal_goal(target), LATENCY in target
+        if key not in self._ranked_by_fisher:
+            entries = rank_by_fisher(self.workspace, self.groups, target, self.method, self.context)
+            self._ranked_by_fisher[key] = self._bundled(entries, target)
+        return self._ranked_by_fisher[key]
 
     def _pruned(self, target: Mapping[str, float], depths: Mapping[int, float]) -> PrunedModel:
         search, stages = self._after_steps(target)

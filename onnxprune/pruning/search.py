@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from onnxprune.allocation.candidates import (
     Candidate,
@@ -25,7 +24,7 @@ from onnxprune.allocation.candidates import (
 from onnxprune.allocation.secant import Attempt, Excess, Secant, solve_for_target
 from onnxprune.calibration.batches import feed_bytes, spread_batches
 from onnxprune.calibration.context import RunContext
-from onnxprune.compensation.compensate import Effort, Task
+from onnxprune.compensation.compensate import Effort
 from onnxprune.compensation.least_squares import Settings
 from onnxprune.compensation.regression.linear_layers import replaceable_layers
 from onnxprune.cost.kinds import CostModel
@@ -67,6 +66,9 @@ _TRIAL_MACS = 1e12
 
 _SHARED = ", shared groups too"
 
+FISHER = "fisher"
+"""Name of the allocation by the criterion of that name."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -101,6 +103,8 @@ class Search:
         context: how to run models.
         target: kind -> fraction of the original that is to remain.
         dropped: groups that are not cut, with the reason; filled by the search.
+        fisher: the groups with removal orders by that criterion, for one allocation more; empty for
+            none.
     """
 
     workspace: Workspace
@@ -110,6 +114,7 @@ class Search:
     context: RunContext
     target: Mapping[str, float]
     dropped: dict[str, str] = field(default_factory=dict)
+    fisher: Sequence[RankedGroup] = ()
 
     def choose(self) -> Choice:
         """Choose the allocation that diverges least, at the measured latency and file size.
@@ -169,6 +174,8 @@ class Search:
         if scaling != name:
             wider = knapsack_candidates(self._left(), aim, self.cost, scaling)
             return self._with_lossless(Candidate(name, wider[0].removal))
+        if name == FISHER:
+            return self._with_lossless(self._by_fisher(aim)[0])
         allocations = self._allocations(aim, scaling)
         named = (candidate for candidate in allocations if candidate.name == name)
         return self._with_lossless(next(named, allocations[0]))
@@ -195,7 +202,7 @@ class Search:
             for candidate in progress(candidates, "trying allocations", len(candidates))
         }
         best = min(candidates, key=lambda candidate: trials[candidate.name])
-        if len(self._unshared(aim)) < len(self._left()):
+        if best.name != FISHER and len(self._unshared(aim)) < len(self._left()):
             wider = self.candidate(aim, best.name + _SHARED)
             if wider.removal.units != best.removal.units:
                 trials[wider.name] = self.divergence(wider)
@@ -206,11 +213,11 @@ class Search:
         """Divergence on held-out samples with little effort; infinite where it cannot be built."""
         workspace, calibration = self.workspace, self.workspace.calibration
         assert calibration is not None
-        few = replace(calibration, feeds=trial_feeds(workspace, self.cost))
+        few = calibration.some(trial_batches(workspace, self.cost))
         quiet = replace(self.context, progress=silent)
         try:
             trial = self.method.compensation.apply(
-                Task(workspace.current, candidate.removal, few, quiet, _TRIAL)
+                replace(workspace.task(candidate.removal, quiet, _TRIAL), calibration=few)
             )
         except (CutError, RuntimeFailure):
             return float("inf")
@@ -287,7 +294,18 @@ class Search:
         curved = curved or knapsack_candidates(ranked, aim, self.cost, scaling)
         if not curved:
             return simple[-1:] if "channels" not in aim else simple[:1]
-        return curved if self.method.compensation.refits_layers else curved[:1]
+        if not self.method.compensation.refits_layers:
+            return curved[:1]
+        return [*curved[:1], *(self._by_fisher(aim) if scaling is None else []), *curved[1:]]
+
+    def _by_fisher(self, aim: Mapping[str, float]) -> list[Candidate]:
+        """The allocation by Fisher information; none where it is not known or not enough."""
+        ranked = [entry for entry in self.fisher if entry.group.name not in self.dropped]
+        try:
+            simple = simple_candidates(ranked, aim, self.cost, comparable=True) if ranked else []
+        except TargetUnreachable:
+            return []
+        return [Candidate(FISHER, candidate.removal) for candidate in simple[1:]]
 
     def _affordable_trials(self) -> int:
         """How many trials are worth their time: at least two, fewer for large layers."""
@@ -303,8 +321,8 @@ class Search:
         return max(2, int(_TRIAL_WORK / work))
 
 
-def trial_feeds(workspace: Workspace, cost: CostModel) -> list[Mapping[str, NDArray[Any]]]:
-    """Batches that a trial takes: at least two, in turn fitted and held out.
+def trial_batches(workspace: Workspace, cost: CostModel) -> list[int]:
+    """Numbers of the batches that a trial takes: at least two, in turn fitted and held out.
 
     Args:
         workspace: the model and its batches.
@@ -317,7 +335,7 @@ def trial_feeds(workspace: Workspace, cost: CostModel) -> list[Mapping[str, NDAr
     macs = feed_bytes(feeds[0]) / max(feed_bytes(traced), 1) * cost.whole["macs"]
     most = max(_TRIAL_BATCHES, _TRIAL_SAMPLES // rows)
     count = max(2, min(most, -int(-_TRIAL_MACS // max(2 * macs, 1))))
-    return spread_batches(feeds, count)
+    return spread_batches(range(len(feeds)), count)
 
 
 def measured_latency(analysis: Analysis, model: ir.Model, context: RunContext) -> Latency:

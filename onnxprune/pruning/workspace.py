@@ -22,10 +22,12 @@ from onnxprune.calibration.moments import Calibration
 from onnxprune.compensation.compensate import Compensated, Effort, Task
 from onnxprune.compensation.components.align import align_components
 from onnxprune.compensation.lossless.remove import remove_lossless
+from onnxprune.compensation.regression.linear_layers import linear_layers
 from onnxprune.coupling.analysis import Analysis, statistics_of
 from onnxprune.coupling.cut import Cut, Removal
 from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError
+from onnxprune.gradients.sensitivity import measure_sensitivity
 from onnxprune.importance.removal_order import keeps_multiples
 from onnxprune.pruning.method import Method
 from onnxprune.surgery.editable_model import EditableModel
@@ -57,7 +59,7 @@ class Workspace:
 
     def task(self, removal: Removal, context: RunContext, effort: Effort) -> Task:
         """What to compensate for when units are removed from the current model."""
-        return Task(self.current, removal, self.calibration, context, effort)
+        return Task(self.current, removal, self.calibration, context, effort, self.lossless)
 
     def with_lossless(self, removal: Removal, multiple: int) -> Removal:
         """Add units that are not needed to a removal, wherever that is legal.
@@ -120,7 +122,13 @@ def calibrate(analysis: Analysis, method: Method, context: RunContext) -> Calibr
             raise InputError("augmentation adds to every batch, but the model fixes its size")
         rng = np.random.default_rng(context.seed)
         feeds = [augmented(feed, samples.axes, views, rng) for feed in feeds]
-    return Calibration(samples, moments, feeds)
+    layers = {
+        layer.node.outputs[0].name or "": layer.output_axes
+        for layer in linear_layers(analysis.model, analysis.coupling)
+    }
+    return Calibration(
+        samples, moments, feeds, measure_sensitivity(analysis.model, layers, feeds, context)
+    )
 
 
 def needs_samples(what: str) -> InputError:
@@ -174,6 +182,8 @@ def rewrite(
     current = replace(analysis, model=full.model, coupling=full.coupling)
     if aligned:
         calibration = _recalibrated(calibration, current, context)
+        units = [unit for group in groups if group.name in aligned for unit in group.all_units]
+        calibration = _mixed(calibration, Cut(current.coupling, units))
     return Workspace(analysis, current, calibration, lossless, aligned, tuple(notes))
 
 
@@ -186,6 +196,25 @@ def _left(what: str, names: Sequence[str]) -> list[str]:
 def _compared(analysis: Analysis, calibration: Calibration) -> list[Mapping[str, NDArray[Any]]]:
     """A few samples, and some that run the bodies which these do not."""
     return [calibration.samples.take(2), *(run.feed for run in analysis.more_runs)]
+
+
+def _mixed(calibration: Calibration | None, rewritten: Cut) -> Calibration | None:
+    """Calibration of a model some of whose units are components now.
+
+    Args:
+        calibration: with the sensitivity of the model before.
+        rewritten: these units.
+    """
+    if calibration is None:
+        return None
+    tensors, known = rewritten.coupling.tensors, calibration.sensitivity
+    names = {
+        name
+        for name in known.columns
+        if name in tensors
+        and not all(rewritten.alive(label).all() for label in tensors[name].axis_labels)
+    }
+    return replace(calibration, sensitivity=known.evened(names))
 
 
 def _recalibrated(

@@ -364,12 +364,17 @@ class TextReport:
     def _outputs(self, outputs: Sequence[OutputComparison]) -> None:
         if not outputs:
             return
-        table = make_table("output", ">same answer", ">cosine", ">relative error")
+        table = make_table(
+            "output", ">same answer", ">if constant", ">kappa", ">R2", ">cosine", ">relative error"
+        )
         shown = outputs if self.verbose else outputs[:_OUTPUTS]
         for output in shown:
             table.add_row(
                 printable(output.output, _NAME),
                 percent(output.agreement),
+                percent(output.constant),
+                decimals(output.kappa),
+                decimals(output.r2),
                 decimals(output.cosine),
                 significant(output.relative_error),
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -16,6 +16,8 @@ from onnxprune.calibration.streams import Samples
 from onnxprune.model.execution import open_session, run
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
+from onnxprune.verification.measures import OutputMeasure, output_measures
+from onnxprune.verification.scores import DecisionCounts, Variation
 
 
 def relative_difference(reference: Any, other: Any, least: float = 0.0) -> float:
@@ -179,19 +181,36 @@ def _answers(before: NDArray[Any], after: NDArray[Any]) -> tuple[int, int] | Non
     return int(before.argmax()), int(after.argmax())
 
 
+LEAST_KAPPA = 0.6
+"""Kappa below which decisions no longer follow the original's: less than "substantial" agreement
+(Landis & Koch 1977)."""
+
+LEAST_R2 = 0.5
+"""R squared below which quantities do not: less than half of the variance."""
+
+
 @dataclass(frozen=True)
 class OutputComparison:
     """One output of two models over all samples.
 
     Attributes:
         output: its name.
-        cosine: mean cosine similarity per sample; None for integer outputs.
+        cosine: mean cosine similarity per sample; None for integer outputs, and for outputs of one
+            number for each sample.
         relative_error: Frobenius norm of the difference over that of the original; None for
             integer outputs.
-        agreement: fraction of samples with the same largest entry along the last axis (or, for
-            integer outputs, of equal entries); None for outputs with one value per sample.
+        agreement: fraction of equal decisions, of class scores or probabilities, or of equal
+            entries of integers; None for quantities.
         worst: the samples on which the two disagree most, the worst first; none for integer
             outputs, and none on which the two are equal.
+        holds: what the output holds: "class scores", "probabilities", "quantities" or "integers".
+        constant: agreement of the model that always gives the most frequent answer; None for
+            quantities.
+        kappa: Cohen's kappa of the decisions, 0 for that model and 1 for equal ones; None for
+            quantities, and where the original always decides the same.
+        r2: share of the variance around the mean at each place that the result follows, 0 for the
+            model that always gives this mean; None for integers, for a single sample, where the
+            original does not vary, and where samples differ in shape.
     """
 
     output: str
@@ -199,6 +218,21 @@ class OutputComparison:
     relative_error: float | None
     agreement: float | None
     worst: tuple[WorstSample, ...] = ()
+    holds: str = ""
+    constant: float | None = None
+    kappa: float | None = None
+    r2: float | None = None
+
+    @property
+    def follows(self) -> float | None:
+        """Kappa of decisions, R squared of quantities; None where nothing can be told."""
+        return self.r2 if self.agreement is None else self.kappa
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the output no longer follows the original's."""
+        least = LEAST_R2 if self.agreement is None else LEAST_KAPPA
+        return self.follows is not None and self.follows < least
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -206,15 +240,23 @@ class OutputComparison:
 
 
 class _Sums:
-    def __init__(self) -> None:
+    """Running sums of one output.
+
+    Args:
+        measure: how it is compared; None for integers.
+    """
+
+    def __init__(self, measure: OutputMeasure | None) -> None:
+        self._measure = measure
         self.cosine = self.difference = self.reference = 0.0
-        self.samples = self.equal = self.choices = 0
+        self.samples = self.width = 0
+        self.decisions = DecisionCounts()
+        self.variation = Variation()
         self.worst = WorstSamples()
 
     def add(self, numbers: NDArray[Any], before: NDArray[Any], after: NDArray[Any]) -> None:
         if before.dtype.kind in "iubOSU":
-            self.equal += int((before == after).sum())
-            self.choices += before.size
+            self.decisions.add(before, after)
             return
         a = before.astype(np.float64).reshape(len(before) if before.ndim else 1, -1)
         b = after.astype(np.float64).reshape(a.shape)
@@ -225,10 +267,12 @@ class _Sums:
         self.difference += float(((a - b) ** 2).sum())
         self.reference += float((a**2).sum())
         self.samples += len(a)
-        if before.ndim > 1 and before.shape[-1] > 1:
-            chosen = before.argmax(axis=-1) == after.argmax(axis=-1)
-            self.equal += int(chosen.sum())
-            self.choices += chosen.size
+        self.width = max(self.width, a.shape[1])
+        if self._measure is not None:
+            first, second = (self._measure.decisions(array) for array in (before, after))
+            if first is not None and second is not None:
+                self.decisions.add(first, second)
+        self.variation.add(a, b)
         self.worst.add(numbers, before, after)
 
     def finish(self, name: str) -> OutputComparison:
@@ -236,10 +280,14 @@ class _Sums:
         scale = self.reference or 1.0
         return OutputComparison(
             output=name,
-            cosine=self.cosine / self.samples if measured else None,
+            cosine=self.cosine / self.samples if self.width > 1 else None,
             relative_error=float(np.sqrt(self.difference / scale)) if measured else None,
-            agreement=self.equal / self.choices if self.choices else None,
+            agreement=self.decisions.agreement,
             worst=self.worst.worst(),
+            holds=self._measure.kind.value if self._measure is not None else "integers",
+            constant=self.decisions.constant,
+            kappa=self.decisions.kappa,
+            r2=self.variation.r_squared,
         )
 
 
@@ -267,11 +315,34 @@ def compare_outputs(
     """
     first, second = open_session(original, runtime), open_session(pruned, runtime)
     sums: dict[str, _Sums] = {}
+    measures: dict[str, OutputMeasure] = {}
     total = batches or (None if samples.count is None else -(-samples.count // BATCH))
     feeds = islice(samples.numbered(BATCH), batches)
     for numbers, feed in progress(feeds, "comparing outputs", total):
         before, after = run(first, feed), run(second, feed)
+        measures = measures or output_measures(original, [before])
         for name, value in before.items():
             if isinstance(value, np.ndarray) and value.shape == np.shape(after[name]):
-                sums.setdefault(name, _Sums()).add(numbers, value, np.asarray(after[name]))
+                if name not in sums:
+                    sums[name] = _Sums(measures.get(name))
+                sums[name].add(numbers, value, np.asarray(after[name]))
     return [running.finish(name) for name, running in sums.items()]
+
+
+def collapse_text(outputs: Iterable[OutputComparison]) -> str:
+    """Which outputs no longer follow the original's, and by what figures; empty for none."""
+    parts = []
+    for output in outputs:
+        if output.collapsed and output.follows is not None:
+            figure = (
+                f"kappa {output.follows:.2f}, at least {LEAST_KAPPA} is needed"
+                if output.agreement is not None
+                else f"R squared {output.follows:.2f}, at least {LEAST_R2} is needed"
+            )
+            constant = output.constant
+            same = (
+                f"; {output.agreement:.1%} of the answers are the same" if output.agreement else ""
+            )
+            beside = f", {constant:.1%} of a model that never looks" if constant and same else ""
+            parts.append(f"{output.output!r} ({figure}{same}{beside})")
+    return ", ".join(parts)

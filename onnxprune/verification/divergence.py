@@ -1,13 +1,17 @@
 """How far the outputs of a pruned model are from the original's, in one number.
 
-Rows are weighted so that each class of the original's answers counts alike (`measures.py`): a model
-that always gives the most frequent answer is far off, however frequent that is.
+Rows are weighted so that each class of the original's answers counts alike (`measures.py`), half of
+it where the original gives that class and half where the result does: a model that always gives the
+most frequent answer is far off, however frequent that is, and so is one that gives a rare answer
+too often.
 
-* Class scores are compared as distributions at temperature 2, KL(original || pruned): at 1 a few
-  samples on which the original is over-confident decide. Probabilities are compared the same way,
-  each with its complement.
-* Quantities: squared error over the variance of the original *around its mean at each place*, so
-  that 1 is what the model scores that always gives this mean.
+Every output is measured in units of what a model scores that always gives the same, so that 1 is
+the divergence of that model:
+
+* Class scores are compared as distributions at temperature 2, KL(original || pruned), over the same
+  of the mean distribution: at 1 a few samples on which the original is over-confident decide.
+  Probabilities are compared the same way, each with its complement.
+* Quantities: squared error over the variance of the original around its mean at each place.
 * What a linear layer gives may be scores or quantities; the second then counts a tenth.
 * An output whose shape depends on the values, and came out differently, counts as one variance.
 
@@ -17,6 +21,7 @@ Several outputs are averaged. Source: Hinton et al. 2015 (distillation) for the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +30,7 @@ from numpy.typing import NDArray
 
 from onnxprune.model.execution import Execution
 from onnxprune.model.runtime import Runtime
-from onnxprune.verification.measures import (
-    OutputKind,
-    OutputMeasure,
-    is_float,
-    output_measures,
-    row_weights,
-)
+from onnxprune.verification.measures import OutputKind, OutputMeasure, output_measures, row_weights
 
 TEMPERATURE = 2.0
 """Of distributions that are compared (Hinton et al. 2015)."""
@@ -40,6 +39,7 @@ AS_QUANTITIES = 0.1
 """Weight of the squared error where an output may be scores."""
 
 _SMALLEST = 1e-12  # keeps logarithms and quotients finite
+_LEAST_SPREAD = 1e-6  # KL divergence below which distributions do not vary
 _MASKED = -1e4  # in place of scores of minus infinity
 
 
@@ -65,15 +65,25 @@ def divergences_by_output(
     """The same for each floating-point output; see `divergence`."""
     originals = [original for original, _ in pairs]
     measures = output_measures(model, originals)
-    weights = row_weights(measures, originals)
-    divergences = {}
-    for name, measure in measures.items():
-        arrays = [(a[name], b[name]) for a, b in pairs if is_float(a[name])]
+    divergences: dict[str, float] = {}
+    for name in measures:
+        arrays = [(a[name], b[name]) for a, b in pairs]
         if any(a.shape != b.shape for a, b in arrays):
             divergences[name] = 1.0
-        else:
-            divergences[name] = _of_output(measure, arrays, np.concatenate(weights[name]))
+        elif not all(np.isfinite(b[np.isfinite(a)]).all() for a, b in arrays):
+            divergences[name] = float("inf")
+    same = {name: each for name, each in measures.items() if name not in divergences}
+    tied = {name: _untied(measure, same) for name, measure in same.items()}
+    both = [row_weights(tied, originals, answers) for answers in (None, [b for _, b in pairs])]
+    for name, measure in same.items():
+        weights = np.mean([np.concatenate(each[name]) for each in both], axis=0)
+        divergences[name] = _of_output(measure, [(a[name], b[name]) for a, b in pairs], weights)
     return divergences
+
+
+def _untied(measure: OutputMeasure, known: Mapping[str, OutputMeasure]) -> OutputMeasure:
+    """A measure that looks at no other output but known ones."""
+    return measure if measure.rows_of in known else replace(measure, rows_of="")
 
 
 def _of_output(
@@ -82,12 +92,11 @@ def _of_output(
     weights: NDArray[np.float64],
 ) -> float:
     """Divergence of one output over all batches."""
-    if not all(np.isfinite(b[np.isfinite(a)]).all() for a, b in arrays):
-        return float("inf")
     if measure.kind is OutputKind.QUANTITIES:
         return relative_error(measure, arrays, weights)
     apart = [_kl(_compared(measure, a), _compared(measure, b)) for a, b in arrays]
-    result = max(float(weights @ np.concatenate(apart)), 0.0)
+    spread = distribution_spread(measure, [original for original, _ in arrays], weights)
+    result = max(float(weights @ np.concatenate(apart)), 0.0) / spread
     if measure.unsure:
         result += AS_QUANTITIES * relative_error(measure, arrays, weights)
     return result
@@ -105,15 +114,39 @@ def _compared(measure: OutputMeasure, array: NDArray[Any]) -> NDArray[np.float64
 def _kl(wanted: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.float64]:
     """KL divergence of each row."""
     masked = ~np.isfinite(wanted)
-    first, second = (
-        _normalised(np.where(masked, _MASKED, scores) / TEMPERATURE) for scores in (wanted, got)
-    )
+    first, second = _distribution(wanted), _distribution(np.where(masked, _MASKED, got))
     return np.asarray((np.exp(first) * (first - second)).sum(axis=1))
 
 
-def _normalised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+def _distribution(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithms of probabilities at the temperature, of rows of scores."""
+    scores = np.where(np.isfinite(scores), scores, _MASKED) / TEMPERATURE
     shifted = scores - scores.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def distribution_spread(
+    measure: OutputMeasure, originals: Sequence[NDArray[Any]], weights: NDArray[np.float64]
+) -> float:
+    """KL divergence of the mean distribution from those of the rows, at temperature 2, above 0.
+
+    Args:
+        measure: of an output of decisions.
+        originals: the original's output, batch by batch.
+        weights: of the rows, [rows]; they add up to 1.
+
+    Returns:
+        what a model scores that always gives the mean; 1 where rows differ in their classes, or
+        nothing varies.
+    """
+    rows = [_compared(measure, array) for array in originals]
+    if len({each.shape[1] for each in rows}) > 1:
+        return 1.0
+    logs = _distribution(np.concatenate(rows))
+    shares = np.exp(logs)
+    mean = np.log(np.maximum(weights @ shares, _SMALLEST))
+    spread = float(weights @ (shares * (np.maximum(logs, np.log(_SMALLEST)) - mean)).sum(axis=1))
+    return spread if spread > _LEAST_SPREAD else 1.0
 
 
 def relative_error(

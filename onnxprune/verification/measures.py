@@ -129,23 +129,35 @@ def output_measures(
 
 
 def row_weights(
-    measures: Mapping[str, OutputMeasure], outputs: Sequence[Mapping[str, NDArray[Any]]]
+    measures: Mapping[str, OutputMeasure],
+    outputs: Sequence[Mapping[str, NDArray[Any]]],
+    answers: Sequence[Mapping[str, NDArray[Any]]] | None = None,
 ) -> dict[str, list[NDArray[np.float64]]]:
     """Weight of every row of every output, balanced over the classes of its decisions.
 
     Args:
         measures: from `output_measures`.
-        outputs: of the original, batch by batch.
+        outputs: of the original, batch by batch; they say which classes there are.
+        answers: of the model whose answers are balanced; None for the original.
 
     Returns:
         by output, for each batch [rows] as `OutputMeasure.rows` has them; they add up to 1.
     """
     weights = {}
     for name, measure in measures.items():
+        counts = [len(measure.plain_rows(batch[name])) for batch in outputs]
         source = measures[measure.rows_of] if measure.rows_of else measure
         decided = [source.decisions(batch[source.name]) for batch in outputs]
-        counts = [len(measure.plain_rows(batch[name])) for batch in outputs]
-        weights[name] = _balanced(decided, counts)
+        known = [each for each in decided if each is not None]
+        if [len(each) for each in known] != counts:
+            weights[name] = [np.full(count, 1 / max(sum(counts), 1)) for count in counts]
+            continue
+        mine = known
+        if answers is not None:
+            given = (source.decisions(batch[source.name]) for batch in answers)
+            mine = [each for each in given if each is not None]
+        balanced = _balanced(np.concatenate(mine), np.unique(np.concatenate(known)))
+        weights[name] = np.split(balanced, np.cumsum(counts)[:-1])
     return weights
 
 
@@ -193,15 +205,9 @@ def _class_axis(array: NDArray[Any], *, logs: bool) -> int | None:
     return None
 
 
-def _balanced(
-    decided: Sequence[NDArray[np.int64] | None], counts: Sequence[int]
-) -> list[NDArray[np.float64]]:
-    """Weights from decisions; the same for all rows where there are none, or not one for each."""
-    known = [each for each in decided if each is not None]
-    if len(known) < len(counts) or [len(each) for each in known] != list(counts):
-        return [np.full(count, 1 / max(sum(counts), 1)) for count in counts]
-    classes, places, frequency = np.unique(
-        np.concatenate(known), return_inverse=True, return_counts=True
-    )
-    weights = 1 / (len(classes) * frequency[places.reshape(-1)])
-    return np.split(weights, np.cumsum(counts)[:-1])
+def _balanced(decided: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Weights of all rows; classes that are never decided leave theirs to the others."""
+    _, places, frequency = np.unique(decided, return_inverse=True, return_counts=True)
+    weights = np.isin(decided, classes) / frequency[places.reshape(-1)]
+    total = float(weights.sum())
+    return np.asarray(weights / total) if total else np.full(len(decided), 1 / len(decided))

@@ -2,9 +2,11 @@
 
 * With a metric: the value of that function of the outputs, those of the original, and labels.
 * With labels: accuracy, the percentage of samples whose greatest score is at the label.
-* Without: percentage of the original's answers that stay. Class scores - what a Softmax gives, or a
-  linear layer - are compared by the place of their greatest entry (agreement), other outputs by
-  the cosine to the original's (100 for equal ones). Several outputs are averaged.
+* Without: how well the answers follow the original's, in percent: 100 for equal ones, 0 for a model
+  that always answers the same. Decisions - of class scores and probabilities - have Cohen's kappa,
+  quantities R squared around the mean at each place (`scores.py`). Where the original always
+  decides the same, or does not vary, it is the share of equal decisions and the cosine. The worst
+  of several outputs counts.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from onnxprune.calibration.streams import Samples
 from onnxprune.errors import InputError
 from onnxprune.model.runtime import Runtime
 from onnxprune.verification.answers import AnswerReader, Answers, Values
-from onnxprune.verification.measures import OutputKind
+from onnxprune.verification.measures import OutputMeasure
 from onnxprune.verification.metrics import PERCENT, Metric, read_metric
+from onnxprune.verification.scores import kappa, r_squared
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Quality:
     """How good original and result are.
 
     Attributes:
-        measure: accuracy, agreement or cosine, or the name of the metric function.
+        measure: accuracy, kappa, r2, agreement or cosine, or the name of the metric function.
         original: of the original.
         result: of the result, in the same unit.
         samples: how many it was measured on.
@@ -127,32 +130,38 @@ def required_classes(labels: Labels) -> NDArray[np.int64]:
     return classes
 
 
-def _is_scores(answers: Answers, name: str) -> bool:
-    measure = answers.measures.get(name)
-    return measure is not None and measure.kind is OutputKind.SCORES
-
-
 def _by_original(answers: Answers) -> tuple[str, float]:
-    """What is left of the original's answers, in percent, and what that is called."""
-    figures, kinds = [], set()
+    """How well the answers follow the original's, in percent, and what that is called."""
+    figures = []
     for name, values in answers.reference.items():
         wanted, got = _joined(values), _joined(answers.outputs[name])
-        if not isinstance(wanted, np.ndarray) or wanted.dtype == object or not wanted.size:
-            continue
-        if wanted.shape != got.shape:
-            figures.append(0.0)
-        elif wanted.dtype.kind in "iub":
-            figures.append(float((wanted == got).mean()))
-            kinds.add("agreement")
-        elif _is_scores(answers, name) and wanted.ndim > 1 and wanted.shape[-1] > 1:
-            figures.append(float((wanted.argmax(-1) == got.argmax(-1)).mean()))
-            kinds.add("agreement")
-        else:
-            figures.append(_cosine(wanted, got))
-            kinds.add("cosine")
+        if isinstance(wanted, np.ndarray) and wanted.dtype != object and wanted.size:
+            figures.append(_followed(wanted, got, answers.measures.get(name)))
     if not figures:
         raise InputError("no output of the model can be compared; give a metric")
-    return " and ".join(sorted(kinds)) or "agreement", 100 * float(np.mean(figures))
+    value, measure = min(figures)
+    return measure, 100 * value
+
+
+def _followed(
+    wanted: NDArray[Any], got: NDArray[Any], measure: OutputMeasure | None
+) -> tuple[float, str]:
+    """How well one output follows the original's, and what that is called."""
+    if wanted.shape != got.shape:
+        return 0.0, "agreement"
+    first, second = wanted, got
+    if measure is not None:
+        if not np.isfinite(got[np.isfinite(wanted)]).all():
+            return 0.0, "r2" if measure.decisions(wanted) is None else "kappa"
+        decided, other = measure.decisions(wanted), measure.decisions(got)
+        if decided is None or other is None:
+            share = r_squared(wanted, got)
+            return (_cosine(wanted, got), "cosine") if share is None else (max(share, 0.0), "r2")
+        first, second = decided, other
+    share = kappa(first, second)
+    if share is None:
+        return float((first == second).mean()), "agreement"
+    return max(share, 0.0), "kappa"
 
 
 def _joined(parts: Values) -> Any:

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -75,3 +76,79 @@ def r_squared(
     if scale <= np.finfo(np.float32).eps ** 2 * float((share * wanted**2).sum()):
         return None
     return 1 - float((share * (wanted - got) ** 2).sum()) / scale
+
+
+class DecisionCounts:
+    """Decisions of two models, counted batch by batch."""
+
+    def __init__(self) -> None:
+        self._counts: tuple[Counter[Any], Counter[Any]] = (Counter(), Counter())
+        self._equal = self._total = 0
+
+    def add(self, reference: NDArray[Any], decisions: NDArray[Any]) -> None:
+        """Take in the decisions of a batch, of any shape."""
+        for counts, batch in zip(self._counts, (reference, decisions), strict=True):
+            classes, numbers = np.unique(batch, return_counts=True)
+            counts.update(dict(zip(classes.tolist(), numbers.tolist(), strict=True)))
+        self._equal += int((reference == decisions).sum())
+        self._total += reference.size
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of equal decisions; None without any."""
+        return self._equal / self._total if self._total else None
+
+    @property
+    def constant(self) -> float | None:
+        """Share that the most frequent decision of the reference has."""
+        return max(self._counts[0].values()) / self._total if self._total else None
+
+    @property
+    def kappa(self) -> float | None:
+        """See `kappa`."""
+        first, second = self._counts
+        if self._total == 0 or len(first) < 2:
+            return None
+        chance = sum(count * second[key] for key, count in first.items()) / self._total**2
+        return (self._equal / self._total - chance) / (1 - chance) if chance < 1 else None
+
+
+class Variation:
+    """Values of two models at each place of an output, summed up batch by batch."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._middle: NDArray[np.float64] | None = None
+        self._sum: NDArray[np.float64] | None = None
+        self._squares = self._apart = self._size = 0.0
+        self._comparable = True
+
+    def add(self, reference: NDArray[np.float64], values: NDArray[np.float64]) -> None:
+        """Take in a batch, float64 [samples, places]."""
+        if self._middle is None or self._sum is None:
+            self._middle = np.where(np.isfinite(reference[0]), reference[0], 0.0)
+            self._sum = np.zeros(reference.shape[1])
+        if reference.shape[1] != len(self._middle):
+            self._comparable = False
+        if not self._comparable:
+            return
+        known = np.isfinite(reference)
+        if not np.isfinite(values[known]).all():
+            self._apart = np.inf
+        # around the first sample, so that sums of squares keep their digits
+        shifted = np.where(known, reference - self._middle, 0.0)
+        self._count += len(reference)
+        self._sum += shifted.sum(axis=0)
+        self._squares += float((shifted**2).sum())
+        self._size += float((np.where(known, reference, 0.0) ** 2).sum())
+        self._apart += float((np.where(known, reference - values, 0.0) ** 2).sum())
+
+    @property
+    def r_squared(self) -> float | None:
+        """See `r_squared`."""
+        if self._sum is None or self._count < 2 or not self._comparable:
+            return None
+        spread = self._squares - float((self._sum**2).sum()) / self._count
+        if spread <= np.finfo(np.float32).eps ** 2 * self._size:
+            return None
+        return 1 - self._apart / spread

@@ -27,6 +27,7 @@ from onnxprune.cost.latency.measure import Latency, measure_pair
 from onnxprune.coupling.analysis import Analysis, analyse
 from onnxprune.declaration import read_options
 from onnxprune.errors import (
+    CollapseError,
     InputError,
     NothingPrunable,
     OnnxPruneError,
@@ -52,6 +53,7 @@ from onnxprune.passes.pipeline.quality import (
 from onnxprune.passes.pipeline.steps import Step, planned_steps
 from onnxprune.progress import during
 from onnxprune.pruning.plan import Plan, PlannedStep, model_facts
+from onnxprune.pruning.quality import are_enough
 from onnxprune.pruning.results import PruneResult, compared, sizes_of
 from onnxprune.report.accounts import provenance_of
 from onnxprune.report.records import Sizes, StepReport
@@ -61,7 +63,7 @@ from onnxprune.verification.certificate import (
     keep_loadable,
     tolerance_for,
 )
-from onnxprune.verification.comparison import OutputComparison
+from onnxprune.verification.comparison import OutputComparison, collapse_text
 from onnxprune.verification.quality import Quality
 
 _MEASUREMENTS = 3
@@ -169,7 +171,11 @@ def _run(
         for shared in _shared(quality, steps)
     )
     outcome = _first_that_holds(attempts, best_effort=goal is not None and goal.best_effort)
-    reports = outcome.reports
+    last = len(outcome.reports) - 1
+    reports = (
+        *outcome.reports[:last],
+        _required_to_follow(steps[last], outcome.reports[last], context),
+    )
     plan = _plan(loaded, context.seed, steps[: len(reports)], reports)
     options = plan.options or {"seed": context.seed}
     return PruneResult(
@@ -286,6 +292,27 @@ def _check_labels_fit(goal: QualityGoal, steps: Sequence[Step], passes: Sequence
             f"labels do not fit the samples after the pass {changing[0]}, which changes the "
             "interface; run it by itself first, or leave out the labels"
         )
+
+
+def _required_to_follow(step: Step, report: StepReport, context: RunContext) -> StepReport:
+    """Require that the answers after the last pass follow the original's.
+
+    A pruning has checked that itself; where a plan is repeated, or samples are few, it is only
+    said.
+
+    Raises:
+        CollapseError: when they do not.
+    """
+    text = collapse_text(report.outputs)
+    if not text or (report.report is not None and step.plan is None):
+        return report
+    message = f"the answers no longer follow the original's: {text}"
+    few = context.samples is None or not are_enough(context.samples)
+    if context.force or few or step.plan is not None:
+        return replace(report, warnings=(*report.warnings, message))
+    raise CollapseError(
+        step.named(f"{message}; nothing is written, --force writes it all the same")
+    )
 
 
 def _warnings(model: ir.Model, context: RunContext) -> tuple[str, ...]:

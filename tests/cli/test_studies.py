@@ -111,7 +111,7 @@ def test_labels_say_how_good_the_results_of_a_sweep_are(run, labelled, tmp_path)
     (point,) = json.loads((out / "sweep.json").read_text())["points"]
     assert point["quality"]["measure"] == "accuracy"
     assert "Accuracy by MACs" in (out / "sweep.html").read_text()
-    alone = ("--criterion", "taylor", "--target", "macs=0.5", "--threads", 1)
+    alone = ("--criterion", "taylor", "--target", "macs=0.5", "--threads", 1, "--force")
     assert run("prune", *labelled[:1], tmp_path / "alone.onnx", *labelled[1:], *alone).code == 0
     assert (out / "macs-0.50.onnx").read_bytes() == (tmp_path / "alone.onnx").read_bytes()
 

@@ -49,6 +49,7 @@ def half(criterion: str, compensate: str = "mean", seed: int = 0) -> onnx.ModelP
         compensate=compensate,
         seed=seed,
         lossless=False,
+        force=True,
         measure_latency=False,
     )
     assert result.report.widths == HALF

@@ -130,9 +130,9 @@ def test_target_decides_how_many(share: float) -> None:
 
 def test_divergence_limits_how_many() -> None:
     proto = network()
-    pass_, _ = remove(proto, max_divergence=0.02, repair="mean")
+    pass_, _ = remove(proto, max_divergence=0.05, repair="mean")
     assert pass_.details["removed"] == ["y2"]
-    assert pass_.details["divergence"] <= 0.02
+    assert pass_.details["divergence"] <= 0.05
     pass_, result = remove(proto, max_divergence=1e-9, repair="mean")
     assert pass_.details["removed"] == []
     assert shapes(result) == shapes(proto)

@@ -207,7 +207,7 @@ def test_units_of_whole_blocks_are_then_removed_exactly(
     proto, x = mlp(), correlated()
     options = {"pattern": pattern, "amount": 0.5, "include": [tensor], "criterion": criterion}
     passes = [{"sparsify-weights": options}, "remove-lossless"]
-    run = {"calibration": {"x": x}, "threads": 1, "measure_latency": False}
+    run = {"calibration": {"x": x}, "threads": 1, "measure_latency": False, "force": True}
     zeros, small = (run_pipeline(proto, passes[:n], **run).model for n in (1, 2))
     assert np.count_nonzero(weight(zeros, tensor)) == weight(proto, tensor).size / 2
     assert weight(small, "w1").shape == (8, 6)

@@ -51,18 +51,39 @@ def test_labels_belong_to_the_samples_that_are_kept_out():
     assert (found.original, found.samples, found.held_out) == (100, 2, True)
 
 
-def test_without_labels_scores_are_compared_by_the_greatest():
+def test_without_labels_decisions_are_compared_beyond_chance():
     found = measure().of(SWAPPED)
-    assert (found.measure, found.original, found.result) == ("agreement", 100, 0)
+    assert (found.measure, found.original, found.result) == ("kappa", 100, 0)
 
 
-def test_without_labels_other_outputs_are_compared_by_cosine():
+def test_a_model_that_always_says_the_same_is_worth_nothing():
+    """Five of eight answers of the original are the first class."""
+    always = network("w = Constant<value = float[2,2] {0, 0, 0, 0}>() y = MatMul(x, w)")
+    assert measure().of(always).result == 0
+
+
+def test_without_labels_quantities_are_compared_with_their_mean():
     found = measure(PLAIN).of(TURNED)
-    turned = POINTS[:, ::-1]
-    cosines = (POINTS * turned).sum(1) / (POINTS**2).sum(1)
-    assert found.measure == "cosine"
-    assert found.result == pytest.approx(100 * cosines.mean())
-    assert found.original == pytest.approx(100)
+    spread = ((POINTS - POINTS.mean(0)) ** 2).sum()
+    assert (found.measure, found.original) == ("r2", 100)
+    assert found.result == pytest.approx(
+        100 * max(1 - ((POINTS - POINTS[:, ::-1]) ** 2).sum() / spread, 0)
+    )
+
+
+def test_the_worst_output_counts():
+    two = "float[n,2] y, float[n,2] z"
+    body = "w = Constant<value = float[2,2] {{0, 1, 1, 0}}>() z = Relu(x) y = {}"
+    first = network(body.format("Relu(x)"), outputs=two)
+    other = network(body.format("MatMul(x, w)"), outputs=two)
+    alone = measure(PLAIN).of(TURNED)
+    assert measure(first).of(other).result == alone.result
+
+
+def test_a_single_sample_has_its_cosine():
+    samples = read_samples({"x": POINTS[:1]}, input_specs(PLAIN))
+    found = QualityMeasure(PLAIN, samples, RUNTIME).of(PLAIN)
+    assert (found.measure, found.result) == ("cosine", pytest.approx(100))
 
 
 def test_classes_that_come_as_numbers_are_answers_themselves():

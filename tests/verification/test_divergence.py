@@ -30,11 +30,25 @@ def softmax(scores: Any, axis: int = -1) -> Any:
     return shifted / shifted.sum(axis=axis, keepdims=True)
 
 
+def row_weights(wanted: Any, got: Any) -> Any:
+    """What rows count, [samples, ...]: each class alike, by the answers of both models."""
+    weights = np.zeros(wanted.shape[:-1])
+    for answers in (wanted.argmax(axis=-1), got.argmax(axis=-1)):
+        share = np.zeros(answers.shape)
+        for answer in np.intersect1d(answers, wanted.argmax(axis=-1)):
+            share[answers == answer] = 1 / (answers == answer).sum()
+        weights += share / share.sum() / 2
+    return weights
+
+
 def kl(wanted: Any, got: Any, axis: int = -1) -> float:
-    """KL(wanted || got) of scores at temperature 2, averaged class by class."""
-    p, q = softmax(wanted / 2, axis), softmax(got / 2, axis)
-    apart, answers = (p * np.log(p / q)).sum(axis=axis), wanted.argmax(axis=axis)
-    return float(np.mean([apart[answers == answer].mean() for answer in np.unique(answers)]))
+    """KL(wanted || got) of scores at temperature 2, class by class, over that of the mean."""
+    wanted, got = (np.moveaxis(scores, axis, -1) for scores in (wanted, got))
+    p, q = softmax(wanted / 2), softmax(got / 2)
+    weights = row_weights(wanted, got)
+    mean = (p * weights[..., None]).reshape(-1, p.shape[-1]).sum(axis=0)
+    apart, spread = (((p * np.log(p / other)).sum(axis=-1) * weights).sum() for other in (q, mean))
+    return float(apart / spread)
 
 
 def relative(wanted: Any, got: Any) -> float:
@@ -44,9 +58,7 @@ def relative(wanted: Any, got: Any) -> float:
 
 def balanced_relative(wanted: Any, got: Any) -> float:
     """The same, class by class, around the mean at each place: [samples, ..., columns]."""
-    answers = wanted.argmax(axis=-1)
-    _, classes, counts = np.unique(answers, return_inverse=True, return_counts=True)
-    weights = (1 / counts)[classes.reshape(answers.shape)][..., None]
+    weights = row_weights(wanted, got)[..., None]
     mean = (weights * wanted).sum(axis=0) / weights.sum(axis=0)
     return float((weights * (wanted - got) ** 2).sum() / (weights * (wanted - mean) ** 2).sum())
 
@@ -230,7 +242,7 @@ def test_boxes_count_where_their_scores_do() -> None:
     model = load(parse(text, {"w": np.eye(4, dtype=np.float32)})).model
     rng = np.random.default_rng(0)
     face = np.arange(50) < 2
-    scores = np.broadcast_to(np.where(face[:, None], [0.1, 0.9], [0.9, 0.1]), (3, 50, 2))
+    scores = np.broadcast_to(np.where(face[:, None], [0.001, 0.999], [0.999, 0.001]), (3, 50, 2))
     boxes = rng.random((3, 50, 4))
     moved = [np.where(where[:, None], boxes + 0.1, boxes) for where in (face, ~face)]
     of_faces, of_background = (
@@ -246,12 +258,23 @@ def test_the_mean_at_each_place_scores_one() -> None:
     assert divergence(model, [({"y": wanted}, {"y": always})]) == pytest.approx(1)
 
 
+def test_the_mean_distribution_scores_one() -> None:
+    wanted = softmax(3 * SCORES)
+    classes = wanted.argmax(axis=1)
+    weights = (1 / np.bincount(classes))[classes]
+    cool = softmax(3 * SCORES / 2)
+    always = np.broadcast_to((weights @ cool / weights.sum()) ** 2, wanted.shape)
+    always = always / always.sum(axis=1, keepdims=True)
+    found = divergence(made_by("y = Softmax(x)"), [({"y": wanted}, {"y": always})])
+    assert found == pytest.approx(1, rel=0.35)  # its own answers are one class
+
+
 def test_probabilities_are_decisions_for_themselves() -> None:
     """A voice detector: one number, the probability of speech."""
     text = """<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 1] x) => (float[N, 1] y) { y = Sigmoid(x) }"""
     model = load(parse(text)).model
-    wanted = np.where(np.arange(100) < 5, 0.95, 0.05)[:, None]
-    silent, worse = np.full((100, 1), 0.05), np.where(wanted < 0.5, 0.2, 0.9)
+    wanted = np.where(np.arange(100) < 5, 0.99, 0.01)[:, None]
+    silent, worse = np.full((100, 1), 0.01), np.where(wanted < 0.5, 0.02, 0.9)
     far, near = (divergence(model, [({"y": wanted}, {"y": each})]) for each in (silent, worse))
     assert far > 10 * near

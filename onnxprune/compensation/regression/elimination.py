@@ -43,6 +43,7 @@ class Reader:
         unit: unit of each unknown, -1 where it is not the group's: [D].
         variance: variance of the output, summed over outputs.
         stream: the same of the sum that the output enters.
+        loss: increase of the divergence for each unit of error; None where it is not known.
     """
 
     weight: NDArray[np.float64]
@@ -50,6 +51,7 @@ class Reader:
     unit: NDArray[np.int64]
     variance: float
     stream: float
+    loss: float | None = None
 
 
 class Elimination:

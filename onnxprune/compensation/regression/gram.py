@@ -81,11 +81,31 @@ _LARGEST_GROWTH = 50.0
 
 
 @dataclass(frozen=True)
+class Weighted:
+    """Rows of a regression.
+
+    Attributes:
+        rows: float32 [rows, g, D].
+        targets: float32 [rows, g, O].
+        weights: how much each row counts, float32 [rows]; None for all alike.
+    """
+
+    rows: NDArray[np.float32]
+    targets: NDArray[np.float32]
+    weights: NDArray[np.float32] | None = None
+
+    @property
+    def count(self) -> float:
+        """Sum of the weights."""
+        return len(self.rows) if self.weights is None else float(self.weights.sum(dtype=float))
+
+
+@dataclass(frozen=True)
 class Gram:
     """Sums over rows, float64; g groups, D unknowns, O outputs.
 
     Attributes:
-        count: number of rows.
+        count: sum of the weights of the rows, their number where all count alike.
         x: [g, D].
         xx: [g, D, D].
         y: [g, O].
@@ -93,7 +113,7 @@ class Gram:
         yy: squares of the targets, [g, O].
     """
 
-    count: int
+    count: float
     x: NDArray[np.float64]
     xx: NDArray[np.float64]
     y: NDArray[np.float64]
@@ -111,9 +131,7 @@ class Gram:
             self.yy + other.yy,
         )
 
-    def with_targets(
-        self, parts: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]
-    ) -> Gram:
+    def with_targets(self, parts: Sequence[Weighted]) -> Gram:
         """The same rows with other targets.
 
         Args:
@@ -173,16 +191,22 @@ class Solution:
         return bool(np.isfinite(self.weight).all() and np.isfinite(self.bias).all())
 
 
-def gram_of(rows: NDArray[np.float32], targets: NDArray[np.float32]) -> Gram:
+def gram_of(
+    rows: NDArray[np.float32],
+    targets: NDArray[np.float32],
+    weights: NDArray[np.float32] | None = None,
+) -> Gram:
     """Sum over rows.
 
     Args:
         rows: [rows, g, D].
         targets: [rows, g, O].
+        weights: how much each row counts, [rows]; None for all alike.
     """
-    x, xx = _input_sums(rows)
-    xy, y, yy = _with_targets(x, len(rows), [(rows, targets)])
-    return Gram(len(rows), x, xx, y, xy, yy)
+    part = Weighted(rows, targets, weights)
+    x, xx = _input_sums(rows, weights)
+    xy, y, yy = _with_targets(x, part.count, [part])
+    return Gram(part.count, x, xx, y, xy, yy)
 
 
 class MomentSums:
@@ -190,12 +214,15 @@ class MomentSums:
 
     def __init__(self) -> None:
         self._waiting: list[NDArray[np.float32]] = []
-        self._rows = self._count = 0
+        self._weights: list[NDArray[np.float32]] = []
+        self._rows = 0
+        self._count = 0.0
         self._sums: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
-    def add(self, rows: NDArray[np.float32]) -> None:
-        """Take in rows [rows, g, D]."""
+    def add(self, rows: NDArray[np.float32], weights: NDArray[np.float32] | None = None) -> None:
+        """Take in rows [rows, g, D] and how much each counts, [rows]; None for all alike."""
         self._waiting.append(rows)
+        self._weights.append(np.ones(len(rows), np.float32) if weights is None else weights)
         self._rows += len(rows)
         # a sum costs as much as the product of so many rows
         if self._rows >= min(_CHUNK, 2 * rows.shape[2]):
@@ -210,44 +237,59 @@ class MomentSums:
 
     def _sum_up(self) -> None:
         if self._waiting:
-            x, xx = _input_sums(np.concatenate(self._waiting))
+            weights = np.concatenate(self._weights)
+            x, xx = _input_sums(np.concatenate(self._waiting), weights)
             if self._sums is not None:
                 x, xx = self._sums[0] + x, self._sums[1] + xx
             self._sums = x, xx
-            self._count += self._rows
-            self._waiting, self._rows = [], 0
+            self._count += float(weights.sum(dtype=float))
+            self._waiting, self._weights, self._rows = [], [], 0
 
 
-def _input_sums(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _scaled(rows: NDArray[np.float32], weights: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    return rows if weights is None else rows * weights[:, None, None]
+
+
+def _input_sums(
+    rows: NDArray[np.float32], weights: NDArray[np.float32] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sums over rows [rows, g, D] that hold no targets: x [g, D] and xx [g, D, D]."""
-    total = rows.sum(axis=0, dtype=np.float64)
-    middle = (total / max(len(rows), 1)).astype(np.float32)
+    total = _scaled(rows, weights).sum(axis=0, dtype=np.float64)
+    count = len(rows) if weights is None else float(weights.sum(dtype=float))
+    middle = (total / max(count, 1e-30)).astype(np.float32)
     square = np.zeros((rows.shape[1], rows.shape[2], rows.shape[2]))
     for start in range(0, len(rows), _CHUNK):
-        x = (rows[start : start + _CHUNK] - middle).swapaxes(0, 1)
+        part = slice(start, start + _CHUNK)
+        x = (rows[part] - middle).swapaxes(0, 1)
+        if weights is not None:
+            x = x * np.sqrt(weights[part])[:, None]
         square += x.swapaxes(1, 2) @ x
     # m d' + d m' + n m m' as one product, d being what is left of the sum around the mean m
     shift = middle.astype(np.float64)
-    rest = total - len(rows) / 2 * shift
+    rest = total - count / 2 * shift
     square += np.stack([shift, rest], axis=2) @ np.stack([rest, shift], axis=1)
     return total, square
 
 
 def _with_targets(
-    x: NDArray[np.float64],
-    count: int,
-    parts: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    x: NDArray[np.float64], count: float, parts: Sequence[Weighted]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Sums that hold targets: xy, y, yy; `x` is the sum of all `count` rows."""
-    y = np.asarray(sum(targets.sum(axis=0, dtype=np.float64) for _, targets in parts))
+    """Sums that hold targets: xy, y, yy; `x` is the sum of all rows, `count` of their weights."""
+    y = np.asarray(
+        sum(_scaled(part.targets, part.weights).sum(axis=0, dtype=np.float64) for part in parts)
+    )
     yy = np.zeros_like(y)
-    middle = (y / max(count, 1)).astype(np.float32)
+    middle = (y / max(count, 1e-30)).astype(np.float32)
     xy = x[:, :, None] * middle.astype(np.float64)[:, None]
-    for rows, targets in parts:
-        yy += np.einsum("rgo,rgo->go", targets, targets, dtype=np.float64)
-        for start in range(0, len(rows), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            xy += rows[part].transpose(1, 2, 0) @ (targets[part] - middle).swapaxes(0, 1)
+    for part in parts:
+        scaled = _scaled(part.targets, part.weights)
+        yy += np.einsum("rgo,rgo->go", scaled, part.targets, dtype=np.float64)
+        for start in range(0, len(part.rows), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            apart = part.targets[chunk] - middle
+            if part.weights is not None:
+                apart = apart * part.weights[chunk, None, None]
+            xy += part.rows[chunk].transpose(1, 2, 0) @ apart.swapaxes(0, 1)
     return xy, y, yy
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import abc
 import string
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.calibration.sensitivity import OutputSensitivity
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import Reading
 from onnxprune.coupling.labels import AxisLabel
@@ -82,6 +84,10 @@ class LinearLayer(abc.ABC):
     @abc.abstractmethod
     def outputs(self, output: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Y: what an array shaped like the output holds in some rows, [ids, groups, outputs]."""
+
+    @abc.abstractmethod
+    def row_values(self, values: NDArray[Any]) -> NDArray[Any]:
+        """What an array holds in every row that has extent 1 along `output_axes`: [rows]."""
 
     @abc.abstractmethod
     def matrix(self, weight: NDArray[Any]) -> NDArray[np.float64]:
@@ -177,6 +183,10 @@ class Contraction(LinearLayer):
     def outputs(self, output: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `LinearLayer`."""
         return self._select(output, self._output, self._own, ids)
+
+    def row_values(self, values: NDArray[Any]) -> NDArray[Any]:
+        """See `LinearLayer`."""
+        return values.transpose([self._output.index(c) for c in self._kept + self._own]).reshape(-1)
 
     def matrix(self, weight: NDArray[Any]) -> NDArray[np.float64]:
         """See `LinearLayer`."""
@@ -301,6 +311,10 @@ class Convolution(LinearLayer):
         samples, places = np.divmod(ids, flat.shape[2])
         return flat[samples, :, places].astype(np.float32).reshape(len(ids), self._groups, -1)
 
+    def row_values(self, values: NDArray[Any]) -> NDArray[Any]:
+        """See `LinearLayer`."""
+        return values.reshape(-1)
+
     def matrix(self, weight: NDArray[Any]) -> NDArray[np.float64]:
         """See `LinearLayer`."""
         first, second = self.weight_shape[:2]
@@ -393,9 +407,29 @@ def regression_of(node: ir.Node, coupling: Coupling, opset: int) -> LinearLayer:
 
 def replaceable_layers(model: ir.Model, coupling: Coupling) -> list[LinearLayer]:
     """Layers whose float weight nothing else reads, in graph order, those in bodies included."""
+    return [layer for layer in linear_layers(model, coupling) if not why_weight_stays(layer)]
+
+
+def linear_layers(model: ir.Model, coupling: Coupling) -> list[LinearLayer]:
+    """All nodes that are plain regressions, in graph order, those in bodies included."""
     opset = model.opset_imports.get("", 1)
     layers = (linear_layer(node, coupling, opset) for node in coupling.nodes(model.graph))
-    return [layer for layer in layers if layer is not None and not why_weight_stays(layer)]
+    return [layer for layer in layers if layer is not None]
+
+
+def layer_row_weights(
+    sensitivity: OutputSensitivity, layer: LinearLayer, counts: Sequence[int]
+) -> list[NDArray[np.float32]] | None:
+    """How much each row of a layer counts, for each batch [rows]; None where all count alike.
+
+    Args:
+        sensitivity: of the original.
+        layer: of whatever model has the same tensors.
+        counts: rows of each batch.
+    """
+    known = sensitivity.weights(layer.node.outputs[0].name or "", len(counts))
+    weights = [layer.row_values(each) for each in known or ()]
+    return weights if weights and [len(each) for each in weights] == list(counts) else None
 
 
 def _is_known(value: ir.Value | None) -> bool:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.compensation.regression.gram import Gram, Regression, Solution, gram_of
+from onnxprune.compensation.regression.gram import Gram, Regression, Solution, Weighted, gram_of
 from onnxprune.compensation.regression.targets import FlatParts
 
 _STRIDE = 1.6
@@ -36,19 +36,27 @@ class Half:
         rows: float32 [rows, g, D].
         targets: float32 [rows, g, O].
         others: what is added to the output before the activation, float32 [rows, g, O].
+        weights: how much each row counts, float32 [rows]; None for all alike.
     """
 
     rows: NDArray[np.float32]
     targets: NDArray[np.float32]
     others: NDArray[np.float32]
+    weights: NDArray[np.float32] | None = None
 
     def __add__(self, other: Half) -> Half:
         """Rows of both."""
         return joined([self, other])
 
+    def variance(self) -> float:
+        """Weighted variance of the targets, summed over outputs."""
+        mean = np.average(self.targets, axis=0, weights=self.weights)
+        spread = ((self.targets - mean) ** 2).sum(axis=(1, 2), dtype=np.float64)
+        return float(np.average(spread, weights=self.weights))
+
     def gram(self) -> Gram:
         """Sums over the rows."""
-        return gram_of(self.rows, self.targets)
+        return gram_of(self.rows, self.targets, self.weights)
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class Problem:
         gram, check = grams or (self.fit.gram(), None)
         if check is None and self._sums_are_cheaper(len(ridges), both_halves=both_halves):
             check = self.judge.gram()
-        scale = max(float(self.judge.targets.var(axis=0, dtype=np.float64).sum()), _TINY)
+        scale = max(self.judge.variance(), _TINY)
         plain = gram.with_bias(self.weight * kept[:, None])
         before = self._error(plain, check) / scale
         best: tuple[float, float, Regression, Solution] | None = None
@@ -147,7 +155,8 @@ class Problem:
         else:
             lost = np.clip(lost + half.others, self.flat.low, self.flat.high)
             lost -= np.clip(half.targets + half.others, self.flat.low, self.flat.high)
-        return float(np.einsum("rgo,rgo->", lost, lost, dtype=np.float64) / len(lost))
+        squares = np.einsum("rgo,rgo->r", lost, lost, dtype=np.float64)
+        return float(np.average(squares, weights=half.weights))
 
     def fitted(
         self,
@@ -181,7 +190,10 @@ class Problem:
         for _ in range(self.iterations if self.flat is not None else 0):
             assert self.flat is not None
             parts = [
-                (half.rows, _moved(half, solution.predict(half.rows), self.flat)) for half in halves
+                Weighted(
+                    half.rows, _moved(half, solution.predict(half.rows), self.flat), half.weights
+                )
+                for half in halves
             ]
             better = regression.solve(gram.with_targets(parts))
             if better is None:
@@ -191,11 +203,13 @@ class Problem:
 
 
 def joined(halves: Sequence[Half]) -> Half:
-    """Rows of all."""
+    """Rows of all; all of them have weights, or none has."""
+    weights = [half.weights for half in halves if half.weights is not None]
     return Half(
         np.concatenate([half.rows for half in halves]),
         np.concatenate([half.targets for half in halves]),
         np.concatenate([half.others for half in halves]),
+        np.concatenate(weights) if weights else None,
     )
 
 

@@ -27,7 +27,7 @@ from onnxprune.model.save import check_writable, write_text_atomic
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.build import FAILURES, build_plain
 from onnxprune.pruning.method import Method
-from onnxprune.pruning.quality import known_labels, loss_labels, quality_measure
+from onnxprune.pruning.quality import divided_samples, known_labels, loss_labels, quality_measure
 from onnxprune.pruning.run import PruneRun
 from onnxprune.pruning.studies.study import (
     metric_setting,
@@ -196,8 +196,9 @@ def sensitivity(
         raise InputError(
             f"{file}: is of another study: {', '.join(differing)} differ; name another file"
         )
+    fitted, _ = divided_samples(samples, options)
     context = RunContext(
-        samples, loss_labels(known, options), options.runtime, options.seed, progress
+        fitted, loss_labels(known, options), options.runtime, options.seed, progress
     )
     analysis = analyse(loaded.model, context, normalised_axes=options.normalised_axes)
     names = [group.name for group in analysis.selected(options.include, options.exclude)]

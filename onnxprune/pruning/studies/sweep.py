@@ -21,7 +21,7 @@ from onnxprune.model.save import check_writable, write_text_atomic
 from onnxprune.options import BATCH, check_targets, target_text
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.method import Method
-from onnxprune.pruning.quality import known_labels, loss_labels, quality_measure
+from onnxprune.pruning.quality import divided_samples, known_labels, loss_labels, quality_measure
 from onnxprune.pruning.results import PruneResult, build_result
 from onnxprune.pruning.run import PruneRun
 from onnxprune.pruning.studies.study import (
@@ -286,8 +286,9 @@ def sweep(
     if missing or compared:
         measure = quality_measure(loaded.model, samples, known, metric, options, options.runtime)
         headed = _HeadedProgress(progress)
+        fitted, _ = divided_samples(samples, options)
         context = RunContext(
-            samples, loss_labels(known, options), runtime, options.seed, headed, measure_latency
+            fitted, loss_labels(known, options), runtime, options.seed, headed, measure_latency
         )
         analysis = analyse(
             loaded.model,

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxprune.compensation.regression.gram import Gram, MomentSums, Regression, Solution, gram_of
+from onnxprune.compensation.regression.gram import (
+    Gram,
+    MomentSums,
+    Regression,
+    Solution,
+    Weighted,
+    gram_of,
+)
 
 Rows = NDArray[np.float32]
 COUNT, GROUPS, UNKNOWNS, OUTPUTS = 200, 2, 7, 3
@@ -84,8 +91,8 @@ def test_sums_of_parts_are_those_of_the_whole() -> None:
     parts = parts + gram_of(rows[70:], targets[70:])
     for name in ("count", "x", "xx", "y", "xy", "yy"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-5)
-    several = [(rows[:70], targets[:70] * 2), (rows[70:], targets[70:] * 2)]
-    for others in ([(rows, targets * 2)], several):
+    several = [Weighted(rows[:70], targets[:70] * 2), Weighted(rows[70:], targets[70:] * 2)]
+    for others in ([Weighted(rows, targets * 2)], several):
         other = whole.with_targets(others)
         np.testing.assert_allclose(other.xy, 2 * whole.xy, rtol=1e-5)
         np.testing.assert_allclose(other.yy, 4 * whole.yy, rtol=1e-5)

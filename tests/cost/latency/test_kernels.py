@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnxprune.cost.latency.kernels import Widths
 from onnxprune.cost.latency.probe import Kernel, kernel_of, time_kernel
 from onnxprune.errors import RuntimeFailure
+from onnxprune.model.inputs import overridable
 
 
 def subject(body: str, weights: dict[str, NDArray[Any]], inputs: str) -> Traced:
@@ -31,9 +32,9 @@ def kernel(body: str, weights: dict[str, tuple[int, ...]], inputs: str, op: str)
 def found(one: Traced, op: str) -> Kernel:
     facts = one.coupling.facts
     node = next(node for node in one.model.graph if node.op_type == op)
-    result = kernel_of(
-        node, facts.first.shapes.__getitem__, facts.constants, one.model.opset_imports
-    )
+    free = overridable(one.model)
+    constants = {name: value for name, value in facts.constants.items() if name not in free}
+    result = kernel_of(node, facts.first.shapes.__getitem__, constants, one.model.opset_imports)
     assert result is not None
     return result
 

@@ -103,6 +103,7 @@ def test_without_compensation_the_divergence_is_that_of_the_cut_model() -> None:
         exclude=["w1", "w4"],
         threads=1,
         measure_latency=False,
+        force=True,
     )
     again = onnxprune.sweep(
         network(),
