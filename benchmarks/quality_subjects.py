@@ -1,4 +1,4 @@
-"""What `quality.py` prunes, and how well a pruned model still does its work."""
+"""What `quality.py` prunes, and the judge of the results."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from quality_feeds import LABELS, batches, calibration, load_arrays
+from quality_metrics import Measure, Outputs, class_maps, classes, detections, embeddings, voices
 
 import onnxprune
 
@@ -28,6 +29,8 @@ class Subject:
         test: .npz file of inputs that no pruner sees, with `labels` where there are any.
         budgets: fractions of the MACs that are to remain.
         goals: budget -> metric -> the value the project aims at.
+        measure: the figures of its task.
+        batch: test samples that are run at a time.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Subject:
     test: Path
     budgets: tuple[float, ...] = (0.75, 0.5)
     goals: Mapping[float, Mapping[str, float]] = field(default_factory=dict)
+    measure: Measure = classes
+    batch: int = 100
 
 
 def cifar(folder: Path, scratch: Path) -> list[Subject]:
@@ -95,8 +100,54 @@ def encoder(cache: Path) -> list[Subject]:
             cache / "minilm_test.npz",
             (0.7, 0.5),
             {0.7: {"cosine": 0.970, "neighbour": 0.76}, 0.5: {"cosine": 0.92, "neighbour": 0.64}},
+            embeddings,
         )
     ]
+
+
+def detector(folder: Path, scratch: Path) -> list[Subject]:
+    """A face detector with 256 calibration and 160 test photographs, all 320 x 240.
+
+    `folder` holds slim-320.onnx, whose batch is one, and the images in fit/ and test/.
+    """
+    for name, images in (("calibration", "fit"), ("test", "test")):
+        photographs = [photograph(path) for path in sorted((folder / images).glob("*.jpg"))]
+        np.savez(scratch / f"faces_{name}.npz", input=np.stack(photographs))
+    return [
+        Subject(
+            "slim-320",
+            folder / "slim-320.onnx",
+            scratch / "faces_calibration.npz",
+            scratch / "faces_test.npz",
+            (0.7, 0.5),
+            {0.7: {"f1": 0.975}, 0.5: {"f1": 0.88}},
+            detections,
+            batch=1,
+        )
+    ]
+
+
+def photograph(path: Path) -> Any:
+    """The network input of an image file, RGB, float32 [3, height, width] from -1 to 1."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"), np.float32)
+    return np.ascontiguousarray(((pixels - 127) / 128).transpose(2, 0, 1))
+
+
+TRAINED: Mapping[str, Measure] = {
+    "segmentation": class_maps,
+    "keywords": classes,
+    "two-rates": voices,
+}
+"""The subjects that `train_subjects.py` makes."""
+
+
+def trained(name: str, cache: Path) -> list[Subject]:
+    """A subject as `train_subjects.py` made it."""
+    files = (cache / f"{name}{end}" for end in (".onnx", "_calibration.npz", "_test.npz"))
+    return [Subject(name, *files, (0.7, 0.5), measure=TRAINED[name])]
 
 
 class DivergenceEvaluator:
@@ -105,22 +156,21 @@ class DivergenceEvaluator:
     def __init__(self, subject: Subject, *, tests: int | None, threads: int) -> None:
         self.subject, self.threads = subject, threads
         with np.load(subject.test) as file:
-            labels = file[LABELS][:tests] if LABELS in file.files else None
-        self.labels: Any = labels
-        self.feeds = batches(load_arrays(subject.test, tests), 100)
+            self.samples = {name: file[name][:tests] for name in file.files}
+        self.labels: Any = self.samples.get(LABELS)
+        self.feeds = batches(load_arrays(subject.test, tests), subject.batch)
         self.wanted = self.outputs(subject.model)
         self.macs = self.count(subject.model)
 
-    def outputs(self, model: Path) -> Any:
-        """The last output of a model for every test sample, float64 [samples, features]."""
+    def outputs(self, model: Path) -> Outputs:
+        """Every output of a model for every test sample, in the order of the test file."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        name = session.get_outputs()[-1].name
-        results = [session.run([name], feed)[0] for _, feed in self.feeds]
-        positions = np.concatenate([part for part, _ in self.feeds])
-        return np.concatenate(results).astype(np.float64)[np.argsort(positions)]
+        results = [session.run(None, feed) for _, feed in self.feeds]
+        order = np.argsort(np.concatenate([part for part, _ in self.feeds]))
+        return tuple(np.concatenate(parts)[order] for parts in zip(*results, strict=True))
 
     def count(self, model: Path) -> int:
         """Multiplications of a model on the first calibration samples."""
@@ -136,51 +186,6 @@ class DivergenceEvaluator:
         """How well a pruned model does, and what it costs."""
         return {"kept": self.count(model) / self.macs} | self.metrics(self.outputs(model))
 
-    def metrics(self, got: Any) -> dict[str, float]:
+    def metrics(self, got: Outputs) -> dict[str, float]:
         """Figures for outputs of the test samples."""
-        if self.labels is None:
-            return embedding_metrics(self.wanted, got)
-        return class_metrics(self.wanted, got, self.labels)
-
-
-def class_metrics(wanted: Any, got: Any, labels: Any) -> dict[str, float]:
-    """Accuracy, agreement with the original, and KL(original || pruned)."""
-    first, second = log_probabilities(wanted), log_probabilities(got)
-    best = got.argmax(1)
-    return {
-        "accuracy": float((best == labels).mean()),
-        "agreement": float((best == wanted.argmax(1)).mean()),
-        "kl": float((np.exp(first) * (first - second)).sum(1).mean()),
-    }
-
-
-def log_probabilities(scores: Any) -> Any:
-    """Of logits, or of probabilities where a model ends in them."""
-    if (scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-4):
-        return np.log(np.maximum(scores, 1e-12))
-    shifted = scores - scores.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-
-
-def embedding_metrics(wanted: Any, got: Any) -> dict[str, float]:
-    """Mean cosine to the original, and how often the nearest other sample is the same one.
-
-    `neighbour`: samples and those they are compared with all embedded by the pruned model;
-    `retrieval`: compared with an index that the original made.
-    """
-    first, second = (
-        vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (wanted, got)
-    )
-    true = nearest(first, first)
-    return {
-        "cosine": float((first * second).sum(1).mean()),
-        "neighbour": float((nearest(second, second) == true).mean()),
-        "retrieval": float((nearest(second, first) == true).mean()),
-    }
-
-
-def nearest(vectors: Any, index: Any) -> Any:
-    """Place in the index of the most similar vector at another place, for unit vectors [n, d]."""
-    similar = vectors @ index.T
-    np.fill_diagonal(similar, -np.inf)
-    return similar.argmax(1)
+        return self.subject.measure(self.wanted, got, self.samples)
