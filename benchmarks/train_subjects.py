@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from made_data import RATES, TEXTURES, WORDS, spoken_words, textured_images, windows
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 from two_rates import OPSET, chosen_by_rate
 
@@ -140,7 +142,7 @@ def train(network: nn.Module, inputs: Any, labels: Any, *, epochs: int, loss: An
 
 
 def exported(network: nn.Module, example: Any, name: str, output: str) -> onnx.ModelProto:
-    """A network as ONNX, dynamic in the batch."""
+    """A network as ONNX, dynamic in the batch, without the paths of this machine."""
     program = torch.onnx.export(
         network.eval(),
         (torch.from_numpy(example),),
@@ -152,8 +154,8 @@ def exported(network: nn.Module, example: Any, name: str, output: str) -> onnx.M
         verbose=False,
     )
     assert program is not None
-    model: onnx.ModelProto = program.model_proto
-    return model
+    cleared = ClearMetadataAndDocStringPass()(program.model).model
+    return ir.to_proto(cleared)
 
 
 def save(folder: Path, name: str, model: onnx.ModelProto, calibration: Any, test: Any) -> None:
