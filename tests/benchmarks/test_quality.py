@@ -167,6 +167,19 @@ def test_a_judge_sees_every_output_in_the_order_of_the_file(tmp_path: Path) -> N
     assert judge.wanted[1].tolist() == (2 * np.arange(5) + rates).tolist()
 
 
+def test_feeds_of_each_rate_are_counted_apart() -> None:
+    from quality_subjects import of_each_rate
+
+    low, high = ({"x": np.zeros(1), "sr": np.array(rate)} for rate in (8000, 16000))
+    feeds = [low, high, low]
+    found = of_each_rate(feeds)
+    assert [len(found[kind]) for kind in ("", "_8000", "_16000")] == [3, 2, 1]
+    assert found["_16000"][0] is high
+    assert (
+        list(of_each_rate({"x": np.zeros(1)})) == list(of_each_rate([{"x": np.zeros(1)}])) == [""]
+    )
+
+
 def test_the_model_of_two_rates_runs_the_network_of_the_rate(tmp_path: Path) -> None:
     import onnx
     import onnxruntime as ort
