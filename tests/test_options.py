@@ -101,7 +101,8 @@ def test_plans_record_every_option() -> None:
 
 def test_apply_keeps_the_loss_of_the_plan() -> None:
     samples = {"x": images(48, 8)}
-    made = onnxprune.prune(mlp(), calibration=samples, criterion="taylor", loss="mse", threads=1)
+    options = {"criterion": "taylor", "loss": "mse", "threads": 1, "force": True}
+    made = onnxprune.prune(mlp(), calibration=samples, **options)
     assert made.plan.options["loss"] == "mse"
     again = onnxprune.apply(mlp(), made.plan, calibration=samples, threads=1)
     assert again.plan.options == made.plan.options

@@ -24,7 +24,7 @@ class OutputSensitivity:
         columns: by the same name, how much an error in each position along those axes counts:
             float64, shaped like the output with extent 1 along all other axes; the increase of the
             divergence for each unit of mean squared error.
-        blocked: by name, why there is nothing.
+        blocked: by name, why there is nothing although the answers may react to it.
     """
 
     rows: Mapping[str, Sequence[NDArray[np.float32]]] = field(default_factory=dict)

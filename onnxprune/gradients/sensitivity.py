@@ -6,11 +6,15 @@ the answers. Of F the diagonal is taken, place by place and channel by channel::
 
     s = E[g^2]        g = dL/dy
 
-with L the loss of an answer drawn from what the model itself states: a class from its probabilities
-at temperature 2, a quantity from a normal distribution around it; each row of the outputs with the
-weight it has in the divergence. Answers are drawn for every row apart, so that squares of sums over
-rows average to sums of squares. Source: Martens 2020 (natural gradient and Gauss-Newton), 9;
-Nagel et al. 2020 and Li et al. 2021 (BRECQ) for weighting layer errors by it.
+with L the loss of an answer that the model itself states: a class with its probability at
+temperature 2, a quantity from a distribution around it; each row of the outputs with the weight it
+has in the divergence. Answers are not drawn, as of those that are nearly certain a few would
+decide; signs are, for every row apart, which gives the same mean square::
+
+    g = B r,  r = +-1        B B' = F of the outputs: diag(p) - p p' for class scores
+
+Source: Martens 2020 (natural gradient and Gauss-Newton), 9; Hutchinson 1990 for signs; Nagel et al.
+2020 and Li et al. 2021 (BRECQ) for weighting layer errors by it.
 """
 
 from __future__ import annotations
@@ -28,12 +32,13 @@ from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.calibration.sensitivity import OutputSensitivity
 from onnxprune.errors import InputError, RuntimeFailure
 from onnxprune.gradients.differentiated import Squared, differentiate_tensors
+from onnxprune.gradients.losses import heads_of
 from onnxprune.model.execution import Execution
 from onnxprune.model.inputs import input_specs
-from onnxprune.model.outputs import output_producer
 from onnxprune.verification.divergence import (
     AS_QUANTITIES,
     TEMPERATURE,
+    box_units,
     distribution_spread,
     variance,
 )
@@ -57,17 +62,20 @@ def measure_sensitivity(
         model: the original; unchanged.
         layers: by name of a layer's output, the axes of its channels.
         feeds: batches; results are for these, in this order.
-        context: runtime, seed of the answers that are drawn, progress callback.
+        context: runtime, seed of the signs that are drawn, progress callback.
 
     Returns:
-        what is known; of layers that gradients do not get to, the reason.
+        what is known; of layers that gradients do not get to, the reason. Nothing is raised where
+        there are no gradients at all: then every layer has a reason. Layers that no answer depends
+        on are in neither.
     """
     outputs = Execution(model, context.runtime, arena=False).run_all(feeds)
-    seeds = _Seeds(model, outputs, np.random.default_rng(context.seed))
+    rng = np.random.default_rng(context.seed)
+    seeds = _Seeds(model, outputs, rng)
     try:
-        made = differentiate_tensors(
-            model, seeds.tensors, layers, feeds[0], context.runtime, np.random.default_rng(0)
-        )
+        made = differentiate_tensors(model, seeds.tensors, layers, feeds[0], context.runtime, rng)
+        if not made.rows:
+            return OutputSensitivity(blocked=made.blocked)
         backwards = _Backwards(model, made, feeds[0], context)
         sums = _Sums()
         pairs = zip(feeds, outputs, strict=True)
@@ -77,9 +85,7 @@ def measure_sensitivity(
             backwards.run(feed, seeds.of(number, given), sums)
     except (InputError, RuntimeFailure) as error:
         return OutputSensitivity(blocked=dict.fromkeys(layers, str(error)))
-    unreached = "no output depends on it"
-    blocked = {name: made.blocked.get(name, unreached) for name in layers.keys() - made.rows.keys()}
-    return sums.finished(blocked)
+    return sums.finished(made.blocked)
 
 
 class _Sums:
@@ -105,9 +111,9 @@ class _Sums:
             total = sum(float(part.sum(dtype=np.float64)) for part in known)
             if len(known) < len(parts):
                 reasons[name] = "its rows cannot be told apart by sample"
-            elif not math.isfinite(total) or total <= 0:
-                reasons[name] = "the answers do not react to it"
-            else:
+            elif not math.isfinite(total):
+                reasons[name] = "its gradients are not finite"
+            elif total > 0:
                 mean = total / count
                 rows[name] = [(part / mean).astype(np.float32) for part in known]
                 columns[name] = self.columns[name] / max(self.samples, 1)
@@ -165,12 +171,12 @@ def _rows(arrays: Mapping[str, NDArray[Any]], start: int, stop: int) -> dict[str
 
 
 class _Seeds:
-    """Gradients of drawn answers with respect to the outputs.
+    """Gradients with respect to the outputs, with random signs.
 
     Args:
         model: the original.
         outputs: of all batches.
-        rng: draws answers.
+        rng: draws signs.
 
     Attributes:
         tensors: what gradients are given for.
@@ -184,18 +190,17 @@ class _Seeds:
         self._weights = row_weights(self._measures, outputs)
         self._scales: dict[str, float] = {}
         self._spreads: dict[str, float] = {}
-        producers = {value.name: output_producer(value) for value in model.graph.outputs}
+        tensors = {head.output: head.tensor for head in heads_of(model, None)}
         self._tensor: dict[str, str] = {}
         for name, measure in self._measures.items():
             weights = np.concatenate(self._weights[name])
             arrays = [batch[name] for batch in outputs]
-            self._scales[name] = variance(measure, arrays, weights)
+            if measure.boxes is None:
+                self._scales[name] = variance(measure, arrays, weights)
             if measure.kind is not OutputKind.QUANTITIES:
                 self._spreads[name] = distribution_spread(measure, arrays, weights)
-            producer = producers[name]
-            read = producer.inputs[0] if producer is not None and producer.inputs else None
-            direct = producer is not None and producer.op_type in ("Softmax", "LogSoftmax")
-            self._tensor[name] = (read.name or "") if direct and read is not None else name
+            decides = measure.kind is OutputKind.SCORES
+            self._tensor[name] = tensors.get(name, name) if decides else name
         self.tensors = list(self._tensor.values())
 
     def of(
@@ -206,12 +211,12 @@ class _Seeds:
         samples = sum(len(batch) for batch in self._weights[next(iter(self._weights))])
         for name, measure in self._measures.items():
             weights = self._weights[name][number] * samples / len(self._measures)
-            seed = self._drawn(measure, outputs[name], np.sqrt(weights))
+            seed = self._signed(measure, outputs[name], np.sqrt(weights))
             tensor = self._tensor[name]
             seeds[tensor] = seeds[tensor] + seed if tensor in seeds else seed
         return seeds
 
-    def _drawn(
+    def _signed(
         self, measure: OutputMeasure, array: NDArray[Any], weights: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         result = np.zeros(array.shape)
@@ -225,8 +230,10 @@ class _Seeds:
             result += (self._of_probabilities(array) * deciding).reshape(array.shape)
         if measure.kind is OutputKind.QUANTITIES or measure.unsure:
             share = AS_QUANTITIES if measure.unsure else 1.0
-            rows = self._rng.standard_normal(measure.plain_rows(array).shape)
-            rows *= weights[:, None] * math.sqrt(2 * share / self._scales[measure.name])
+            boxes = measure.boxes is not None
+            scales = box_units(measure, array) if boxes else self._scales[measure.name]
+            rows = self._signs(measure.plain_rows(array).shape)
+            rows *= weights[:, None] * np.sqrt(2 * share / scales)
             shaped = rows.reshape(array.shape) if array.ndim < 2 else None
             result += measure.layout.from_rows(rows, array.shape) if shaped is None else shaped
         return result
@@ -237,13 +244,15 @@ class _Seeds:
         rows = np.where(masked, -np.inf, scores) / TEMPERATURE
         raised = np.exp(rows - rows.max(axis=1, keepdims=True))
         probability = raised / raised.sum(axis=1, keepdims=True)
-        drawn = (probability.cumsum(axis=1) < self._rng.random((len(rows), 1))).sum(axis=1)
-        probability[np.arange(len(rows)), np.minimum(drawn, rows.shape[1] - 1)] -= 1
-        return np.asarray(probability / TEMPERATURE)
+        signed = np.sqrt(probability) * self._signs(probability.shape)
+        return np.asarray((signed - probability * signed.sum(axis=1, keepdims=True)) / TEMPERATURE)
 
     def _of_probabilities(self, array: NDArray[Any]) -> NDArray[np.float64]:
         """Gradients with respect to probabilities of single decisions, [entries]."""
         values = np.clip(array.astype(np.float64).reshape(-1), _SMALLEST, 1 - _SMALLEST)
         raised = 1 / (1 + ((1 - values) / values) ** (1 / TEMPERATURE))
-        drawn = self._rng.random(len(values)) < raised
-        return np.asarray((raised - drawn) / TEMPERATURE / (values * (1 - values)))
+        spread = np.sqrt(raised * (1 - raised)) * self._signs(values.shape)
+        return np.asarray(spread / TEMPERATURE / (values * (1 - values)))
+
+    def _signs(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        return np.asarray(self._rng.choice((-1.0, 1.0), shape))

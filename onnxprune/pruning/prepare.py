@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxprune.calibration.context import RunContext
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.latency.table import LatencyTable, group_multiples
 from onnxprune.coupling.analysis import Analysis, tap_of
 from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.coupling.groups import Group
-from onnxprune.errors import InputError
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import GroupGradients, mask_gradients
 from onnxprune.importance.criterion import RankingInputs
@@ -22,6 +24,9 @@ from onnxprune.options import LATENCY
 from onnxprune.progress import during
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.workspace import Workspace
+
+INFORMATION = "information"
+"""Name of the allocation by Fisher information along removal orders of error curves."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +132,36 @@ def rank_groups(
     return method.criterion.rank(inputs, groups)
 
 
+def information(
+    workspace: Workspace, groups: Sequence[Group], method: Method, context: RunContext
+) -> Mapping[str, MaskGradients]:
+    """Gradients that allocations by Fisher information are made from, by group name.
+
+    Args:
+        workspace: the model.
+        groups: those that may be cut.
+        method: there are such allocations only where its criterion has error curves, its
+            compensation re-fits layers and its allocation is chosen among several.
+        context: runtime, seed and progress callback.
+
+    Returns:
+        those of the groups that gradients get to.
+
+    Raises:
+        InputError: where they get to none.
+    """
+    tried = method.criterion.measures_curves and method.compensation.refits_layers
+    if not tried or method.options.allocation != "auto":
+        return {}
+    # answers are drawn from what the model states: labels may be for the metric alone
+    other = replace(method, criterion=Fisher(), options=replace(method.options, loss=None))
+    return loss_gradients(workspace, groups, other, replace(context, labels=None)).gradients
+
+
 def rank_by_fisher(
     workspace: Workspace,
     groups: Sequence[Group],
-    target: Mapping[str, float],
+    gradients: Mapping[str, MaskGradients],
     method: Method,
     context: RunContext,
 ) -> list[RankedGroup]:
@@ -139,24 +170,47 @@ def rank_by_fisher(
     Args:
         workspace: the model.
         groups: those to rank.
-        target: kind -> fraction to remain.
-        method: nothing is ranked unless its criterion has error curves, its compensation re-fits
-            layers and its allocation is chosen among several.
+        gradients: from `information`; groups without any are left out.
+        method: of the run.
         context: runtime, seed and progress callback.
+    """
+    known = [group for group in groups if group.name in gradients]
+    return rank_groups(
+        workspace, known, gradients, {}, replace(method, criterion=Fisher()), context
+    )
+
+
+def by_information(
+    ranked: Sequence[RankedGroup], gradients: Mapping[str, MaskGradients]
+) -> list[RankedGroup]:
+    """The same orders of removal with curves of what the answers lose instead of the readers.
+
+        information(k) = sum of E[g_j^2] / 2 over the units j that the first k steps remove
+
+    The order says which units others can make up for, the information how much a group as a whole
+    matters. `towards information` is the geometric mean with the error of the readers after they
+    were re-fitted, in units of the divergence where these are known.
+
+    Args:
+        ranked: groups with error curves.
+        gradients: from `information`.
 
     Returns:
-        the groups that gradients get to; none where they get to none.
+        nothing where gradients do not get to all groups, so that groups cannot be compared.
     """
-    tried = method.criterion.measures_curves and method.compensation.refits_layers
-    if not tried or method.options.allocation != "auto" or "channels" in target:
+    known = all(entry.curves and entry.group.name in gradients for entry in ranked)
+    if not known:
         return []
-    other = replace(method, criterion=Fisher())
-    try:
-        gradients = loss_gradients(workspace, groups, other, context)
-    except InputError:
-        return []
-    reached = [group for group in groups if group.name in gradients.gradients]
-    return rank_groups(workspace, reached, gradients.gradients, target, other, context)
+    return [_informed(entry, gradients[entry.group.name].mean_square / 2) for entry in ranked]
+
+
+def _informed(entry: RankedGroup, scores: NDArray[np.float64]) -> RankedGroup:
+    units = dict(zip(entry.group.units.tolist(), scores.tolist(), strict=True))
+    lost = np.cumsum([sum(units.get(unit, 0.0) for unit in step.units) for step in entry.steps])
+    error = entry.curves.get("loss", entry.curves["raw"])
+    curves = {INFORMATION: lost, f"towards {INFORMATION}": np.sqrt(lost * error)}
+    parts = tuple(_informed(part, scores) for part in entry.parts)
+    return replace(entry, curves=curves, parts=parts)
 
 
 def removal_goal(target: Mapping[str, float]) -> float | None:

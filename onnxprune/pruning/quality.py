@@ -14,7 +14,13 @@ import onnx_ir as ir
 
 from onnxprune.calibration.labels import Labels, class_labels, read_labels, target_labels
 from onnxprune.calibration.streams import Samples, divide
-from onnxprune.errors import CollapseError, InputError, NothingPrunable, TargetUnreachable
+from onnxprune.errors import (
+    CollapseError,
+    InputError,
+    NothingPrunable,
+    TargetUnreachable,
+    VerificationError,
+)
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import PruneOptions, target_text
 from onnxprune.pruning.run import PrunedModel, PruneRun
@@ -67,7 +73,10 @@ _GUARD_EVERY = 16
 """One sample in so many is held out for the check that answers still follow the original's."""
 
 _GUARD_LEAST = 128
-"""Samples from which on any are held out for that; with fewer there is only a warning."""
+"""Samples from which on any are held out for that; of fewer those that were fitted are compared."""
+
+_GUARD_FEWEST = 32
+"""Samples below which there is only a warning: answers on so few differ by chance."""
 
 _GUARD_BATCHES = 16
 
@@ -86,12 +95,13 @@ def divided_samples(
         return None, None
     if options.max_drop is not None:
         return divide(samples)
-    return divide(samples, _GUARD_EVERY) if are_enough(samples) else (samples, None)
+    many = samples.count is not None and samples.count >= _GUARD_LEAST
+    return divide(samples, _GUARD_EVERY) if many else (samples, None)
 
 
-def are_enough(samples: Samples) -> bool:
-    """Whether there are so many samples that a result may be refused for its answers on some."""
-    return samples.count is not None and samples.count >= _GUARD_LEAST
+def are_enough(samples: Samples | None) -> bool:
+    """Whether there are so many samples that a result may be refused for its answers on them."""
+    return samples is not None and samples.count is not None and samples.count >= _GUARD_FEWEST
 
 
 def required_to_follow(
@@ -102,8 +112,8 @@ def required_to_follow(
     Args:
         run: what the result is of.
         pruned: the result.
-        held_out: samples that were not fitted; None where there are too few to refuse a result,
-            and those that were fitted can only be warned of.
+        held_out: samples that were not fitted; None where there are too few, so that those are
+            compared that were fitted.
 
     Returns:
         a warning where the result is handed out all the same.
@@ -111,12 +121,13 @@ def required_to_follow(
     Raises:
         CollapseError: when an output does not follow; names a target that holds.
     """
-    text = _collapse(run, pruned, run.context.samples if held_out is None else held_out)
+    samples = run.context.samples if held_out is None else held_out
+    text = _collapse(run, pruned, samples)
     if not text:
         return ()
-    if run.context.force or held_out is None:
+    if run.context.force or not (held_out is not None or are_enough(samples)):
         return (f"the answers no longer follow the original's: {text}",)
-    best = _holding(run, pruned.target, held_out)
+    best = _holding(run, pruned.target, samples)
     found = (
         f"{target_text(best)} was found to hold"
         if best
@@ -154,7 +165,7 @@ def _holding(
         milder = {kind: round(1 - part * (1 - share), 4) for kind, share in target.items()}
         try:
             holds = not _collapse(run, run.at(milder), samples)
-        except NothingPrunable:
+        except (NothingPrunable, VerificationError):
             holds = False
         best, low, high = (milder, middle, high) if holds else (best, low, middle)
     return best

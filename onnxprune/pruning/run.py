@@ -15,12 +15,14 @@ from typing import Any
 from onnxprune.allocation.secant import TOLERANCE, Excess, Secant, solve_for_target
 from onnxprune.calibration.batches import first_batches, held_out_part
 from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.moments import Calibration
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.cost.memory import stored_parameters
 from onnxprune.coupling.analysis import Analysis, why_nothing
 from onnxprune.coupling.cut import Removal
-from onnxprune.errors import NothingPrunable, TargetUnreachable
+from onnxprune.coupling.group_view import MaskGradients
+from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
 from onnxprune.importance.removal_order import RankedGroup
 from onnxprune.model.runtime import matrix_threads
 from onnxprune.model.save import model_bytes
@@ -30,13 +32,15 @@ from onnxprune.pruning.build import FAILURES, CutModel, build
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.prepare import (
     Costs,
+    by_information,
     costs_of,
+    information,
     loss_gradients,
     rank_by_fisher,
     rank_groups,
     removal_goal,
 )
-from onnxprune.pruning.search import Choice, Search, measured_latency, too_slow
+from onnxprune.pruning.search import Choice, Informed, Search, measured_latency, too_slow
 from onnxprune.pruning.workspace import Workspace, calibrate, needs_samples, rewrite
 from onnxprune.verification.divergence import DivergenceEvaluator
 
@@ -132,11 +136,16 @@ class PruneRun:
         self._whole: Mapping[str, float] | None = base.cost.whole if base is not None else None
         self.cost: CutCost = CutCost(analysis.model.graph, analysis.coupling, whole=self._whole)
         self._gradients = gradients.gradients
-        notes = (_not_reached(gradients.blocked), *self.workspace.notes, self._held())
-        self._note = "; ".join(filter(None, notes))
+        self._notes = [
+            _not_reached(gradients.blocked),
+            *self.workspace.notes,
+            self._held(),
+            _unweighted(self._calibration),
+        ]
         self._costs: dict[bool, Costs] = {}
         self._ranked: dict[tuple[float | None, bool], list[RankedGroup]] = {}
-        self._ranked_by_fisher: dict[tuple[float | None, bool], list[RankedGroup]] = {}
+        self._information: Mapping[str, MaskGradients] | None = None
+        self._informed: dict[bool, Informed] = {}
 
     def _held(self) -> str:
         """How many samples layers are fitted on, where not all fit into memory; else empty."""
@@ -212,6 +221,8 @@ class PruneRun:
         ranked: Sequence[RankedGroup] | None = None,
     ) -> Search:
         """The search for a target, in the whole model or after some steps."""
+        whole = workspace is None or workspace is self.workspace
+        informed = self._by_gradients(target) if whole else Informed()
         return Search(
             workspace or self.workspace,
             self.ranked(target) if ranked is None else ranked,
@@ -219,16 +230,33 @@ class PruneRun:
             self.method,
             self.context,
             target,
-            fisher=self._fisher(target) if workspace is None else (),
+            informed,
         )
 
-    def _fisher(self, target: Mapping[str, float]) -> list[RankedGroup]:
-        """The groups ranked by Fisher information, where allocations are tried; empty for none."""
-        key = removal_goal(target), LATENCY in target
-        if key not in self._ranked_by_fisher:
-            entries = rank_by_fisher(self.workspace, self.groups, target, self.method, self.context)
-            self._ranked_by_fisher[key] = self._bundled(entries, target)
-        return self._ranked_by_fisher[key]
+    def _by_gradients(self, target: Mapping[str, float]) -> Informed:
+        """Rankings by Fisher information, where allocations are tried; none without gradients."""
+        if "channels" in target:
+            return Informed()
+        known = self._known_information()
+        if not known:
+            return Informed()
+        timed = LATENCY in target
+        if timed not in self._informed:
+            fisher = rank_by_fisher(self.workspace, self.groups, known, self.method, self.context)
+            curves = by_information(self.ranked(target), known)
+            self._informed[timed] = Informed(self._bundled(fisher, target), curves)
+        return self._informed[timed]
+
+    def _known_information(self) -> Mapping[str, MaskGradients]:
+        if self._information is None:
+            self._information = {}
+            try:
+                self._information = information(
+                    self.workspace, self.groups, self.method, self.context
+                )
+            except InputError as error:
+                self._notes.append(f"no allocation by Fisher information was tried: {error}")
+        return self._information
 
     def _pruned(self, target: Mapping[str, float], depths: Mapping[int, float]) -> PrunedModel:
         search, stages = self._after_steps(target)
@@ -254,7 +282,7 @@ class PruneRun:
             latency,
             tuple(search.ranked),
             depths,
-            self._note,
+            "; ".join(dict.fromkeys(filter(None, self._notes))),
         )
 
     def _with_weaker_compensation(
@@ -462,6 +490,19 @@ def replay(
             workspace = workspace.after_step(compensated, context)
         cut = build(workspace, removal, method, context, replay=True)
     return PrunedModel(cut, original, analysis, method, options.target, stages=tuple(stages))
+
+
+def _unweighted(calibration: Calibration | None) -> str:
+    """What a run says about layers whose errors count alike for lack of gradients."""
+    sensitivity = calibration.sensitivity if calibration is not None else None
+    if sensitivity is None or not sensitivity.blocked:
+        return ""
+    known, reasons = len(sensitivity.rows), sorted(set(sensitivity.blocked.values()))
+    count = f"{len(sensitivity.blocked)} of {known + len(sensitivity.blocked)}" if known else "all"
+    return (
+        f"in {count} layers errors count alike at every place, whatever the answers make of them: "
+        f"{'; '.join(reasons)}"
+    )
 
 
 def _not_reached(blocked: Mapping[str, str]) -> str:

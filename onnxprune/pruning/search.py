@@ -64,10 +64,31 @@ _TRIAL_BATCHES = 16
 _TRIAL_SAMPLES = 64
 _TRIAL_MACS = 1e12
 
+_FINALISTS = 3
+_FINAL = 4
+"""Samples on which the best allocations are compared again, over those of a trial."""
+
 _SHARED = ", shared groups too"
 
 FISHER = "fisher"
 """Name of the allocation by the criterion of that name."""
+
+
+@dataclass(frozen=True)
+class Informed:
+    """Groups ranked by Fisher information; nothing where gradients do not get.
+
+    Attributes:
+        fisher: with removal orders by it.
+        curves: with the removal orders of the run, and curves by it.
+    """
+
+    fisher: Sequence[RankedGroup] = ()
+    curves: Sequence[RankedGroup] = ()
+
+    def names(self) -> Sequence[str]:
+        """Names of the allocations by it."""
+        return FISHER, *(self.curves[0].curves if self.curves else ())
 
 
 @dataclass(frozen=True)
@@ -102,9 +123,8 @@ class Search:
         method: criterion, compensation and options.
         context: how to run models.
         target: kind -> fraction of the original that is to remain.
+        informed: the groups ranked by Fisher information, for a few allocations more.
         dropped: groups that are not cut, with the reason; filled by the search.
-        fisher: the groups with removal orders by that criterion, for one allocation more; empty for
-            none.
     """
 
     workspace: Workspace
@@ -113,8 +133,8 @@ class Search:
     method: Method
     context: RunContext
     target: Mapping[str, float]
+    informed: Informed = field(default_factory=Informed)
     dropped: dict[str, str] = field(default_factory=dict)
-    fisher: Sequence[RankedGroup] = ()
 
     def choose(self) -> Choice:
         """Choose the allocation that diverges least, at the measured latency and file size.
@@ -174,8 +194,9 @@ class Search:
         if scaling != name:
             wider = knapsack_candidates(self._left(), aim, self.cost, scaling)
             return self._with_lossless(Candidate(name, wider[0].removal))
-        if name == FISHER:
-            return self._with_lossless(self._by_fisher(aim)[0])
+        informed = self._by_information(aim, name)
+        if informed:
+            return self._with_lossless(informed[0])
         allocations = self._allocations(aim, scaling)
         named = (candidate for candidate in allocations if candidate.name == name)
         return self._with_lossless(next(named, allocations[0]))
@@ -201,19 +222,33 @@ class Search:
             candidate.name: self.divergence(candidate)
             for candidate in progress(candidates, "trying allocations", len(candidates))
         }
-        best = min(candidates, key=lambda candidate: trials[candidate.name])
-        if best.name != FISHER and len(self._unshared(aim)) < len(self._left()):
+        shares = len(self._unshared(aim)) < len(self._left())
+        local = [entry for entry in candidates if entry.name not in self.informed.names()]
+        if shares and local:
+            best = min(local, key=lambda candidate: trials[candidate.name])
             wider = self.candidate(aim, best.name + _SHARED)
             if wider.removal.units != best.removal.units:
                 trials[wider.name] = self.divergence(wider)
-                best = min((best, wider), key=lambda candidate: trials[candidate.name])
-        return best, trials
+                candidates.append(wider)
+        finalists = sorted(candidates, key=lambda candidate: trials[candidate.name])[:_FINALISTS]
+        more = trial_batches(self.workspace, self.cost, _FINAL)
+        if len(more) > len(trial_batches(self.workspace, self.cost)):
+            work = progress(finalists, "comparing the best", len(finalists))
+            trials |= {candidate.name: self.divergence(candidate, more) for candidate in work}
+        return min(finalists, key=lambda candidate: trials[candidate.name]), trials
 
-    def divergence(self, candidate: Candidate) -> float:
-        """Divergence on held-out samples with little effort; infinite where it cannot be built."""
+    def divergence(self, candidate: Candidate, batches: Sequence[int] | None = None) -> float:
+        """Divergence on held-out samples with little effort; infinite where it cannot be built.
+
+        Args:
+            candidate: the allocation.
+            batches: numbers of those to fit and compare on; None for few.
+        """
         workspace, calibration = self.workspace, self.workspace.calibration
         assert calibration is not None
-        few = calibration.some(trial_batches(workspace, self.cost))
+        if batches is None:
+            batches = trial_batches(workspace, self.cost)
+        few = calibration.some(batches)
         quiet = replace(self.context, progress=silent)
         try:
             trial = self.method.compensation.apply(
@@ -296,16 +331,26 @@ class Search:
             return simple[-1:] if "channels" not in aim else simple[:1]
         if not self.method.compensation.refits_layers:
             return curved[:1]
-        return [*curved[:1], *(self._by_fisher(aim) if scaling is None else []), *curved[1:]]
+        return [*curved[:1], *(self._by_information(aim) if scaling is None else []), *curved[1:]]
 
-    def _by_fisher(self, aim: Mapping[str, float]) -> list[Candidate]:
-        """The allocation by Fisher information; none where it is not known or not enough."""
-        ranked = [entry for entry in self.fisher if entry.group.name not in self.dropped]
+    def _by_information(self, aim: Mapping[str, float], name: str | None = None) -> list[Candidate]:
+        """Allocations by Fisher information, or that of a name; none where that is not enough.
+
+        It knows what a group matters to the answers, however many layers read it.
+        """
+        left = [entry for entry in self.informed.fisher if entry.group.name not in self.dropped]
+        curves = [entry for entry in self.informed.curves if entry.group.name not in self.dropped]
+        found: list[Candidate] = []
         try:
-            simple = simple_candidates(ranked, aim, self.cost, comparable=True) if ranked else []
+            for scaling in curves[0].curves if curves else ():
+                if name in (None, scaling):
+                    found += knapsack_candidates(curves, aim, self.cost, scaling)
+            if left and name in (None, FISHER):
+                simple = simple_candidates(left, aim, self.cost, comparable=True)
+                found += [Candidate(FISHER, candidate.removal) for candidate in simple[1:]]
         except TargetUnreachable:
-            return []
-        return [Candidate(FISHER, candidate.removal) for candidate in simple[1:]]
+            pass
+        return found
 
     def _affordable_trials(self) -> int:
         """How many trials are worth their time: at least two, fewer for large layers."""
@@ -321,12 +366,13 @@ class Search:
         return max(2, int(_TRIAL_WORK / work))
 
 
-def trial_batches(workspace: Workspace, cost: CostModel) -> list[int]:
+def trial_batches(workspace: Workspace, cost: CostModel, factor: int = 1) -> list[int]:
     """Numbers of the batches that a trial takes: at least two, in turn fitted and held out.
 
     Args:
         workspace: the model and its batches.
         cost: what one sample takes.
+        factor: how many times as many.
     """
     assert workspace.calibration is not None
     feeds = workspace.calibration.feeds
@@ -335,7 +381,7 @@ def trial_batches(workspace: Workspace, cost: CostModel) -> list[int]:
     macs = feed_bytes(feeds[0]) / max(feed_bytes(traced), 1) * cost.whole["macs"]
     most = max(_TRIAL_BATCHES, _TRIAL_SAMPLES // rows)
     count = max(2, min(most, -int(-_TRIAL_MACS // max(2 * macs, 1))))
-    return spread_batches(range(len(feeds)), count)
+    return spread_batches(range(len(feeds)), factor * count)
 
 
 def measured_latency(analysis: Analysis, model: ir.Model, context: RunContext) -> Latency:

@@ -25,7 +25,7 @@ Which outputs hold scores and boxes is found by their shapes and values:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import InputError
 from onnxprune.verification.answers import Answers, Values
+from onnxprune.verification.measures import BoxForm
 
 _LEAST_SCORE = 0.5
 """Score from which something is a detection."""
@@ -297,10 +298,9 @@ def _with_centres(form: _Form, samples: Sequence[Mapping[str, NDArray[Any]]]) ->
             f"score in {form.scores} is {score.max(initial=0):.3g}, {_LEAST_SCORE} is a "
             "detection); give samples with objects"
         )
-    if (sure[:, 2:] > sure[:, :2]).all(axis=1).mean() >= _NEARLY_ALL:
-        return form
-    if (sure[:, 2:] > 0).all(axis=1).mean() >= _NEARLY_ALL:
-        return _Form(form.boxes, form.scores, form.classes, form.moved, form.background, True)
+    found = BoxForm.of(sure)
+    if found is not None:
+        return replace(form, centred=found is BoxForm.CENTRED)
     raise InputError(
         f"the metric map: {form.boxes} holds neither corners nor centres and sizes; boxes that are "
         "offsets from anchors have to be decoded: give a function of (outputs, reference, labels)"

@@ -6,12 +6,13 @@ most frequent answer is far off, however frequent that is, and so is one that gi
 too often.
 
 Every output is measured in units of what a model scores that always gives the same, so that 1 is
-the divergence of that model:
+the divergence of that model, or of boxes nobody can use:
 
 * Class scores are compared as distributions at temperature 2, KL(original || pruned), over the same
   of the mean distribution: at 1 a few samples on which the original is over-confident decide.
   Probabilities are compared the same way, each with its complement.
 * Quantities: squared error over the variance of the original around its mean at each place.
+  Of boxes over that at which two boxes overlap by about half.
 * What a linear layer gives may be scores or quantities; the second then counts a tenth.
 * An output whose shape depends on the values, and came out differently, counts as one variance.
 
@@ -37,6 +38,9 @@ TEMPERATURE = 2.0
 
 AS_QUANTITIES = 0.1
 """Weight of the squared error where an output may be scores."""
+
+_USELESS = 0.2
+"""Error of every coordinate over the extent of a box, at which the two overlap by about half."""
 
 _SMALLEST = 1e-12  # keeps logarithms and quotients finite
 _LEAST_SPREAD = 1e-6  # KL divergence below which distributions do not vary
@@ -83,7 +87,7 @@ def divergences_by_output(
 
 def _untied(measure: OutputMeasure, known: Mapping[str, OutputMeasure]) -> OutputMeasure:
     """A measure that looks at no other output but known ones."""
-    return measure if measure.rows_of in known else replace(measure, rows_of="")
+    return measure if measure.rows_of in known else replace(measure, rows_of="", boxes=None)
 
 
 def _of_output(
@@ -130,6 +134,8 @@ def distribution_spread(
 ) -> float:
     """KL divergence of the mean distribution from those of the rows, at temperature 2, above 0.
 
+    It is the entropy of the mean less the mean entropy.
+
     Args:
         measure: of an output of decisions.
         originals: the original's output, batch by batch.
@@ -139,13 +145,18 @@ def distribution_spread(
         what a model scores that always gives the mean; 1 where rows differ in their classes, or
         nothing varies.
     """
-    rows = [_compared(measure, array) for array in originals]
-    if len({each.shape[1] for each in rows}) > 1:
-        return 1.0
-    logs = _distribution(np.concatenate(rows))
-    shares = np.exp(logs)
-    mean = np.log(np.maximum(weights @ shares, _SMALLEST))
-    spread = float(weights @ (shares * (np.maximum(logs, np.log(_SMALLEST)) - mean)).sum(axis=1))
+    mean: NDArray[np.float64] | None = None
+    entropy, done = 0.0, 0
+    for array in originals:  # one after the other: those of a language model are large
+        logs = _distribution(_compared(measure, array))
+        shares, part = np.exp(logs), weights[done : done + len(logs)]
+        done += len(logs)
+        if mean is not None and len(mean) != logs.shape[1]:
+            return 1.0
+        mean = part @ shares if mean is None else mean + part @ shares
+        entropy -= float(part @ (shares * logs).sum(axis=1))
+    assert mean is not None
+    spread = -float((mean * np.log(np.maximum(mean, _SMALLEST))).sum()) - entropy
     return spread if spread > _LEAST_SPREAD else 1.0
 
 
@@ -154,7 +165,9 @@ def relative_error(
     arrays: Sequence[tuple[NDArray[Any], NDArray[Any]]],
     weights: NDArray[np.float64],
 ) -> float:
-    """Weighted squared error over the weighted variance around the mean at each place.
+    """Weighted squared error over that of a model that always gives the mean at each place.
+
+    That of boxes is over the error at which they are of no use.
 
     Args:
         measure: of the output.
@@ -165,11 +178,20 @@ def relative_error(
     wanted = joined_rows(measure, originals)
     got = joined_rows(measure, [other for _, other in arrays])
     got = np.where(np.isfinite(wanted), got, 0.0)
-    scale = variance(measure, originals, weights)
     wanted = np.where(np.isfinite(wanted), wanted, 0.0)
+    if measure.boxes is not None:
+        units = np.concatenate([box_units(measure, each) for each in originals])
+        return float(weights @ ((wanted - got) ** 2 / units).sum(axis=1))
+    scale = variance(measure, originals, weights)
     if len(wanted) != len(weights):  # batches differ in their columns, so that entries are rows
         return float(((wanted - got) ** 2).mean() / scale)
     return float(weights @ ((wanted - got) ** 2).sum(axis=1) / scale)
+
+
+def box_units(measure: OutputMeasure, array: NDArray[Any]) -> NDArray[np.float64]:
+    """Squared errors of the coordinates of boxes that add up to 1, float64 [rows, 4]."""
+    extents = measure.extents(array)
+    return np.asarray(extents.shape[1] * (_USELESS * extents) ** 2)
 
 
 def joined_rows(measure: OutputMeasure, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:

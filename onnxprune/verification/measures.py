@@ -11,14 +11,16 @@ one column, or four beside an output of as many rows with other columns: these a
 
 Rows of decisions are balanced over the classes that the original answers: row i counts
 1 / (K n(c_i)), with n(c) rows of class c and K classes, so that each class counts alike however
-rare it is. Quantities whose rows are those of class scores (the boxes of a detector) count with
-these. Source: Brodersen et al. 2010 (balanced accuracy).
+rare it is. Quantities whose rows are those of class scores count with these; of boxes, corners or
+centre and size, only those count that hold an object: rows that the original answers with another
+class than most, or with any probability of a half and more.
+Source: Brodersen et al. 2010 (balanced accuracy).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -37,7 +39,10 @@ from onnxprune.model.outputs import (
 
 _SMALLEST = 1e-12  # of probabilities
 _SUM_ERROR = 1e-2  # of probabilities that are classes', in half precision
+_HALF = 0.5
 _COORDINATES = 4  # of a box
+_NEARLY_ALL = 0.99  # of boxes that have an extent
+_LEAST_EXTENT = 0.01  # of a box, over the mean
 
 
 class OutputKind(Enum):
@@ -46,6 +51,23 @@ class OutputKind(Enum):
     SCORES = "class scores"
     PROBABILITIES = "probabilities"
     QUANTITIES = "quantities"
+
+
+class BoxForm(Enum):
+    """What the four numbers of a box are."""
+
+    CORNERS = "two corners"
+    CENTRED = "centre and size"
+
+    @classmethod
+    def of(cls, boxes: NDArray[Any]) -> BoxForm | None:
+        """Tell it by the values, [boxes, 4]; None for what is neither, such as offsets."""
+        known = boxes[np.isfinite(boxes).all(axis=1)]
+        if not len(known):
+            return None
+        if (known[:, 2:] > known[:, :2]).all(axis=1).mean() >= _NEARLY_ALL:
+            return cls.CORNERS
+        return cls.CENTRED if (known[:, 2:] > 0).all(axis=1).mean() >= _NEARLY_ALL else None
 
 
 @dataclass(frozen=True)
@@ -58,7 +80,8 @@ class OutputMeasure:
         layout: how class scores, or rows, lie in it.
         logs: whether scores are logarithms already; False for probabilities.
         unsure: whether scores may as well be quantities.
-        rows_of: name of the output of class scores whose rows these are; empty for none.
+        rows_of: name of the output of decisions whose rows these are; empty for none.
+        boxes: what the columns are, of boxes beside decisions; None for anything else.
     """
 
     name: str
@@ -67,6 +90,7 @@ class OutputMeasure:
     logs: bool = True
     unsure: bool = False
     rows_of: str = ""
+    boxes: BoxForm | None = None
 
     def rows(self, array: NDArray[Any]) -> NDArray[np.float64]:
         """Logarithms of class scores, or whatever else there is, float64 [rows, columns]."""
@@ -82,13 +106,20 @@ class OutputMeasure:
             return values.reshape(-1, 1)
         return np.asarray(self.layout.rows(values))
 
+    def extents(self, array: NDArray[Any]) -> NDArray[np.float64]:
+        """Width and height of each box, twice, float64 [rows, 4], above 0."""
+        rows = self.plain_rows(array)
+        sizes = rows[:, 2:] - (rows[:, :2] if self.boxes is BoxForm.CORNERS else 0)
+        least = _LEAST_EXTENT * np.abs(sizes).mean(axis=0)
+        return np.tile(np.maximum(sizes, np.maximum(least, _SMALLEST)), 2)
+
     def decisions(self, array: NDArray[Any]) -> NDArray[np.int64] | None:
         """The class of each row, int64 [rows]; None for quantities."""
         if self.kind is OutputKind.QUANTITIES:
             return None
         rows = self.rows(array)
         if self.kind is OutputKind.PROBABILITIES:
-            return (rows[:, 0] >= 0.5).astype(np.int64)
+            return (rows[:, 0] >= _HALF).astype(np.int64)
         return np.asarray(rows.argmax(axis=1), np.int64)
 
 
@@ -116,15 +147,9 @@ def output_measures(
         for value in model.graph.outputs
         if value.name in arrays
     }
-    scores = {
-        shapes[name][:-1]: name
-        for name, measure in measures.items()
-        if measure.kind is OutputKind.SCORES and measure.layout.axis in (-1, len(shapes[name]) - 1)
-    }
     for name, measure in measures.items():
-        leading = shapes[name][:-1]
-        if measure.kind is OutputKind.QUANTITIES and len(leading) > 1 and leading in scores:
-            measures[name] = OutputMeasure(name, measure.kind, rows_of=scores[leading])
+        if measure.kind is OutputKind.QUANTITIES and len(shapes[name]) > 2:
+            measures[name] = _tied(measure, arrays[name], measures, shapes)
     return measures
 
 
@@ -145,6 +170,9 @@ def row_weights(
     """
     weights = {}
     for name, measure in measures.items():
+        if measure.boxes is not None:
+            weights[name] = _object_weights(measures[measure.rows_of], outputs)
+            continue
         counts = [len(measure.plain_rows(batch[name])) for batch in outputs]
         source = measures[measure.rows_of] if measure.rows_of else measure
         decided = [source.decisions(batch[source.name]) for batch in outputs]
@@ -164,6 +192,51 @@ def row_weights(
 def is_float(array: Any) -> bool:
     """Whether this is an array of floating point, of whatever precision."""
     return isinstance(array, np.ndarray) and array.dtype.kind in "fV"
+
+
+def _tied(
+    measure: OutputMeasure,
+    array: NDArray[Any],
+    measures: Mapping[str, OutputMeasure],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> OutputMeasure:
+    """A measure of quantities, tied to the output of decisions that it shares its rows with."""
+    leading = array.shape[:-1]
+    beside = {
+        each.kind: each.name for each in measures.values() if _shares_rows(each, leading, shapes)
+    }
+    boxes = None
+    if array.shape[-1] == _COORDINATES:
+        boxes = BoxForm.of(array.reshape(-1, _COORDINATES).astype(np.float64))
+    kinds = (OutputKind.SCORES, *((OutputKind.PROBABILITIES,) if boxes is not None else ()))
+    rows_of = next((beside[kind] for kind in kinds if kind in beside), "")
+    return replace(measure, rows_of=rows_of, boxes=boxes if rows_of else None)
+
+
+def _shares_rows(
+    decisions: OutputMeasure, leading: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> bool:
+    shape = shapes[decisions.name]
+    last = decisions.layout.axis in (-1, len(shape) - 1)
+    return shape[:-1] == leading and last and decisions.kind is not OutputKind.QUANTITIES
+
+
+def _object_weights(
+    decisions: OutputMeasure, outputs: Sequence[Mapping[str, NDArray[Any]]]
+) -> list[NDArray[np.float64]]:
+    """Weights of boxes: those that hold an object count alike, or all where none does."""
+    batches = [batch[decisions.name] for batch in outputs]
+    if decisions.kind is OutputKind.PROBABILITIES:
+        found = [(each >= _HALF).any(axis=-1).reshape(-1) for each in batches]
+    else:
+        classes = [each.argmax(axis=-1).reshape(-1) for each in batches]
+        counts = np.bincount(np.concatenate(classes))
+        most = int(counts.argmax()) if counts.max() > _HALF * counts.sum() else -1
+        found = [each != most for each in classes]
+    total = sum(int(each.sum()) for each in found)
+    if not total:
+        found, total = [np.ones_like(each) for each in found], sum(len(each) for each in found)
+    return [each / total for each in found]
 
 
 def _others(shapes: Mapping[str, tuple[int, ...]], name: str) -> list[tuple[int, ...]]:

@@ -35,16 +35,9 @@ def kappa(reference: NDArray[Any], decisions: NDArray[Any]) -> float | None:
         1 for equal decisions, 0 for what chance gives, negative below that; None where the
         reference decides the same everywhere, so that nothing can be told.
     """
-    classes, first = np.unique(np.asarray(reference).reshape(-1), return_inverse=True)
-    if len(classes) < 2:
-        return None
-    flat = np.asarray(decisions).reshape(-1)
-    places = np.clip(np.searchsorted(classes, flat), 0, len(classes) - 1)
-    second = np.where(classes[places] == flat, places, len(classes))
-    agreed = float((first == second).mean())
-    shares = [np.bincount(part, minlength=len(classes) + 1) / len(flat) for part in (first, second)]
-    chance = float((shares[0] * shares[1]).sum())
-    return (agreed - chance) / (1 - chance) if chance < 1 else None
+    counts = DecisionCounts()
+    counts.add(np.asarray(reference), np.asarray(decisions))
+    return counts.kappa
 
 
 def r_squared(
@@ -66,16 +59,10 @@ def r_squared(
     wanted, got = np.asarray(reference, np.float64), np.asarray(values, np.float64)
     if not wanted.ndim or len(wanted) < 2:
         return None
-    known = np.isfinite(wanted)
-    if not np.isfinite(got[known]).all():
-        return -np.inf
-    wanted, got = np.where(known, wanted, 0.0), np.where(known, got, 0.0)
-    share = known * (np.ones(1) if weights is None else weights)
-    mean = (share * wanted).sum(axis=0) / np.maximum(share.sum(axis=0), np.finfo(float).tiny)
-    scale = float((share * (wanted - mean) ** 2).sum())
-    if scale <= np.finfo(np.float32).eps ** 2 * float((share * wanted**2).sum()):
-        return None
-    return 1 - float((share * (wanted - got) ** 2).sum()) / scale
+    share = np.broadcast_to(1.0 if weights is None else weights, wanted.shape)
+    variation = Variation()
+    variation.add(*(each.reshape(len(wanted), -1) for each in (wanted, got, share)))
+    return variation.r_squared
 
 
 class DecisionCounts:
@@ -119,36 +106,43 @@ class Variation:
     def __init__(self) -> None:
         self._count = 0
         self._middle: NDArray[np.float64] | None = None
-        self._sum: NDArray[np.float64] | None = None
+        self._weight: Any = 0.0
+        self._sum: Any = 0.0
         self._squares = self._apart = self._size = 0.0
         self._comparable = True
 
-    def add(self, reference: NDArray[np.float64], values: NDArray[np.float64]) -> None:
-        """Take in a batch, float64 [samples, places]."""
-        if self._middle is None or self._sum is None:
+    def add(
+        self,
+        reference: NDArray[np.float64],
+        values: NDArray[np.float64],
+        weights: NDArray[np.float64] | float = 1.0,
+    ) -> None:
+        """Take in a batch, float64 [samples, places], and what counts how much in it."""
+        if self._middle is None:
             self._middle = np.where(np.isfinite(reference[0]), reference[0], 0.0)
-            self._sum = np.zeros(reference.shape[1])
         if reference.shape[1] != len(self._middle):
             self._comparable = False
         if not self._comparable:
             return
         known = np.isfinite(reference)
-        if not np.isfinite(values[known]).all():
-            self._apart = np.inf
+        share = known * weights
         # around the first sample, so that sums of squares keep their digits
         shifted = np.where(known, reference - self._middle, 0.0)
+        apart = np.where(known, reference - values, 0.0)
         self._count += len(reference)
-        self._sum += shifted.sum(axis=0)
-        self._squares += float((shifted**2).sum())
-        self._size += float((np.where(known, reference, 0.0) ** 2).sum())
-        self._apart += float((np.where(known, reference - values, 0.0) ** 2).sum())
+        self._weight = self._weight + share.sum(axis=0)
+        self._sum = self._sum + (share * shifted).sum(axis=0)
+        self._squares += float((share * shifted**2).sum())
+        self._size += float((share * np.where(known, reference, 0.0) ** 2).sum())
+        self._apart += float((share * apart**2).sum()) if np.isfinite(apart).all() else np.inf
 
     @property
     def r_squared(self) -> float | None:
         """See `r_squared`."""
-        if self._sum is None or self._count < 2 or not self._comparable:
+        if self._count < 2 or not self._comparable:
             return None
-        spread = self._squares - float((self._sum**2).sum()) / self._count
+        around = self._sum**2 / np.maximum(self._weight, np.finfo(float).tiny)
+        spread = self._squares - float(around.sum())
         if spread <= np.finfo(np.float32).eps ** 2 * self._size:
             return None
         return 1 - self._apart / spread

@@ -120,7 +120,8 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 def test_a_state_and_a_rate(run, voice_model, tmp_path, form, options):
     source = form(tmp_path, [voice(4, seed) for seed in range(8)])
-    outcome = run(*("prune", voice_model, tmp_path / "out.onnx", "--calibration", source, *options))
+    given = ("--calibration", source, *options, "--force")
+    outcome = run("prune", voice_model, tmp_path / "out.onnx", *given)
     assert (outcome.code, outcome.err) == (0, "")
     assert run("verify", voice_model, tmp_path / "out.onnx", "--calibration", source).code == 0
 

@@ -42,6 +42,7 @@ def pruned(
         "measure_latency": False,
         "lossless": False,
         "threads": 1,
+        "force": True,  # a random network may come to nothing
     }
     return onnxprune.prune(proto, **given | options)
 

@@ -71,6 +71,7 @@ def pruned(proto: onnx.ModelProto, compensate: str) -> onnx.ModelProto:
         calibration=[{"x": batch} for batch in FEEDS],
         compensate=compensate,
         measure_latency=False,
+        force=True,
     )
     assert isinstance(result.model, onnx.ModelProto)
     assert result.plan.groups

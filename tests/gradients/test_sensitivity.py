@@ -95,22 +95,49 @@ def test_parts_of_a_batch_give_the_same_rows(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_layers_that_gradients_do_not_get_to_say_why() -> None:
     cut = model(
-        "h = MatMul(x, a) i = Det(m) z = MatMul(h, b) y = Neg(z)", "float[N, 6] x, float[N, 2, 2] m"
+        "h = MatMul(x, a) k = Neg(m) i = Det(k) z = MatMul(h, b) y = Neg(z)",
+        "float[N, 6] x, float[N, 2, 2] m",
+        "float[N, 3] y, float[N] i",
     )
     known = measure_sensitivity(
         cut,
-        {"h": (1,), "m": (2,)},
+        {"h": (1,), "k": (2,)},
         [{"x": BATCHES[0]["x"], "m": RNG.standard_normal((64, 2, 2)).astype(np.float32)}] * 2,
         CONTEXT,
     )
     assert "h" in known.rows
-    assert "m" in known.blocked
+    assert "k" in known.blocked
     stuck = model(
         "h = MatMul(x, a) i = MatMul(h, b) y = ArgMax<axis = 1>(i)", outputs="int64[N, 1] y"
     )
     known = measure_sensitivity(stuck, {"h": (1,)}, BATCHES, CONTEXT)
     assert not known.rows
     assert "h" in known.blocked
+
+
+def test_a_layer_that_no_answer_depends_on_needs_no_reason() -> None:
+    spare = model("h = MatMul(x, a) unread = Sin(h) z = MatMul(x, a) y = Neg(z)")
+    known = measure_sensitivity(spare, {"h": (1,)}, BATCHES, CONTEXT)
+    assert not known.rows
+    assert not known.blocked
+
+
+def test_scores_of_branches_are_probabilities_outside_them() -> None:
+    branches = model(
+        """
+        h = MatMul(x, a)
+        z = MatMul(h, b)
+        n = ReduceSum <keepdims = 0> (x)
+        zero = Constant <value_float = 0.0> ()
+        positive = Greater(n, zero)
+        y = If (positive) <
+            then_branch = then () => (float[N, 3] p) { p = Softmax(z) },
+            else_branch = other () => (float[N, 3] q) { d = Add(z, z) q = Softmax(d) }
+        >
+        """
+    )
+    known = measure_sensitivity(branches, {"h": (1,)}, BATCHES, CONTEXT)
+    assert "h" in known.rows or "h" in known.blocked
 
 
 def test_the_same_seed_gives_the_same() -> None:

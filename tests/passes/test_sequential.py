@@ -26,7 +26,7 @@ SIZES = {"a": (6, 8), "c": (8,), "b1": (8, 4), "b2": (4, 8), "d": (8, 3), "e": (
     [
         ("remove-lossless", {}),
         ("merge-duplicates", {}),
-        ("prune", {"target": {"macs": 0.8}}),
+        ("prune", {"target": {"macs": 0.8}, "force": True}),
         ("keep-classes", {"keep": [0, 2]}),
         ("remove-blocks", {"count": 1}),
         ("sparsify-weights", {}),

@@ -56,6 +56,7 @@ def test_pruned_as_the_file_without(name: str, compensate: str, criterion: str) 
             criterion=criterion,
             measure_latency=False,
             threads=1,
+            force=True,
         )
         for model in (proto, listed(proto))
     )

@@ -114,6 +114,7 @@ def barely(dead: int) -> onnxprune.PruneResult:
         round_to=5,
         threads=1,
         measure_latency=False,
+        force=True,
     )
 
 
@@ -167,6 +168,7 @@ def test_every_axis_that_is_cut_keeps_a_multiple(
             round_to=multiple,
             threads=1,
             measure_latency=False,
+            force=True,
             **method,
         )
     except (NothingPrunable, VerificationError) as error:

@@ -158,20 +158,20 @@ def test_a_target_is_made_up_for_by_the_groups_that_are_left() -> None:
 @pytest.mark.parametrize(
     ("options", "left"),
     [
-        ({"include": ["w1"]}, {"w1[0]"}),
-        ({"include": ["w?"]}, {"w1[0]"}),
-        ({"include": ["z"]}, {"v1[0]"}),
-        ({"include": ["w1", "v2"]}, {"w1[0]", "v1[0]"}),
-        ({"exclude": ["w2"]}, {"v1[0]"}),
-        ({"exclude": ["z"]}, {"w1[0]"}),
-        ({"include": ["*"], "exclude": ["v*"]}, {"w1[0]"}),
+        ({"include": ["w1"]}, ["w1[0]"]),
+        ({"include": ["w?"]}, ["w1[0]"]),
+        ({"include": ["z"]}, ["v1[0]"]),
+        ({"include": ["w1", "v2"]}, ["v1[0]", "w1[0]"]),
+        ({"exclude": ["w2"]}, ["v1[0]"]),
+        ({"exclude": ["z"]}, ["w1[0]"]),
+        ({"include": ["*"], "exclude": ["v*"]}, ["w1[0]"]),
     ],
     ids=str,
 )
 def test_patterns_name_tensors_or_the_nodes_that_read_them(
-    options: dict[str, Any], left: set[str]
+    options: dict[str, Any], left: list[str]
 ) -> None:
-    assert prune(branches(), **options).report.widths.keys() == left
+    assert sorted(prune(branches(), **options).report.widths) == left
 
 
 def test_a_node_may_be_named_by_its_own_name() -> None:

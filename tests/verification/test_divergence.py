@@ -234,21 +234,52 @@ def test_a_model_that_always_says_background_is_far_off() -> None:
     assert off > 100 * near
 
 
-def test_boxes_count_where_their_scores_do() -> None:
-    """Boxes [N, anchors, 4] of a linear layer are no classes, and go with the rows of scores."""
-    text = """<ir_version: 8, opset_import: ["": 17]>
-        g (float[N, 50, 2] x, float[N, 50, 4] z) => (float[N, 50, 2] y, float[N, 50, 4] b) {
-            y = Softmax(x) b = MatMul(z, w) }"""
-    model = load(parse(text, {"w": np.eye(4, dtype=np.float32)})).model
-    rng = np.random.default_rng(0)
-    face = np.arange(50) < 2
-    scores = np.broadcast_to(np.where(face[:, None], [0.001, 0.999], [0.999, 0.001]), (3, 50, 2))
-    boxes = rng.random((3, 50, 4))
-    moved = [np.where(where[:, None], boxes + 0.1, boxes) for where in (face, ~face)]
+FACE = np.arange(50) < 2
+"""Anchors of a detector that hold an object."""
+
+PRESENT = np.where(FACE[:, None], [0.001, 0.999], [0.999, 0.001])
+
+
+def detector(scores: str = "Softmax", columns: int = 2) -> ir.Model:
+    """Boxes [N, anchors, 4] of a linear layer beside scores."""
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 50, {columns}] x, float[N, 50, 4] z)
+        => (float[N, 50, {columns}] y, float[N, 50, 4] b) {{
+            y = {scores}(x) b = MatMul(z, w) }}"""
+    return load(parse(text, {"w": np.eye(4, dtype=np.float32)})).model
+
+
+def test_offsets_count_where_their_scores_do() -> None:
+    """They are no classes, and go with the rows of scores."""
+    scores = np.broadcast_to(PRESENT, (3, 50, 2))
+    offsets = np.random.default_rng(0).standard_normal((3, 50, 4))
+    moved = [np.where(where[:, None], offsets + 0.1, offsets) for where in (FACE, ~FACE)]
     of_faces, of_background = (
-        divergence(model, [({"y": scores, "b": boxes}, {"y": scores, "b": each})]) for each in moved
+        divergence(detector(), [({"y": scores, "b": offsets}, {"y": scores, "b": each})])
+        for each in moved
     )
     assert of_faces == pytest.approx(of_background, rel=0.3)
+
+
+@pytest.mark.parametrize("centred", [False, True], ids=["corners", "centre and size"])
+@pytest.mark.parametrize("op", ["Softmax", "Sigmoid"])
+def test_boxes_count_where_there_is_an_object_by_their_size(op: str, centred: bool) -> None:
+    scores = np.stack(3 * [PRESENT if op == "Softmax" else PRESENT[:, 1:]])
+    rng = np.random.default_rng(0)
+    places, sizes = rng.random((3, 50, 2)), 0.1 + rng.random((3, 50, 2))
+    places = places + 2 * sizes.max() * centred
+    boxes = np.concatenate([places, sizes if centred else places + sizes], axis=-1)
+    error = 0.2 * np.concatenate([sizes, sizes], axis=-1)
+
+    def of(where: Any) -> float:
+        moved = np.where(where[:, None], boxes + error, boxes)
+        return divergence(
+            detector(op, scores.shape[-1]), [({"y": scores, "b": boxes}, {"y": scores, "b": moved})]
+        )
+
+    assert of(~FACE) == 0
+    # a fifth of width and height; the scores do not differ, and half of the outputs are boxes
+    assert of(FACE) == pytest.approx(1 / 2)
 
 
 def test_the_mean_at_each_place_scores_one() -> None:

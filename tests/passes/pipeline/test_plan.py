@@ -22,7 +22,9 @@ QUICK: dict[str, Any] = {"threads": 1, "measure_latency": False}
 
 
 def ran(*passes: Any, x: Any = X, **options: Any) -> onnxprune.PipelineResult:
-    return onnxprune.run_pipeline(mlp(), list(passes), calibration={"x": x}, **QUICK, **options)
+    return onnxprune.run_pipeline(
+        mlp(), list(passes), calibration={"x": x}, force=True, **QUICK, **options
+    )
 
 
 def written(folder: Path, result: onnxprune.PipelineResult) -> Path:

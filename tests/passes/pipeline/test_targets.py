@@ -22,7 +22,7 @@ X = images(48, 8)
 
 def ran(*passes: Any) -> onnxprune.PipelineResult:
     return onnxprune.run_pipeline(
-        mlp(), list(passes), calibration={"x": X}, threads=1, measure_latency=False
+        mlp(), list(passes), calibration={"x": X}, threads=1, measure_latency=False, force=True
     )
 
 
