@@ -33,8 +33,9 @@ venv: $(VENV)/.installed-dev
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
+# A process for each core, and one thread for each process; files stay whole for their fixtures.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # Chromium comes from Debian where that is possible; without one the tests are skipped and say so.
 browser-test: $(VENV)/.installed-dev

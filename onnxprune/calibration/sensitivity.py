@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LARGEST = 10.0
-"""Sensitivity, over the average, from which on a row counts no more: answers are drawn but once, so
-that a few rows would decide alone, and all others drift (docs/benchmarks.md, Sensitivity)."""
+"""Sensitivity, over the average, from which on a row counts no more: a few would decide alone, and
+all others drift (docs/benchmarks.md, What weighting buys)."""
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,8 @@ def rank_groups(
 
 def information(
     workspace: Workspace, groups: Sequence[Group], method: Method, context: RunContext
-) -> Mapping[str, MaskGradients]:
-    """Gradients that allocations by Fisher information are made from, by group name.
+) -> GroupGradients:
+    """Gradients that allocations by Fisher information are made from.
 
     Args:
         workspace: the model.
@@ -144,18 +144,15 @@ def information(
             compensation re-fits layers and its allocation is chosen among several.
         context: runtime, seed and progress callback.
 
-    Returns:
-        those of the groups that gradients get to.
-
     Raises:
-        InputError: where they get to none.
+        InputError: where they get to no group.
     """
     tried = method.criterion.measures_curves and method.compensation.refits_layers
     if not tried or method.options.allocation != "auto":
-        return {}
+        return GroupGradients({}, {})
     # answers are drawn from what the model states: labels may be for the metric alone
     other = replace(method, criterion=Fisher(), options=replace(method.options, loss=None))
-    return loss_gradients(workspace, groups, other, replace(context, labels=None)).gradients
+    return loss_gradients(workspace, groups, other, replace(context, labels=None))
 
 
 def rank_by_fisher(

@@ -251,9 +251,9 @@ class PruneRun:
         if self._information is None:
             self._information = {}
             try:
-                self._information = information(
-                    self.workspace, self.groups, self.method, self.context
-                )
+                known = information(self.workspace, self.groups, self.method, self.context)
+                self._information = known.gradients
+                self._notes.append(_not_informed(known.blocked))
             except InputError as error:
                 self._notes.append(f"no allocation by Fisher information was tried: {error}")
         return self._information
@@ -490,6 +490,14 @@ def replay(
             workspace = workspace.after_step(compensated, context)
         cut = build(workspace, removal, method, context, replay=True)
     return PrunedModel(cut, original, analysis, method, options.target, stages=tuple(stages))
+
+
+def _not_informed(blocked: Mapping[str, str]) -> str:
+    """What a run says about groups whose Fisher information is not known."""
+    if not blocked:
+        return ""
+    names, reasons = ", ".join(sorted(blocked)), "; ".join(sorted(set(blocked.values())))
+    return f"no allocation by Fisher information cuts {names}: {reasons}"
 
 
 def _unweighted(calibration: Calibration | None) -> str:

@@ -23,7 +23,7 @@ SAMPLES = {"x": RNG.standard_normal((1024, 6)).astype(np.float32)}
 
 def network():
     shapes = {"w1": (6, 24), "w2": (24, 4)}
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(4)
     return parse(NETWORK, {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()})
 
 
@@ -64,7 +64,7 @@ def test_labels_are_for_accuracy_and_for_losses():
     pruning = {"prune": {"target": {"macs": 0.6}, "criterion": "taylor"}}
     result = run([pruning, "remove-lossless"], labels=labels)
     assert [step.quality.measure for step in result.steps] == ["accuracy", "accuracy"]
-    others = run([pruning, "remove-lossless"], labels=labels[::-1].copy())
+    others = run([pruning, "remove-lossless"], labels=np.minimum(labels, 1))
     assert others.plan.steps[0].plan["groups"] != result.plan.steps[0].plan["groups"]
     targets = RNG.random((1024, 4))
     result = run([{"prune": {"criterion": "taylor", "loss": "mse"}}], labels=targets)
@@ -87,7 +87,7 @@ def test_pruning_goes_as_far_as_the_limit_allows():
 
 def test_a_later_pass_gets_a_part_of_the_limit():
     """Alone each stays within it; together they do not, so pruning goes less far."""
-    limit = 12
+    limit = 10
     alone = run([noise(0.1)], metric="agreement").steps[0].quality.drop
     assert 0 < alone < limit
     far = run(["prune"], max_drop=limit, metric="agreement").steps[0]
