@@ -113,11 +113,15 @@ class LossGradient:
         heads: where the loss meets the model.
         loss: the user's function; None where the heads say all.
         rng: draws labels.
+
+    Attributes:
+        tensors: what gradients are given for.
     """
 
     def __init__(
         self, heads: Sequence[Head], loss: str | Callable[..., Any] | None, rng: np.random.Generator
     ) -> None:
+        self.tensors = [head.tensor for head in heads]
         self._heads = heads
         self._function = loss if callable(loss) else None
         self._rng = rng

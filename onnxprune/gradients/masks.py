@@ -29,6 +29,7 @@ from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.coupling.groups import Group, Reading
 from onnxprune.errors import InputError, RuntimeFailure
 from onnxprune.gradients.differentiated import differentiate
+from onnxprune.gradients.divergence import DivergenceGradient
 from onnxprune.gradients.losses import LossGradient, Objective, heads_of
 from onnxprune.model.execution import Execution
 
@@ -55,7 +56,7 @@ def mask_gradients(
     model: ir.Model,
     groups: Sequence[Group],
     samples: Samples,
-    objective: Objective,
+    objective: Objective | DivergenceGradient,
     context: RunContext,
     means: Mapping[Reading, NDArray[np.float64]] | None = None,
 ) -> GroupGradients:
@@ -65,7 +66,7 @@ def mask_gradients(
         model: unchanged.
         groups: whose units are masked; at least one.
         samples: what to run on.
-        objective: loss and labels.
+        objective: loss and labels, or the gradient of the divergence.
         context: runtime, seed of labels that are drawn, progress callback.
         means: what units go to at each reading, shaped like its units; None for zero.
 
@@ -95,6 +96,30 @@ def mask_gradients(
     return GroupGradients(known, passes.blocked)
 
 
+class _Loss:
+    """Gradients with respect to the outputs, of a loss with its labels or of the divergence."""
+
+    def __init__(
+        self, model: ir.Model, objective: Objective | DivergenceGradient, rng: np.random.Generator
+    ) -> None:
+        self._labels = None if isinstance(objective, DivergenceGradient) else objective.labels
+        self._gradient: DivergenceGradient | LossGradient
+        if isinstance(objective, DivergenceGradient):
+            self._gradient = objective
+        else:
+            self._gradient = LossGradient(heads_of(model, objective.loss), objective.loss, rng)
+        self.tensors = self._gradient.tensors
+
+    def of(
+        self, outputs: Mapping[str, NDArray[Any]], numbers: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Gradients for the samples of these numbers, by tensor."""
+        if isinstance(self._gradient, DivergenceGradient):
+            return self._gradient.of(outputs)
+        labels = None if self._labels is None else take_labels(self._labels, numbers)
+        return self._gradient.of(outputs, labels)
+
+
 class _Passes:
     """A model with its backward graph, run batch by batch."""
 
@@ -103,17 +128,16 @@ class _Passes:
         model: ir.Model,
         groups: Sequence[Group],
         samples: Samples,
-        objective: Objective,
+        objective: Objective | DivergenceGradient,
         context: RunContext,
         means: Mapping[Reading, NDArray[np.float64]],
     ) -> None:
         rng, runtime = np.random.default_rng(context.seed), context.runtime
-        heads = heads_of(model, objective.loss)
-        self._axes, self._labels = samples.axes, objective.labels
-        self._loss = LossGradient(heads, objective.loss, rng)
+        self._axes = samples.axes
+        self._loss = _Loss(model, objective, rng)
         self._forwards = Execution(model, runtime, arena=False)
         readings = [reading for group in groups for reading in group.readings]
-        seeds, sample = [head.tensor for head in heads], samples.take(2)
+        seeds, sample = self._loss.tensors, samples.take(2)
         try:
             self._made = differentiate(model, seeds, readings, means, sample, runtime, rng)
         except RuntimeFailure as error:
@@ -146,9 +170,7 @@ class _Passes:
     ) -> Iterator[dict[str, NDArray[np.float64]]]:
         """Gradients of the samples of a feed, [rows, size] by group; in one or several parts."""
         rows = self._axes.rows(feed) or 1
-        outputs = self._forwards.run(feed)
-        labels = None if self._labels is None else take_labels(self._labels, numbers)
-        seeds = self._loss.of(outputs, labels)
+        seeds = self._loss.of(self._forwards.run(feed), numbers)
         if rows == 1 or self._axes.fixed:
             whole = self._masks(feed, seeds, rows)
             yield whole if whole is not None else self._single(feed, seeds)
@@ -162,8 +184,9 @@ class _Passes:
         for row in range(rows):
             single = self._axes.cut(feed, slice(row, row + 1))
             if not apart:
-                part = None if labels is None else labels[row : row + 1]
-                yield self._single(single, self._loss.of(self._forwards.run(single), part))
+                yield self._single(
+                    single, self._loss.of(self._forwards.run(single), numbers[row : row + 1])
+                )
             else:
                 yield self._single(single, _rows(seeds, row, row + 1))
 

@@ -14,12 +14,14 @@ from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.latency.table import LatencyTable, group_multiples
 from onnxprune.coupling.analysis import Analysis, tap_of
 from onnxprune.coupling.group_view import MaskGradients
-from onnxprune.coupling.groups import Group
+from onnxprune.coupling.groups import Group, Reading
+from onnxprune.gradients.divergence import DivergenceGradient
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import GroupGradients, mask_gradients
 from onnxprune.importance.criterion import RankingInputs
 from onnxprune.importance.gradient import Fisher
 from onnxprune.importance.removal_order import RankedGroup
+from onnxprune.model.execution import Execution
 from onnxprune.options import LATENCY
 from onnxprune.progress import during
 from onnxprune.pruning.method import Method
@@ -91,20 +93,26 @@ def loss_gradients(
     calibration = workspace.calibration
     if calibration is None or not groups or not method.criterion.needs_gradients:
         return GroupGradients({}, {})
-    means = {}
-    if method.compensation.changes_weights:
-        coupling, moments = workspace.current.coupling, calibration.moments
-        readings = [reading for group in groups for reading in group.readings]
-        taps = {reading: tap_of(coupling, reading) for reading in readings}
-        means = {reading: moments[tap].mean for reading, tap in taps.items() if tap in moments}
     return mask_gradients(
         workspace.current.model,
         groups,
         calibration.samples,
         Objective(method.options.loss, context.labels),
         context,
-        means,
+        _folded_means(workspace, groups, method),
     )
+
+
+def _folded_means(
+    workspace: Workspace, groups: Sequence[Group], method: Method
+) -> dict[Reading, NDArray[np.float64]]:
+    """What units become when they go, at each reading: their mean where that is folded."""
+    if workspace.calibration is None or not method.compensation.changes_weights:
+        return {}
+    coupling, moments = workspace.current.coupling, workspace.calibration.moments
+    readings = [reading for group in groups for reading in group.readings]
+    taps = {reading: tap_of(coupling, reading) for reading in readings}
+    return {reading: moments[tap].mean for reading, tap in taps.items() if tap in moments}
 
 
 def rank_groups(
@@ -135,7 +143,7 @@ def rank_groups(
 def information(
     workspace: Workspace, groups: Sequence[Group], method: Method, context: RunContext
 ) -> GroupGradients:
-    """Gradients that allocations by Fisher information are made from.
+    """Gradients of the divergence that allocations by Fisher information are made from.
 
     Args:
         workspace: the model.
@@ -150,9 +158,14 @@ def information(
     tried = method.criterion.measures_curves and method.compensation.refits_layers
     if not tried or method.options.allocation != "auto":
         return GroupGradients({}, {})
-    # answers are drawn from what the model states: labels may be for the metric alone
-    other = replace(method, criterion=Fisher(), options=replace(method.options, loss=None))
-    return loss_gradients(workspace, groups, other, replace(context, labels=None))
+    calibration = workspace.calibration
+    if calibration is None or not calibration.feeds or not groups:
+        return GroupGradients({}, {})
+    model = workspace.current.model
+    outputs = Execution(model, context.runtime, arena=False).run_all(calibration.feeds)
+    gradient = DivergenceGradient(model, outputs, np.random.default_rng(context.seed))
+    means = _folded_means(workspace, groups, method)
+    return mask_gradients(model, groups, calibration.samples, gradient, context, means)
 
 
 def rank_by_fisher(

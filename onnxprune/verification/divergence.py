@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from onnxprune.model.execution import Execution
 from onnxprune.model.runtime import Runtime
-from onnxprune.verification.measures import OutputKind, OutputMeasure, output_measures, row_weights
+from onnxprune.verification.measures import OutputKind, OutputMeasure, output_measures
+from onnxprune.verification.row_weights import row_weights
 
 TEMPERATURE = 2.0
 """Of distributions that are compared (Hinton et al. 2015)."""

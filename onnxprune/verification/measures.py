@@ -1,4 +1,4 @@
-"""What the outputs of a model hold, how two models' are compared, and which rows count how much.
+"""What the outputs of a model hold, and how two models' are compared.
 
 An output holds
 
@@ -8,13 +8,6 @@ An output holds
 
 What a linear layer gives may be class scores or quantities. It is taken for quantities where it has
 one column, or four beside an output of as many rows with other columns: these are boxes.
-
-Rows of decisions are balanced over the classes that the original answers: row i counts
-1 / (K n(c_i)), with n(c) rows of class c and K classes, so that each class counts alike however
-rare it is. Quantities whose rows are those of class scores count with these; of boxes, corners or
-centre and size, only those count that hold an object: rows that the original answers with another
-class than most, or with any probability of a half and more.
-Source: Brodersen et al. 2010 (balanced accuracy).
 """
 
 from __future__ import annotations
@@ -39,7 +32,7 @@ from onnxprune.model.outputs import (
 
 _SMALLEST = 1e-12  # of probabilities
 _SUM_ERROR = 1e-2  # of probabilities that are classes', in half precision
-_HALF = 0.5
+_HALF = 0.5  # probability from which it is yes
 _COORDINATES = 4  # of a box
 _NEARLY_ALL = 0.99  # of boxes that have an extent
 _LEAST_EXTENT = 0.01  # of a box, over the mean
@@ -153,42 +146,6 @@ def output_measures(
     return measures
 
 
-def row_weights(
-    measures: Mapping[str, OutputMeasure],
-    outputs: Sequence[Mapping[str, NDArray[Any]]],
-    answers: Sequence[Mapping[str, NDArray[Any]]] | None = None,
-) -> dict[str, list[NDArray[np.float64]]]:
-    """Weight of every row of every output, balanced over the classes of its decisions.
-
-    Args:
-        measures: from `output_measures`.
-        outputs: of the original, batch by batch; they say which classes there are.
-        answers: of the model whose answers are balanced; None for the original.
-
-    Returns:
-        by output, for each batch [rows] as `OutputMeasure.rows` has them; they add up to 1.
-    """
-    weights = {}
-    for name, measure in measures.items():
-        if measure.boxes is not None:
-            weights[name] = _object_weights(measures[measure.rows_of], outputs)
-            continue
-        counts = [len(measure.plain_rows(batch[name])) for batch in outputs]
-        source = measures[measure.rows_of] if measure.rows_of else measure
-        decided = [source.decisions(batch[source.name]) for batch in outputs]
-        known = [each for each in decided if each is not None]
-        if [len(each) for each in known] != counts:
-            weights[name] = [np.full(count, 1 / max(sum(counts), 1)) for count in counts]
-            continue
-        mine = known
-        if answers is not None:
-            given = (source.decisions(batch[source.name]) for batch in answers)
-            mine = [each for each in given if each is not None]
-        balanced = _balanced(np.concatenate(mine), np.unique(np.concatenate(known)))
-        weights[name] = np.split(balanced, np.cumsum(counts)[:-1])
-    return weights
-
-
 def is_float(array: Any) -> bool:
     """Whether this is an array of floating point, of whatever precision."""
     return isinstance(array, np.ndarray) and array.dtype.kind in "fV"
@@ -219,24 +176,6 @@ def _shares_rows(
     shape = shapes[decisions.name]
     last = decisions.layout.axis in (-1, len(shape) - 1)
     return shape[:-1] == leading and last and decisions.kind is not OutputKind.QUANTITIES
-
-
-def _object_weights(
-    decisions: OutputMeasure, outputs: Sequence[Mapping[str, NDArray[Any]]]
-) -> list[NDArray[np.float64]]:
-    """Weights of boxes: those that hold an object count alike, or all where none does."""
-    batches = [batch[decisions.name] for batch in outputs]
-    if decisions.kind is OutputKind.PROBABILITIES:
-        found = [(each >= _HALF).any(axis=-1).reshape(-1) for each in batches]
-    else:
-        classes = [each.argmax(axis=-1).reshape(-1) for each in batches]
-        counts = np.bincount(np.concatenate(classes))
-        most = int(counts.argmax()) if counts.max() > _HALF * counts.sum() else -1
-        found = [each != most for each in classes]
-    total = sum(int(each.sum()) for each in found)
-    if not total:
-        found, total = [np.ones_like(each) for each in found], sum(len(each) for each in found)
-    return [each / total for each in found]
 
 
 def _others(shapes: Mapping[str, tuple[int, ...]], name: str) -> list[tuple[int, ...]]:
@@ -276,11 +215,3 @@ def _class_axis(array: NDArray[Any], *, logs: bool) -> int | None:
         if array.ndim and bool(np.abs(values.sum(axis=axis) - 1).max(initial=0) < _SUM_ERROR):
             return axis
     return None
-
-
-def _balanced(decided: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Weights of all rows; classes that are never decided leave theirs to the others."""
-    _, places, frequency = np.unique(decided, return_inverse=True, return_counts=True)
-    weights = np.isin(decided, classes) / frequency[places.reshape(-1)]
-    total = float(weights.sum())
-    return np.asarray(weights / total) if total else np.full(len(decided), 1 / len(decided))

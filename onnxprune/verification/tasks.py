@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from onnxprune.calibration.labels import Labels, class_labels
 from onnxprune.errors import InputError
 from onnxprune.verification.answers import Answers, Values
-from onnxprune.verification.measures import OutputKind, row_weights
+from onnxprune.verification.measures import OutputKind
+from onnxprune.verification.row_weights import row_weights
 from onnxprune.verification.scores import kappa, r_squared
 
 _BEST = 5
