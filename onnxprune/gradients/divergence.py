@@ -27,7 +27,6 @@ from onnxprune.gradients.losses import heads_of
 from onnxprune.verification.divergence import (
     AS_QUANTITIES,
     TEMPERATURE,
-    box_units,
     distribution_spread,
     variance,
 )
@@ -104,7 +103,7 @@ class DivergenceGradient:
         if measure.kind is OutputKind.QUANTITIES or measure.unsure:
             share = AS_QUANTITIES if measure.unsure else 1.0
             boxes = measure.boxes is not None
-            scales = box_units(measure, array) if boxes else self._scales[measure.name]
+            scales = measure.box_units(array) if boxes else self._scales[measure.name]
             rows = self._signs(measure.plain_rows(array).shape)
             rows *= weights[:, None] * np.sqrt(2 * share / scales)
             shaped = rows.reshape(array.shape) if array.ndim < 2 else None

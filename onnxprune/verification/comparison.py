@@ -16,6 +16,7 @@ from onnxprune.calibration.streams import Samples
 from onnxprune.model.execution import open_session, run
 from onnxprune.model.runtime import Runtime
 from onnxprune.progress import Progress, silent
+from onnxprune.verification.box_errors import BoxErrors
 from onnxprune.verification.measures import OutputMeasure, output_measures
 from onnxprune.verification.scores import DecisionCounts, Variation
 
@@ -209,8 +210,9 @@ class OutputComparison:
         kappa: Cohen's kappa of the decisions, 0 for that model and 1 for equal ones; None for
             quantities, and where the original always decides the same.
         r2: share of the variance around the mean at each place that the result follows, 0 for the
-            model that always gives this mean; None for integers, for a single sample, where the
-            original does not vary, and where samples differ in shape.
+            model that always gives this mean; of boxes that hold an object 1 less the squared error
+            over that at which they overlap by about half. None for integers, for a single sample,
+            where the original does not vary, and where samples differ in shape.
     """
 
     output: str
@@ -244,10 +246,15 @@ class _Sums:
 
     Args:
         measure: how it is compared; None for integers.
+        measures: of all outputs.
     """
 
-    def __init__(self, measure: OutputMeasure | None) -> None:
+    def __init__(
+        self, measure: OutputMeasure | None, measures: Mapping[str, OutputMeasure]
+    ) -> None:
         self._measure = measure
+        boxed = measure is not None and measure.boxes is not None
+        self.boxes = BoxErrors(measure, measures) if measure is not None and boxed else None
         self.cosine = self.difference = self.reference = 0.0
         self.samples = self.width = 0
         self.decisions = DecisionCounts()
@@ -287,7 +294,7 @@ class _Sums:
             holds=self._measure.kind.value if self._measure is not None else "integers",
             constant=self.decisions.constant,
             kappa=self.decisions.kappa,
-            r2=self.variation.r_squared,
+            r2=(self.boxes or self.variation).r_squared,
         )
 
 
@@ -324,8 +331,11 @@ def compare_outputs(
         for name, value in before.items():
             if isinstance(value, np.ndarray) and value.shape == np.shape(after[name]):
                 if name not in sums:
-                    sums[name] = _Sums(measures.get(name))
+                    sums[name] = _Sums(measures.get(name), measures)
                 sums[name].add(numbers, value, np.asarray(after[name]))
+                boxes = sums[name].boxes
+                if boxes is not None:
+                    boxes.add(before, after)
     return [running.finish(name) for name, running in sums.items()]
 
 

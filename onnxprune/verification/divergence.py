@@ -40,9 +40,6 @@ TEMPERATURE = 2.0
 AS_QUANTITIES = 0.1
 """Weight of the squared error where an output may be scores."""
 
-_USELESS = 0.2
-"""Error of every coordinate over the extent of a box, at which the two overlap by about half."""
-
 _SMALLEST = 1e-12  # keeps logarithms and quotients finite
 _LEAST_SPREAD = 1e-6  # KL divergence below which distributions do not vary
 _MASKED = -1e4  # in place of scores of minus infinity
@@ -181,18 +178,12 @@ def relative_error(
     got = np.where(np.isfinite(wanted), got, 0.0)
     wanted = np.where(np.isfinite(wanted), wanted, 0.0)
     if measure.boxes is not None:
-        units = np.concatenate([box_units(measure, each) for each in originals])
+        units = np.concatenate([measure.box_units(each) for each in originals])
         return float(weights @ ((wanted - got) ** 2 / units).sum(axis=1))
     scale = variance(measure, originals, weights)
     if len(wanted) != len(weights):  # batches differ in their columns, so that entries are rows
         return float(((wanted - got) ** 2).mean() / scale)
     return float(weights @ ((wanted - got) ** 2).sum(axis=1) / scale)
-
-
-def box_units(measure: OutputMeasure, array: NDArray[Any]) -> NDArray[np.float64]:
-    """Squared errors of the coordinates of boxes that add up to 1, float64 [rows, 4]."""
-    extents = measure.extents(array)
-    return np.asarray(extents.shape[1] * (_USELESS * extents) ** 2)
 
 
 def joined_rows(measure: OutputMeasure, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:

@@ -37,6 +37,9 @@ _COORDINATES = 4  # of a box
 _NEARLY_ALL = 0.99  # of boxes that have an extent
 _LEAST_EXTENT = 0.01  # of a box, over the mean
 
+_USELESS = 0.2
+"""Error of every coordinate over the extent of a box, at which the two overlap by about half."""
+
 
 class OutputKind(Enum):
     """What an output holds."""
@@ -99,12 +102,13 @@ class OutputMeasure:
             return values.reshape(-1, 1)
         return np.asarray(self.layout.rows(values))
 
-    def extents(self, array: NDArray[Any]) -> NDArray[np.float64]:
-        """Width and height of each box, twice, float64 [rows, 4], above 0."""
+    def box_units(self, array: NDArray[Any]) -> NDArray[np.float64]:
+        """Squared errors of the coordinates of boxes that add up to 1, float64 [rows, 4]."""
         rows = self.plain_rows(array)
         sizes = rows[:, 2:] - (rows[:, :2] if self.boxes is BoxForm.CORNERS else 0)
         least = _LEAST_EXTENT * np.abs(sizes).mean(axis=0)
-        return np.tile(np.maximum(sizes, np.maximum(least, _SMALLEST)), 2)
+        extents = np.tile(np.maximum(sizes, np.maximum(least, _SMALLEST)), 2)
+        return np.asarray(_COORDINATES * (_USELESS * extents) ** 2)
 
     def decisions(self, array: NDArray[Any]) -> NDArray[np.int64] | None:
         """The class of each row, int64 [rows]; None for quantities."""

@@ -24,6 +24,7 @@ from onnxprune.calibration.streams import Samples
 from onnxprune.errors import InputError
 from onnxprune.model.runtime import Runtime
 from onnxprune.verification.answers import AnswerReader, Answers, Values
+from onnxprune.verification.box_errors import boxes_followed
 from onnxprune.verification.measures import OutputMeasure
 from onnxprune.verification.metrics import PERCENT, Metric, read_metric
 from onnxprune.verification.scores import kappa, r_squared
@@ -133,14 +134,22 @@ def required_classes(labels: Labels) -> NDArray[np.int64]:
 def _by_original(answers: Answers) -> tuple[str, float]:
     """How well the answers follow the original's, in percent, and what that is called."""
     figures = []
-    for name, values in answers.reference.items():
-        wanted, got = _joined(values), _joined(answers.outputs[name])
-        if isinstance(wanted, np.ndarray) and wanted.dtype != object and wanted.size:
-            figures.append(_followed(wanted, got, answers.measures.get(name)))
+    reference = {name: _joined(values) for name, values in answers.reference.items()}
+    outputs = {name: _joined(values) for name, values in answers.outputs.items()}
+    for key, wanted in reference.items():
+        if not isinstance(wanted, np.ndarray) or wanted.dtype == object or not wanted.size:
+            continue
+        measure, got = answers.measures.get(key), outputs[key]
+        share = None
+        if measure is not None and measure.boxes is not None and wanted.shape == got.shape:
+            share = boxes_followed(measure, answers.measures, reference, outputs)
+        figures.append(
+            _followed(wanted, got, measure) if share is None else (max(share, 0.0), "r2")
+        )
     if not figures:
         raise InputError("no output of the model can be compared; give a metric")
-    value, measure = min(figures)
-    return measure, 100 * value
+    value, name = min(figures)
+    return name, 100 * value
 
 
 def _followed(

@@ -62,7 +62,8 @@ class RowWeights:
         measure, share = self._measures[name], self._shares[name]
         rows = len(measure.plain_rows(original[name]))
         boxed = measure.boxes is not None
-        decided = self._decided(measure, original if boxed or answers is None else answers)
+        given = original if boxed or answers is None else answers
+        decided = decided_rows(measure, self._measures, given)
         if decided is None or len(decided) != rows:
             return np.full(rows, share.uniform)
         return share.of(decided)
@@ -72,30 +73,17 @@ class RowWeights:
     ) -> _Shares:
         rows = [len(measure.plain_rows(batch[measure.name])) for batch in outputs]
         uniform = 1 / max(sum(rows), 1)
-        decided = [self._decided(measure, batch) for batch in outputs]
+        decided = [decided_rows(measure, self._measures, batch) for batch in outputs]
         known = [each for each in decided if each is not None]
         if [len(each) for each in known] != rows:
             return _Shares(uniform)
         classes, counts = np.unique(np.concatenate(known), return_counts=True)
         if measure.boxes is not None:
-            most = counts > _HALF * counts.sum()
-            nothing = most if self._source(measure).kind is OutputKind.SCORES else classes < 0
-            return _Shares.alike(classes[~nothing], counts[~nothing], uniform)
-        given = (self._decided(measure, batch) for batch in answers)
+            some = are_objects(self._measures[measure.rows_of], classes, counts)
+            return _Shares.alike(classes[some], counts[some], uniform)
+        given = (decided_rows(measure, self._measures, batch) for batch in answers)
         mine = np.concatenate([each for each in given if each is not None])
         return _Shares.balanced(mine, classes, uniform)
-
-    def _source(self, measure: OutputMeasure) -> OutputMeasure:
-        return self._measures[measure.rows_of] if measure.rows_of else measure
-
-    def _decided(self, measure: OutputMeasure, outputs: Outputs) -> NDArray[np.int64] | None:
-        """The class of each row; None for quantities of their own."""
-        source = self._source(measure)
-        array = outputs[source.name]
-        if measure.boxes is None or source.kind is OutputKind.SCORES:
-            return source.decisions(array)
-        found = (array >= _HALF).any(axis=-1)
-        return np.asarray(np.where(found, array.argmax(axis=-1), _NOTHING).reshape(-1), np.int64)
 
 
 @dataclass(frozen=True)
@@ -134,6 +122,42 @@ class _Shares:
         places = np.minimum(np.searchsorted(self.classes, decided), len(self.classes) - 1)
         known = self.classes[places] == decided
         return np.asarray(np.where(known, self.weights[places], 0.0))
+
+
+def decided_rows(
+    measure: OutputMeasure, measures: Mapping[str, OutputMeasure], outputs: Outputs
+) -> NDArray[np.int64] | None:
+    """The class that a model decides for each row of an output.
+
+    Args:
+        measure: of the output.
+        measures: of all outputs.
+        outputs: of the model, by name.
+
+    Returns:
+        int64 [rows]; None for quantities that are tied to no decisions.
+    """
+    source = measures[measure.rows_of] if measure.rows_of else measure
+    array = outputs[source.name]
+    if measure.boxes is None or source.kind is OutputKind.SCORES:
+        return source.decisions(array)
+    found = (array >= _HALF).any(axis=-1)
+    return np.asarray(np.where(found, array.argmax(axis=-1), _NOTHING).reshape(-1), np.int64)
+
+
+def are_objects(
+    decisions: OutputMeasure, classes: NDArray[np.int64], counts: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which classes of boxes are those of objects: not the class that most have, if there is one.
+
+    Args:
+        decisions: how the output is compared that decides over the boxes.
+        classes: that it decides, from `decided_rows`.
+        counts: how often.
+    """
+    if decisions.kind is OutputKind.SCORES:
+        return np.asarray(counts <= _HALF * counts.sum())
+    return np.asarray(classes != _NOTHING)
 
 
 def row_weights(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxprune.calibration.labels import Labels, class_labels
 from onnxprune.errors import InputError
 from onnxprune.verification.answers import Answers, Values
+from onnxprune.verification.box_errors import boxes_followed
 from onnxprune.verification.measures import OutputKind
 from onnxprune.verification.row_weights import row_weights
 from onnxprune.verification.scores import kappa, r_squared
@@ -68,8 +69,9 @@ def followed_variation(answers: Answers) -> float:
     """Percent of R squared, 100 (1 - error / variance around the original's mean), over outputs.
 
     The mean is that at each place of an output [samples, ...], so that 0 is what a model scores
-    that always gives it. Boxes beside class scores count by the balanced weights of these
-    (`measures.row_weights`). Needs two samples whose outputs have one shape (`scores.r_squared`).
+    that always gives it. Quantities beside class scores count by the balanced weights of these
+    (`row_weights.row_weights`), of boxes those that hold an object (`box_errors`). Needs two
+    samples whose outputs have one shape (`scores.r_squared`).
     """
     values = []
     for name, measure in answers.measures.items():
@@ -81,6 +83,8 @@ def followed_variation(answers: Answers) -> float:
             rows = row_weights({**answers.measures}, [_arrays(answers)])[name][0]
             weights = rows.reshape(*wanted.shape[:-1], 1)
         value = r_squared(wanted, got, weights) if wanted.shape == got.shape else -np.inf
+        if measure.boxes is not None and wanted.shape == got.shape:
+            value = boxes_followed(measure, answers.measures, answers.reference, answers.outputs)
         if value is not None:
             values.append(max(100 * value, _WORST))
     if not values:
