@@ -323,7 +323,7 @@ def test_what_is_set_wins_over_what_is_preferred() -> None:
 
 
 def test_what_is_preferred_is_not_demanded() -> None:
-    result = ran({"prune": {"target": {"macs": 0.2}}}, Wants())
+    result = ran({"prune": {"target": {"macs": 0.2}}}, Wants(), force=True)
     assert result.steps[0].sizes.macs <= 0.2 * result.original.macs
     (note,) = result.steps[0].notes
     assert note == "run without round_to=8, as Wants prefers: too little can go with that"

@@ -90,7 +90,7 @@ def labelled(which: str) -> dict[str, Any]:
 def test_every_point_is_what_prune_gives(options: dict[str, Any]) -> None:
     source = MODELS / "digits_resnet.onnx"
     given: dict[str, Any] = {
-        "calibration": MODELS / "digits_resnet_calibration.npz",
+        "calibration": labelled("the file's")["calibration"],
         "threads": 1,
         "measure_latency": False,
         **options,
