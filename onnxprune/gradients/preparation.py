@@ -23,20 +23,32 @@ from onnxprune.model.execution import is_heavy
 from onnxprune.model.observe import Observation
 from onnxprune.model.protobuf import from_proto, to_proto
 
-_OLDEST = 11
-_WANTED = 13
+_OLDEST, _WANTED = 11, 13
+
+_ADDING = 16
+_TAKING = {"GatherND", "GatherElements"}
+"""Operators whose gradients add up at places that were taken twice, which takes operator set 16."""
 
 
 def upgraded(model: ir.Model) -> ir.Model:
-    """The same model, or a copy in operator set 13 where it is older than 11.
+    """The same model, or a copy in a later operator set where gradients need that.
 
-    Before 11 Slice takes no computed places and Equal no floats. What the converter cannot convert,
-    or is too large for it, stays as it is.
+    It is 13 for models older than 11, as before Slice takes no computed places and Equal no floats,
+    and 16 where something is taken from computed places. What the converter cannot convert, or is
+    too large for it, stays as it is.
     """
-    if model.opset_imports.get("", _WANTED) >= _OLDEST or is_heavy(model):
+    opset = model.opset_imports.get("", _WANTED)
+    takes = any(node.op_type in _TAKING and not node.domain for node in model.graph)
+    if takes and opset < _ADDING:
+        wanted = _ADDING
+    elif opset < _OLDEST:
+        wanted = _WANTED
+    else:
+        return model
+    if is_heavy(model):
         return model
     try:
-        return from_proto(version_converter.convert_version(to_proto(model), _WANTED))
+        return from_proto(version_converter.convert_version(to_proto(model), wanted))
     except RuntimeError:
         return model
 

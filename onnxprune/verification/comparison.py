@@ -212,7 +212,10 @@ class OutputComparison:
         r2: share of the variance around the mean at each place that the result follows, 0 for the
             model that always gives this mean; of boxes that hold an object 1 less the squared error
             over that at which they overlap by about half. None for integers, for a single sample,
-            where the original does not vary, and where samples differ in shape.
+            where the original does not vary, and where samples differ in shape behind the first
+            axis.
+        reshaped: share of the samples for which the output came out in another shape; they count as
+            answers that do not follow at all.
     """
 
     output: str
@@ -224,6 +227,7 @@ class OutputComparison:
     constant: float | None = None
     kappa: float | None = None
     r2: float | None = None
+    reshaped: float = 0.0
 
     @property
     def follows(self) -> float | None:
@@ -245,57 +249,86 @@ class _Sums:
     """Running sums of one output.
 
     Args:
-        measure: how it is compared; None for integers.
-        measures: of all outputs.
+        name: of the output.
     """
 
-    def __init__(
-        self, measure: OutputMeasure | None, measures: Mapping[str, OutputMeasure]
-    ) -> None:
-        self._measure = measure
-        boxed = measure is not None and measure.boxes is not None
-        self.boxes = BoxErrors(measure, measures) if measure is not None and boxed else None
-        self.cosine = self.difference = self.reference = 0.0
-        self.samples = self.width = 0
-        self.decisions = DecisionCounts()
-        self.variation = Variation()
-        self.worst = WorstSamples()
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._measure: OutputMeasure | None = None
+        self._boxes: BoxErrors | None = None
+        self._cosine = self._difference = self._reference = 0.0
+        self._samples = self._width = 0
+        self._seen = self._reshaped = 0
+        self._decisions = DecisionCounts()
+        self._variation = Variation()
+        self._worst = WorstSamples()
 
-    def add(self, numbers: NDArray[Any], before: NDArray[Any], after: NDArray[Any]) -> None:
-        if before.dtype.kind in "iubOSU":
-            self.decisions.add(before, after)
+    def add(
+        self,
+        numbers: NDArray[Any],
+        original: Mapping[str, Any],
+        other: Mapping[str, Any],
+        measures: Mapping[str, OutputMeasure],
+    ) -> None:
+        """Take in the outputs of a batch."""
+        before, after = original[self._name], other[self._name]
+        self._seen += len(numbers)
+        if before.shape != after.shape:
+            self._reshaped += len(numbers)
+        if before.shape != after.shape or not before.size:
             return
+        if before.dtype.kind in "iubOSU":
+            self._decisions.add(before, after)
+            return
+        self._add_rows(before, after)
+        self._worst.add(numbers, before, after)
+        self._measure = measures.get(self._name)
+        if self._measure is None:
+            return
+        first, second = (self._measure.decisions(array) for array in (before, after))
+        if first is not None and second is not None:
+            self._decisions.add(first, second)
+        if self._measure.boxes is not None:
+            self._boxes = self._boxes or BoxErrors(self._measure, measures)
+            self._boxes.add(original, other)
+
+    def _add_rows(self, before: NDArray[Any], after: NDArray[Any]) -> None:
         a = before.astype(np.float64).reshape(len(before) if before.ndim else 1, -1)
         b = after.astype(np.float64).reshape(a.shape)
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         same = (a == b).all(axis=1)
         dots = (a * b).sum(axis=1) / np.where(norms > 0, norms, 1.0)
-        self.cosine += float(np.where(same, 1.0, dots).sum())
-        self.difference += float(((a - b) ** 2).sum())
-        self.reference += float((a**2).sum())
-        self.samples += len(a)
-        self.width = max(self.width, a.shape[1])
-        if self._measure is not None:
-            first, second = (self._measure.decisions(array) for array in (before, after))
-            if first is not None and second is not None:
-                self.decisions.add(first, second)
-        self.variation.add(a, b)
-        self.worst.add(numbers, before, after)
+        self._cosine += float(np.where(same, 1.0, dots).sum())
+        self._difference += float(((a - b) ** 2).sum())
+        self._reference += float((a**2).sum())
+        self._samples += len(a)
+        self._width = max(self._width, a.shape[1])
+        self._variation.add(a, b)
 
-    def finish(self, name: str) -> OutputComparison:
-        measured = self.samples > 0
-        scale = self.reference or 1.0
+    def finish(self) -> OutputComparison:
+        measured = self._samples > 0
+        scale = self._reference or 1.0
+        reshaped = self._reshaped / max(self._seen, 1)
+        r2 = (self._boxes or self._variation).r_squared
+        if r2 is None and self._decisions.agreement is None and reshaped == 1:
+            r2 = 0.0
         return OutputComparison(
-            output=name,
-            cosine=self.cosine / self.samples if self.width > 1 else None,
-            relative_error=float(np.sqrt(self.difference / scale)) if measured else None,
-            agreement=self.decisions.agreement,
-            worst=self.worst.worst(),
+            output=self._name,
+            cosine=self._cosine / self._samples if self._width > 1 else None,
+            relative_error=float(np.sqrt(self._difference / scale)) if measured else None,
+            agreement=_less(self._decisions.agreement, reshaped),
+            worst=self._worst.worst(),
             holds=self._measure.kind.value if self._measure is not None else "integers",
-            constant=self.decisions.constant,
-            kappa=self.decisions.kappa,
-            r2=(self.boxes or self.variation).r_squared,
+            constant=self._decisions.constant,
+            kappa=_less(self._decisions.kappa, reshaped),
+            r2=_less(r2, reshaped),
+            reshaped=reshaped,
         )
+
+
+def _less(figure: float | None, reshaped: float) -> float | None:
+    """A figure over all samples, of which some came out in another shape and follow by 0."""
+    return None if figure is None else figure * (1 - reshaped)
 
 
 def compare_outputs(
@@ -327,16 +360,12 @@ def compare_outputs(
     feeds = islice(samples.numbered(BATCH), batches)
     for numbers, feed in progress(feeds, "comparing outputs", total):
         before, after = run(first, feed), run(second, feed)
-        measures = measures or output_measures(original, [before])
+        if len(measures) < len(before):  # nothing can be told from an empty output
+            measures = output_measures(original, [before]) | measures
         for name, value in before.items():
-            if isinstance(value, np.ndarray) and value.shape == np.shape(after[name]):
-                if name not in sums:
-                    sums[name] = _Sums(measures.get(name), measures)
-                sums[name].add(numbers, value, np.asarray(after[name]))
-                boxes = sums[name].boxes
-                if boxes is not None:
-                    boxes.add(before, after)
-    return [running.finish(name) for name, running in sums.items()]
+            if isinstance(value, np.ndarray) and isinstance(after[name], np.ndarray):
+                sums.setdefault(name, _Sums(name)).add(numbers, before, after, measures)
+    return [running.finish() for running in sums.values()]
 
 
 def collapse_text(outputs: Iterable[OutputComparison]) -> str:

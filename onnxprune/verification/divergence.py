@@ -14,7 +14,8 @@ the divergence of that model, or of boxes nobody can use:
 * Quantities: squared error over the variance of the original around its mean at each place.
   Of boxes over that at which two boxes overlap by about half.
 * What a linear layer gives may be scores or quantities; the second then counts a tenth.
-* An output whose shape depends on the values, and came out differently, counts as one variance.
+* Batches for which the shape of an output depends on the values (the boxes that were found), and
+  came out differently, count 1.
 
 Several outputs are averaged. Source: Hinton et al. 2015 (distillation) for the temperature.
 """
@@ -22,7 +23,6 @@ Several outputs are averaged. Source: Hinton et al. 2015 (distillation) for the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,27 +65,24 @@ def divergences_by_output(
     model: ir.Model, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
 ) -> dict[str, float]:
     """The same for each floating-point output; see `divergence`."""
-    originals = [original for original, _ in pairs]
-    measures = output_measures(model, originals)
+    measures = output_measures(model, [original for original, _ in pairs])
     divergences: dict[str, float] = {}
-    for name in measures:
-        arrays = [(a[name], b[name]) for a, b in pairs]
-        if any(a.shape != b.shape for a, b in arrays):
-            divergences[name] = 1.0
-        elif not all(np.isfinite(b[np.isfinite(a)]).all() for a, b in arrays):
+    for name, measure in measures.items():
+        tied = {each: measures[each] for each in (name, measure.rows_of) if each}
+        alike = [(a, b) for a, b in pairs if all(a[each].shape == b[each].shape for each in tied)]
+        filled = [(a, b) for a, b in alike if a[name].size]
+        apart = 1 - len(alike) / len(pairs)
+        if not all(np.isfinite(b[name][np.isfinite(a[name])]).all() for a, b in filled):
             divergences[name] = float("inf")
-    same = {name: each for name, each in measures.items() if name not in divergences}
-    tied = {name: _untied(measure, same) for name, measure in same.items()}
-    both = [row_weights(tied, originals, answers) for answers in (None, [b for _, b in pairs])]
-    for name, measure in same.items():
-        weights = np.mean([np.concatenate(each[name]) for each in both], axis=0)
-        divergences[name] = _of_output(measure, [(a[name], b[name]) for a, b in pairs], weights)
+            continue
+        divergences[name] = apart
+        if filled:
+            originals = [original for original, _ in filled]
+            both = [row_weights(tied, originals, given) for given in (None, [b for _, b in filled])]
+            weights = np.mean([np.concatenate(each[name]) for each in both], axis=0)
+            arrays = [(a[name], b[name]) for a, b in filled]
+            divergences[name] += (1 - apart) * _of_output(measure, arrays, weights)
     return divergences
-
-
-def _untied(measure: OutputMeasure, known: Mapping[str, OutputMeasure]) -> OutputMeasure:
-    """A measure that looks at no other output but known ones."""
-    return measure if measure.rows_of in known else replace(measure, rows_of="", boxes=None)
 
 
 def _of_output(

@@ -5,8 +5,9 @@
 * Without: how well the answers follow the original's, in percent: 100 for equal ones, 0 for a model
   that always answers the same. Decisions - of class scores and probabilities - have Cohen's kappa,
   quantities R squared around the mean at each place (`scores.py`). Where the original always
-  decides the same, or does not vary, it is the share of equal decisions and the cosine. The worst
-  of several outputs counts.
+  decides the same, or does not vary, it is the share of equal decisions and the cosine. Boxes that
+  were selected in the graph, as many as were found, have mean average precision. The worst of
+  several outputs counts.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from onnxprune.errors import InputError
 from onnxprune.model.runtime import Runtime
 from onnxprune.verification.answers import AnswerReader, Answers, Values
 from onnxprune.verification.box_errors import boxes_followed
+from onnxprune.verification.detections import mean_average_precision
 from onnxprune.verification.measures import OutputMeasure
 from onnxprune.verification.metrics import PERCENT, Metric, read_metric
 from onnxprune.verification.scores import kappa, r_squared
@@ -35,7 +37,7 @@ class Quality:
     """How good original and result are.
 
     Attributes:
-        measure: accuracy, kappa, r2, agreement or cosine, or the name of the metric function.
+        measure: accuracy, kappa, r2, agreement, cosine or map, or the name of the metric function.
         original: of the original.
         result: of the result, in the same unit.
         samples: how many it was measured on.
@@ -140,6 +142,9 @@ def _by_original(answers: Answers) -> tuple[str, float]:
         if not isinstance(wanted, np.ndarray) or wanted.dtype == object or not wanted.size:
             continue
         measure, got = answers.measures.get(key), outputs[key]
+        if isinstance(answers.reference[key], list):
+            figures.append(_by_sample(answers, key))
+            continue
         share = None
         if measure is not None and measure.boxes is not None and wanted.shape == got.shape:
             share = boxes_followed(measure, answers.measures, reference, outputs)
@@ -150,6 +155,19 @@ def _by_original(answers: Answers) -> tuple[str, float]:
         raise InputError("no output of the model can be compared; give a metric")
     value, name = min(figures)
     return name, 100 * value
+
+
+def _by_sample(answers: Answers, name: str) -> tuple[float, str]:
+    """How well an output follows whose shape differs between samples, such as what was found."""
+    try:
+        return mean_average_precision(answers) / 100, "map"
+    except InputError:
+        pass
+    shares = [
+        _followed(wanted, got, answers.measures.get(name))[0] if wanted.size else 1.0
+        for wanted, got in zip(answers.reference[name], answers.outputs[name], strict=True)
+    ]
+    return float(np.mean(shares)), "agreement"
 
 
 def _followed(

@@ -15,6 +15,7 @@ from onnxprune.coupling.group_view import MaskGradients
 from onnxprune.gradients.losses import Objective
 from onnxprune.gradients.masks import mask_gradients
 from onnxprune.gradients.preparation import to_single_precision, upgraded
+from onnxprune.gradients.sensitivity import measure_sensitivity
 from onnxprune.model.execution import open_session, run
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
@@ -87,3 +88,19 @@ def test_an_old_operator_set_is_raised() -> None:
     slope = (h @ weights(np.float32)["w2"] - LABELS) @ weights(np.float32)["w2"].T
     name = groups[0].name
     np.testing.assert_allclose(found[name].mean_square, ((h * slope) ** 2).mean(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 15])
+def test_what_is_taken_from_computed_places_has_gradients_in_old_operator_sets(opset: int) -> None:
+    """The boxes that a detector selects."""
+    text = f"""<ir_version: 7, opset_import: ["": {opset}]>
+        g (float[N, 3] input) => (float[K, 2] y)
+        {{ a = MatMul(input, w1) h = Relu(a) z = MatMul(h, w2) y = GatherND(z, places) }}"""
+    more = {"places": np.array([[0], [2], [5]])}
+    model = load(parse(text, {**weights(np.float32), **more})).model
+    feed = {"input": np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)}
+    known = measure_sensitivity(model, {"h": (1,)}, [feed], CONTEXT)
+    assert not known.blocked
+    (rows,) = known.rows["h"]
+    assert (rows.reshape(-1)[[1, 3, 4]] == 0).all()
+    assert (rows.reshape(-1)[[0, 2, 5]] > 0).all()
