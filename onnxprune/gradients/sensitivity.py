@@ -127,16 +127,14 @@ class _Backwards:
         apart = not self._axes.fixed and all(
             len(seed) == count for seed in seeds.values() if seed.ndim
         )
-        step = self._most if apart else count
-        results = [
-            self._run.run(
-                self._made.feed(
-                    self._axes.cut(feed, slice(start, start + step)),
-                    _rows(seeds, start, start + step),
-                )
-            )
-            for start in range(0, count, step)
-        ]
+        places = [slice(start, start + self._most) for start in range(0, count, self._most)]
+        if not apart or len(places) == 1:
+            results = [self._run.run(self._made.feed(feed, seeds))]
+        else:
+            results = [
+                self._run.run(self._made.feed(self._axes.cut(feed, part), _rows(seeds, part)))
+                for part in places
+            ]
         sums.samples += count
         for name, output in self._made.rows.items():
             parts = [result[output] for result in results]
@@ -149,5 +147,5 @@ class _Backwards:
                 sums.add(name, rows, columns.astype(np.float64))
 
 
-def _rows(arrays: Mapping[str, NDArray[Any]], start: int, stop: int) -> dict[str, NDArray[Any]]:
-    return {name: array[start:stop] if array.ndim else array for name, array in arrays.items()}
+def _rows(arrays: Mapping[str, NDArray[Any]], part: slice) -> dict[str, NDArray[Any]]:
+    return {name: array[part] if array.ndim else array for name, array in arrays.items()}

@@ -104,3 +104,18 @@ def test_what_is_taken_from_computed_places_has_gradients_in_old_operator_sets(o
     (rows,) = known.rows["h"]
     assert (rows.reshape(-1)[[1, 3, 4]] == 0).all()
     assert (rows.reshape(-1)[[0, 2, 5]] > 0).all()
+
+
+def test_more_than_a_row_may_come_of_a_sample() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[1, 6, 3] input) => (float[K, 2] y)
+        { h = MatMul(input, w1) z = MatMul(h, w2) y = GatherND(z, places) }"""
+    more = {"places": np.array([[0, 0], [0, 2], [0, 5]])}
+    model = load(parse(text, {**weights(np.float32), **more})).model
+    rng = np.random.default_rng(1)
+    feeds = [{"input": rng.standard_normal((1, 6, 3)).astype(np.float32)} for _ in range(3)]
+    known = measure_sensitivity(model, {"h": (2,)}, feeds, CONTEXT)
+    assert not known.blocked
+    assert [((rows > 0).reshape(-1)).tolist() for rows in known.rows["h"]] == 3 * [
+        [True, False, True, False, False, True]
+    ]
