@@ -8,6 +8,7 @@ onnxruntime has no kernels in double precision for several of the operators a gr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,6 +100,7 @@ class _Single(ir.LazyTensor):
 def _retype(value: ir.Value) -> bool:
     if value.dtype not in _OTHER:
         return False
+    value.type = deepcopy(value.type)  # a clone shares it with the model
     value.dtype = ir.DataType.FLOAT
     return True
 

@@ -67,6 +67,15 @@ def test_every_type_changes_inside_and_out() -> None:
     assert not to_single_precision(model)
 
 
+def test_a_clone_in_single_precision_leaves_the_model_its_types() -> None:
+    model = load(parse(network("float16"), weights(np.float16))).model
+    for node in model.graph:
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+    to_single_precision(model.clone())
+    assert {node.outputs[0].dtype for node in model.graph} == {ir.DataType.FLOAT16}
+    assert model.graph.inputs[0].dtype == ir.DataType.FLOAT16
+
+
 def test_an_old_operator_set_is_raised() -> None:
     text = """<ir_version: 4, opset_import: ["": 9]>
         g (float[N, 3] input) => (float[N, 2] y)
