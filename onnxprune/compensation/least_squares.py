@@ -43,7 +43,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.batches import BatchBudget, drawn_rows, rows_by_weight
+from onnxprune.calibration.batches import BatchBudget
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.sensitivity import OutputSensitivity
 from onnxprune.calibration.walk import DeepWalk
@@ -51,7 +51,7 @@ from onnxprune.compensation.regression.elimination import Elimination, cheapest_
 from onnxprune.compensation.regression.gram import Gram, Regression, Solution
 from onnxprune.compensation.regression.linear_layers import (
     LinearLayer,
-    layer_row_weights,
+    drawn_layer_rows,
     reading_unknowns,
     replaceable_layers,
 )
@@ -398,7 +398,8 @@ class LeastSquares:
         outputs = layer.kept_outputs(self._cut)
         counts = [layer.row_count(target.shape) for target in wanted]
         limit = self.settings.row_bytes // (4 * (weight[:, 0].size + 3 * weight[:, :, 0].size))
-        drawn = self._drawn(layer, counts, min(self.settings.rows, limit), number)
+        seed, most = [self.context.seed, number], min(self.settings.rows, limit)
+        drawn = drawn_layer_rows(self.sensitivity, layer, counts, most, seed)
         halves: tuple[list[Half], list[Half]] = ([], [])
         for batch, (x, t, (ids, counting)) in enumerate(zip(data, wanted, drawn, strict=True)):
             others = self._others(layer, total, batch, t.shape, ids) * outputs
@@ -413,16 +414,6 @@ class LeastSquares:
         fit, judge = (joined(half or halves[0]) for half in halves)
         flat = flat_parts(total.last.outputs[0])
         return Problem(weight, fit, judge, flat, self.settings.iterations)
-
-    def _drawn(
-        self, layer: LinearLayer, counts: Sequence[int], most: int, number: int
-    ) -> Sequence[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
-        """Rows of every batch, and how much each counts; None for all alike."""
-        seed = [self.context.seed, number]
-        weights = layer_row_weights(self.sensitivity, layer, counts)
-        if weights is None:
-            return [(ids, None) for ids in drawn_rows(counts, most, seed)]
-        return rows_by_weight(weights, most, seed)
 
     def _others(
         self,

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.calibration.batches import BatchBudget, drawn_rows, rows_by_weight
+from onnxprune.calibration.batches import BatchBudget
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.sensitivity import OutputSensitivity
 from onnxprune.calibration.walk import DeepWalk, Walk
@@ -22,7 +22,7 @@ from onnxprune.compensation.regression.elimination import Reader
 from onnxprune.compensation.regression.gram import MomentSums
 from onnxprune.compensation.regression.linear_layers import (
     LinearLayer,
-    layer_row_weights,
+    drawn_layer_rows,
     linear_layer,
     reading_unknowns,
 )
@@ -198,12 +198,7 @@ class Survey:
         data = walk[layer.data]
         counts = [layer.rows_of(batch.shape) for batch in data]
         seed = [self._context.seed, position]
-        weights = layer_row_weights(self._sensitivity, layer, counts)
-        drawn: Sequence[tuple[NDArray[np.int64], NDArray[np.float32] | None]]
-        if weights is None:
-            drawn = [(ids, None) for ids in drawn_rows(counts, wanted, seed)]
-        else:
-            drawn = rows_by_weight(weights, wanted, seed)
+        drawn = drawn_layer_rows(self._sensitivity, layer, counts, wanted, seed)
         total = MomentSums()
         for batch, (ids, counting) in zip(data, drawn, strict=True):
             total.add(layer.rows(batch, ids), counting)

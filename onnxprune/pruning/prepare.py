@@ -199,7 +199,7 @@ def by_information(
 
     The order says which units others can make up for, the information how much a group as a whole
     matters. `towards information` is the geometric mean with the error of the readers after they
-    were re-fitted, in units of the divergence where these are known.
+    were re-fitted, in units of the divergence where these are known of all groups.
 
     Args:
         ranked: groups with error curves.
@@ -211,15 +211,18 @@ def by_information(
     known = all(entry.curves and entry.group.name in gradients for entry in ranked)
     if not known:
         return []
-    return [_informed(entry, gradients[entry.group.name].mean_square / 2) for entry in ranked]
+    curved = [each for entry in ranked for each in (entry, *entry.parts)]
+    scaling = "loss" if all("loss" in each.curves for each in curved) else "raw"
+    return [
+        _informed(entry, gradients[entry.group.name].mean_square / 2, scaling) for entry in ranked
+    ]
 
 
-def _informed(entry: RankedGroup, scores: NDArray[np.float64]) -> RankedGroup:
+def _informed(entry: RankedGroup, scores: NDArray[np.float64], scaling: str) -> RankedGroup:
     units = dict(zip(entry.group.units.tolist(), scores.tolist(), strict=True))
     lost = np.cumsum([sum(units.get(unit, 0.0) for unit in step.units) for step in entry.steps])
-    error = entry.curves.get("loss", entry.curves["raw"])
-    curves = {INFORMATION: lost, f"towards {INFORMATION}": np.sqrt(lost * error)}
-    parts = tuple(_informed(part, scores) for part in entry.parts)
+    curves = {INFORMATION: lost, f"towards {INFORMATION}": np.sqrt(lost * entry.curves[scaling])}
+    parts = tuple(_informed(part, scores, scaling) for part in entry.parts)
     return replace(entry, curves=curves, parts=parts)
 
 

@@ -383,5 +383,8 @@ def collapse_text(outputs: Iterable[OutputComparison]) -> str:
                 f"; {output.agreement:.1%} of the answers are the same" if output.agreement else ""
             )
             beside = f", {constant:.1%} of a model that never looks" if constant and same else ""
-            parts.append(f"{output.output!r} ({figure}{same}{beside})")
+            shapes = ""
+            if output.reshaped:
+                shapes = f"; {output.reshaped:.1%} of the samples come out in another shape"
+            parts.append(f"{output.output!r} ({figure}{same}{beside}{shapes})")
     return ", ".join(parts)

@@ -82,6 +82,16 @@ def test_information_adds_up_along_the_order_of_the_curves(run: PruneRun) -> Non
         np.testing.assert_allclose(informed.curves["towards information"], mean)
 
 
+def test_groups_are_compared_in_one_unit(run: PruneRun) -> None:
+    known = information(run.workspace, run.groups, run.method, run.context).gradients
+    first, *others = run.ranked(TARGET)
+    curves = {name: curve for name, curve in first.curves.items() if name != "loss"}
+    ranked = [replace(first, curves=curves), *others]
+    for entry, informed in zip(ranked, by_information(ranked, known), strict=True):
+        mean = np.sqrt(informed.curves["information"] * entry.curves["raw"])
+        np.testing.assert_allclose(informed.curves["towards information"], mean)
+
+
 def test_groups_without_gradients_cannot_be_compared(run: PruneRun) -> None:
     known = dict(information(run.workspace, run.groups, run.method, run.context).gradients)
     del known[run.groups[0].name]

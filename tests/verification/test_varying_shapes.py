@@ -54,6 +54,7 @@ def test_nothing_found_where_there_was_something_is_a_collapse() -> None:
     assert dead.r2 == 0
     assert dead.collapsed
     assert "'y'" in collapse_text([dead])
+    assert "100.0% of the samples come out in another shape" in collapse_text([dead])
 
 
 def test_samples_of_another_length_follow_by_nothing() -> None:

@@ -28,6 +28,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.calibration.batches import drawn_rows, rows_by_weight
 from onnxprune.calibration.sensitivity import OutputSensitivity
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import Reading
@@ -415,6 +416,31 @@ def linear_layers(model: ir.Model, coupling: Coupling) -> list[LinearLayer]:
     opset = model.opset_imports.get("", 1)
     layers = (linear_layer(node, coupling, opset) for node in coupling.nodes(model.graph))
     return [layer for layer in layers if layer is not None]
+
+
+def drawn_layer_rows(
+    sensitivity: OutputSensitivity,
+    layer: LinearLayer,
+    counts: Sequence[int],
+    most: int,
+    seed: Sequence[int],
+) -> Sequence[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
+    """Draw rows of a layer, more of those that the answers react to.
+
+    Args:
+        sensitivity: of the original.
+        layer: of whatever model has the same tensors.
+        counts: rows of each batch.
+        most: rows to draw from all batches together.
+        seed: of what is drawn.
+
+    Returns:
+        for each batch the rows drawn, int64, and how much each counts, float32; None for all alike.
+    """
+    weights = layer_row_weights(sensitivity, layer, counts)
+    if weights is None:
+        return [(ids, None) for ids in drawn_rows(counts, most, seed)]
+    return rows_by_weight(weights, most, seed)
 
 
 def layer_row_weights(
