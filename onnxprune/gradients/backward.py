@@ -71,7 +71,8 @@ def add_backward(
         seeds: gradient of the loss with respect to tensors of the model, by name.
         edges: where gradients are asked for.
         expansion: of the model, where edges still call nodes by what they were before.
-        tensors: names of tensors whose whole gradient is asked for.
+        tensors: names of tensors whose whole gradient is asked for; of initializers too, whose
+            gradient is that of all nodes that read them.
     """
     nodes = list(model.graph)
     asked: dict[str, set[str]] = {}
@@ -81,6 +82,7 @@ def add_backward(
     walk.mark(nodes)
     for node in reversed(nodes):
         walk.back_through(node)
+    walk.keep_initializers(model.graph.initializers)
     backward = walk.backward
     present = {walk.owner(node) for node in nodes}
     backward.blocked.update(
@@ -118,7 +120,7 @@ class _Walk:
         self._tensors = tensors
         self._emit, self._asked, self._expansion = emit, asked, expansion
         self._gradients = gradients
-        self._reached: set[str] = set()
+        self._reached: set[str] = set(tensors)
         self._stuck: dict[str, str] = {}
 
     def owner(self, node: ir.Node) -> str:
@@ -133,7 +135,12 @@ class _Walk:
             names = {value.name for value in node.outputs if value.name}
             if any(self._matters(value.name, mine) for value in node_reads(node)):
                 self._reached.update(names)
-            self._reached.update(names & self._tensors)
+
+    def keep_initializers(self, names: Collection[str]) -> None:
+        """Note what is known of initializers, after the walk."""
+        for name in sorted(self._tensors.intersection(names)):
+            reasons = [self._stuck[name]] if name in self._stuck else []
+            self._keep([name], [self._gradients.get(name)], reasons)
 
     def back_through(self, node: ir.Node) -> None:
         """Hand the gradients of what a node makes on to what it reads."""
