@@ -78,7 +78,8 @@ def add_backward(
     asked: dict[str, set[str]] = {}
     for edge in edges:
         asked.setdefault(edge.node, set()).add(edge.tensor)
-    walk = _Walk(emit, asked, expansion, dict(seeds), set(tensors))
+    weights = model.graph.initializers.keys() - {value.name for value in model.graph.inputs}
+    walk = _Walk(emit, asked, expansion, dict(seeds), set(tensors), weights)
     walk.mark(nodes)
     for node in reversed(nodes):
         walk.back_through(node)
@@ -106,6 +107,7 @@ class _Walk:
         expansion: see `add_backward`.
         gradients: known so far, by tensor.
         tensors: names of those whose gradient is kept.
+        weights: names of the initializers.
     """
 
     def __init__(
@@ -115,12 +117,14 @@ class _Walk:
         expansion: Expansion,
         gradients: dict[str, ir.Value],
         tensors: set[str],
+        weights: set[str],
     ) -> None:
         self.backward = Backward()
         self._tensors = tensors
         self._emit, self._asked, self._expansion = emit, asked, expansion
         self._gradients = gradients
         self._reached: set[str] = set(tensors)
+        self._fixed: set[str] = set(weights)
         self._stuck: dict[str, str] = {}
 
     def owner(self, node: ir.Node) -> str:
@@ -129,12 +133,18 @@ class _Walk:
         return self._expansion.owners.get(name, name)
 
     def mark(self, nodes: Sequence[ir.Node]) -> None:
-        """Note the tensors that depend on something a gradient is asked for."""
+        """Note the tensors that depend on something a gradient is asked for, and weights.
+
+        What is computed from weights alone counts as one.
+        """
         for node in nodes:
             mine = self._asked.get(self.owner(node), set())
             names = {value.name for value in node.outputs if value.name}
-            if any(self._matters(value.name, mine) for value in node_reads(node)):
+            reads = [_name(value) for value in node_reads(node)]
+            if any(self._matters(name, mine) for name in reads):
                 self._reached.update(names)
+            if self._fixed.issuperset(reads):
+                self._fixed.update(names)
 
     def keep_initializers(self, names: Collection[str]) -> None:
         """Note what is known of initializers, after the walk."""
@@ -158,23 +168,38 @@ class _Walk:
         if not (wanted or hidden) or not (reasons or any(g is not None for g in outputs)):
             return
         through: Mapping[int, ir.Value] = {}
+        refused = dict.fromkeys(wanted, reasons[0]) if reasons else {}
         if not reasons:
-            try:
-                step = GradientStep(node, self._emit, outputs, wanted)
-                through = _through(step, self._expansion.whole.get(self.owner(node)))
-            except NoGradient as error:
-                reasons = [str(error)]
-        read = {
-            value.name or ""
-            for slot, value in enumerate(node.inputs)
-            if slot in wanted and value is not None
-        }
-        for name in (*sorted(read), *hidden) if reasons else ():
+            through, refused, reasons = self._attempt(node, outputs, wanted)
+        blocked = {node.inputs[slot]: reason for slot, reason in sorted(refused.items())}
+        for value, reason in blocked.items():
+            self._block(node, _name(value), mine, reason)
+        for name in hidden if reasons else ():
             self._block(node, name, mine, reasons[0])
         for slot in sorted(through.keys() & wanted):
-            value = node.inputs[slot]
-            if value is not None:
-                self._add(node, value.name or "", mine, through[slot])
+            self._add(node, _name(node.inputs[slot]), mine, through[slot])
+
+    def _attempt(
+        self, node: ir.Node, outputs: Sequence[ir.Value | None], wanted: frozenset[int]
+    ) -> tuple[Mapping[int, ir.Value], dict[int, str], list[str]]:
+        """Apply the rule of a node; a weight it refuses does not block the activations.
+
+        Returns:
+            gradients by slot, reasons by slot that is refused, and why the whole node is.
+        """
+        refused: dict[int, str] = {}
+        weights = {slot for slot in wanted if _name(node.inputs[slot]) in self._fixed}
+        while True:
+            left = wanted.difference(refused)
+            try:
+                step = GradientStep(node, self._emit, outputs, left)
+                return _through(step, self._expansion.whole.get(self.owner(node))), refused, []
+            except NoGradient as error:
+                candidates = weights & left
+                blamed = (candidates & error.slots) or candidates or left
+                refused |= dict.fromkeys(blamed, str(error))
+                if blamed == left:
+                    return {}, refused, [str(error)]
 
     def _keep(
         self, names: Sequence[str], gradients: Sequence[ir.Value | None], reasons: Sequence[str]
@@ -211,6 +236,10 @@ def _in_bodies(node: ir.Node) -> Iterator[str]:
     yield from (value.name or "" for value in node_reads(node) if value.name not in slots)
 
 
+def _name(value: ir.Value | None) -> str:
+    return (value.name or "") if value is not None else ""
+
+
 def _through(step: GradientStep, whole: str | None) -> Mapping[int, ir.Value]:
     node = step.node
     where = f"the gradient through {node.op_type} node {node.name or node_id(node)!r}"
@@ -221,4 +250,4 @@ def _through(step: GradientStep, whole: str | None) -> Mapping[int, ir.Value]:
     try:
         return rule(step)
     except NoGradient as error:
-        raise NoGradient(f"{where} cannot be computed: {error}") from None
+        raise NoGradient(f"{where} cannot be computed: {error}", error.slots) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,7 +15,19 @@ from onnxprune.model.node_view import NodeView
 
 
 class NoGradient(Exception):
-    """A rule cannot go back through a node; the message says why."""
+    """A rule cannot go back through a node; the message says why.
+
+    Args:
+        message: why.
+        slots: input slots that are to blame; empty where it is the node as a whole.
+
+    Attributes:
+        slots: as given.
+    """
+
+    def __init__(self, message: str, slots: Collection[int] = ()) -> None:
+        super().__init__(message)
+        self.slots = frozenset(slots)
 
 
 @dataclass(frozen=True)

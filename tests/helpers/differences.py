@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,27 @@ def emitted_gradient(
     proto: onnx.ModelProto, feed: Arrays, seed: NDArray[Any], tensor: str
 ) -> NDArray[Any]:
     """Gradient of sum(seed * last output) with respect to what reads a tensor, by onnxruntime."""
+    return emitted_gradients(proto, feed, seed, tensor)[tensor]
+
+
+def emitted_gradients(
+    proto: onnx.ModelProto,
+    feed: Arrays,
+    seed: NDArray[Any],
+    tensor: str = "",
+    weights: Arrays | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Gradients of sum(seed * last output), by onnxruntime.
+
+    Args:
+        proto: the network.
+        feed: of its inputs.
+        seed: gradient of the loss with respect to its last output.
+        tensor: activation whose gradient at all nodes that read it is asked for; "" for none.
+        weights: values of the initializers whose gradient is asked for. They are fed, and may
+            differ from those that the gradient was written for.
+    """
+    weights = weights or {}
     model = load(proto).model
     edges = [
         Edge(node_id(node), tensor)
@@ -44,24 +65,33 @@ def emitted_gradient(
     kind = ir.TensorType(ir.DataType.from_numpy(seed.dtype))
     given = ir.Value(name="seed", type=kind, shape=ir.Shape([None] * seed.ndim))
     last = model.graph.outputs[-1].name or ""
-    walked = add_backward(model, emit, {last: given}, edges, expansion)
+    walked = add_backward(model, emit, {last: given}, edges, expansion, weights)
     assert not walked.blocked, walked.blocked
+    assert not walked.stuck, walked.stuck
     model.graph.inputs.append(given)
-    total = None
+    gradients = dict(walked.tensors)
     for gradient in walked.gradients.values():
-        total = emit.total(total, gradient)
-    assert total is not None, "no gradient reaches the input"
-    total.type = ir.TensorType(ir.DataType.from_numpy(feed[tensor].dtype))
-    model.graph.outputs.append(total)
+        gradients[tensor] = emit.total(gradients.get(tensor), gradient)
+    missing = ({tensor} if edges else set()).union(weights).difference(gradients)
+    assert not missing, f"no gradient reaches {missing}"
+    for name in weights:
+        value = model.graph.initializers.pop(name)
+        value.const_value = None
+        model.graph.inputs.append(value)
+    outputs = {name: emit.op("Identity", gradient) for name, gradient in gradients.items()}
+    for output in outputs.values():
+        output.type = ir.TensorType(ir.DataType.FLOAT)
+        model.graph.outputs.append(output)
+    names = {name: output.name or "" for name, output in outputs.items()}
     session = open_session(model, ONE_THREAD)
-    name = total.name or ""
-    return run(session, {**feed, "seed": seed}, [name])[name]
+    found = run(session, {**feed, **weights, "seed": seed}, list(names.values()))
+    return {name: found[output] for name, output in names.items()}
 
 
 def numeric_gradient(
     outputs: Outputs, feed: Arrays, seed: NDArray[Any], tensor: str, step: float
 ) -> NDArray[np.float64]:
-    """The same with respect to a graph input, by differences."""
+    """Gradient of sum(seed * last output) with respect to a graph input, by differences."""
 
     def loss(array: NDArray[Any]) -> float:
         return float((outputs({**feed, tensor: array}).astype(np.float64) * seed).sum())
@@ -114,11 +144,26 @@ def _apart(
     return rng.permutation(spaced).reshape(shape).astype(np.float32) + np.float32(1e-3)
 
 
+def _with_inputs(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """The same network with some of its initializers as inputs."""
+    twin = onnx.ModelProto()
+    twin.CopyFrom(proto)
+    del twin.graph.initializer[:]
+    for tensor in proto.graph.initializer:
+        if tensor.name in names:
+            made = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            twin.graph.input.append(made)
+        else:
+            twin.graph.initializer.append(tensor)
+    return twin
+
+
 def check_gradient(
     body: str,
     shape: tuple[int, ...],
     weights: Mapping[str, NDArray[Any]] | None = None,
     *,
+    tuned: str = "",
     opset: int = 18,
     domain: str = "",
     positive: bool = False,
@@ -130,6 +175,7 @@ def check_gradient(
         body: nodes in ONNX text.
         shape: of x.
         weights: constants.
+        tuned: names of those whose gradient is compared too, separated by spaces.
         opset: operator set.
         domain: another one that is imported.
         positive: draw x from [0.5, 1.8].
@@ -143,12 +189,18 @@ def check_gradient(
     proto = parse(text, weights)
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     rng = np.random.default_rng(7)
-    feed = {"x": _apart(shape, 0.5 if positive else -1.8, 1.8, rng)}
-    seed = rng.standard_normal(_of_runtime(proto)(feed).shape).astype(np.float32)
-    outputs, step = (_of_runtime(proto), 2e-2) if by_runtime else (_of_reference(proto), 1e-3)
-    precise = feed if by_runtime else {"x": feed["x"].astype(np.float64)}
-    wanted = numeric_gradient(outputs, precise, seed, "x", step)
-    most = float(np.abs(wanted).max())
-    assert most > 1e-3, "a gradient of zero shows nothing"
-    found = emitted_gradient(proto, feed, seed, "x")
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-4 * most)
+    given = {"x": _apart(shape, 0.5 if positive else -1.8, 1.8, rng)}
+    # not those that the gradient was written for: their values must not be part of it
+    fed = {name: (weights or {})[name] * np.float32(0.9) for name in tuned.split()}
+    loose, point = _with_inputs(proto, fed), given | fed
+    seed = rng.standard_normal(_of_runtime(loose)(point).shape).astype(np.float32)
+    outputs, step = (_of_runtime(loose), 2e-2) if by_runtime else (_of_reference(loose), 1e-3)
+    if not by_runtime:
+        point = {name: array.astype(np.float64) for name, array in point.items()}
+    found = emitted_gradients(proto, given, seed, "x", fed)
+    for tensor in ("x", *fed):
+        wanted = numeric_gradient(outputs, point, seed, tensor, step)
+        most = float(np.abs(wanted).max())
+        assert most > 1e-3, "a gradient of zero shows nothing"
+        slack = {"rtol": 1e-3, "atol": 2e-4 * most}
+        np.testing.assert_allclose(found[tensor], wanted, **slack, err_msg=tensor)

@@ -6,11 +6,13 @@ ConvTranspose a Conv, of a product of matrices one with the other matrix transpo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from onnxprune.gradients.operators.windows import Windows, windows_of
+from onnxprune.gradients.operators.kernels import of_kernel
+from onnxprune.gradients.operators.windows import windows_of
 from onnxprune.gradients.step import GradientStep, NoGradient, Rule
 
 
@@ -22,55 +24,34 @@ def _conv(step: GradientStep) -> Mapping[int, ir.Value]:
         group = int(step.attribute("group", 1))
         gradients[0] = windows.spread(step, step.gradient, weight, step.input(), group)
     if 1 in step.wanted:
-        gradients[1] = _of_kernel(step, windows)
+        positions = math.prod(emit.shape_seen(step.output)[2:])
+        gradients[1] = of_kernel(step, windows, step.input(), step.gradient, positions)
     if 2 in step.wanted:
-        axes = [axis for axis in range(step.rank()) if axis != 1]
-        gradients[2] = emit.reduce("ReduceSum", step.gradient, axes, keep=False)
+        gradients[2] = _of_bias(step)
     return gradients
 
 
-def _of_kernel(step: GradientStep, windows: Windows) -> ir.Value:
-    """Gradient of a computed kernel: of each pair of channels, a convolution of one with the other.
-
-    Samples take the place of input channels, and strides that of dilations.
-    """
-    emit, kernel, rank = step.emit, step.input(1), step.rank()
-    group = int(step.attribute("group", 1))
-    spatial = range(3, rank + 1)
-    parts = []
-    for value, order in ((step.input(), [2, 1, 0, *spatial]), (step.gradient, [1, 2, 0, *spatial])):
-        extents = (emit.extents(value, 0, 1), emit.integers(group, -1))
-        split = emit.reshape(value, emit.joined(*extents, emit.extents(value, 2, rank)))
-        parts.append(emit.op("Transpose", split, perm=order))
-    read, slope = parts
-    # [in, groups * samples, ...] and [groups * out, samples, ...]
-    trailing = emit.extents(read, 3, rank + 1)
-    read = emit.reshape(read, emit.joined(emit.extents(read, 0, 1), emit.integers(-1), trailing))
-    samples = emit.extents(slope, 2, rank + 1)
-    slope = emit.reshape(slope, emit.joined(emit.integers(-1), samples))
-    attributes = {"strides": list(windows.dilations), "dilations": list(windows.strides)}
-    pads = [*windows.begin, *windows.end]
-    gradients = emit.op("Conv", read, slope, group=group, pads=pads, **attributes)
-    gradients = emit.op("Transpose", gradients, perm=[1, 0, *range(2, rank)])
-    # strides that leave something over make it reach too far
-    axes = emit.integers(*range(2, rank))
-    start = emit.integers(*[0] * (rank - 2))
-    return emit.op("Slice", gradients, start, emit.extents(kernel, 2, rank), axes)
-
-
 def _conv_transpose(step: GradientStep) -> Mapping[int, ir.Value]:
-    """With respect to the activation."""
-    _require_first(step)
+    """A convolution turned around: the gradient of its result is what the kernel slides over."""
+    emit, gradients = step.emit, {}
     weight = step.input(1)
-    windows = windows_of(step, step.emit.shape_seen(weight)[2:], transposed=True)
-    group = int(step.attribute("group", 1))
-    attributes = windows.attributes()
-    return {0: step.emit.op("Conv", step.gradient, weight, group=group, **attributes)}
+    windows = windows_of(step, emit.shape_seen(weight)[2:], transposed=True)
+    if 0 in step.wanted:
+        group = int(step.attribute("group", 1))
+        attributes = windows.attributes()
+        gradients[0] = emit.op("Conv", step.gradient, weight, group=group, **attributes)
+    if 1 in step.wanted:
+        positions = math.prod(emit.shape_seen(step.input())[2:])
+        gradients[1] = of_kernel(step, windows, step.gradient, step.input(), positions)
+    if 2 in step.wanted:
+        gradients[2] = _of_bias(step)
+    return gradients
 
 
-def _require_first(step: GradientStep) -> None:
-    if step.wanted != {0}:
-        raise NoGradient("its weight or bias is computed, expected constants")
+def _of_bias(step: GradientStep) -> ir.Value:
+    """One number for each channel."""
+    axes = [axis for axis in range(step.rank()) if axis != 1]
+    return step.emit.reduce("ReduceSum", step.gradient, axes, keep=False)
 
 
 def _gemm(step: GradientStep) -> Mapping[int, ir.Value]:

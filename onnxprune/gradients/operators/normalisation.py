@@ -38,15 +38,27 @@ def _softmax_axes(step: GradientStep) -> Sequence[int]:
 
 
 def _batch_normalisation(step: GradientStep) -> Mapping[int, ir.Value]:
-    """In inference it multiplies by constants."""
-    emit = step.emit
-    if step.wanted != {0} or int(step.attribute("training_mode", 0)):
-        raise NoGradient("its statistics are computed, expected constants")
+    """In inference mean and deviation are constants."""
+    emit, gradients = step.emit, {}
+    statistics = step.wanted & {3, 4}
+    if statistics or int(step.attribute("training_mode", 0)):
+        raise NoGradient("its mean and variance are computed, expected constants", statistics)
     epsilon = emit.number(float(step.attribute("epsilon", 1e-5)), step.input(4))
     deviation = emit.op("Sqrt", emit.op("Add", step.input(4), epsilon))
-    factor = emit.op("Div", step.input(1), deviation)
-    factor = emit.unsqueeze(factor, range(1, step.rank() - 1))
-    return {0: emit.op("Mul", step.gradient, factor)}
+    trailing = range(1, step.rank() - 1)
+    if 0 in step.wanted:
+        factor = emit.op("Div", step.input(1), deviation)
+        gradients[0] = emit.op("Mul", step.gradient, emit.unsqueeze(factor, trailing))
+    others = [axis for axis in range(step.rank()) if axis != 1]
+    if 1 in step.wanted:
+        # sum of g (x - mean), without a normalised copy of x
+        centred = emit.op("Sub", step.input(), emit.unsqueeze(step.input(3), trailing))
+        product = emit.op("Mul", step.gradient, centred)
+        summed = emit.reduce("ReduceSum", product, others, keep=False)
+        gradients[1] = emit.op("Div", summed, deviation)
+    if 2 in step.wanted:
+        gradients[2] = emit.reduce("ReduceSum", step.gradient, others, keep=False)
+    return gradients
 
 
 def _layer_normalisation(step: GradientStep) -> Mapping[int, ir.Value]:

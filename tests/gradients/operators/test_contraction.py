@@ -22,15 +22,52 @@ WINDOWS = [
 ]
 
 
-@pytest.mark.parametrize("given", WINDOWS)
-def test_convolution(given: str) -> None:
-    check_gradient(f"y = Conv{given}(x, w)", (2, 4, 6, 7), {"w": weight(3, 4, 3, 2)})
+CHANNELS = [4, 9]
+"""Few and many of them go different ways."""
 
 
 @pytest.mark.parametrize("given", WINDOWS)
-def test_transposed_convolution(given: str) -> None:
-    body = f"y = ConvTranspose{given}(x, w)"
-    check_gradient(body, (2, 4, 3, 4), {"w": weight(4, 3, 3, 2)})
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_convolution(given: str, channels: int) -> None:
+    weights = {"w": weight(3, channels, 3, 2), "b": weight(3)}
+    body, shape = f"y = Conv{given}(x, w, b)", (2, channels, 6, 7)
+    check_gradient(body, shape, weights, tuned="w b", by_runtime=channels > 4)
+
+
+@pytest.mark.parametrize("given", WINDOWS)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_transposed_convolution(given: str, channels: int) -> None:
+    body = f"y = ConvTranspose{given}(x, w, b)"
+    weights = {"w": weight(4, channels, 3, 2), "b": weight(channels)}
+    check_gradient(body, (2, 4, 3, 4), weights, tuned="w b", by_runtime=channels > 4)
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("given", ["", "<strides = [2]>", "<strides = [3], pads = [1, 0]>"])
+@pytest.mark.parametrize("size", [5, 20])
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_a_kernel_of_one_tap(op: str, given: str, size: int, channels: int) -> None:
+    shape = (3, channels, 1) if op == "Conv" else (channels, 3, 1)
+    body, weights = f"y = {op}{given}(x, w)", {"w": weight(*shape)}
+    check_gradient(body, (2, channels, size), weights, tuned="w", by_runtime=True)
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("group", [2, 4])
+@pytest.mark.parametrize("given", ["", "strides = [2], ", "dilations = [2], pads = [1, 2], "])
+@pytest.mark.parametrize("size", [6, 40])
+def test_groups_of_channels(op: str, group: int, given: str, size: int) -> None:
+    made = 3 if op == "ConvTranspose" else 8 if group == 4 else 6
+    shape = (4, made, 3) if op == "ConvTranspose" else (made, 4 // group, 3)
+    body = f"y = {op}<{given}group = {group}>(x, w)"
+    check_gradient(body, (2, 4, size), {"w": weight(*shape)}, tuned="w", by_runtime=True)
+
+
+@pytest.mark.parametrize("channels", [2, 8])
+def test_convolution_of_three_axes(channels: int) -> None:
+    body = "y = Conv<strides = [1, 2, 1], pads = [0, 1, 0, 0, 0, 1]>(x, w)"
+    weights = {"w": weight(2, channels, 1, 2, 2)}
+    check_gradient(body, (1, channels, 2, 4, 3), weights, tuned="w")
 
 
 @pytest.mark.parametrize("given", WINDOWS)
@@ -47,7 +84,7 @@ def test_computed_kernels_of_groups_and_biases() -> None:
 @pytest.mark.parametrize(("group", "made"), [(2, 6), (4, 4)])
 def test_grouped_convolution(group: int, made: int) -> None:
     body = f"y = Conv<group = {group}, pads = [1, 1], strides = [2]>(x, w)"
-    check_gradient(body, (2, 4, 6), {"w": weight(made, 4 // group, 3)})
+    check_gradient(body, (2, 4, 6), {"w": weight(made, 4 // group, 3)}, tuned="w")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +92,14 @@ def test_grouped_convolution(group: int, made: int) -> None:
 )
 def test_grouped_transposed_convolution(given: str) -> None:
     body = f"y = ConvTranspose<group = 2, strides = [2], {given}>(x, w)"
-    check_gradient(body, (2, 4, 5), {"w": weight(4, 3, 3)}, by_runtime=True)
+    check_gradient(body, (2, 4, 5), {"w": weight(4, 3, 3)}, tuned="w", by_runtime=True)
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_a_transposed_convolution_of_a_given_extent(channels: int) -> None:
+    given = "strides = [2], output_padding = [1], pads = [1, 0]"
+    body = f"y = ConvTranspose<{given}>(x, w)"
+    check_gradient(body, (2, 4, 5), {"w": weight(4, channels, 3)}, tuned="w", by_runtime=True)
 
 
 @pytest.mark.parametrize("first", [0, 1])

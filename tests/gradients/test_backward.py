@@ -1,0 +1,80 @@
+"""The walk from the loss to weights: what is added up, and what keeps a gradient from whom."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from helpers.differences import check_gradient
+from helpers.oracle import ONE_THREAD, parse
+
+from onnxprune.gradients.backward import Backward, Edge, add_backward
+from onnxprune.gradients.emitter import Emitter
+from onnxprune.model.load import load
+from onnxprune.model.observe import observe
+
+
+def weight(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+def backward(body: str, edges: list[Edge], tensors: set[str], **weights: np.ndarray) -> Backward:
+    text = f"""<ir_version: 8, opset_import: ["": 18]>
+        g (float[N, 4] x) => (float[N, 4] y) {{ {body} }}"""
+    model = load(parse(text, weights)).model
+    facts = observe(model, ONE_THREAD, np.random.default_rng(0), {"x": weight(2, 4)})
+    seed = ir.Value(name="seed", type=ir.TensorType(ir.DataType.FLOAT))
+    emit = Emitter(model, (facts.first, facts.second))
+    return add_backward(model, emit, {"y": seed}, edges, tensors=tensors)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "h = MatMul(x, w) t = Tanh(h) y = MatMul(t, w)",
+        "t = Transpose(w) h = MatMul(x, w) y = MatMul(h, t)",
+    ],
+)
+def test_a_weight_that_is_read_twice_has_the_sum(body: str) -> None:
+    check_gradient(body, (2, 4), {"w": weight(4, 4)}, tuned="w")
+
+
+def test_a_weight_without_a_gradient_does_not_block_what_comes_before() -> None:
+    body = "h = MatMul(x, w) e = Exp(h) q = Pow(e, p) y = Mul(q, s)"
+    given = {"w": weight(4, 4), "p": np.full(4, 2, np.float32), "s": weight(4)}
+    edge = Edge("h", "x")
+    found = backward(body, [edge], {"w", "p", "s"}, **given)
+    assert found.tensors.keys() == {"w", "s"}
+    assert found.gradients.keys() == {edge}
+    assert found.stuck.keys() == {"p"}
+    assert "exponent" in found.stuck["p"]
+
+
+def test_nor_does_one_that_is_computed_from_weights() -> None:
+    body = "h = MatMul(x, w) e = Exp(h) p = Abs(r) y = Pow(e, p)"
+    found = backward(body, [], {"w", "r"}, w=weight(4, 4), r=np.full(4, -2, np.float32))
+    assert found.tensors.keys() == {"w"}
+    assert found.stuck.keys() == {"r"}
+
+
+def test_the_other_weights_of_its_node_keep_theirs() -> None:
+    given = {"s": weight(4), "b": weight(4), "m": weight(4), "v": weight(4) ** 2}
+    found = backward("y = BatchNormalization(x, s, b, m, v)", [], set(given), **given)
+    assert found.tensors.keys() == {"s", "b"}
+    assert found.stuck.keys() == {"m", "v"}
+
+
+def test_a_weight_before_an_operator_without_a_rule_is_stuck() -> None:
+    found = backward(
+        "h = MatMul(x, w) f = Hardmax(h) y = Mul(f, s)", [], {"w", "s"}, w=weight(4, 4), s=weight(4)
+    )
+    assert found.tensors.keys() == {"s"}
+    assert "Hardmax" in found.stuck["w"]
+
+
+def test_a_weight_read_behind_and_before_it_is_stuck() -> None:
+    """Part of its gradient is not known."""
+    body = "h = MatMul(x, w) f = Hardmax(h) y = MatMul(f, w)"
+    found = backward(body, [], {"w"}, w=weight(4, 4))
+    assert found.stuck.keys() == {"w"}
+    assert not found.tensors
