@@ -193,7 +193,10 @@ class _Walk:
             left = wanted.difference(refused)
             try:
                 step = GradientStep(node, self._emit, outputs, left)
-                return _through(step, self._expansion.whole.get(self.owner(node))), refused, []
+                through = _through(step, self._expansion.whole.get(self.owner(node)))
+                for slot in weights & left.difference(through) if through else ():
+                    refused[slot] = f"{_where(node)} has no rule with respect to its input {slot}"
+                return through, refused, []
             except NoGradient as error:
                 candidates = weights & left
                 blamed = (candidates & error.slots) or candidates or left
@@ -240,9 +243,12 @@ def _name(value: ir.Value | None) -> str:
     return (value.name or "") if value is not None else ""
 
 
+def _where(node: ir.Node) -> str:
+    return f"the gradient through {node.op_type} node {node.name or node_id(node)!r}"
+
+
 def _through(step: GradientStep, whole: str | None) -> Mapping[int, ir.Value]:
-    node = step.node
-    where = f"the gradient through {node.op_type} node {node.name or node_id(node)!r}"
+    node, where = step.node, _where(step.node)
     rule = RULES.get((node.domain, node.op_type))
     if rule is None:
         why = whole or "there is no rule for this op"

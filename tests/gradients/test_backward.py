@@ -18,6 +18,9 @@ def weight(*shape: int) -> np.ndarray:
     return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
 
+EYE = np.eye(4, dtype=np.float32)
+
+
 def backward(body: str, edges: list[Edge], tensors: set[str], **weights: np.ndarray) -> Backward:
     text = f"""<ir_version: 8, opset_import: ["": 18]>
         g (float[N, 4] x) => (float[N, 4] y) {{ {body} }}"""
@@ -70,6 +73,13 @@ def test_a_weight_before_an_operator_without_a_rule_is_stuck() -> None:
     )
     assert found.tensors.keys() == {"s"}
     assert "Hardmax" in found.stuck["w"]
+
+
+def test_a_weight_that_only_sets_a_limit_is_stuck() -> None:
+    given = {"low": np.array(-1, np.float32), "high": np.array(1, np.float32)}
+    found = backward("h = MatMul(x, w) y = Clip(h, low, high)", [], {"w", *given}, **given, w=EYE)
+    assert found.tensors.keys() == {"w"}
+    assert found.stuck["low"].endswith("has no rule with respect to its input 1")
 
 
 def test_a_weight_read_behind_and_before_it_is_stuck() -> None:

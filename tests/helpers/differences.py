@@ -191,7 +191,7 @@ def check_gradient(
     rng = np.random.default_rng(7)
     given = {"x": _apart(shape, 0.5 if positive else -1.8, 1.8, rng)}
     # not those that the gradient was written for: their values must not be part of it
-    fed = {name: (weights or {})[name] * np.float32(0.9) for name in tuned.split()}
+    fed = {name: np.asarray(0.9 * (weights or {})[name], np.float32) for name in tuned.split()}
     loose, point = _with_inputs(proto, fed), given | fed
     seed = rng.standard_normal(_of_runtime(loose)(point).shape).astype(np.float32)
     outputs, step = (_of_runtime(loose), 2e-2) if by_runtime else (_of_reference(loose), 1e-3)

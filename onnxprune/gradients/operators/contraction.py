@@ -69,8 +69,9 @@ def _gemm(step: GradientStep) -> Mapping[int, ir.Value]:
         turned = {"transA": 1, "transB": first} if second else {"transA": 1 - first}
         gradients[1] = emit.op("Gemm", *pair, alpha=alpha, **turned)
     if 2 in step.wanted:
-        share = emit.op("Mul", g, emit.number(beta, step.output))
-        gradients[2] = emit.sum_to(share, step.input(2), step.output)
+        share = emit.sum_to(g, step.input(2), step.output)
+        same = beta == 1
+        gradients[2] = share if same else emit.op("Mul", share, emit.number(beta, step.output))
     return gradients
 
 
@@ -83,7 +84,14 @@ def _matmul(step: GradientStep) -> Mapping[int, ir.Value]:
     if 0 in step.wanted:
         product = emit.op("MatMul", step.gradient, _turned(step, right))
         gradients[0] = emit.sum_to(product, left, step.output, matrix_axes=2)
-    if 1 in step.wanted:
+    if 1 in step.wanted and step.rank(0) > step.rank(1) == 2:
+        # one product over all rows of the stack
+        rows = [
+            emit.reshape(value, emit.joined(emit.integers(-1), emit.extents(right, axis, axis + 1)))
+            for axis, value in enumerate((left, step.gradient))
+        ]
+        gradients[1] = emit.op("Gemm", *rows, transA=1)
+    elif 1 in step.wanted:
         product = emit.op("MatMul", _turned(step, left), step.gradient)
         gradients[1] = emit.sum_to(product, right, step.output, matrix_axes=2)
     return gradients

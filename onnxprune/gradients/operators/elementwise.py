@@ -181,9 +181,15 @@ def _clip(step: GradientStep) -> Mapping[int, ir.Value]:
 
 
 def _prelu(step: GradientStep) -> Mapping[int, ir.Value]:
-    emit, x = step.emit, step.input()
-    slope = emit.op("Where", _above(step, x, 0.0), emit.number(1.0, x), step.input(1))
-    return {0: emit.op("Mul", step.gradient, slope)}
+    emit, x, gradients = step.emit, step.input(), {}
+    above = _above(step, x, 0.0)
+    if 0 in step.wanted:
+        slope = emit.op("Where", above, emit.number(1.0, x), step.input(1))
+        gradients[0] = emit.op("Mul", step.gradient, slope)
+    if 1 in step.wanted:
+        below = emit.op("Where", above, emit.number(0.0, x), x)
+        gradients[1] = _undone(step, 1, emit.op("Mul", step.gradient, below))
+    return gradients
 
 
 def _add(step: GradientStep) -> Mapping[int, ir.Value]:
@@ -222,7 +228,7 @@ def _div(step: GradientStep) -> Mapping[int, ir.Value]:
 def _pow(step: GradientStep) -> Mapping[int, ir.Value]:
     """With respect to the base: p x^(p - 1)."""
     if 1 in step.wanted:
-        raise NoGradient("its exponent is computed, expected a constant")
+        raise NoGradient("its exponent is computed, expected a constant", {1})
     emit, x = step.emit, step.input()
     power = emit.cast_like(step.input(1), x)
     less = emit.op("Pow", x, emit.op("Sub", power, emit.number(1.0, x)))

@@ -1,7 +1,8 @@
 """Operators that only move entries: the gradient moves back, and adds up where entries were copied.
 
 What picks places along an axis is a product with a matrix of zeros and ones, and its gradient one
-with the transposed matrix: of any places, in any operator set, whatever was picked twice.
+with the transposed matrix: of any places, in any operator set, whatever was picked twice. Rows of a
+table, which may be long, are added up where they were taken from instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import onnx_ir as ir
 from onnxprune.gradients.step import GradientStep, NoGradient, Rule
 
 _FLOAT, _INT64 = int(ir.DataType.FLOAT), int(ir.DataType.INT64)
+_ADDING = 16
 _UNUSUAL = {"antialias": (0,), "keep_aspect_ratio_policy": ("stretch",), "axes": ()}
 
 
@@ -58,9 +60,12 @@ def _split(step: GradientStep) -> Mapping[int, ir.Value]:
 def _slice(step: GradientStep) -> Mapping[int, ir.Value]:
     """The places that were taken along each axis, put back one axis after another."""
     emit, x, rank = step.emit, step.input(), step.rank()
-    axes = step.constant(3).tolist() if step.has(3) else list(range(len(step.constant(1))))
+    given = step.constant(3).tolist() if step.has(3) else list(range(len(step.constant(1))))
+    axes = [int(axis) % rank for axis in given]
+    if not step.has(4) or _is_one(step, 4):
+        return {0: _surrounded(step, axes)}
     gradient = step.gradient
-    for number, axis in enumerate(int(each) % rank for each in axes):
+    for number, axis in enumerate(axes):
         start, stop, *stride = (
             emit.op("Cast", _entry(step, step.input(slot), number), to=_INT64)
             for slot in (1, 2, 4)
@@ -71,6 +76,37 @@ def _slice(step: GradientStep) -> Mapping[int, ir.Value]:
     return {0: gradient}
 
 
+def _is_one(step: GradientStep, slot: int) -> bool:
+    """Whether all entries of an input are known to be one."""
+    try:
+        return bool((step.constant(slot) == 1).all())
+    except NoGradient:
+        return False
+
+
+def _surrounded(step: GradientStep, axes: Sequence[int]) -> ir.Value:
+    """The gradient of a slice without steps, with zeros before and behind it."""
+    emit, x = step.emit, step.input()
+    start = emit.op("Cast", step.input(1), to=_INT64)
+    along = emit.integers(*axes)
+    extents = emit.op("Gather", emit.shape(x), along, axis=0)
+    taken = emit.op("Gather", emit.shape(step.output), along, axis=0)
+    nothing = emit.integers(0)
+    from_end = emit.op("Add", start, extents)
+    begin = emit.op("Where", emit.op("Less", start, nothing), from_end, start)
+    begin = emit.op("Where", emit.op("Less", begin, nothing), nothing, begin)
+    begin = emit.op("Where", emit.op("Less", extents, begin), extents, begin)
+    behind = emit.op("Sub", emit.op("Sub", extents, begin), taken)
+    # what is not sliced gets no zeros
+    order = [[*axes, *range(step.rank())].index(axis) for axis in range(step.rank())]
+    rest = emit.integers(*[0] * step.rank())
+    before, after = (
+        emit.op("Gather", emit.joined(ends, rest), emit.integers(*order), axis=0)
+        for ends in (begin, behind)
+    )
+    return emit.op("Pad", step.gradient, emit.joined(before, after))
+
+
 def _entry(step: GradientStep, vector: ir.Value, number: int) -> ir.Value:
     """One entry of a vector, [1]."""
     return step.emit.op("Gather", vector, step.emit.integers(number), axis=0)
@@ -79,6 +115,11 @@ def _entry(step: GradientStep, vector: ir.Value, number: int) -> ir.Value:
 def _gather(step: GradientStep) -> Mapping[int, ir.Value]:
     """Of data; places may count from the end."""
     emit, x, axis = step.emit, step.input(), step.axis(0)
+    if axis == 0 and emit.opset >= _ADDING:
+        places = emit.op("Cast", step.input(1), to=_INT64)
+        places = emit.unsqueeze(places, [emit.rank(step.input(1))])
+        nothing = emit.op("Expand", emit.number(0.0, x), emit.shape(x))
+        return {0: emit.op("ScatterND", nothing, places, step.gradient, reduction="add")}
     extent = emit.extents(x, axis, axis + 1)
     flat = emit.op("Cast", emit.reshape(step.input(1), emit.integers(-1)), to=_INT64)
     negative = emit.op("Less", flat, emit.integers(0))

@@ -1,7 +1,8 @@
 """Recurrent layers: the gradient goes back through time, one Scan for each direction.
 
 Only what is carried from step to step needs a Scan. States h_t are outputs of the layer, so that
-the gates of all steps are computed at once, as is dL/dx = dL/da W of what the gates are made of, a.
+the gates of all steps are computed at once, as are dL/dx = dL/da W and dL/dW = dL/da' x of what the
+gates are made of, a.
 Source of the formulas: the ONNX operator specification, differentiated.
 """
 
@@ -155,12 +156,26 @@ class _Direction:
         return every, self.state(outputs[1] if len(outputs) > 1 else None)
 
 
-def _lstm(direction: _Direction) -> tuple[ir.Value, list[ir.Value]]:
-    """Of the gates' arguments, and of the states before the first step."""
+@dataclass(frozen=True)
+class _Slopes:
+    """Gradients along one direction.
+
+    Attributes:
+        arguments: of what the gates are made of, [steps, batch, gates * hidden].
+        states: of those before the first step, [batch, hidden].
+        recurrent: of what the recurrent products give, gate by gate, each with what was multiplied,
+            [steps, batch, hidden].
+    """
+
+    arguments: ir.Value
+    states: Sequence[ir.Value]
+    recurrent: Sequence[tuple[ir.Value, ir.Value]]
+
+
+def _lstm(direction: _Direction) -> _Slopes:
     emit, x, outputs = direction.step.emit, direction.step.input(), direction.step.gradients
-    made = emit.op(
-        "Add", direction.product(x, 1, 0, 4), direction.product(direction.before(), 2, 0, 4)
-    )
+    before = direction.before()
+    made = emit.op("Add", direction.product(x, 1, 0, 4), direction.product(before, 2, 0, 4))
     i, o, f = (emit.op("Sigmoid", direction.gates(made, gate, gate + 1)) for gate in range(3))
     n = emit.op("Tanh", direction.gates(made, 3, 4))
     cells = direction.scan(_CELL, [direction.initial(6)], [emit.op("Mul", i, n), f], turned=False)
@@ -169,55 +184,81 @@ def _lstm(direction: _Direction) -> tuple[ir.Value, list[ir.Value]]:
     weight = direction.own(direction.step.input(2))
     read = [every, i, o, f, n, cells[1], cells[2]]
     dh, dc, _, da = direction.scan(_LSTM, [last, cell, weight], read, turned=True)
-    return da, [dh, dc]
+    return _Slopes(da, [dh, dc], [(da, before)])
 
 
-def _gru(direction: _Direction) -> tuple[ir.Value, list[ir.Value]]:
+def _gru(direction: _Direction) -> _Slopes:
     emit, x, before = direction.step.emit, direction.step.input(), direction.before()
     made = emit.op("Add", direction.product(x, 1, 0, 2), direction.product(before, 2, 0, 2))
     z, r = (emit.op("Sigmoid", direction.gates(made, gate, gate + 1)) for gate in range(2))
     after = bool(direction.step.attribute("linear_before_reset", 0))
-    if after:
-        recurrent = direction.product(before, 2, 2, 3)
-        share = emit.op("Mul", r, recurrent)
-    else:
-        recurrent = share = direction.product(emit.op("Mul", r, before), 2, 2, 3)
+    kept = before if after else emit.op("Mul", r, before)
+    recurrent = direction.product(kept, 2, 2, 3)
+    share = emit.op("Mul", r, recurrent) if after else recurrent
     n = emit.op("Tanh", emit.op("Add", direction.product(x, 1, 2, 3), share))
     every, last = direction.slopes()
     weight = direction.own(direction.step.input(2))
     states = [last, direction.gates(weight, 0, 2, axis=0), direction.gates(weight, 2, 3, axis=0)]
     text = _GRU.replace("RESET", _RESET_AFTER if after else _RESET_BEFORE)
     dh, _, _, da = direction.scan(text, states, [every, z, r, n, before, recurrent], turned=True)
-    return da, [dh]
+    dn = direction.gates(da, 2, 3)
+    pairs = [(direction.gates(da, 0, 2), before), (emit.op("Mul", dn, r) if after else dn, kept)]
+    return _Slopes(da, [dh], pairs)
 
 
-def _rnn(direction: _Direction) -> tuple[ir.Value, list[ir.Value]]:
+def _rnn(direction: _Direction) -> _Slopes:
     every, last = direction.slopes()
     states = [last, direction.own(direction.step.input(2))]
     dh, _, da = direction.scan(_RNN, states, [every, direction.states()], turned=True)
-    return da, [dh]
+    return _Slopes(da, [dh], [(da, direction.before())])
 
 
-def _layer(cell: Callable[[_Direction], tuple[ir.Value, list[ir.Value]]]) -> Rule:
-    """Rule of a layer: what its directions ask for, added up."""
+def _layer(cell: Callable[[_Direction], _Slopes]) -> Rule:
+    """Rule of a layer: directions share what they read, and have weights of their own."""
 
     def rule(step: GradientStep) -> Mapping[int, ir.Value]:
         _require_plain(step)
         emit, total = step.emit, None
-        first: list[list[ir.Value]] = []
+        own: dict[int, list[ir.Value]] = {}
         way = step.attribute("direction", "forward")
         for number in range(emit.shape_seen(step.input(2))[0]):
             direction = _Direction(step, number, way == "reverse" or number == 1)
-            da, states = cell(direction)
-            total = emit.total(total, emit.op("MatMul", da, direction.own(step.input(1))))
-            first.append([emit.unsqueeze(state, [0]) for state in states])
-        assert total is not None
-        gradients = {0: total}
-        for place, parts in enumerate(zip(*first, strict=True)):
-            gradients[_HIDDEN_STATE + place] = emit.op("Concat", *parts, axis=0)
-        return gradients
+            slopes = cell(direction)
+            if 0 in step.wanted:
+                weight = direction.own(step.input(1))
+                total = emit.total(total, emit.op("MatMul", slopes.arguments, weight))
+            for slot, gradient in _of_weights(step, slopes).items():
+                own.setdefault(slot, []).append(emit.unsqueeze(gradient, [0]))
+        gradients = {slot: emit.op("Concat", *parts, axis=0) for slot, parts in own.items()}
+        return gradients if total is None else gradients | {0: total}
 
     return rule
+
+
+def _of_weights(step: GradientStep, slopes: _Slopes) -> dict[int, ir.Value]:
+    """What belongs to one direction: weights, bias and first states, those that are wanted."""
+    emit, gradients = step.emit, {}
+    if 1 in step.wanted:
+        gradients[1] = _outer(step, slopes.arguments, step.input())
+    if 2 in step.wanted:
+        parts = [_outer(step, slope, read) for slope, read in slopes.recurrent]
+        gradients[2] = emit.op("Concat", *parts, axis=0)
+    if 3 in step.wanted:
+        made = [slopes.arguments, *(slope for slope, _ in slopes.recurrent)]
+        sums = [emit.reduce("ReduceSum", slope, [0, 1], keep=False) for slope in made]
+        gradients[3] = emit.op("Concat", *sums, axis=0)
+    states = dict(enumerate(slopes.states, _HIDDEN_STATE))
+    return gradients | {slot: states[slot] for slot in step.wanted & states.keys()}
+
+
+def _outer(step: GradientStep, slope: ir.Value, read: ir.Value) -> ir.Value:
+    """Products of two vectors, added up over all steps and samples."""
+    emit = step.emit
+    rows = [
+        emit.reshape(value, emit.joined(emit.integers(-1), emit.extents(value, 2, 3)))
+        for value in (slope, read)
+    ]
+    return emit.op("Gemm", *rows, transA=1)
 
 
 def _require_plain(step: GradientStep) -> None:

@@ -6,7 +6,7 @@ from helpers.differences import check_gradient
 
 
 def weight(*shape: int) -> np.ndarray:
-    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    return np.asarray(np.random.default_rng(1).standard_normal(shape), np.float32)
 
 
 WINDOWS = [
@@ -110,7 +110,14 @@ def test_gemm(first: int, second: int, operands: str) -> None:
     inner = 3 if (first if left else not second) else 4
     shape = (inner, 5) if (not second if left else first) else (5, inner)
     body = f"y = Gemm<alpha = 0.5, transA = {first}, transB = {second}>({operands})"
-    check_gradient(body, (3, 4), {"w": weight(*shape)})
+    check_gradient(body, (3, 4), {"w": weight(*shape)}, tuned="w")
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (3, 1), (3, 5), (1,), ()])
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_the_bias_of_gemm(shape: tuple[int, ...], beta: float) -> None:
+    weights = {"w": weight(4, 5), "b": weight(*shape)}
+    check_gradient(f"y = Gemm<beta = {beta}>(x, w, b)", (3, 4), weights, tuned="w b")
 
 
 def test_gemm_with_a_computed_summand() -> None:
@@ -123,22 +130,23 @@ def test_gemm_with_a_computed_summand() -> None:
     [
         ("x, w", (2, 3, 4), (4, 5)),
         ("x, w", (2, 1, 3, 4), (5, 4, 2)),
+        ("x, w", (2, 2, 3, 4), (4, 2)),
         ("x, w", (3, 4), (2, 4, 5)),
         ("w, x", (1, 4, 3), (2, 5, 4)),
         ("w, x", (2, 4, 3), (5, 4)),
     ],
 )
 def test_stacks_of_matrices(operands: str, mine: tuple[int, ...], other: tuple[int, ...]) -> None:
-    check_gradient(f"y = MatMul({operands})", mine, {"w": weight(*other)})
+    check_gradient(f"y = MatMul({operands})", mine, {"w": weight(*other)}, tuned="w")
 
 
 @pytest.mark.parametrize(
     ("mine", "other"), [((2, 3, 4), (4,)), ((4,), (2, 4, 5)), ((4,), (4,)), ((2, 4), (4,))]
 )
 def test_a_product_with_a_vector(mine: tuple[int, ...], other: tuple[int, ...]) -> None:
-    check_gradient("y = MatMul(x, w)", mine, {"w": weight(*other)})
+    check_gradient("y = MatMul(x, w)", mine, {"w": weight(*other)}, tuned="w")
     if len(mine) == 1:
-        check_gradient("y = MatMul(w, x)", (4,), {"w": weight(3, 4)})
+        check_gradient("y = MatMul(w, x)", (4,), {"w": weight(3, 4)}, tuned="w")
 
 
 def test_a_product_of_two_activations() -> None:
@@ -155,7 +163,8 @@ def test_a_product_of_two_activations() -> None:
     ],
 )
 def test_einsum(equation: str, mine: tuple[int, ...], other: tuple[int, ...]) -> None:
-    check_gradient(f'y = Einsum<equation = "{equation}">(x, w)', mine, {"w": weight(*other)})
+    weights = {"w": weight(*other)}
+    check_gradient(f'y = Einsum<equation = "{equation}">(x, w)', mine, weights, tuned="w")
     left, right = equation.partition("->")[0].split(",")
     turned = equation.replace(f"{left},{right}", f"{right},{left}", 1)
-    check_gradient(f'y = Einsum<equation = "{turned}">(w, x)', mine, {"w": weight(*other)})
+    check_gradient(f'y = Einsum<equation = "{turned}">(w, x)', mine, weights, tuned="w")

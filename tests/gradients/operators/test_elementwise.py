@@ -10,7 +10,7 @@ def scalar(number: float) -> np.ndarray:
 
 
 def weight(*shape: int) -> np.ndarray:
-    return np.random.default_rng(1).uniform(0.5, 2, shape).astype(np.float32)
+    return np.asarray(np.random.default_rng(1).uniform(0.5, 2, shape), np.float32)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,14 @@ def test_silu_as_exported() -> None:
 def test_of_operands_that_are_broadcast(
     op: str, operands: str, mine: tuple[int, ...], other: tuple[int, ...]
 ) -> None:
-    check_gradient(f"y = {op}({operands})", mine, {"w": weight(*other)}, positive=True)
+    body, weights = f"y = {op}({operands})", {"w": weight(*other)}
+    check_gradient(body, mine, weights, tuned="w", positive=True)
+
+
+@pytest.mark.parametrize("op", ["Sum", "Mean"])
+def test_of_several_operands(op: str) -> None:
+    weights = {"w": weight(4), "v": weight(3, 1)}
+    check_gradient(f"y = {op}(w, x, v)", (2, 3, 4), weights, tuned="w v", by_runtime=True)
 
 
 @pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Sum", "Mean"])
@@ -77,12 +84,22 @@ def test_what_is_clipped_has_no_gradient() -> None:
 
 
 def test_a_slope_for_each_channel() -> None:
-    check_gradient("y = PRelu(x, slope)", (2, 3, 4), {"slope": weight(3, 1)})
+    check_gradient("y = PRelu(x, slope)", (2, 3, 4), {"slope": weight(3, 1)}, tuned="slope")
 
 
 def test_where_gives_each_branch_its_places() -> None:
     body = "m = Greater(x, z) t = Tanh(x) e = Exp(x) y = Where(m, t, e)"
     check_gradient(body, (2, 5), {"z": scalar(0.1)})
+
+
+@pytest.mark.parametrize("branches", ["x, w", "w, x"])
+@pytest.mark.parametrize("shape", [(5,), (2, 1), ()])
+def test_where_gives_a_weight_the_places_it_was_taken_at(
+    branches: str, shape: tuple[int, ...]
+) -> None:
+    weights = {"z": scalar(0.1), "w": weight(*shape)}
+    body = f"m = Greater(x, z) y = Where(m, {branches})"
+    check_gradient(body, (2, 5), weights, tuned="w", by_runtime=True)
 
 
 @pytest.mark.parametrize("op", ["Max", "Min"])

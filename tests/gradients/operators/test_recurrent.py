@@ -28,19 +28,27 @@ def test_of_every_step(op: str, way: str) -> None:
     given = f'hidden_size = {HIDDEN}, direction = "{way}"'
     body = f"y = {op}<{given}>(x, w, r, b, , h)"
     shape = (STEPS, BATCH, READ)
-    check_gradient(body, shape, weights(op, WAYS[way]), by_runtime=True)
+    check_gradient(body, shape, weights(op, WAYS[way]), tuned="w r b h", by_runtime=True)
 
 
-def test_a_reset_behind_the_recurrent_product() -> None:
-    given = f"hidden_size = {HIDDEN}, linear_before_reset = 1"
-    body = f"y = GRU<{given}>(x, w, r, b)"
-    check_gradient(body, (STEPS, BATCH, READ), weights("GRU", 1), by_runtime=True)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_reset_behind_the_recurrent_product(way: str) -> None:
+    given = f'hidden_size = {HIDDEN}, linear_before_reset = 1, direction = "{way}"'
+    body, shape = f"y = GRU<{given}>(x, w, r, b)", (STEPS, BATCH, READ)
+    check_gradient(body, shape, weights("GRU", WAYS[way]), tuned="w r b", by_runtime=True)
+
+
+def test_states_of_an_lstm_that_are_tuned() -> None:
+    given = weights("LSTM", 1)
+    given["c"] = given["h"][..., ::-1].copy()
+    body, shape = f"y = LSTM<hidden_size = {HIDDEN}>(x, w, r, b, , h, c)", (STEPS, BATCH, READ)
+    check_gradient(body, shape, given, tuned="h c", by_runtime=True)
 
 
 @pytest.mark.parametrize("op", GATES)
 def test_of_the_last_state_alone(op: str) -> None:
     body = f"s, y = {op}<hidden_size = {HIDDEN}>(x, w, r)"
-    check_gradient(body, (STEPS, BATCH, READ), weights(op, 1), by_runtime=True)
+    check_gradient(body, (STEPS, BATCH, READ), weights(op, 1), tuned="w r", by_runtime=True)
 
 
 def test_of_the_last_cell_state() -> None:
