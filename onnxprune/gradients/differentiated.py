@@ -6,7 +6,7 @@ All of it runs in single precision, whatever the model's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,13 +107,45 @@ class Squared:
 
 
 @dataclass(frozen=True)
+class EmittedLoss:
+    """A loss as part of a graph.
+
+    Attributes:
+        slopes: its gradient with respect to tensors of the model, by name.
+        inputs: of the graph that the loss reads besides, such as targets.
+        outputs: what the graph gives besides, such as the loss itself.
+    """
+
+    slopes: Mapping[str, ir.Value]
+    inputs: Sequence[ir.Value] = ()
+    outputs: Sequence[ir.Value] = ()
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A model with a loss and the gradients of its weights, which are inputs.
+
+    Attributes:
+        model: the model with its backward graph, in single precision.
+        gradients: by name of a weight, the output that holds its gradient; none for weights that
+            the loss does not depend on.
+        blocked: by name of a weight, why it has none.
+        activation_bytes: of all activations of the sample that it was observed on.
+    """
+
+    model: ir.Model
+    gradients: Mapping[str, str]
+    blocked: Mapping[str, str]
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
 class _Prepared:
     """A copy of a model in single precision that a backward graph may be appended to."""
 
     model: ir.Model
     emit: Emitter
     values: Mapping[str, ir.Value]
-    seeds: Mapping[str, ir.Value]
     expansion: Expansion
     facts: Facts
     zeros: Mapping[Edge, ir.Value]
@@ -121,7 +153,6 @@ class _Prepared:
 
 def _prepared(
     model: ir.Model,
-    seeded: Sequence[str],
     edges: Set[Edge],
     sample: Mapping[str, NDArray[Any]],
     runtime: Runtime,
@@ -138,6 +169,16 @@ def _prepared(
     emit = Emitter(probe, (facts.first, facts.second))
     values = {value.name or "": value for node in probe.graph for value in node.outputs}
     values |= {value.name or "": value for value in probe.graph.inputs}
+    return _Prepared(probe, emit, values, expansion, facts, zeros)
+
+
+def _seeds_of(ready: _Prepared, seeded: Sequence[str]) -> dict[str, ir.Value]:
+    """New inputs for gradients of the loss.
+
+    Raises:
+        InputError: when no output has a slope.
+    """
+    emit, values = ready.emit, ready.values
     seeds = {
         name: _seed(name, emit.rank(values[name]))
         for name in dict.fromkeys(seeded)
@@ -148,7 +189,7 @@ def _prepared(
             "no output of the model is of floating point, so that no loss has a slope; take "
             "another criterion"
         )
-    return _Prepared(probe, emit, values, seeds, expansion, facts, zeros)
+    return seeds
 
 
 def differentiate(
@@ -176,9 +217,10 @@ def differentiate(
             they are made of.
     """
     edges = {reading: Edge(reading.consumer.node, reading.consumer.tensor) for reading in readings}
-    ready = _prepared(model, seeded, set(edges.values()), sample, runtime, rng)
+    ready = _prepared(model, set(edges.values()), sample, runtime, rng)
     probe, emit, values = ready.model, ready.emit, ready.values
-    backward = add_backward(probe, emit, ready.seeds, set(edges.values()), ready.expansion)
+    seeds = _seeds_of(ready, seeded)
+    backward = add_backward(probe, emit, seeds, set(edges.values()), ready.expansion)
     del probe.graph.outputs[:]
     outputs = {
         reading: _reduced(
@@ -191,13 +233,13 @@ def differentiate(
         for reading, edge in edges.items()
         if edge in backward.gradients
     }
-    probe.graph.inputs.extend(ready.seeds.values())
+    probe.graph.inputs.extend(seeds.values())
     blocked = {
         reading: backward.blocked[edge]
         for reading, edge in edges.items()
         if edge in backward.blocked
     }
-    return Differentiated(probe, outputs, blocked, list(ready.seeds), _bytes(ready.facts))
+    return Differentiated(probe, outputs, blocked, list(seeds), _bytes(ready.facts))
 
 
 def differentiate_tensors(
@@ -222,9 +264,10 @@ def differentiate_tensors(
         InputError: when no output has a slope, or fused operators compute something else than what
             they are made of.
     """
-    ready = _prepared(model, seeded, set(), sample, runtime, rng)
+    ready = _prepared(model, set(), sample, runtime, rng)
     probe, emit = ready.model, ready.emit
-    backward = add_backward(probe, emit, ready.seeds, (), ready.expansion, set(tensors))
+    seeds = _seeds_of(ready, seeded)
+    backward = add_backward(probe, emit, seeds, (), ready.expansion, set(tensors))
     del probe.graph.outputs[:]
     rows, columns = {}, {}
     for name, gradient in backward.tensors.items():
@@ -234,12 +277,49 @@ def differentiate_tensors(
         others = [axis for axis in range(rank) if axis not in axes]
         rows[name] = _output(emit, emit.reduce("ReduceSum", squares, axes))
         columns[name] = _output(emit, emit.reduce("ReduceSum", squares, others))
-    probe.graph.inputs.extend(ready.seeds.values())
+    probe.graph.inputs.extend(seeds.values())
     facts = ready.facts
     axes_of = {name: _batch_axis(facts, name) for name in rows}
     batch_axes = {name: axis for name, axis in axes_of.items() if axis is not None}
-    seeds = list(ready.seeds)
-    return Squared(probe, rows, columns, backward.stuck, seeds, batch_axes, _bytes(facts))
+    return Squared(probe, rows, columns, backward.stuck, list(seeds), batch_axes, _bytes(facts))
+
+
+def differentiate_weights(
+    model: ir.Model,
+    weights: Sequence[str],
+    loss: Callable[[Emitter, Mapping[str, ir.Value]], EmittedLoss],
+    sample: Mapping[str, NDArray[Any]],
+    runtime: Runtime,
+    rng: np.random.Generator,
+) -> Trainable:
+    """Add a loss and the gradients of weights to a copy of a model, whose weights become inputs.
+
+    Args:
+        model: unchanged.
+        weights: names of initializers of its main graph.
+        loss: appends the loss, given the tensors of the model by name.
+        sample: a feed to observe the model on.
+        runtime: how to run.
+        rng: for a second feed.
+
+    Raises:
+        InputError: when fused operators compute something else than what they are made of.
+    """
+    ready = _prepared(model, set(), sample, runtime, rng)
+    graph, emit = ready.model.graph, ready.emit
+    emitted = loss(emit, ready.values)
+    backward = add_backward(ready.model, emit, emitted.slopes, (), ready.expansion, set(weights))
+    del graph.outputs[:]
+    graph.outputs.extend(emitted.outputs)
+    gradients = {
+        name: _output(emit, backward.tensors[name]) for name in weights if name in backward.tensors
+    }
+    graph.inputs.extend(emitted.inputs)
+    for name in gradients:
+        value = graph.initializers.pop(name)
+        value.const_value = None
+        graph.inputs.append(value)
+    return Trainable(ready.model, gradients, backward.stuck, _bytes(ready.facts))
 
 
 def _batch_axis(facts: Facts, name: str) -> int | None:

@@ -1,0 +1,1 @@
+"""Training of weights against a teacher: fine-tuning and distillation, on unlabelled samples."""

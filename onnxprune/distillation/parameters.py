@@ -1,0 +1,194 @@
+"""Which constants of a model are trained: weights, biases, scales and shifts.
+
+A constant is a weight by the slot in which a node reads it, directly or moved (a transposed weight,
+one between QuantizeLinear and DequantizeLinear). A constant vector that is added or multiplied is a
+bias or a scale where it follows a layer or a normalisation; anything else (anchors, masks, numbers
+of a formula) stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+_FUSED = "com.microsoft"
+
+_SLOTS: dict[tuple[str, str], tuple[int, ...]] = {
+    ("", "Conv"): (1, 2),
+    ("", "ConvTranspose"): (1, 2),
+    ("", "Gemm"): (0, 1, 2),
+    ("", "MatMul"): (0, 1),
+    ("", "Einsum"): (0, 1, 2),
+    ("", "BatchNormalization"): (1, 2),
+    ("", "LayerNormalization"): (1, 2),
+    ("", "RMSNormalization"): (1,),
+    ("", "SimplifiedLayerNormalization"): (1,),
+    ("", "InstanceNormalization"): (1, 2),
+    ("", "GroupNormalization"): (1, 2),
+    ("", "PRelu"): (1,),
+    ("", "LSTM"): (1, 2, 3),
+    ("", "GRU"): (1, 2, 3),
+    ("", "RNN"): (1, 2, 3),
+    (_FUSED, "FusedConv"): (1, 2),
+    (_FUSED, "FusedGemm"): (0, 1, 2),
+    (_FUSED, "FusedMatMul"): (0, 1),
+    (_FUSED, "Attention"): (1, 2),
+    (_FUSED, "MultiHeadAttention"): (3,),
+    (_FUSED, "BiasGelu"): (1,),
+    (_FUSED, "FastGelu"): (1,),
+    (_FUSED, "SkipLayerNormalization"): (2, 3, 4),
+    (_FUSED, "SkipSimplifiedLayerNormalization"): (2, 3),
+    (_FUSED, "EmbedLayerNormalization"): (5, 6),
+    (_FUSED, "GroupNorm"): (1, 2),
+}
+"""Slots of weights, biases, scales and shifts, by domain and operator."""
+
+_TABLES: dict[tuple[str, str], tuple[int, ...]] = {
+    ("", "Gather"): (0,),
+    (_FUSED, "EmbedLayerNormalization"): (2, 3, 4),
+}
+"""Slots of embedding tables."""
+
+_MOVED = {"Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Slice", "Expand"}
+_ROUNDED = {"QuantizeLinear", "DequantizeLinear"}
+
+_BEFORE: dict[str, frozenset[str]] = {
+    "Add": frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Mul"}),
+    "Mul": frozenset({"Div", "Mul", "Sub", "Add"}),
+}
+"""Operators behind which a constant vector that is added or multiplied is a bias or a scale."""
+
+_NORMALISING = frozenset({"Sqrt", "Reciprocal", "Rsqrt", "Pow"})
+
+
+def parameters_of(graph: ir.Graph, *, embeddings: bool = False) -> list[str]:
+    """Names of the constants that can be trained, in graph order, each once.
+
+    Args:
+        graph: the main graph, all of whose constants are initializers.
+        embeddings: tables of embeddings as well.
+    """
+    found: dict[str, None] = {}
+    for node in graph:
+        for value in _weights(node, embeddings=embeddings):
+            found[value.name or ""] = None
+    return [name for name in found if name]
+
+
+def _weights(node: ir.Node, *, embeddings: bool) -> Iterator[ir.Value]:
+    key = (node.domain, node.op_type)
+    slots = _SLOTS.get(key, ()) + (_TABLES.get(key, ()) if embeddings else ())
+    for slot in slots:
+        value = node.inputs[slot] if slot < len(node.inputs) else None
+        source = _source(value) if value is not None else None
+        if source is not None and _is_trained(source):
+            yield source
+    if not node.domain and node.op_type in _BEFORE and len(node.inputs) == 2:
+        yield from _bias_or_scale(node)
+
+
+def _bias_or_scale(node: ir.Node) -> Iterator[ir.Value]:
+    for slot in (0, 1):
+        value, other = node.inputs[slot], node.inputs[1 - slot]
+        if value is None or other is None:
+            continue
+        source, before = _source(value), _producer(other)
+        if source is None or before is None or not (_is_trained(source) and _is_vector(source)):
+            continue
+        if before.op_type not in _BEFORE[node.op_type]:
+            continue
+        if node.op_type == "Mul" and not _normalises(before):
+            continue
+        if before.op_type == "Mul" and not _scales(before):
+            continue
+        yield source
+
+
+def _producer(value: ir.Value) -> ir.Node | None:
+    """What computes a value, behind operators that only move entries."""
+    node = value.producer()
+    while node is not None and node.op_type in ("Reshape", "Cast", "Identity", "Transpose"):
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node
+
+
+def _scales(node: ir.Node) -> bool:
+    """Whether a Mul multiplies by a constant, as the scale before a shift does."""
+    return any(value is not None and _source(value) is not None for value in node.inputs)
+
+
+def _normalises(node: ir.Node) -> bool:
+    """Whether a node divides by a deviation: x / sqrt(v), or x * (1 / sqrt(v))."""
+    for value in node.inputs:
+        maker = value.producer() if value is not None else None
+        if maker is not None and maker.op_type in _NORMALISING:
+            return True
+        if maker is not None and maker.op_type == "Div":
+            inner = [v.producer() for v in maker.inputs if v is not None]
+            if any(each is not None and each.op_type == "Sqrt" for each in inner):
+                return True
+    return False
+
+
+def _source(value: ir.Value) -> ir.Value | None:
+    """The initializer behind operators that move or round it; None for something computed."""
+    while not value.is_initializer():
+        node = value.producer()
+        if node is None or node.domain or node.op_type not in _MOVED | _ROUNDED:
+            return None
+        first = node.inputs[0]
+        if first is None:
+            return None
+        value = first
+    return value
+
+
+def _is_trained(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype.is_floating_point() and tensor.size > 1
+
+
+def _is_vector(value: ir.Value) -> bool:
+    shape = value.const_value.shape.numpy() if value.const_value is not None else ()
+    return sum(extent > 1 for extent in shape) == 1
+
+
+def values_of(model: ir.Model, names: list[str]) -> dict[str, NDArray[np.float32]]:
+    """Values of initializers in single precision, copies.
+
+    Args:
+        model: has them.
+        names: of initializers of its main graph.
+    """
+    values = {}
+    for name in names:
+        tensor = model.graph.initializers[name].const_value
+        assert tensor is not None
+        values[name] = np.array(tensor.numpy(), np.float32)
+    return values
+
+
+def with_values(model: ir.Model, values: Mapping[str, NDArray[np.float32]]) -> ir.Model:
+    """A copy of a model with other values of some constants, in their own types.
+
+    Args:
+        model: unchanged.
+        values: by name, of initializers or Constant nodes of its main graph.
+    """
+    result = model.clone()
+    for name, value in result.graph.initializers.items():
+        if name in values and value.const_value is not None:
+            value.const_value = _like(value.const_value, values[name], name)
+    for node in result.graph:
+        name = node.outputs[0].name or "" if node.outputs else ""
+        if node.op_type == "Constant" and name in values:
+            tensor = node.attributes["value"].as_tensor()
+            node.attributes["value"] = ir.AttrTensor("value", _like(tensor, values[name], name))
+    return result
+
+
+def _like(tensor: ir.TensorProtocol, value: NDArray[np.float32], name: str) -> ir.Tensor:
+    return ir.tensor(value.astype(tensor.dtype.numpy()), dtype=tensor.dtype, name=name)
