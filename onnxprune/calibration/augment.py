@@ -46,6 +46,36 @@ def augmented(
     return axes.joined([feed, *made])
 
 
+def varied(
+    feed: Mapping[str, NDArray[Any]], views: Sequence[str], rng: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    """A batch with each image seen in another way: about half of them in each view that is named.
+
+    Args:
+        feed: a batch; see `augmented`.
+        views: names of `VIEWS`.
+        rng: chooses images, and draws.
+
+    Raises:
+        InputError: when there is no image among the inputs.
+    """
+    if not any(_is_image(array) for array in feed.values()):
+        raise InputError("augmentation is for images: no input is a float array of four axes")
+    return {
+        name: _varied(array, views, rng) if _is_image(array) else array
+        for name, array in feed.items()
+    }
+
+
+def _varied(array: NDArray[Any], views: Sequence[str], rng: np.random.Generator) -> NDArray[Any]:
+    result = array.copy()
+    for view in views:
+        chosen = rng.random(len(array)) < 0.5
+        if chosen.any():
+            result[chosen] = VIEWS[view](result[chosen], rng)
+    return result
+
+
 def _is_image(array: NDArray[Any]) -> bool:
     return array.ndim == 4 and array.dtype.kind == "f"
 

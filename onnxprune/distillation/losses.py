@@ -233,7 +233,9 @@ class _Writer:
             divergence = emit.op("Mul", wanted, emit.op("Sub", logs, own))
         factor = emit.op("Mul", weights, emit.constant(np.float32(TEMPERATURE**2)))
         self._count(OF_OUTPUTS, emit.op("Mul", divergence, factor))
-        slope = emit.op("Mul", apart, emit.op("Mul", weights, emit.constant(np.float32(TEMPERATURE))))
+        slope = emit.op(
+            "Mul", apart, emit.op("Mul", weights, emit.constant(np.float32(TEMPERATURE)))
+        )
         self._slope(part.tensor, slope if back is None else emit.op("Mul", slope, back))
 
     def _scores(self, part: _Part, value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
@@ -253,11 +255,13 @@ class _Writer:
     def _binary(
         self, wanted: ir.Value, other: ir.Value, logs: ir.Value, raised: ir.Value
     ) -> ir.Value:
-        """p log(p / q) + (1 - p) log((1 - p) / (1 - q)) with log q = -softplus(-x)."""
+        """KL of yes and no: p log(p / q) and the same of 1 - p, with log q = -softplus(-x)."""
         emit = self._emit
         least = emit.constant(np.float32(_SMALLEST))
         yes = emit.op("Add", logs, emit.op("Softplus", emit.op("Neg", raised)))
-        no = emit.op("Add", emit.op("Log", emit.op("Max", other, least)), emit.op("Softplus", raised))
+        no = emit.op(
+            "Add", emit.op("Log", emit.op("Max", other, least)), emit.op("Softplus", raised)
+        )
         return emit.op("Add", emit.op("Mul", wanted, yes), emit.op("Mul", other, no))
 
     def _input(self, name: str, like: ir.Value) -> ir.Value:

@@ -190,5 +190,5 @@ def with_values(model: ir.Model, values: Mapping[str, NDArray[np.float32]]) -> i
     return result
 
 
-def _like(tensor: ir.TensorProtocol, value: NDArray[np.float32], name: str) -> ir.Tensor:
+def _like(tensor: ir.TensorProtocol, value: NDArray[np.float32], name: str) -> ir.TensorProtocol:
     return ir.tensor(value.astype(tensor.dtype.numpy()), dtype=tensor.dtype, name=name)

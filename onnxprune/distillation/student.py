@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -81,15 +81,3 @@ class Student:
         results = run(self._session, {**single(feed), **targets, **values})
         gradients = {name: results[output] for name, output in self._gradients.items()}
         return float(results[OF_OUTPUTS]), float(results[OF_FEATURES]), gradients
-
-
-def feature_names(model: ir.Model) -> Sequence[str]:
-    """Sums of two activations in the main graph, in graph order: outputs of residual blocks."""
-    names = []
-    for node in model.graph:
-        if node.op_type == "Add" and not node.domain:
-            made = [v is not None and v.producer() is not None for v in node.inputs]
-            constant = [v is not None and v.producer() is not None and v.producer().op_type == "Constant" for v in node.inputs]
-            if all(made) and not any(constant):
-                names.append(node.outputs[0].name or "")
-    return names

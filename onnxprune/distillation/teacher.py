@@ -74,7 +74,7 @@ def _taken(
 def with_variance(
     features: Sequence[Feature], values: Sequence[Mapping[str, NDArray[Any]]]
 ) -> list[Feature]:
-    """Features with their variance around the mean of each channel; without those that are constant.
+    """Features with their variance around the mean of each channel; constant ones are left out.
 
     Args:
         features: of a model.

@@ -1,0 +1,202 @@
+"""Training of a student: short probes find the rate, the best check-point on held-out samples wins.
+
+    probe rates  ->  train with the best one  ->  keep the check-point that diverges least
+
+Every choice is made on samples that are not trained on. Effort is counted in steps, so that the
+same options give the same bytes however fast the machine is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.distillation.losses import DistillationLoss
+from onnxprune.distillation.optimiser import Adam, Schedule
+from onnxprune.distillation.pool import Part, Pool
+from onnxprune.distillation.student import Student, Values
+from onnxprune.distillation.teacher import Teacher
+from onnxprune.progress import Progress
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+"""Rates that are tried."""
+
+_PROBE_STEPS = 24
+_PROBE_SHARE = 8
+"""A probe takes at most one in so many of the steps of the whole."""
+
+_EVALUATIONS = 12
+"""Check-points that are compared."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A check-point.
+
+    Attributes:
+        step: number of steps before it.
+        fitted: loss on the samples that were trained on since the last one; None at the start.
+        held_out: divergence from the teacher on samples that were not.
+    """
+
+    step: int
+    fitted: float | None
+    held_out: float
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a training came to.
+
+    Attributes:
+        values: of the weights at the best check-point.
+        best: step of that; 0 where none is better than the start.
+        points: all check-points.
+        rate: that was chosen; 0 where none was better than the start.
+        probes: by rate, the divergence after a few steps.
+        skipped: steps without use, whose gradients were not finite.
+        stopped: step at which the user stopped it; None for the end.
+    """
+
+    values: Values
+    best: int
+    points: tuple[Point, ...]
+    rate: float
+    probes: Mapping[float, float] = field(default_factory=dict)
+    skipped: int = 0
+    stopped: int | None = None
+
+
+class Training:
+    """One student, one teacher and their samples.
+
+    Args:
+        student: is trained.
+        teacher: says what is right.
+        loss: of one against the other.
+        pool: samples to train on.
+        judge: divergence of the student with some values, on held-out samples.
+        batch: samples of a step.
+        most: samples that run together.
+        seed: of the order of samples and of their views.
+        progress: progress callback.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: Teacher,
+        loss: DistillationLoss,
+        pool: Pool,
+        judge: Callable[[Values], float],
+        size: tuple[int, int],
+        seed: int,
+    ) -> None:
+        self._student, self._teacher, self._loss = student, teacher, loss
+        self._pool, self._judge, self._seed = pool, judge, seed
+        self._batch, self._most = size
+
+    def run(self, steps: int, progress: Progress[Any], rate: float | None = None) -> Course:
+        """Probe, and train.
+
+        Args:
+            steps: of the training.
+            progress: progress callback.
+            rate: known from a run before; None to probe.
+        """
+        start = self._judge(self._student.values)
+        probes: dict[float, float] = {}
+        if rate is None:
+            probes = self._probed(steps, progress)
+            rate = _best_rate(probes, start)
+        if not rate:
+            return Course(self._student.values, 0, (Point(0, None, start),), 0.0, probes)
+        return self._trained(Schedule(rate, steps), start, probes, progress)
+
+    def _probed(self, steps: int, progress: Progress[Any]) -> dict[float, float]:
+        """Divergence after a short training with each rate."""
+        count = max(min(_PROBE_STEPS, steps // _PROBE_SHARE), 2)
+        probes = {}
+        for rate in progress(RATES, "finding the learning rate", len(RATES)):
+            adam = Adam(self._student.values)
+            schedule = Schedule(rate, count)
+            for step, parts in zip(range(count), self._steps(), strict=False):
+                gradients, _ = self._gradients(parts, adam.values)
+                if gradients is None:
+                    break
+                adam.step(gradients, schedule.at(step))
+            probes[rate] = self._judge(adam.values)
+        return probes
+
+    def _trained(
+        self,
+        schedule: Schedule,
+        start: float,
+        probes: Mapping[float, float],
+        progress: Progress[Any],
+    ) -> Course:
+        adam = Adam(self._student.values)
+        points = [Point(0, None, start)]
+        best, values = points[0], self._student.values
+        every = -(-schedule.steps // _EVALUATIONS)
+        losses: list[float] = []
+        skipped, factor, stopped = 0, 1.0, None
+        try:
+            pairs = zip(range(schedule.steps), self._steps(), strict=False)
+            for step, parts in progress(pairs, "fine-tuning", schedule.steps):
+                gradients, loss = self._gradients(parts, adam.values)
+                if gradients is None:
+                    skipped, factor = skipped + 1, factor / 2
+                else:
+                    adam.step(gradients, factor * schedule.at(step))
+                    losses.append(loss)
+                if (step + 1) % every == 0 or step + 1 == schedule.steps:
+                    fitted = float(np.mean(losses)) if losses else None
+                    points.append(Point(step + 1, fitted, self._judge(adam.values)))
+                    losses = []
+                    if points[-1].held_out < best.held_out:
+                        best, values = points[-1], dict(adam.values)
+        except KeyboardInterrupt:
+            stopped = points[-1].step
+        return Course(values, best.step, tuple(points), schedule.rate, probes, skipped, stopped)
+
+    def _steps(self) -> Any:
+        """Steps without end, the same each time."""
+        rng = np.random.default_rng(self._seed)
+        while True:
+            yield from self._pool.epoch(self._batch, self._most, rng)
+
+    def _gradients(self, parts: Sequence[Part], values: Values) -> tuple[Values | None, float]:
+        """Mean gradients of a step and its loss; None where they are not finite."""
+        count = sum(part.rows for part in parts)
+        total: Values = {}
+        whole = 0.0
+        for part in parts:
+            outputs, features = self._teacher.run(part.feed)
+            targets = self._loss.feed(outputs, features, part.rows)
+            of_outputs, of_features, gradients = self._student.gradients(part.feed, targets, values)
+            share = np.float32(part.rows / count)
+            whole += float(share) * (of_outputs + of_features)
+            for name, gradient in gradients.items():
+                total[name] = total[name] + share * gradient if name in total else share * gradient
+        finite = math.isfinite(whole) and all(_is_finite(each) for each in total.values())
+        return (total if finite else None), whole
+
+
+def _is_finite(array: NDArray[np.float32]) -> bool:
+    # a sum is finite only if all entries are, and needs no second array
+    return bool(np.isfinite(array.sum(dtype=np.float64)))
+
+
+def _best_rate(probes: Mapping[float, float], start: float) -> float:
+    """The largest rate that is hardly worse than the best; 0 where none was any good."""
+    del start
+    finite = {rate: value for rate, value in probes.items() if math.isfinite(value)}
+    if not finite:
+        return 0.0
+    return min(finite, key=lambda rate: (finite[rate], rate))
