@@ -21,20 +21,31 @@ def weight(*shape: int) -> np.ndarray:
     return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
 
-def check_fused(body: str, shape: tuple[int, ...], **weights: np.ndarray) -> None:
-    check_gradient(body, shape, weights, domain=FUSED, by_runtime=True)
+def check_fused(body: str, shape: tuple[int, ...], tuned: str = "", **weights: np.ndarray) -> None:
+    check_gradient(body, shape, weights, tuned=tuned, domain=FUSED, by_runtime=True)
 
 
 @pytest.mark.parametrize("call", ["BiasGelu(x, b)", "FastGelu(x, b)", "FastGelu(x)"])
 def test_activations(call: str) -> None:
-    check_fused(f"y = {FUSED}.{call}", (2, 5), b=weight(5))
+    check_fused(f"y = {FUSED}.{call}", (2, 5), "b" if "b" in call else "", b=weight(5))
 
 
 @pytest.mark.parametrize("operands", ["x, w", "w, x"])
 def test_a_scaled_product(operands: str) -> None:
     given = "transB = 1" if operands == "x, w" else "transA = 1, transB = 1"
     body = f"y = {FUSED}.FusedMatMul<alpha = 0.5, {given}>({operands})"
-    check_fused(body, (2, 3, 4), w=weight(2, 5, 4) if operands == "x, w" else weight(2, 4, 5))
+    given = weight(2, 5, 4) if operands == "x, w" else weight(2, 4, 5)
+    check_fused(body, (2, 3, 4), "w", w=given)
+
+
+def test_a_scaled_product_with_the_weights_of_a_layer() -> None:
+    body = f"y = {FUSED}.FusedMatMul<alpha = 0.5, transB = 1>(x, w)"
+    check_fused(body, (2, 3, 4), "w", w=weight(5, 4))
+
+
+def test_gemm_with_its_activation() -> None:
+    body = f"""y = {FUSED}.FusedGemm<activation = "Tanh", alpha = 0.5, transB = 1>(x, w, b)"""
+    check_fused(body, (3, 4), "w b", w=weight(5, 4), b=weight(5))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +53,7 @@ def test_a_scaled_product(operands: str) -> None:
 )
 def test_a_convolution_with_its_activation(activation: str) -> None:
     body = f"y = {FUSED}.FusedConv<activation = {activation}, pads = [1, 1, 1, 1]>(x, w, b)"
-    check_fused(body, (2, 3, 4, 4), w=weight(2, 3, 3, 3), b=weight(2))
+    check_fused(body, (2, 3, 4, 4), "w b", w=weight(2, 3, 3, 3), b=weight(2))
 
 
 def projections() -> dict[str, np.ndarray]:
@@ -60,14 +71,15 @@ def test_attention(mask: str, given: str) -> None:
     }
     body = f"y = {FUSED}.Attention<num_heads = 2{given}>(x, w, b, {mask})"
     more = {mask: masks[mask]} if mask else {}
-    check_fused(body, (BATCH, QUERIES, WIDTH), **projections(), **more)
+    check_fused(body, (BATCH, QUERIES, WIDTH), "w b", **projections(), **more)
 
 
 def test_attention_of_several_inputs() -> None:
     made = "q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)"
     body = f"{made} y = {FUSED}.MultiHeadAttention<num_heads = 2>(q, k, v, b)"
-    names = {name: weight(WIDTH, WIDTH) for name in ("wq", "wk", "wv")}
-    check_fused(body, (BATCH, QUERIES, WIDTH), **names, b=weight(3 * WIDTH))
+    names = {name: weight(WIDTH, WIDTH) / 2 for name in ("wq", "wk", "wv")}
+    tuned = "wq wk wv b"
+    check_fused(body, (BATCH, QUERIES, WIDTH), tuned, **names, b=weight(3 * WIDTH))
 
 
 def angles(positions: int, half: int) -> dict[str, np.ndarray]:
@@ -87,6 +99,13 @@ def test_positions_as_angles(
     check_fused(body, shape, places=np.array(first, np.int64), **angles(5, half))
 
 
+def test_weights_behind_which_entries_are_turned() -> None:
+    body = f"""p = MatMul(x, w)
+        y = {FUSED}.RotaryEmbedding<num_heads = 2, rotary_embedding_dim = 4>(p, k, cos, sin)"""
+    given = {"w": weight(3, 8), "k": np.array([0], np.int64)}
+    check_fused(body, (2, 3, 3), "w", **given, **angles(5, 2))
+
+
 @pytest.mark.parametrize("rotary", [0, 1])
 def test_attention_of_heads_that_share_keys(rotary: int) -> None:
     width = 16  # onnxruntime turns heads of a multiple of 16 entries
@@ -99,7 +118,7 @@ def test_attention_of_heads_that_share_keys(rotary: int) -> None:
     names |= {"wv": weight(WIDTH, 2 * width), "total": np.array([QUERIES], np.int32)}
     names |= {"lengths": np.full(BATCH, QUERIES - 1, np.int32), **angles(5, width // 2)}
     names = {key: one / 4 if key.startswith("w") else one for key, one in names.items()}
-    check_fused(body, (BATCH, QUERIES, WIDTH), **names)
+    check_fused(body, (BATCH, QUERIES, WIDTH), "wq wk wv", **names)
 
 
 @pytest.mark.parametrize("given", ["", ", is_causal = 1"])
@@ -107,7 +126,8 @@ def test_attention_of_the_standard(given: str) -> None:
     body = f"""q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
         y = Attention<q_num_heads = 2, kv_num_heads = 1{given}>(q, k, v)"""
     weights = {"wq": weight(WIDTH, WIDTH), "wk": weight(WIDTH, 2), "wv": weight(WIDTH, 2)}
-    check_gradient(body, (BATCH, QUERIES, WIDTH), weights, opset=23, by_runtime=True)
+    shape, tuned = (BATCH, QUERIES, WIDTH), "wq wk wv"
+    check_gradient(body, shape, weights, tuned=tuned, opset=23, by_runtime=True)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.differences import emitted_gradient
+from helpers.differences import emitted_gradient, emitted_gradients
 from helpers.oracle import parse
 from numpy.typing import NDArray
 
@@ -31,6 +31,17 @@ def gradient(
 def test_rounding_hands_the_gradient_on(given: str) -> None:
     found = gradient(f"q = QuantizeLinear(x, {given}) y = DequantizeLinear(q, {given})")
     np.testing.assert_allclose(found, SEED, rtol=1e-5)
+
+
+def test_a_weight_that_is_quantised_on_the_way() -> None:
+    weight = np.random.default_rng(5).uniform(-0.9, 0.9, (3, 3)).astype(np.float32)
+    body = """q = QuantizeLinear<axis = 1>(w, channels, zeros)
+        d = DequantizeLinear<axis = 1>(q, channels, zeros) y = MatMul(x, d)"""
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 3] x) => (float[N, 3] y) {{ {body} }}"""
+    proto = parse(text, {**WEIGHTS, "w": weight})
+    found = emitted_gradients(proto, {"x": X}, SEED, weights={"w": weight})
+    np.testing.assert_allclose(found["w"], X.T @ SEED, rtol=1e-4, atol=1e-5)
 
 
 def test_an_activation_on_integers_counts_as_one_on_numbers() -> None:
