@@ -39,7 +39,8 @@ def _affine(step: GradientStep, x: ir.Value, factor: float, shift: float) -> ir.
 
 
 def _relu(step: GradientStep, x: ir.Value, y: ir.Value) -> ir.Value:
-    return _where(step, _above(step, x, 0.0), 1.0, 0.0)
+    # of the result, which may be fused with what makes x
+    return step.emit.cast_like(_above(step, y, 0.0), x)
 
 
 def _leaky_relu(step: GradientStep, x: ir.Value, y: ir.Value) -> ir.Value:
