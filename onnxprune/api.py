@@ -36,6 +36,8 @@ def prune(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     round_to: int | str = "auto",
+    finetune: bool = False,
+    effort: int | str = "normal",
     steps: int = 1,
     blocks: bool = False,
     normalised_axes: bool | str = "hidden",
@@ -94,6 +96,11 @@ def prune(
         round_to: every cut axis keeps a multiple of this many units: 8 or 16 suit the convolution
             kernels of CPUs, 1 allows any width, `auto` takes the steps measured on this machine
             where latency is a target, else 1.
+        finetune: then train all weights on the samples so that the smaller model answers as the
+            original does (distillation; no labels needed): it takes about as long as pruning, and
+            the best check-point on held-out samples is kept.
+        effort: how long to fine-tune: `low`, `normal`, `high`, or a number of passes over the
+            samples.
         steps: how many steps to prune in; after each, layers are re-fitted and units ranked again.
         blocks: also replace whole residual branches by their mean, where outputs then diverge less
             on held-out samples than with narrower layers alone; needs samples and `least-squares`.
@@ -105,8 +112,8 @@ def prune(
         components: with `least-squares`, remove the least important components instead of units
             wherever only linear maps act on them: values of attention heads, queries and keys
             without rotary embedding, bottlenecks without activation.
-        augment: views of calibration images to fit layers on as well: `flip`, `shift`; for models
-            of images that may be flipped and shifted.
+        augment: views of calibration images to fit on as well: `flip`, `shift`, `crop`; for models
+            of images that may be flipped, shifted and seen nearer.
         seed: seed of everything random; the same input, options and seed give the same bytes.
         providers: onnxruntime execution providers, the preferred one first.
         threads: threads within an operator; 0 lets onnxruntime decide.

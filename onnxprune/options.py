@@ -29,7 +29,8 @@ HIDDEN = "hidden"
 TARGETS = ("channels", PARAMS, "macs", SIZE, "memory", LATENCY)
 COMPENSATIONS = ("none", "mean", "least-squares")
 ALLOCATIONS = ("auto", "uniform", "global")
-AUGMENTATIONS = ("flip", "shift")
+AUGMENTATIONS = ("flip", "shift", "crop")
+EFFORTS = ("low", "normal", "high")
 
 
 def check_targets(target: Mapping[str, float]) -> dict[str, float]:
@@ -149,10 +150,23 @@ class PruneOptions:
     )
     augment: tuple[str, ...] = option(
         (),
-        "views of calibration images to fit layers on as well: `flip`, `shift`; for models of "
-        "images that may be flipped and shifted",
+        "views of calibration images to fit on as well: `flip`, `shift`, `crop`; for models of "
+        "images that may be flipped, shifted and seen nearer",
         metavar="VIEW[,VIEW]",
         choices=AUGMENTATIONS,
+    )
+    finetune: bool = option(
+        False,
+        "then train all weights on the samples so that the smaller model answers as the original "
+        "does (distillation; no labels needed): it takes about as long as pruning, and the best "
+        "check-point on held-out samples is kept",
+    )
+    effort: int | str = option(
+        "normal",
+        "how long to fine-tune: `low`, `normal`, `high`, or a number of passes over the samples",
+        metavar="EFFORT",
+        least=1,
+        choices=EFFORTS,
     )
     steps: int = option(
         1,
@@ -208,6 +222,8 @@ class PruneOptions:
             raise InputError(
                 "blocks requires calibration samples (--calibration) and compensate=least-squares"
             )
+        if checked.finetune and not calibrated:
+            raise InputError("finetune trains on samples; give --calibration")
         if checked.blocks and "channels" in checked.target:
             raise InputError(
                 "blocks cannot help with a target of channels, which every group meets by itself; "

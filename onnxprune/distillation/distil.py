@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,16 +11,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.streams import divide
+from onnxprune.calibration.labels import take_labels
+from onnxprune.calibration.streams import Samples, divide
 from onnxprune.cost.macs import node_macs
 from onnxprune.distillation.features import KeptIndices, features_of
-from onnxprune.distillation.fit import Course, Training
+from onnxprune.distillation.fit import Course, LabelGradient, Training
 from onnxprune.distillation.losses import DistillationLoss
 from onnxprune.distillation.parameters import with_values
-from onnxprune.distillation.pool import Pool
+from onnxprune.distillation.pool import Part, Pool
 from onnxprune.distillation.student import Student
 from onnxprune.distillation.teacher import Teacher, with_variance
 from onnxprune.errors import InputError, NothingPrunable
+from onnxprune.gradients.losses import LossGradient, heads_of
 from onnxprune.model.observe import Observation, observe
 from onnxprune.verification.divergence import DivergenceEvaluator
 
@@ -29,6 +31,7 @@ _LEAST_STEPS_AN_EPOCH = 8
 _COUNTED = 256
 """Samples that say what counts how much in the loss."""
 _ACTIVATION_BYTES = 1_000_000_000
+_LISTED = 3  # names in a sentence
 
 EFFORTS: Mapping[str, tuple[float, int, int]] = {
     "low": (4e11, 8, 64),
@@ -46,13 +49,14 @@ class Distillation:
         effort: name of `EFFORTS`, or a number of epochs.
         augment: views of images that are drawn anew each time.
         embeddings: train tables of embeddings as well.
+        loss: of labels, as `gradients.losses.Objective` has it; without labels of no effect.
         rate: of a run that is repeated; None to find one.
-        best: steps of a run that is repeated; None for all.
     """
 
     effort: str | int = "normal"
     augment: tuple[str, ...] = ()
     embeddings: bool = False
+    loss: str | Callable[..., Any] | None = None
     rate: float | None = None
 
 
@@ -69,6 +73,7 @@ class Distilled:
         steps: of the whole training.
         batch: samples of a step.
         samples: trained on.
+        notes: what went otherwise than asked, in sentences.
     """
 
     model: ir.Model
@@ -79,6 +84,7 @@ class Distilled:
     steps: int = 0
     batch: int = 0
     samples: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def distil(
@@ -87,6 +93,7 @@ def distil(
     options: Distillation,
     context: RunContext,
     kept: KeptIndices | None = None,
+    held_out: Samples | None = None,
 ) -> Distilled:
     """Train the weights of a student.
 
@@ -94,12 +101,14 @@ def distil(
         student: unchanged.
         teacher: with the same inputs and outputs; unchanged.
         options: how to train.
-        context: samples, runtime, seed and progress callback.
+        context: samples, their labels, runtime, seed and progress callback.
         kept: which units of the teacher's tensors the student has; None for all of those of equal
             shape.
+        held_out: samples to choose the best check-point on; None to keep every fourth of the
+            others.
 
     Raises:
-        InputError: without samples.
+        InputError: without samples, and for labels that fit no output.
         CalibrationError: for too few samples.
         NothingPrunable: when no weight has a gradient.
         RuntimeFailure: when onnxruntime refuses one of the models.
@@ -107,7 +116,11 @@ def distil(
     if context.samples is None:
         raise InputError("fine-tuning runs the model on samples; give --calibration")
     runtime, rng = context.runtime, np.random.default_rng(context.seed)
-    fitted, held_out = divide(context.samples)
+    labels = _label_gradient(student, options.loss, context, rng)
+    if held_out is None:
+        fitted, held_out = divide(context.samples)
+    else:
+        fitted = context.samples
     pool, others = Pool(fitted, options.augment), Pool(held_out)
     sample = pool.batches(2)[0].feed
     seen = tuple(observe(model, runtime, rng, sample).first for model in (student, teacher))
@@ -116,7 +129,8 @@ def distil(
     counted = pool.batches(_BATCH)[: max(_COUNTED // _BATCH, 1)]
     runs = [Teacher(teacher, features, runtime).run(part.feed) for part in counted]
     features = with_variance(features, [found for _, found in runs])
-    loss = DistillationLoss(teacher, [outputs for outputs, _ in runs], features)
+    known = [outputs for outputs, _ in runs]
+    loss = DistillationLoss(teacher, known, features, labelled=labels is not None)
     trained = Student(student, loss, sample, runtime, rng, embeddings=options.embeddings)
     if not trained.values:
         reasons = "; ".join(sorted(set(trained.blocked.values()))) or "it has no weights"
@@ -130,13 +144,16 @@ def distil(
         loss,
         pool,
         lambda values: judge.divergence(with_values(student, values)),
-        (batch, min(most, batch)),
+        batch,
+        min(most, batch),
         context.seed,
+        labels,
     )
     macs = 3 * _macs(student, seen[0]) + _macs(teacher, seen[1])
     steps = _steps(options.effort, macs, pool.count, batch)
     course = training.run(steps, context.progress, options.rate)
     model = with_values(student, course.values) if course.best else student.clone()
+    notes = (*_notes(course), *_left_as_they_were(trained.blocked))
     return Distilled(
         model,
         course,
@@ -146,7 +163,48 @@ def distil(
         steps,
         batch,
         pool.count,
+        notes,
     )
+
+
+def _notes(course: Course) -> Iterator[str]:
+    """What a training says of how it went."""
+    if not course.best:
+        yield "fine-tuning changed nothing: no check-point was better on held-out samples"
+    if course.skipped:
+        yield (
+            f"{course.skipped} steps of fine-tuning were skipped, and the rate halved, because "
+            "gradients were not finite"
+        )
+    if course.stopped is not None:
+        yield f"fine-tuning was stopped after {course.stopped} steps; the best so far is kept"
+
+
+def _left_as_they_were(blocked: Mapping[str, str]) -> Iterator[str]:
+    if blocked:
+        names = sorted(blocked)
+        shown = ", ".join(names[:_LISTED]) + (" and others" if len(names) > _LISTED else "")
+        reasons = "; ".join(sorted(set(blocked.values())))
+        yield f"{len(names)} weights were not fine-tuned ({shown}): {reasons}"
+
+
+def _label_gradient(
+    student: ir.Model,
+    loss: str | Callable[..., Any] | None,
+    context: RunContext,
+    rng: np.random.Generator,
+) -> LabelGradient | None:
+    """Gradients of the loss of labels; None without labels."""
+    samples, labels = context.samples, context.labels
+    if labels is None or samples is None:
+        return None
+    known = LossGradient(heads_of(student, loss), loss, rng)
+
+    def gradient(outputs: Mapping[str, NDArray[Any]], part: Part) -> dict[str, NDArray[np.float64]]:
+        slopes = known.of(outputs, take_labels(labels, part.numbers))
+        return {name: slope / part.rows for name, slope in slopes.items()}
+
+    return gradient
 
 
 def _all(name: str) -> Mapping[int, NDArray[np.int64]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +72,17 @@ class Course:
     stopped: int | None = None
 
 
+LabelGradient: TypeAlias = Callable[
+    [Mapping[str, NDArray[Any]], Part], Mapping[str, NDArray[np.float64]]
+]
+"""Of outputs of the student on a part: gradients of the loss of its labels, a sample's mean."""
+
+
+@dataclass(frozen=True)
 class Training:
     """One student, one teacher and their samples.
 
-    Args:
+    Attributes:
         student: is trained.
         teacher: says what is right.
         loss: of one against the other.
@@ -84,22 +91,18 @@ class Training:
         batch: samples of a step.
         most: samples that run together.
         seed: of the order of samples and of their views.
-        progress: progress callback.
+        labels: gradients of a loss of labels; None without.
     """
 
-    def __init__(
-        self,
-        student: Student,
-        teacher: Teacher,
-        loss: DistillationLoss,
-        pool: Pool,
-        judge: Callable[[Values], float],
-        size: tuple[int, int],
-        seed: int,
-    ) -> None:
-        self._student, self._teacher, self._loss = student, teacher, loss
-        self._pool, self._judge, self._seed = pool, judge, seed
-        self._batch, self._most = size
+    student: Student
+    teacher: Teacher
+    loss: DistillationLoss
+    pool: Pool
+    judge: Callable[[Values], float]
+    batch: int
+    most: int
+    seed: int
+    labels: LabelGradient | None = None
 
     def run(self, steps: int, progress: Progress[Any], rate: float | None = None) -> Course:
         """Probe, and train.
@@ -109,13 +112,13 @@ class Training:
             progress: progress callback.
             rate: known from a run before; None to probe.
         """
-        start = self._judge(self._student.values)
+        start = self.judge(self.student.values)
         probes: dict[float, float] = {}
         if rate is None:
             probes = self._probed(steps, progress)
             rate = _best_rate(probes, start)
         if not rate:
-            return Course(self._student.values, 0, (Point(0, None, start),), 0.0, probes)
+            return Course(self.student.values, 0, (Point(0, None, start),), 0.0, probes)
         return self._trained(Schedule(rate, steps), start, probes, progress)
 
     def _probed(self, steps: int, progress: Progress[Any]) -> dict[float, float]:
@@ -123,14 +126,14 @@ class Training:
         count = max(min(_PROBE_STEPS, steps // _PROBE_SHARE), 2)
         probes = {}
         for rate in progress(RATES, "finding the learning rate", len(RATES)):
-            adam = Adam(self._student.values)
+            adam = Adam(self.student.values)
             schedule = Schedule(rate, count)
             for step, parts in zip(range(count), self._steps(), strict=False):
                 gradients, _ = self._gradients(parts, adam.values)
                 if gradients is None:
                     break
                 adam.step(gradients, schedule.at(step))
-            probes[rate] = self._judge(adam.values)
+            probes[rate] = self.judge(adam.values)
         return probes
 
     def _trained(
@@ -140,9 +143,9 @@ class Training:
         probes: Mapping[float, float],
         progress: Progress[Any],
     ) -> Course:
-        adam = Adam(self._student.values)
+        adam = Adam(self.student.values)
         points = [Point(0, None, start)]
-        best, values = points[0], self._student.values
+        best, values = points[0], self.student.values
         every = -(-schedule.steps // _EVALUATIONS)
         losses: list[float] = []
         skipped, factor, stopped = 0, 1.0, None
@@ -157,7 +160,7 @@ class Training:
                     losses.append(loss)
                 if (step + 1) % every == 0 or step + 1 == schedule.steps:
                     fitted = float(np.mean(losses)) if losses else None
-                    points.append(Point(step + 1, fitted, self._judge(adam.values)))
+                    points.append(Point(step + 1, fitted, self.judge(adam.values)))
                     losses = []
                     if points[-1].held_out < best.held_out:
                         best, values = points[-1], dict(adam.values)
@@ -167,9 +170,9 @@ class Training:
 
     def _steps(self) -> Any:
         """Steps without end, the same each time."""
-        rng = np.random.default_rng(self._seed)
+        rng = np.random.default_rng(self.seed)
         while True:
-            yield from self._pool.epoch(self._batch, self._most, rng)
+            yield from self.pool.epoch(self.batch, self.most, rng)
 
     def _gradients(self, parts: Sequence[Part], values: Values) -> tuple[Values | None, float]:
         """Mean gradients of a step and its loss; None where they are not finite."""
@@ -177,9 +180,13 @@ class Training:
         total: Values = {}
         whole = 0.0
         for part in parts:
-            outputs, features = self._teacher.run(part.feed)
-            targets = self._loss.feed(outputs, features, part.rows)
-            of_outputs, of_features, gradients = self._student.gradients(part.feed, targets, values)
+            outputs, features = self.teacher.run(part.feed)
+            targets = self.loss.feed(outputs, features, part.rows)
+            if self.labels is not None:
+                answers = self.student.outputs(part.feed, values)
+                slopes = self.labels(answers, part)
+                targets |= self.loss.given(slopes, answers)
+            of_outputs, of_features, gradients = self.student.gradients(part.feed, targets, values)
             share = np.float32(part.rows / count)
             whole += float(share) * (of_outputs + of_features)
             for name, gradient in gradients.items():

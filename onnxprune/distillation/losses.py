@@ -33,6 +33,8 @@ from onnxprune.verification.row_weights import RowWeights
 
 _PREFIX = "onnxprune/loss"
 OF_OUTPUTS, OF_FEATURES = f"{_PREFIX}/outputs", f"{_PREFIX}/features"
+_FEATURE_WEIGHT = 10.0
+"""Of all features together, beside the outputs."""
 _SMALLEST = 1e-7  # of probabilities
 _MASKED = -1e4  # in place of scores of minus infinity
 
@@ -89,11 +91,8 @@ class DistillationLoss:
     Args:
         student: its outputs are the teacher's.
         outputs: of the teacher on some batches, which say what counts how much.
-        features: tensors that are compared as well; their weights add up to `feature_weight`.
-        feature_weight: of all features together.
-
-    Raises:
-        InputError: never; a model without outputs that have a slope has features only.
+        features: tensors that are compared as well.
+        labelled: gradients with respect to the outputs come in besides, from labels.
     """
 
     def __init__(
@@ -101,12 +100,13 @@ class DistillationLoss:
         student: ir.Model,
         outputs: Sequence[Mapping[str, Any]],
         features: Sequence[Feature] = (),
-        feature_weight: float = 1.0,
+        *,
+        labelled: bool = False,
     ) -> None:
         measures = output_measures(student, outputs)
         self._weights = RowWeights(measures, outputs)
         self._features = list(features)
-        self._feature_weight = feature_weight
+        self._labelled = labelled
         tensors = {head.output: head.tensor for head in heads_of(student, None)}
         self._samples = 1
         self._parts = []
@@ -129,10 +129,14 @@ class DistillationLoss:
         writer = _Writer(emit, values)
         for part in self._parts:
             writer.add_output(part)
-        share = self._feature_weight / max(len(self._features), 1)
+        share = _FEATURE_WEIGHT / max(len(self._features), 1)
         for feature in self._features:
             writer.add_feature(feature, share)
+        for tensor in dict.fromkeys(part.tensor for part in self._parts if self._labelled):
+            writer.add_given(tensor)
         outputs = [writer.total(OF_OUTPUTS), writer.total(OF_FEATURES)]
+        if self._labelled:
+            outputs += [values[part.measure.name] for part in self._parts]
         return EmittedLoss(writer.slopes, writer.inputs, outputs)
 
     def feed(
@@ -160,6 +164,24 @@ class DistillationLoss:
                 fed[part.name("target")], fed[part.name("factor")] = target, factor
         fed |= {f"{_PREFIX}/{name}/feature": array for name, array in features.items()}
         return {name: np.asarray(array, np.float32) for name, array in fed.items()}
+
+    def given(
+        self, slopes: Mapping[str, NDArray[np.float64]], outputs: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """What the loss reads of labels for a batch.
+
+        Args:
+            slopes: gradients of the loss of the labels, by tensor.
+            outputs: of the student; its tensors have their shapes.
+        """
+        shapes = {part.tensor: outputs[part.measure.name].shape for part in self._parts}
+        scales = {p.tensor: p.scale if p.decides else p.error_scale for p in self._parts}
+        return {
+            f"{_PREFIX}/{tensor}/given": np.asarray(
+                slopes[tensor] / scale if tensor in slopes else np.zeros(shapes[tensor]), np.float32
+            )
+            for tensor, scale in scales.items()
+        }
 
 
 class _Writer:
@@ -200,6 +222,10 @@ class _Writer:
         weighted = emit.op("Mul", apart, factor)
         self._count(OF_FEATURES, emit.op("Mul", weighted, apart))
         self._slope(feature.name, emit.op("Add", weighted, weighted))
+
+    def add_given(self, tensor: str) -> None:
+        """Read a gradient with respect to a tensor, and add it."""
+        self._slope(tensor, self._input(f"{_PREFIX}/{tensor}/given", self._values[tensor]))
 
     def total(self, name: str) -> ir.Value:
         """Append an output, the sum of all parts of this name."""

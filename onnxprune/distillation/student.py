@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
@@ -60,7 +61,10 @@ class Student:
         self.values = values_of(lifted, list(made.gradients))
         self.activation_bytes = made.activation_bytes
         self._gradients = made.gradients
+        self._outputs = [value.name or "" for value in model.graph.outputs]
         self._session = open_session(made.model, runtime, memory="unplanned")
+        self._fed = {value.name: len(value.shape) for value in self._session.get_inputs()}
+        self._returned = {value.name for value in self._session.get_outputs()}
 
     def gradients(
         self,
@@ -81,3 +85,21 @@ class Student:
         results = run(self._session, {**single(feed), **targets, **values})
         gradients = {name: results[output] for name, output in self._gradients.items()}
         return float(results[OF_OUTPUTS]), float(results[OF_FEATURES]), gradients
+
+    def outputs(self, feed: Mapping[str, NDArray[Any]], values: Values) -> dict[str, Any]:
+        """Run forwards only, where the loss was made for labels.
+
+        Args:
+            feed: a batch.
+            values: of the weights.
+        """
+        fed = {**single(feed), **values}
+        nothing = {
+            name: np.zeros((1,) * rank, np.float32)
+            for name, rank in self._fed.items()
+            if name not in fed
+        }
+        options = ort.RunOptions()
+        options.only_execute_path_to_fetches = True
+        names = [name for name in self._outputs if name in self._returned]
+        return dict(zip(names, self._session.run(names, {**fed, **nothing}, options), strict=True))

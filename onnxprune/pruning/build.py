@@ -43,6 +43,7 @@ class CutModel:
         certificate: the comparison with the masked model.
         fits: the layers that were to be re-fitted.
         unfolded: readers of removed units that nothing makes up for, with the reason.
+        components: names of the groups whose units are no longer the original's.
     """
 
     model: ir.Model
@@ -50,6 +51,7 @@ class CutModel:
     certificate: Certificate
     fits: tuple[LayerFit, ...] = ()
     unfolded: Mapping[str, str] = field(default_factory=dict)
+    components: tuple[str, ...] = ()
 
 
 def build(
@@ -82,13 +84,15 @@ def build(
     try:
         compensated = compensation.apply(workspace.task(removal, context, effort))
         if not replay or compensated.removal.same_as(removal):
-            return certified(workspace.current, compensated, context)
+            cut = certified(workspace.current, compensated, context)
+            return replace(cut, components=workspace.aligned)
     except FAILURES:
         if not effort.open_groups:
             raise
     closed = replace(effort, open_groups=False)
     compensated = compensation.apply(workspace.task(removal, context, closed))
-    return certified(workspace.current, compensated, context)
+    cut = certified(workspace.current, compensated, context)
+    return replace(cut, components=workspace.aligned)
 
 
 def build_plain(analysis: Analysis, removal: Removal, context: RunContext) -> CutModel:

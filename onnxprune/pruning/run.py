@@ -22,6 +22,7 @@ from onnxprune.cost.memory import stored_parameters
 from onnxprune.coupling.analysis import Analysis, why_nothing
 from onnxprune.coupling.cut import Removal
 from onnxprune.coupling.group_view import MaskGradients
+from onnxprune.distillation.distil import Distilled
 from onnxprune.errors import InputError, NothingPrunable, TargetUnreachable
 from onnxprune.importance.removal_order import RankedGroup
 from onnxprune.model.runtime import matrix_threads
@@ -77,6 +78,7 @@ class PrunedModel:
         depths: number of removed blocks -> divergence, for each number that was tried.
         note: what was done differently from what was asked; empty for nothing.
         warnings: what may make the result worthless, each with the next step.
+        tuned: how it was fine-tuned; None where it was not.
     """
 
     cut: CutModel
@@ -93,6 +95,7 @@ class PrunedModel:
     depths: Mapping[int, float] = field(default_factory=dict)
     note: str = ""
     warnings: tuple[str, ...] = ()
+    tuned: Distilled | None = None
 
 
 class PruneRun:
