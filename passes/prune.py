@@ -23,6 +23,7 @@ from onnxprune.passes.pipeline.protocol import Pass, VerifiedRun
 from onnxprune.passes.pipeline.quality import PipelineQuality, not_met
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.blocks import without_blocks
+from onnxprune.pruning.finetune import finetuned
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.plan import Plan, planned_removal, planned_stages
 from onnxprune.pruning.quality import (
@@ -123,7 +124,7 @@ class Prune(Pass, ir.passes.FunctionalPass):
         warnings: tuple[str, ...] = ()
         if plan is None:
             run = PruneRun(analysis, Method.of(options), context)
-            pruned, quality, missed = self._chosen(run, measure, limit)
+            pruned, quality, missed = self._chosen(run, measure, limit, held_out)
             warnings = required_to_follow(run, pruned, held_out)
         else:
             pruned = self._repeated(analysis, plan, context)
@@ -157,12 +158,16 @@ class Prune(Pass, ir.passes.FunctionalPass):
         return measure, options.max_drop
 
     def _chosen(
-        self, run: PruneRun, measure: QualityMeasure | None, limit: float | None
+        self,
+        run: PruneRun,
+        measure: QualityMeasure | None,
+        limit: float | None,
+        held_out: Samples | None,
     ) -> tuple[PrunedModel, Quality | None, str]:
         """Choose what to remove, and remove it; with the quality and what is missed of limits."""
         options = self._options
         if limit is None or measure is None:
-            pruned = run.at(options.target)
+            pruned = finetuned(run.at(options.target), run.context)
             return pruned, measure.of(pruned.cut.model) if measure is not None else None, ""
         goal = options.target if self._has_target else None
         best_effort = self._best_effort or (
@@ -185,9 +190,10 @@ class Prune(Pass, ir.passes.FunctionalPass):
         removal = planned_removal(base, plan)
         try:
             stages = planned_stages(base, plan)
-            return replay(analysis, base, removal, Method.of(options), context, stages)
+            pruned = replay(analysis, base, removal, Method.of(options), context, stages)
         except CutError as error:
             raise VerificationError(f"the plan cannot be carried out: {error}") from error
+        return finetuned(pruned, context, rate=plan.tuning.get("rate"))
 
     def _checked(self, options: Mapping[str, Any]) -> PruneOptions:
         """Options for a new run, checked before anything runs.

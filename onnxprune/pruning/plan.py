@@ -132,6 +132,8 @@ class Plan:
             initializers are those of the model without. Written only where there are any.
         seed: of everything random.
         steps: one for each pass; empty for one pruning, which the attributes above describe.
+        tuning: how the result was fine-tuned: `rate`, the learning rate that was found, 0 where
+            training was of no use. Written only where it was.
         inlined: for tensors of `initializers` that were constants of local functions, which the
             file has under no such name: `call`, `function` and `name` there. Written only where
             there are any.
@@ -147,6 +149,7 @@ class Plan:
     seed: int = 0
     steps: tuple[PlannedStep, ...] = ()
     inlined: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    tuning: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan file's content (version 1).
@@ -161,7 +164,7 @@ class Plan:
         for group in groups:
             if not group["inexact"]:
                 del group["inexact"]
-        optional = {"stages": self.stages, "blocks": self.blocks}
+        optional = {"stages": self.stages, "blocks": self.blocks, "tuning": self.tuning}
         return {
             **head,
             "options": dict(self.options),
@@ -253,6 +256,7 @@ class Plan:
                 ),
                 blocks=tuple(str(name) for name in data.get("blocks", ())),
                 seed=int(options.get("seed", 0)),
+                tuning={str(key): float(number) for key, number in data.get("tuning", {}).items()},
                 inlined={
                     str(name): {str(key): str(text) for key, text in origin.items()}
                     for name, origin in data.get("inlined", {}).items()
@@ -324,8 +328,9 @@ def plan_of(
     removal: Removal,
     options: PruneOptions,
     stages: Sequence[Removal] = (),
+    tuning: Mapping[str, float] | None = None,
 ) -> Plan:
-    """The plan of a removal, and of what each step before it removed."""
+    """The plan of a removal, of what each step before it removed, and of fine-tuning."""
     cut = Cut(analysis.coupling, removal.removed_units())
     groups = []
     inexact = analysis.coupling.inexact_units()
@@ -359,6 +364,7 @@ def plan_of(
         stages=tuple(_units(analysis, stage) for stage in stages),
         blocks=analysis.altered,
         seed=options.seed,
+        tuning=dict(tuning or {}),
         inlined={name: vars(loaded.inlined[name]) for name in kept if name in loaded.inlined},
     )
 

@@ -360,7 +360,8 @@ def describe(
     removed = cut.removal.removed_units()
     # what `apply` is to repeat, which need not be what was asked
     options = replace(pruned.method.options, target=pruned.target)
-    plan = plan_of(loaded, analysis, cut.removal, options, pruned.stages)
+    tuning = {"rate": pruned.tuned.course.rate} if pruned.tuned is not None else {}
+    plan = plan_of(loaded, analysis, cut.removal, options, pruned.stages, tuning)
     report = Report(
         original=sizes_of(original, (), loaded_bytes(loaded)),
         result=_result_sizes(analysis, cut),

@@ -20,6 +20,7 @@ from onnxprune.model.load import LoadedModel, ModelSource, load, loaded_bytes
 from onnxprune.model.save import check_writable, write_text_atomic
 from onnxprune.options import BATCH, check_targets, target_text
 from onnxprune.progress import Progress, silent
+from onnxprune.pruning.finetune import finetuned
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.quality import divided_samples, known_labels, loss_labels, quality_measure
 from onnxprune.pruning.results import PruneResult, build_result
@@ -341,6 +342,7 @@ class _Points:
             compensate="none",
             allocation="uniform",
             augment=(),
+            finetune=False,
             steps=1,
             blocks=False,
         )
@@ -351,7 +353,7 @@ class _Points:
         """Prune to one target and measure."""
         begun = time.perf_counter()
         try:
-            pruned = self.run.at(target)
+            pruned = finetuned(self.run.at(target), self.context)
         except (NothingPrunable, VerificationError) as error:
             status = "unreachable" if isinstance(error, NothingPrunable) else "failed"
             return SweepPoint(target, status, str(error), seconds=time.perf_counter() - begun)
