@@ -82,6 +82,55 @@ def test_attention_of_several_inputs() -> None:
     check_fused(body, (BATCH, QUERIES, WIDTH), tuned, **names, b=weight(3 * WIDTH))
 
 
+TABLES = {
+    "words": weight(7, WIDTH),
+    "places": weight(5, WIDTH)[::-1].copy(),
+    "segments": 2 * weight(2, WIDTH),
+    "scale": 1 + weight(WIDTH) / 2,
+    "shift": weight(WIDTH),
+}
+WHICH = {
+    "ids": np.array([[1, 6, 1], [0, 2, 4]], np.int32),
+    "kinds": np.array([[0, 0, 1], [0, 1, 1]], np.int32),
+    "at": np.array([[0, 1, 2], [2, 3, 4]], np.int32),
+    "mask": np.array([[1, 1, 1], [1, 1, 0]], np.int32),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "tuned"),
+    [
+        ("(ids, , words, places, , scale, shift)", "words places scale shift"),
+        ("(ids, kinds, words, places, segments, scale, shift)", "words segments"),
+        ("(ids, kinds, words, places, segments, scale, shift, mask, at)", "words places"),
+    ],
+)
+@pytest.mark.parametrize("outputs", ["n, m", "s, m, n"])
+def test_tables_of_embeddings(call: str, tuned: str, outputs: str) -> None:
+    if outputs.startswith("s"):
+        tuned = tuned.replace("scale", "").replace("shift", "")
+    body = f"{outputs} = {FUSED}.EmbedLayerNormalization{call} t = Tanh(n) y = Mul(x, t)"
+    check_fused(body, (BATCH, QUERIES, WIDTH), tuned, **TABLES, **WHICH)
+
+
+@pytest.mark.parametrize("call", ["scale, shift", "scale, shift, mask"])
+@pytest.mark.parametrize("opset", [12, 17])
+def test_lengths_that_come_with_embeddings(call: str, opset: int) -> None:
+    text = f"""<ir_version: 8, opset_import: ["": {opset}, "{FUSED}": 1]>
+        g (int32[N, 3] ids) => (float[N, 3, 4] y, int32[N] lengths)
+        {{ y, lengths = {FUSED}.EmbedLayerNormalization(ids, , words, places, , {call}) }}"""
+    proto = parse(text, {**TABLES, "mask": WHICH["mask"]})
+    model = load(proto).model
+    feed = {"ids": WHICH["ids"]}
+    made = expand(model, observe(model, ONE_THREAD, np.random.default_rng(0), feed).first)
+    assert made.owners
+    before, after = (
+        run(open_session(one, ONE_THREAD), feed) for one in (proto, ir.to_proto(model))
+    )
+    np.testing.assert_allclose(after["y"], before["y"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(after["lengths"], before["lengths"])
+
+
 def angles(positions: int, half: int) -> dict[str, np.ndarray]:
     turns = np.outer(np.arange(positions), 1 / 3 ** np.arange(half)).astype(np.float32)
     return {"cos": np.cos(turns), "sin": np.sin(turns)}

@@ -10,7 +10,13 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from onnxprune.gradients.decompositions import attention, contraction, elementwise, quantisation
+from onnxprune.gradients.decompositions import (
+    attention,
+    contraction,
+    elementwise,
+    embedding,
+    quantisation,
+)
 from onnxprune.gradients.decompositions.fused import Decomposition, Fused, standard_body
 from onnxprune.gradients.operators import RULES
 from onnxprune.model.observe import Observation
@@ -19,6 +25,7 @@ BODIES: dict[tuple[str, str], Callable[[Fused], Decomposition]] = {
     **attention.BODIES,
     **contraction.BODIES,
     **elementwise.BODIES,
+    **embedding.BODIES,
     **quantisation.BODIES,
 }
 """Body of every operator that the standard gives none for, by domain and name."""
