@@ -56,6 +56,8 @@ NOT_COUPLED = {
     "gradient": {
         # gradients flow through them to other axes; their own axes are refused
         ("", "Trilu"),
+        # it reads integers and weights
+        ("com.microsoft", "EmbedLayerNormalization"),
         ("com.microsoft", "TransposeMatMul"),
     },
 }

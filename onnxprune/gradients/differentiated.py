@@ -157,8 +157,9 @@ def _prepared(
     sample: Mapping[str, NDArray[Any]],
     runtime: Runtime,
     rng: np.random.Generator,
+    weights: Sequence[str] = (),
 ) -> _Prepared:
-    probe = upgraded(model.clone())
+    probe = upgraded(model.clone(), weights)
     to_single_precision(probe)
     whole = facts = observe(probe, runtime, rng, single(sample))
     zeros = _zero_points(probe, edges, facts)
@@ -305,7 +306,7 @@ def differentiate_weights(
     Raises:
         InputError: when fused operators compute something else than what they are made of.
     """
-    ready = _prepared(model, set(), sample, runtime, rng)
+    ready = _prepared(model, set(), sample, runtime, rng, weights)
     graph, emit = ready.model.graph, ready.emit
     emitted = loss(emit, ready.values)
     backward = add_backward(ready.model, emit, emitted.slopes, (), ready.expansion, set(weights))

@@ -7,7 +7,7 @@ onnxruntime has no kernels in double precision for several of the operators a gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -31,15 +31,19 @@ _TAKING = {"GatherND", "GatherElements"}
 """Operators whose gradients add up at places that were taken twice, which takes operator set 16."""
 
 
-def upgraded(model: ir.Model) -> ir.Model:
+def upgraded(model: ir.Model, weights: Collection[str] = ()) -> ir.Model:
     """The same model, or a copy in a later operator set where gradients need that.
 
     It is 13 for models older than 11, as before Slice takes no computed places and Equal no floats,
-    and 16 where something is taken from computed places. What the converter cannot convert, or is
-    too large for it, stays as it is.
+    and 16 where something is taken from computed places, or from a table whose gradient is asked
+    for. What the converter cannot convert, or is too large for it, stays as it is.
+
+    Args:
+        model: changed if it is converted.
+        weights: names of initializers whose gradient is asked for.
     """
     opset = model.opset_imports.get("", _WANTED)
-    takes = any(node.op_type in _TAKING and not node.domain for node in model.graph)
+    takes = any(_takes(node, weights) for node in model.graph if not node.domain)
     if takes and opset < _ADDING:
         wanted = _ADDING
     elif opset < _OLDEST:
@@ -52,6 +56,12 @@ def upgraded(model: ir.Model) -> ir.Model:
         return from_proto(version_converter.convert_version(to_proto(model), wanted))
     except RuntimeError:
         return model
+
+
+def _takes(node: ir.Node, weights: Collection[str]) -> bool:
+    if node.op_type == "Gather" and node.inputs[0] is not None:
+        return node.inputs[0].name in weights
+    return node.op_type in _TAKING
 
 
 _OTHER = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}

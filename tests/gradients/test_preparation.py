@@ -115,6 +115,21 @@ def test_what_is_taken_from_computed_places_has_gradients_in_old_operator_sets(o
     assert (rows.reshape(-1)[[0, 2, 5]] > 0).all()
 
 
+@pytest.mark.parametrize("opset", [11, 13, 15, 17])
+def test_a_table_that_is_tuned_is_added_up_to_in_old_operator_sets(opset: int) -> None:
+    text = f"""<ir_version: 7, opset_import: ["": {opset}]>
+        g (int64[N, 3] input) => (float[N, 3, 5] y) {{ y = Gather(w1, input) }}"""
+    proto = parse(text, weights(np.float32))
+    assert upgraded(load(proto).model).opset_imports[""] == opset
+    newer = upgraded(load(proto).model, ["w1"])
+    assert newer.opset_imports[""] == max(opset, 16)
+    feed = {"input": np.array([[0, 2, 2], [1, 2, 0]])}
+    before, after = (
+        run(open_session(one, ONE_THREAD), feed)["y"] for one in (proto, ir.to_proto(newer))
+    )
+    np.testing.assert_array_equal(after, before)
+
+
 def test_more_than_a_row_may_come_of_a_sample() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
         g (float[1, 6, 3] input) => (float[K, 2] y)
