@@ -63,6 +63,13 @@ def test_groups_of_channels(op: str, group: int, given: str, size: int) -> None:
     check_gradient(body, (2, 4, size), {"w": weight(*shape)}, tuned="w", by_runtime=True)
 
 
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("given", ["", "<pads = [2, 0]>", "<dilations = [2], pads = [1, 2]>"])
+def test_many_positions(op: str, given: str) -> None:
+    body, weights = f"y = {op}{given}(x, w)", {"w": weight(4, 4, 3)}
+    check_gradient(body, (2, 4, 60), weights, tuned="w", by_runtime=True)
+
+
 @pytest.mark.parametrize("channels", [2, 8])
 def test_convolution_of_three_axes(channels: int) -> None:
     body = "y = Conv<strides = [1, 2, 1], pads = [0, 1, 0, 0, 0, 1]>(x, w)"
