@@ -7,6 +7,7 @@ ConvTranspose a Conv, of a product of matrices one with the other matrix transpo
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Mapping
 
 import onnx_ir as ir
@@ -120,15 +121,9 @@ def _turned(step: GradientStep, value: ir.Value) -> ir.Value:
 
 def _einsum(step: GradientStep) -> Mapping[int, ir.Value]:
     """The gradient takes the place of an operand, and the operand that of the result."""
-    equation = str(step.attribute("equation")).replace(" ", "")
-    left, arrow, result = equation.partition("->")
-    terms = left.split(",")
-    if not arrow:
-        counted = [letter for letter in sorted(set(left) - {","}) if left.count(letter) == 1]
-        result = "".join(counted)
-    repeated = any(len(set(term)) < len(term) for term in terms)
-    if "." in equation or repeated:
-        raise NoGradient(f"its equation is {equation!r}, expected no dots and no repeated letters")
+    terms, result = _without_dots(step)
+    if any(len(set(term)) < len(term) for term in terms):
+        raise NoGradient(f"its operands are {','.join(terms)}, expected no repeated letters")
     gradients = {}
     for slot in sorted(step.wanted):
         others = [other for other in range(len(terms)) if other != slot]
@@ -143,6 +138,35 @@ def _einsum(step: GradientStep) -> Mapping[int, ir.Value]:
             whole = step.emit.op("Expand", whole, step.emit.shape(step.input(slot)))
         gradients[slot] = whole
     return gradients
+
+
+def _without_dots(step: GradientStep) -> tuple[list[str], str]:
+    """Operands and result of an equation, with letters for the axes that dots stand for."""
+    equation = str(step.attribute("equation")).replace(" ", "")
+    left, arrow, result = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        counted = [letter for letter in sorted(set(left) - {",", "."}) if left.count(letter) == 1]
+        result = _DOTS * (_DOTS in left) + "".join(counted)
+    counts = [
+        step.rank(slot) - len(term.replace(_DOTS, "")) if _DOTS in term else 0
+        for slot, term in enumerate(terms)
+    ]
+    most = max(counts)
+    free = [letter for letter in string.ascii_letters if letter not in equation][:most]
+    spelled = [
+        term.replace(_DOTS, "".join(free[most - count :]))
+        for term, count in zip(terms, counts, strict=True)
+    ]
+    extents: dict[str, int] = {}
+    for slot, term in enumerate(spelled):
+        for letter, extent in zip(term, step.emit.shape_seen(step.input(slot)), strict=True):
+            if extents.setdefault(letter, extent) != extent:
+                raise NoGradient(f"its equation is {equation!r}, expected no axis to be stretched")
+    return spelled, result.replace(_DOTS, "".join(free))
+
+
+_DOTS = "..."
 
 
 RULES: dict[tuple[str, str], Rule] = {

@@ -167,6 +167,9 @@ def test_a_product_of_two_activations() -> None:
         ("bhid,bhjd->bhij", (1, 2, 3, 4), (1, 2, 5, 4)),
         ("bij,jk", (2, 3, 4), (4, 5)),
         ("bij,k->bk", (2, 3, 4), (5,)),
+        ("...j,jk->...k", (2, 3, 4), (4, 5)),
+        ("...ij,...jk", (2, 3, 4), (2, 4, 5)),
+        ("b...j,...j->b...", (2, 3, 4), (3, 4)),
     ],
 )
 def test_einsum(equation: str, mine: tuple[int, ...], other: tuple[int, ...]) -> None:
