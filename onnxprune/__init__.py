@@ -24,7 +24,7 @@ from onnxprune.errors import (
 )
 
 if TYPE_CHECKING:
-    from onnxprune.api import apply, apply_pipeline, inspect, prune, run_pipeline, verify
+    from onnxprune.api import apply, apply_pipeline, finetune, inspect, prune, run_pipeline, verify
     from onnxprune.calibration.audio import Audio
     from onnxprune.calibration.closed_loop import ClosedLoop
     from onnxprune.calibration.images import Images
@@ -64,6 +64,7 @@ __all__ = [
     "VerificationError",
     "apply",
     "apply_pipeline",
+    "finetune",
     "inspect",
     "prune",
     "run_pipeline",
@@ -76,7 +77,8 @@ __version__ = "0.1.0"
 
 _LAZY = {
     **dict.fromkeys(
-        ("apply", "apply_pipeline", "inspect", "prune", "run_pipeline", "verify"), "onnxprune.api"
+        ("apply", "apply_pipeline", "finetune", "inspect", "prune", "run_pipeline", "verify"),
+        "onnxprune.api",
     ),
     **dict.fromkeys(("PipelinePlan", "Plan"), "onnxprune.pruning.plan"),
     **dict.fromkeys(

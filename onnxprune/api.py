@@ -13,7 +13,7 @@ from onnxprune.model.runtime import Runtime
 from onnxprune.options import BATCH
 from onnxprune.passes.pipeline.quality import QualityGoal
 from onnxprune.passes.pipeline.run import repeat_plan, run_passes
-from onnxprune.passes.pipeline.steps import pruning_step, read_steps
+from onnxprune.passes.pipeline.steps import read_steps, single_step
 from onnxprune.progress import Progress, silent
 from onnxprune.pruning.inspection import compare_models, inspect_model
 from onnxprune.pruning.plan import Plan
@@ -134,7 +134,81 @@ def prune(
     """
     arguments = locals()
     context = _context(providers, threads, seed, progress, measure_latency, batch, force)
-    return run_passes(model, [pruning_step(arguments)], calibration, context)
+    return run_passes(model, [single_step("prune", arguments)], calibration, context)
+
+
+def finetune(
+    model: ModelSource,
+    *,
+    calibration: CalibrationSource,
+    teacher: ModelSource | None = None,
+    pruning: str | os.PathLike[str] | None = None,
+    labels: Any = None,
+    loss: str | Callable[..., Any] | None = None,
+    effort: int | str = "normal",
+    augment: Sequence[str] = (),
+    embeddings: bool = False,
+    metric: Callable[..., Any] | str | None = None,
+    seed: int = 0,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    threads: int = 0,
+    measure_latency: bool | None = None,
+    batch: int | None = None,
+    force: bool = False,
+    progress: Progress[Any] = silent,
+) -> PruneResult:
+    """Train all weights of a model to answer as another does; the graph stays as it is.
+
+    The best check-point on held-out samples is returned, and the model as it was where none is
+    better; `steps[0].tuning` of the result tells the course.
+
+    Args:
+        model: a path, onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph; never changed.
+        calibration: samples to train on, every fourth of which is held out; as for `prune`.
+        teacher: what the model is to answer as: the path of a model with the same inputs and
+            outputs, such as the one it was pruned from, or a larger one. Default: the model that
+            the pipeline was given; in the first pass, which only `labels` can then teach anything,
+            the model itself.
+        pruning: path of the plan by which the model was cut from the teacher: what is left of a
+            tensor inside is then compared with the teacher's as well.
+        labels: one label for each sample, for measuring quality and for `loss`: classes, or with a
+            `metric` anything (boxes, masks, text), in an array, a list, .npy, .npz, .json, .jsonl
+            or text file.
+        loss: what is learnt of `labels`: `cross-entropy`, `mse` (labels are then targets), or a
+            function of all outputs and the labels that returns the loss of each sample, or {output:
+            gradient}; also as module.py:function. Default: `cross-entropy` for class scores, `mse`
+            for others.
+        effort: how long to fine-tune: `low`, `normal`, `high`, or a number of passes over the
+            samples.
+        augment: views of calibration images to fit on as well: `flip`, `shift`, `crop`; for models
+            of images that may be flipped, shifted and seen nearer.
+        embeddings: also train tables of embeddings, which a few samples hardly touch.
+        metric: what measures quality: `agreement`, `kappa`, `r2`, `topk`, `map` (detection), `iou`
+            (segmentation), `perplexity` or `retrieval`; or a function of all outputs ({name: array
+            [samples, ...]}), those of the original and the labels (None without), or of outputs and
+            labels, whose result is higher for better answers, also as module.py:function.
+        seed: seed of everything random; the same input, options and seed give the same bytes.
+        providers: onnxruntime execution providers, the preferred one first.
+        threads: threads within an operator; 0 lets onnxruntime decide.
+        measure_latency: time original and result in alternation for the report; default: unless
+            the weights exceed 512 MB, which are then never loaded as a whole.
+        batch: rows of the batch that latency is measured on, as where the model is to run; default:
+            the two rows that MACs and memory refer to, or the number that the model fixes.
+        force: write the result even where its answers no longer follow the original's: kappa of
+            decisions below 0.6, or R squared of quantities below 0.5; from 128 samples on those
+            compared were not fitted.
+        progress: progress callback of long loops.
+
+    Raises:
+        InputError: for a model, teacher, samples, labels or options that cannot be used.
+        CalibrationError: for too few samples to hold any out.
+        NothingPrunable: when no weight can be trained.
+        VerificationError: when the result fails a check, or (CollapseError) its answers do not
+            follow the teacher's.
+    """
+    arguments = locals()
+    context = _context(providers, threads, seed, progress, measure_latency, batch, force)
+    return run_passes(model, [single_step("finetune", arguments)], calibration, context)
 
 
 def run_pipeline(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from onnxprune.declaration import Option, declared_options, option, read_options
@@ -349,6 +350,53 @@ BEST_EFFORT = Option(
     "with `max_drop`: where the limit, or the target within it, cannot be met, write the best that "
     "was found all the same; the report says so, and the exit code is still 3",
 )
+
+TEACHER = Option(
+    "teacher",
+    Any,
+    None,
+    "what the model is to answer as: the path of a model with the same inputs and outputs, such as "
+    "the one it was pruned from, or a larger one. Default: the model that the pipeline was given; "
+    "in the first pass, which only `labels` can then teach anything, the model itself",
+    metavar="FILE",
+)
+PRUNING = Option(
+    "pruning",
+    str | Path | None,
+    None,
+    "path of the plan by which the model was cut from the teacher: what is left of a tensor inside "
+    "is then compared with the teacher's as well",
+    metavar="FILE",
+)
+EMBEDDINGS = Option(
+    "embeddings", bool, False, "also train tables of embeddings, which a few samples hardly touch"
+)
+LEARNT = Option(
+    "loss",
+    str | Callable[..., Any] | None,
+    None,
+    "what is learnt of `labels`: `cross-entropy`, `mse` (labels are then targets), or a function "
+    "of all outputs and the labels that returns the loss of each sample, or {output: gradient}; "
+    "also as module.py:function. Default: `cross-entropy` for class scores, `mse` for others",
+    metavar="NAME",
+)
+
+
+def _declared(name: str) -> Option:
+    return next(each for each in OPTIONS if each.name == name)
+
+
+FINETUNE_OPTIONS = (
+    TEACHER,
+    PRUNING,
+    LABELS,
+    LEARNT,
+    _declared("effort"),
+    _declared("augment"),
+    EMBEDDINGS,
+    METRIC,
+)
+"""Options of fine-tuning a model that is there already."""
 
 _OLDER = {"normalised_axes": False, "target": {"channels": 1.0}, "criterion": "l2", "round_to": 1}
 """What plans meant that lack an option, where it is not the default."""

@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from onnxprune.cli import apply, inspect, passes, prune, sensitivity, sweep, verify
+from onnxprune.cli import apply, finetune, inspect, passes, prune, sensitivity, sweep, verify
 from onnxprune.cli.flags import EXIT_CODES, Parser, UsageError
 from onnxprune.errors import OnnxPruneError
 
-_COMMANDS = (inspect, prune, verify, apply, sweep, sensitivity, passes)
+_COMMANDS = (inspect, prune, finetune, verify, apply, sweep, sensitivity, passes)
 _INTERNAL_ERROR = 1
 _BAD_USAGE = 2
 _INTERRUPTED = 130

@@ -16,7 +16,15 @@ from typing import Any, NoReturn, get_args
 
 from onnxprune.declaration import Option
 from onnxprune.errors import InputError
-from onnxprune.options import BEST_EFFORT, LABELS, METRIC, OPTIONS, READERS, RUNTIME_OPTIONS
+from onnxprune.options import (
+    BEST_EFFORT,
+    FINETUNE_OPTIONS,
+    LABELS,
+    METRIC,
+    OPTIONS,
+    READERS,
+    RUNTIME_OPTIONS,
+)
 
 STANDARD_OUTPUT = "-"
 
@@ -121,7 +129,10 @@ def _flag(option: Option) -> str:
     return f"--{option.name.replace('_', '-')}"
 
 
-_FLAGS = {option.name: _flag(option) for option in (*OPTIONS, LABELS, METRIC, BEST_EFFORT)}
+_FLAGS = {
+    option.name: _flag(option)
+    for option in (*OPTIONS, *FINETUNE_OPTIONS, LABELS, METRIC, BEST_EFFORT)
+}
 
 
 def _described(option: Option) -> dict[str, Any]:

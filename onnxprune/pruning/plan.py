@@ -134,6 +134,8 @@ class Plan:
         steps: one for each pass; empty for one pruning, which the attributes above describe.
         tuning: how the result was fine-tuned: `rate`, the learning rate that was found, 0 where
             training was of no use. Written only where it was.
+        components: groups whose units were rewritten into components, which are numbered in place
+            of the original's own. Written only where there are any.
         inlined: for tensors of `initializers` that were constants of local functions, which the
             file has under no such name: `call`, `function` and `name` there. Written only where
             there are any.
@@ -150,6 +152,7 @@ class Plan:
     steps: tuple[PlannedStep, ...] = ()
     inlined: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     tuning: Mapping[str, float] = field(default_factory=dict)
+    components: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan file's content (version 1).
@@ -164,7 +167,12 @@ class Plan:
         for group in groups:
             if not group["inexact"]:
                 del group["inexact"]
-        optional = {"stages": self.stages, "blocks": self.blocks, "tuning": self.tuning}
+        optional = {
+            "stages": self.stages,
+            "blocks": self.blocks,
+            "components": self.components,
+            "tuning": self.tuning,
+        }
         return {
             **head,
             "options": dict(self.options),
@@ -255,6 +263,7 @@ class Plan:
                     for stage in data.get("stages", ())
                 ),
                 blocks=tuple(str(name) for name in data.get("blocks", ())),
+                components=tuple(str(name) for name in data.get("components", ())),
                 seed=int(options.get("seed", 0)),
                 tuning={str(key): float(number) for key, number in data.get("tuning", {}).items()},
                 inlined={

@@ -31,7 +31,7 @@ from onnxprune.pruning.build import CutModel
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.plan import Plan, plan_of
 from onnxprune.pruning.run import PrunedModel
-from onnxprune.report.accounts import accounts_of, provenance_of
+from onnxprune.report.accounts import accounts_of, provenance_of, tuning_of
 from onnxprune.report.network.network import find_network
 from onnxprune.report.network.picture import network_svg
 from onnxprune.report.records import (
@@ -90,6 +90,7 @@ class Report(PruneRecord):
         provenance: versions, machine, options and the original's digest.
         network: the layers and their widths, for the picture; not part of the JSON.
         warnings: what may make the result worthless, each with the next step.
+        tuning: how the weights were fine-tuned; None where they were not.
     """
 
     def to_html(self, *, command: Sequence[str] = (), model_file: str | Path | None = None) -> str:
@@ -112,6 +113,7 @@ class Report(PruneRecord):
         data["certificate"]["holds"] = self.certificate.holds
         data["latency"] = None if self.latency is None else self.latency.to_dict()
         data["quality"] = None if self.quality is None else self.quality.to_dict()
+        data["tuning"] = None if self.tuning is None else self.tuning.to_dict()
         return data
 
 
@@ -362,6 +364,7 @@ def describe(
     options = replace(pruned.method.options, target=pruned.target)
     tuning = {"rate": pruned.tuned.course.rate} if pruned.tuned is not None else {}
     plan = plan_of(loaded, analysis, cut.removal, options, pruned.stages, tuning)
+    plan = replace(plan, components=cut.components)
     report = Report(
         original=sizes_of(original, (), loaded_bytes(loaded)),
         result=_result_sizes(analysis, cut),
@@ -401,6 +404,7 @@ def describe(
             *_narrow(plan),
         ),
         provenance=provenance_of(loaded.path, loaded.sha256, plan.options, options.runtime),
+        tuning=tuning_of(pruned.tuned) if pruned.tuned is not None else None,
     )
     return plan, report
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from onnxprune.cost.latency.cache import machine, processor_name
 from onnxprune.coupling.groups import Group
+from onnxprune.distillation.distil import Distilled
 from onnxprune.importance.removal_order import RankedGroup
 from onnxprune.model.runtime import Runtime
-from onnxprune.report.records import ErrorCurve, GroupAccount, Provenance
+from onnxprune.report.records import ErrorCurve, GroupAccount, Provenance, TuningPoint, TuningRecord
 
 _POINTS = 48
 """Points of an error curve, enough for a drawing 340 pixels wide."""
@@ -63,6 +64,31 @@ def _curve(order: RankedGroup, kept: int) -> ErrorCurve | None:
         tuple(int(width) for width in widths[places]),
         tuple(float(error) for error in errors[places]),
         chosen,
+    )
+
+
+def tuning_of(tuned: Distilled, teacher: str = "the original") -> TuningRecord:
+    """Account for a fine-tuning.
+
+    Args:
+        tuned: what it came to.
+        teacher: what the model was to answer as: a path, or words.
+    """
+    course = tuned.course
+    return TuningRecord(
+        teacher=teacher,
+        points=tuple(TuningPoint(**vars(point)) for point in course.points),
+        best=course.best,
+        steps=tuned.steps,
+        stopped=course.stopped,
+        rate=course.rate,
+        probes=dict(course.probes),
+        skipped=course.skipped,
+        batch=tuned.batch,
+        samples=tuned.samples,
+        features=tuned.features,
+        moved=dict(tuned.moved),
+        frozen=dict(tuned.frozen),
     )
 
 

@@ -52,6 +52,70 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class TuningPoint:
+    """A check-point of a training.
+
+    Attributes:
+        step: number of steps before it.
+        fitted: mean loss on the samples trained on since the check-point before; None at the start.
+        held_out: divergence from the teacher on samples that were not trained on.
+    """
+
+    step: int
+    fitted: float | None
+    held_out: float
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """How the weights of a model were fine-tuned, and what that came to.
+
+    Attributes:
+        teacher: what the model was to answer as: a path, or words.
+        points: check-points, the start first.
+        best: step of the check-point that was kept; 0 for the start, where none was better.
+        steps: number of steps planned.
+        stopped: step at which the user stopped it; None for the end.
+        rate: learning rate; 0 where no rate was any use.
+        probes: by learning rate, the divergence after a few steps; empty where the rate was known.
+        skipped: steps that were left out because gradients were not finite.
+        batch: samples of a step.
+        samples: trained on.
+        features: tensors inside that were compared with the teacher's.
+        moved: by name of a weight, the root mean square of its change over that of the weight.
+        frozen: by name of a weight that stayed as it was, why.
+    """
+
+    teacher: str
+    points: tuple[TuningPoint, ...]
+    best: int
+    steps: int
+    stopped: int | None
+    rate: float
+    probes: Mapping[float, float]
+    skipped: int
+    batch: int
+    samples: int
+    features: tuple[str, ...]
+    moved: Mapping[str, float]
+    frozen: Mapping[str, str]
+
+    @property
+    def before(self) -> float:
+        """Divergence from the teacher on held-out samples at the start."""
+        return self.points[0].held_out
+
+    @property
+    def after(self) -> float:
+        """The same at the check-point that was kept."""
+        return next(point.held_out for point in self.points if point.step == self.best)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {"before": self.before, "after": self.after, **asdict(self)}
+
+
+@dataclass(frozen=True)
 class PruneRecord:
     """Data of `onnxprune.Report`, where the fields are described."""
 
@@ -86,6 +150,7 @@ class PruneRecord:
         default_factory=dict
     )
     inlined: dict[str, str] = field(default_factory=dict)
+    tuning: TuningRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -396,6 +461,7 @@ class StepReport:
             the samples is with the first pass.
         quality: against the original of the pipeline, where it was measured.
         missed: what of a limit or target was not met, with best effort; empty for nothing.
+        tuning: of a pass that fine-tunes; None for others.
     """
 
     name: str
@@ -415,6 +481,7 @@ class StepReport:
     warnings: tuple[str, ...] = ()
     quality: Quality | None = None
     missed: str = ""
+    tuning: TuningRecord | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -433,6 +500,7 @@ class StepReport:
             "details": dict(self.details),
             "quality": None if self.quality is None else self.quality.to_dict(),
             "missed": self.missed,
+            "tuning": None if self.tuning is None else self.tuning.to_dict(),
         }
 
 

@@ -36,6 +36,7 @@ from onnxprune.report.records import (
     Provenance,
     PruneRecord,
     StepReport,
+    TuningRecord,
 )
 from onnxprune.report.sections import (
     GATES,
@@ -50,12 +51,15 @@ from onnxprune.report.sections import (
     group_refusals,
     latency_interval,
     left_out,
+    most_moved,
+    not_trained,
     option_text,
     origin_facts,
     refit_summary,
     remaining,
     summarise,
     traced_size,
+    tuning_text,
 )
 
 _SHOWN = tuple(kind for kind in KINDS if kind.target and kind.figure)
@@ -105,6 +109,7 @@ def run_page(
         "run.html",
         {
             "alone": alone is not None,
+            "kind": _kind(steps),
             "title": _title(provenance, model_file),
             "summary": _summary(result) if alone is None else _prune_summary(alone),
             "tiles": _tiles(result),
@@ -156,6 +161,15 @@ def prune_page(
 def _title(provenance: Provenance | None, model_file: str | Path | None) -> str:
     names = [provenance.model if provenance is not None else "", model_file or ""]
     return " \u2192 ".join(Path(name).name for name in names if name) or "A model in memory"
+
+
+def _kind(steps: Sequence[StepReport]) -> str:
+    """What the page calls the run."""
+    if len(steps) > 1:
+        return "Pipeline"
+    if steps[0].report is not None:
+        return "Pruning"
+    return "Fine-tuning" if steps[0].tuning is not None else "Pipeline"
 
 
 def _summary(result: PipelineRecord) -> str:
@@ -279,9 +293,66 @@ def _step(number: int, step: StepReport, alone: bool) -> dict[str, Any]:
         "outputs": step.outputs,
         "files": list(step.files),
         "pruning": None if report is None else _pruning(report, prefix),
+        "tuning": _tuning(step.tuning if report is None else report.tuning),
         "prefix": prefix,
         "heading": "h2" if alone else "h3",
     }
+
+
+def _tuning(tuning: TuningRecord | None) -> dict[str, Any] | None:
+    """The course of a fine-tuning, what moved and what did not."""
+    if tuning is None:
+        return None
+    moved = most_moved(tuning)
+    return {
+        "text": tuning_text(tuning),
+        "chart": inline(_tuning_panel(tuning)) if len(tuning.points) > 1 else Markup(""),
+        "facts": _tuning_facts(tuning),
+        "moved": moved,
+        "most": moved[0][1] if moved else 0.0,
+        "not_trained": not_trained(tuning),
+    }
+
+
+def _tuning_panel(tuning: TuningRecord) -> Panel:
+    """Loss on the samples trained on, and divergence on those held out, by step."""
+    points = [point for point in tuning.points if math.isfinite(point.held_out)]
+    held_out = tuple(
+        Dot(point.step, point.held_out, f"step {point.step}: {point.held_out:.3g}", filled=True)
+        for point in points
+    )
+    fitted = tuple(
+        Dot(point.step, point.fitted, f"up to step {point.step}: {point.fitted:.3g}")
+        for point in tuning.points
+        if point.fitted is not None and math.isfinite(point.fitted)
+    )
+    return Panel(
+        title="Fine-tuning",
+        x_title=f"step (kept: {tuning.best})",
+        lines=(
+            Line("divergence, held out", held_out),
+            Line("loss, trained on", fitted, muted=True),
+        ),
+        show_x="{:g}".format,
+        show_y="{:.2g}".format,
+        # both fall by factors, from different heights
+        logarithmic=all(dot.y > 0 for dot in (*held_out, *fitted)),
+        width=560,
+    )
+
+
+def _tuning_facts(tuning: TuningRecord) -> list[tuple[str, str]]:
+    probes = [f"{rate:g}: {significant(value)}" for rate, value in tuning.probes.items()]
+    facts = [
+        ("teacher", tuning.teacher),
+        ("samples", f"{tuning.samples} trained on, {tuning.batch} in a step"),
+        ("steps", str(tuning.steps if tuning.stopped is None else tuning.stopped)),
+        ("learning rate", f"{tuning.rate:g}" if tuning.rate else "none was any use"),
+        ("divergence by rate", ", ".join(probes)),
+        ("steps skipped", str(tuning.skipped) if tuning.skipped else ""),
+        ("compared inside", ", ".join(tuning.features)),
+    ]
+    return [(name, text) for name, text in facts if text]
 
 
 def _pruning(report: PruneRecord, prefix: str) -> dict[str, Any]:

@@ -21,8 +21,16 @@ from onnxprune.cost.latency.measure import Latency, steadier
 from onnxprune.coupling.groups import Refused
 from onnxprune.options import LATENCY, share_text
 from onnxprune.report.accounts import file_digest
-from onnxprune.report.figures import count, fine_percent, percent, printable, share, size
-from onnxprune.report.records import Provenance, PruneRecord, Sizes, Study
+from onnxprune.report.figures import (
+    count,
+    fine_percent,
+    percent,
+    printable,
+    share,
+    significant,
+    size,
+)
+from onnxprune.report.records import Provenance, PruneRecord, Sizes, Study, TuningRecord
 from onnxprune.verification.certificate import Certificate
 from onnxprune.verification.comparison import OutputComparison
 
@@ -229,6 +237,36 @@ def refit_summary(fits: Sequence[LayerFit]) -> str:
         before, after = median(fit.before for fit in solved), median(fit.after for fit in solved)
         text += f"; median error {fine_percent(before)} -> {fine_percent(after)} of output variance"
     return text
+
+
+def tuning_text(tuning: TuningRecord) -> str:
+    """What a fine-tuning came to, in one clause."""
+    change = f"{significant(tuning.before)} -> {significant(tuning.after)}"
+    if not tuning.best:
+        change = f"stays {significant(tuning.before)}: no check-point was better than the start"
+    where = f" at step {tuning.best}" if tuning.best and tuning.best != tuning.steps else ""
+    number = tuning.steps if tuning.stopped is None else tuning.stopped
+    cut_short = f" (stopped, {tuning.steps} were planned)" if tuning.stopped is not None else ""
+    effort = f"; {number} steps of {tuning.batch} samples{cut_short}, rate {tuning.rate:g}"
+    teacher = printable(Path(tuning.teacher).name)
+    return (
+        f"divergence from {teacher} on held-out samples {change}{where}"
+        f"{effort if tuning.rate else '; no learning rate was any use'}"
+    )
+
+
+def most_moved(tuning: TuningRecord) -> list[tuple[str, float]]:
+    """Weights that were trained and by what part of themselves they moved, the largest first."""
+    return sorted(tuning.moved.items(), key=lambda entry: (-entry[1], entry[0]))
+
+
+def not_trained(tuning: TuningRecord) -> list[tuple[str, tuple[str, ...]]]:
+    """Reasons why weights stayed as they were, each with their names, most names first."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in tuning.frozen.items():
+        reasons.setdefault(reason, []).append(name)
+    ordered = sorted(reasons.items(), key=lambda entry: -len(entry[1]))
+    return [(reason, tuple(names)) for reason, names in ordered]
 
 
 _PADDED = 1.1

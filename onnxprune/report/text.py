@@ -43,6 +43,7 @@ from onnxprune.report.records import (
     StepReport,
     SweepPointRecord,
     SweepRecord,
+    TuningRecord,
 )
 from onnxprune.report.sections import (
     COSTS,
@@ -56,11 +57,14 @@ from onnxprune.report.sections import (
     latency_interval,
     latency_size,
     left_out,
+    most_moved,
+    not_trained,
     refit_summary,
     remaining,
     summarise,
     threads_of,
     traced_size,
+    tuning_text,
 )
 from onnxprune.verification.comparison import OutputComparison
 from onnxprune.verification.quality import Quality
@@ -193,6 +197,8 @@ class TextReport:
         quality = result.steps[-1].quality
         self._lines(_quality(quality))
         for step in result.steps:
+            if step.tuning is not None:
+                self._lines(_tuning(step.tuning, self.verbose))
             for line in _remarks(step):
                 self._print(f"{_pass_name(step)}: {line}")
 
@@ -513,6 +519,7 @@ def _effort(report: PruneRecord, verbose: bool) -> list[Row]:
     rows = [*_blocks(report.blocks, report.depths, verbose)]
     rows += _allocation(report.allocation, report.trials, verbose)
     rows += _fits(report, verbose)
+    rows += _tuning(report.tuning, verbose)
     if report.unmeasured and verbose:
         names = [printable(name, _NAME) for name in report.unmeasured]
         rows.append(("not judged by", f"outputs that are no floats: {', '.join(names)}"))
@@ -575,6 +582,24 @@ def _fits(report: PruneRecord, verbose: bool) -> list[Row]:
         for node, reason in nodes.items():
             reasons.setdefault(reason, []).append(node)
         rows += [(title, _named(*entry, verbose)) for entry in reasons.items()]
+    return rows
+
+
+def _tuning(tuning: TuningRecord | None, verbose: bool) -> list[Row]:
+    """What fine-tuning came to, which weights moved most, and which were not trained."""
+    if tuning is None:
+        return []
+    rows = [("fine-tuned", tuning_text(tuning))]
+    if verbose and tuning.probes:
+        probes = [f"{rate:g}: {significant(value)}" for rate, value in tuning.probes.items()]
+        rows.append(("", f"divergence after a few steps by learning rate: {', '.join(probes)}"))
+    moved = most_moved(tuning)
+    if moved and tuning.best:
+        shown = moved if verbose else moved[:_BLOCKS]
+        names = [f"{printable(name, _NAME)} {fine_percent(part)}" for name, part in shown]
+        names += ["..."] if len(shown) < len(moved) else []
+        rows.append(("moved most", ", ".join(names)))
+    rows += [("not trained", _named(*entry, verbose)) for entry in not_trained(tuning)]
     return rows
 
 

@@ -28,7 +28,7 @@ from onnxprune.declaration import Option
 from onnxprune.errors import InputError
 from onnxprune.model.load import ModelKind, convert, load
 from onnxprune.passes.pipeline.options import SUPPLIED, options_of
-from onnxprune.passes.pipeline.protocol import Pass
+from onnxprune.passes.pipeline.protocol import Pass, Reference
 from onnxprune.passes.pipeline.quality import PipelineQuality
 
 _KINDS: dict[str, tuple[ModelKind, tuple[str, ...]]] = {
@@ -108,6 +108,7 @@ def make_pass(
     plan: Mapping[str, Any] | None,
     name: str,
     quality: PipelineQuality | None = None,
+    reference: Reference | None = None,
 ) -> Pass:
     """Make a pass of whatever can be one.
 
@@ -119,13 +120,15 @@ def make_pass(
         name: for messages.
         quality: what the pipeline is asked of quality, for a parameter of this name; None for
             nothing.
+        reference: what answers are to follow, for a parameter of this name; None where that is
+            not known yet.
     """
     if not isinstance(source, type):
         if isinstance(source, ir.passes.PassBase):
             return source if isinstance(source, Pass) else ThirdPartyPass(source, source)
         if hasattr(source, "apply_to_model"):
             return ThirdPartyPass(source, _applied(source))
-    supplied = vars(context) | {"plan": plan, "quality": quality}
+    supplied = vars(context) | {"plan": plan, "quality": quality, "reference": reference}
     wanted = SUPPLIED & inspect.signature(source).parameters.keys()
     arguments = {name: supplied[name] for name in wanted} | dict(options)
     if isinstance(source, type):

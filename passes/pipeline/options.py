@@ -31,7 +31,9 @@ from onnxprune.declaration import Option
 from onnxprune.options import TARGETS, check_targets, share_text, target_text
 from onnxprune.report.records import Sizes
 
-SUPPLIED = frozenset({"samples", "runtime", "seed", "progress", "plan", "quality", "force"})
+SUPPLIED = frozenset(
+    {"samples", "runtime", "seed", "progress", "plan", "quality", "reference", "force"}
+)
 """Parameters that the pipeline fills in: they are no options."""
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

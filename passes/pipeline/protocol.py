@@ -20,6 +20,8 @@ from onnxprune.cost.latency.measure import Latency
 from onnxprune.coupling.analysis import Analysis
 from onnxprune.model.load import LoadedModel
 from onnxprune.pruning.results import Report
+from onnxprune.report.records import TuningRecord
+from onnxprune.verification.quality import Quality
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,20 @@ class VerifiedRun:
     analysis: Analysis
     report: Report
     samples: Samples | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the answers of a pipeline's models are to follow.
+
+    Attributes:
+        model: the one that the pipeline was given; after a pass that changes inputs or outputs the
+            one that this pass made.
+        pruning: plan of the pruning by which the current model was cut from it; None for none.
+    """
+
+    model: ir.Model
+    pruning: Mapping[str, Any] | None = None
 
 
 class Pass(ir.passes.PassBase):
@@ -59,6 +75,9 @@ class Pass(ir.passes.PassBase):
         plan: plain data from which the pass can be repeated without choosing anew: it is then given
             back as the parameter `plan` of the constructor. None for nothing.
         verified: what `verifies` promises; None for other passes.
+        teacher: what answers are to follow from here on; None for what they followed before.
+        tuning: account of a fine-tuning; None for other passes.
+        quality: of the result, where options of the pass itself say what it is.
     """
 
     changes_interface: bool = False
@@ -74,6 +93,9 @@ class Pass(ir.passes.PassBase):
         self.files: dict[str, str] = {}
         self.plan: dict[str, Any] | None = None
         self.verified: VerifiedRun | None = None
+        self.teacher: ir.Model | None = None
+        self.tuning: TuningRecord | None = None
+        self.quality: Quality | None = None
 
     def remark(self, latency: Latency | None) -> str:
         """A sentence for people about what was done; empty for none.

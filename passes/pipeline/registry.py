@@ -37,6 +37,7 @@ BUILT_IN = {
     "keep-tokens": "onnxprune.passes.keep_tokens:KeepTokens",
     "remove-blocks": "onnxprune.passes.remove_blocks:RemoveBlocks",
     "sparsify-weights": "onnxprune.passes.sparsify_weights:SparsifyWeights",
+    "finetune": "onnxprune.passes.finetune:Finetune",
     "quantize": "onnxprune.passes.quantize:Quantize",
 }
 _ENTRY_POINTS = "onnxprune.passes"

@@ -42,7 +42,7 @@ from onnxprune.model.save import model_bytes
 from onnxprune.options import LATENCY, OPTIONS
 from onnxprune.passes.pipeline.adapters import make_pass
 from onnxprune.passes.pipeline.options import OF, TARGET, relative_target, remaining
-from onnxprune.passes.pipeline.protocol import Pass
+from onnxprune.passes.pipeline.protocol import Pass, Reference
 from onnxprune.passes.pipeline.quality import (
     SHARES,
     PipelineQuality,
@@ -309,7 +309,10 @@ def _required_to_follow(step: Step, report: StepReport, context: RunContext) -> 
         return report
     message = f"the answers no longer follow the original's: {text}"
     few = not are_enough(context.samples)
-    if context.force or few or step.plan is not None:
+    quality = report.quality
+    # labels may well be another thing than the answers before
+    learnt = report.tuning is not None and quality is not None and quality.drop <= 0
+    if context.force or few or learnt or step.plan is not None:
         return replace(report, warnings=(*report.warnings, message))
     raise CollapseError(
         step.named(f"{message}; nothing is written, --force writes it all the same")
@@ -374,6 +377,7 @@ def _make(
     context: RunContext,
     options: Mapping[str, Any],
     quality: PipelineQuality | None = None,
+    reference: Reference | None = None,
 ) -> Pass:
     """Make the pass of a step.
 
@@ -383,8 +387,9 @@ def _make(
     values = dict(options)
     if OF in step.installed.options:
         values.pop(OF.name, None)
+    made_by, plan = step.installed.made_by, step.plan
     try:
-        return make_pass(step.installed.made_by, values, context, step.plan, step.name, quality)
+        return make_pass(made_by, values, context, plan, step.name, quality, reference)
     except InputError as error:
         raise InputError(step.named(error)) from error
     except Exception as error:
@@ -427,7 +432,7 @@ class _PipelineRun:
         self._started = time.perf_counter()
         self._loaded = loaded
         self._original = loaded.model
-        self._reference = loaded.model
+        self._reference = Reference(loaded.model)
         self._context = context
         self._timed = context.measures_latency(loaded.model)
         self._original_sizes: Sizes | None = None
@@ -486,17 +491,17 @@ class _PipelineRun:
         verified, context = made.verified, self._context
         samples = context.samples if verified is None else verified.samples
         outputs: tuple[OutputComparison, ...] = ()
+        self._follow(made, before)
         if samples is not None and not made.changes_interface:
-            outputs = compared(self._reference, self.result, replace(context, samples=samples))
+            reference = self._reference.model
+            outputs = compared(reference, self.result, replace(context, samples=samples))
         report = None if verified is None else verified.report
         known = report.latency if report is not None and before is self._original else None
         latency = known or self._latency(self._original)
         if report is not None and before is self._original:
             passed = time.perf_counter() - self._started
             report = replace(report, outputs=outputs, latency=latency, seconds=passed)
-        if made.changes_interface:
-            self._reference = self.result
-        quality = self._measured_quality(made)
+        quality = self._measured_quality(made) or made.quality
         if report is not None and quality is not None:
             report = replace(report, quality=quality)
         warnings = self._unsaid if report is None else (*self._unsaid, *report.warnings)
@@ -522,7 +527,17 @@ class _PipelineRun:
             warnings,
             quality,
             getattr(report, "missed", ""),
+            made.tuning,
         )
+
+    def _follow(self, made: Pass, before: ir.Model) -> None:
+        """Let answers follow another model, after a pass that says so or changes what they are."""
+        if made.changes_interface:
+            self._reference = Reference(self.result)
+        elif made.teacher is not None:
+            self._reference = Reference(made.teacher)
+        elif made.verified is not None and before is self._reference.model:
+            self._reference = replace(self._reference, pruning=made.plan)
 
     def _measured_quality(self, made: Pass) -> Quality | None:
         """Quality against the reference; None where it is not measured.
@@ -549,12 +564,13 @@ class _PipelineRun:
         if preferences:
             text = ", ".join(f"{p.option}={p.value}, as {p.by} prefers" for p in preferences)
             preferred = {p.option: p.value for p in preferences}
-            made = _make(step, self._context, {**options, **preferred}, self._quality)
+            values = {**options, **preferred}
+            made = _make(step, self._context, values, self._quality, self._reference)
             try:
                 return made, self._called(step, made), (*notes, f"run with {text}")
             except NothingPrunable:
                 notes = (*notes, f"run without {text}: too little can go with that")
-        made = _make(step, self._context, options, self._quality)
+        made = _make(step, self._context, options, self._quality, self._reference)
         try:
             return made, self._called(step, made), notes
         except TargetUnreachable as error:

@@ -87,7 +87,7 @@ def planned_steps(plan: Plan) -> tuple[Step, ...]:
         InputError: for passes or options that this onnxprune does not have.
     """
     if not plan.steps:
-        return (replace(pruning_step({}), plan=plan.to_dict()),)
+        return (replace(single_step("prune", {}), plan=plan.to_dict()),)
     steps = []
     for number, planned in enumerate(plan.steps, 1):
         step = _named(planned.name, planned.options, f"plan: pass {number}")
@@ -95,14 +95,15 @@ def planned_steps(plan: Plan) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def pruning_step(options: Mapping[str, Any]) -> Step:
-    """The only step of a pipeline that prunes and does nothing else.
+def single_step(name: str, options: Mapping[str, Any]) -> Step:
+    """The only step of a pipeline.
 
     Args:
+        name: of the pass.
         options: value by name; the pass checks them. None is as good as not set, and names that
             are none of its options are left out.
     """
-    installed = find_pass("prune")
+    installed = find_pass(name)
     known = [option for option in installed.options if options.get(option.name) is not None]
     values = {option.name: options[option.name] for option in known}
     defaults = {option.name: option.default for option in known}
