@@ -173,7 +173,14 @@ class Prune(Pass, ir.passes.FunctionalPass):
         best_effort = self._best_effort or (
             self._shared is not None and self._shared.goal.best_effort
         )
-        within = prune_within(run, limit, measure, goal, best_effort=best_effort)
+        within = prune_within(
+            run,
+            limit,
+            measure,
+            goal,
+            finetune=lambda pruned: finetuned(pruned, run.context, held_out),
+            best_effort=best_effort,
+        )
         return within.pruned, within.quality, within.missed
 
     def _repeated(self, analysis: Analysis, plan: Plan, context: RunContext) -> PrunedModel:

@@ -215,7 +215,11 @@ def _are_classes(options: PruneOptions) -> bool:
     return options.loss in (None, "cross-entropy")
 
 
-_RESOLUTION = 0.01
+_PLACES = 100
+"""Places on the way to a goal."""
+
+_LEAST_SHARE = 0.25
+"""Share of a drop that fine-tuning is believed to leave at least."""
 
 
 @dataclass(frozen=True)
@@ -233,12 +237,17 @@ class Within:
     missed: str = ""
 
 
+def _as_it_is(pruned: PrunedModel) -> PrunedModel:
+    return pruned
+
+
 def prune_within(
     run: PruneRun,
     limit: float,
     measure: QualityMeasure,
     goal: Mapping[str, float] | None,
     *,
+    finetune: Callable[[PrunedModel], PrunedModel] = _as_it_is,
     best_effort: bool = False,
 ) -> Within:
     """Prune as far as the limit allows.
@@ -249,6 +258,8 @@ def prune_within(
         measure: measures quality.
         goal: the target that is asked for besides, to be met within the limit; None to go as far
             as possible in MACs, or in parameters where the model has no MACs.
+        finetune: fine-tunes a result, where the options ask for it: what is handed out, and what
+            decides how far to go, not every attempt.
         best_effort: return the best instead of raising: the farthest within the limit where the
             goal is beyond it, the attempt that loses least where all do.
 
@@ -256,12 +267,13 @@ def prune_within(
         TargetUnreachable: when the goal costs more than the limit; names how far one can go.
         NothingPrunable: when not even the least reduction stays within the limit.
     """
+    attempts = _Attempts(run, measure, goal or {_kind(run): 0.0}, finetune)
     last = None
     if goal is not None:
-        last = _tried(run, measure, goal)
+        last = attempts.finetuned(attempts.measured(run.at(goal)))
         if last.quality.drop <= limit:
             return last
-    best, worst = _bisected(run, limit, measure, goal or {_kind(run): 0.0})
+    best, worst = attempts.farthest(limit)
     if best is None:
         cause = f"; {_told(worst)}" if worst is not None else ""
         message = f"nothing can be pruned within a drop of {limit:g}{cause}"
@@ -277,34 +289,93 @@ def prune_within(
     return best
 
 
-def _bisected(
-    run: PruneRun, limit: float, measure: QualityMeasure, goal: Mapping[str, float]
-) -> tuple[Within | None, Within | None]:
-    """The farthest attempt within the limit, and the least far one beyond it."""
-    best = worst = None
-    steps = round(1 / _RESOLUTION)
-    low, high = 0, steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        target = {kind: round(1 - middle / steps * (1 - share), 6) for kind, share in goal.items()}
-        try:
-            tried = _tried(run, measure, target)
-        except NothingPrunable as error:
-            if isinstance(error, TargetUnreachable):
+class _Attempts:
+    """Results on the way to a goal, each computed once.
+
+    Args:
+        run: the model.
+        measure: measures quality.
+        goal: the end of the way.
+        finetune: fine-tunes a result, where the options ask for it.
+    """
+
+    def __init__(
+        self,
+        run: PruneRun,
+        measure: QualityMeasure,
+        goal: Mapping[str, float],
+        finetune: Callable[[PrunedModel], PrunedModel],
+    ) -> None:
+        self._run, self._measure, self._goal, self._finetune = run, measure, goal, finetune
+        self._known: dict[int, Within | NothingPrunable] = {}
+
+    def measured(self, pruned: PrunedModel) -> Within:
+        """A result with its quality."""
+        return Within(pruned, self._measure.of(pruned.cut.model))
+
+    def finetuned(self, within: Within) -> Within:
+        """The same fine-tuned; itself where that is not asked for, or no better."""
+        pruned = self._finetune(within.pruned)
+        if pruned is within.pruned:
+            return within
+        tuned = self.measured(pruned)
+        return tuned if tuned.quality.drop <= within.quality.drop else within
+
+    def farthest(self, limit: float) -> tuple[Within | None, Within | None]:
+        """The farthest attempt within the limit, and the least far one beyond it.
+
+        Fine-tuning takes back a share of the drop, about the same a little farther on: the
+        farthest attempt without it within the limit over that share is fine-tuned as well.
+        """
+        place, best, worst = self._bisected(0, limit)
+        if best is None:
+            tuned = worst and self.finetuned(worst)
+            return (tuned, worst) if tuned and tuned.quality.drop <= limit else (None, worst)
+        tuned = self.finetuned(best)
+        if tuned is best:
+            return best, worst
+        _, farther, _ = self._bisected(place, limit / _left(best, tuned))
+        if farther is not None and farther is not best:
+            further = self.finetuned(farther)
+            if further.quality.drop <= limit:
+                return further, worst
+        return tuned, worst
+
+    def _bisected(self, low: int, limit: float) -> tuple[int, Within | None, Within | None]:
+        """The farthest place within a limit, its attempt, and the least far attempt beyond it."""
+        best = self._at(low) if low else None
+        worst: Within | None = None
+        high = _PLACES
+        while high - low > 1:
+            middle = (low + high) // 2
+            tried = self._at(middle)
+            if isinstance(tried, TargetUnreachable):
                 high = middle
-            else:
+            elif isinstance(tried, NothingPrunable):
                 low = middle
-            continue
-        if tried.quality.drop <= limit:
-            best, low = tried, middle
-        else:
-            worst, high = tried, middle
-    return best, worst
+            elif tried.quality.drop <= limit:
+                best, low = tried, middle
+            else:
+                worst, high = tried, middle
+        return low, best if isinstance(best, Within) else None, worst
+
+    def _at(self, place: int) -> Within | NothingPrunable:
+        """The attempt at a place of the way."""
+        if place not in self._known:
+            way = place / _PLACES
+            target = {kind: round(1 - way * (1 - share), 6) for kind, share in self._goal.items()}
+            try:
+                self._known[place] = self.measured(self._run.at(target))
+            except NothingPrunable as error:
+                self._known[place] = error
+        return self._known[place]
 
 
-def _tried(run: PruneRun, measure: QualityMeasure, target: Mapping[str, float]) -> Within:
-    pruned = run.at(target)
-    return Within(pruned, measure.of(pruned.cut.model))
+def _left(before: Within, after: Within) -> float:
+    """Share of a drop that fine-tuning leaves."""
+    if before.quality.drop <= 0:
+        return 1.0
+    return min(max(after.quality.drop / before.quality.drop, _LEAST_SHARE), 1.0)
 
 
 def _kind(run: PruneRun) -> str:
