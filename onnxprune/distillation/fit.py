@@ -30,6 +30,9 @@ _PROBE_STEPS = 24
 _PROBE_SHARE = 8
 """A probe takes at most one in so many of the steps of the whole."""
 
+_TOLERANCE, _MANY_STEPS = 0.25, 400
+"""How much worse than the best the divergence after a probe may be, where there are many steps."""
+
 _EVALUATIONS = 12
 """Check-points that are compared."""
 
@@ -116,7 +119,7 @@ class Training:
         probes: dict[float, float] = {}
         if rate is None:
             probes = self._probed(steps, progress)
-            rate = _best_rate(probes, start)
+            rate = _best_rate(probes, 1 + _TOLERANCE * min(1, steps / _MANY_STEPS))
         if not rate:
             return Course(self.student.values, 0, (Point(0, None, start),), 0.0, probes)
         return self._trained(Schedule(rate, steps), start, probes, progress)
@@ -200,10 +203,11 @@ def _is_finite(array: NDArray[np.float32]) -> bool:
     return bool(np.isfinite(array.sum(dtype=np.float64)))
 
 
-def _best_rate(probes: Mapping[float, float], start: float) -> float:
-    """The largest rate that is hardly worse than the best; 0 where none was any good."""
-    del start
+def _best_rate(probes: Mapping[float, float], tolerance: float) -> float:
+    """The largest rate that is hardly worse than the best; 0 where none gave an answer.
+
+    A large rate looks worse after a few steps than it is after many, while the rate falls.
+    """
     finite = {rate: value for rate, value in probes.items() if math.isfinite(value)}
-    if not finite:
-        return 0.0
-    return min(finite, key=lambda rate: (finite[rate], rate))
+    least = min(finite.values(), default=0.0)
+    return max((rate for rate, value in finite.items() if value <= tolerance * least), default=0.0)
