@@ -38,10 +38,10 @@ def augmented(
     Raises:
         InputError: when there is no image among the inputs.
     """
-    if not any(_is_image(array) for array in feed.values()):
+    if not any(is_image(array) for array in feed.values()):
         raise InputError("augmentation is for images: no input is a float array of four axes")
     made = [
-        {name: VIEWS[v](array, rng) if _is_image(array) else array for name, array in feed.items()}
+        {name: VIEWS[v](array, rng) if is_image(array) else array for name, array in feed.items()}
         for v in views
     ]
     return axes.joined([feed, *made])
@@ -60,10 +60,10 @@ def varied(
     Raises:
         InputError: when there is no image among the inputs.
     """
-    if not any(_is_image(array) for array in feed.values()):
+    if not any(is_image(array) for array in feed.values()):
         raise InputError("augmentation is for images: no input is a float array of four axes")
     return {
-        name: _varied(array, views, rng) if _is_image(array) else array
+        name: _varied(array, views, rng) if is_image(array) else array
         for name, array in feed.items()
     }
 
@@ -77,7 +77,8 @@ def _varied(array: NDArray[Any], views: Sequence[str], rng: np.random.Generator)
     return result
 
 
-def _is_image(array: NDArray[Any]) -> bool:
+def is_image(array: NDArray[Any]) -> bool:
+    """Whether an input may be a batch of images."""
     return array.ndim == 4 and array.dtype.kind == "f"
 
 

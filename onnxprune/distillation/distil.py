@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.calibration.augment import VIEWS
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.labels import take_labels
 from onnxprune.calibration.streams import Samples, divide
@@ -21,12 +22,14 @@ from onnxprune.distillation.parameters import with_values
 from onnxprune.distillation.pool import Part, Pool
 from onnxprune.distillation.student import Student
 from onnxprune.distillation.teacher import Teacher, with_variance
+from onnxprune.distillation.views import fitting_views
 from onnxprune.errors import InputError, NothingPrunable
 from onnxprune.gradients.losses import LossGradient, heads_of
 from onnxprune.model.observe import Observation, observe
 from onnxprune.verification.divergence import DivergenceEvaluator
 
 _BATCH = 64
+_OBSERVED = 2  # samples
 _LEAST_STEPS_AN_EPOCH = 8
 _COUNTED = 256
 """Samples that say what counts how much in the loss."""
@@ -47,7 +50,8 @@ class Distillation:
 
     Attributes:
         effort: name of `EFFORTS`, or a number of epochs.
-        augment: views of images that are drawn anew each time.
+        augment: views of images that are drawn anew each time; empty for those that the teacher
+            takes for more of the same.
         embeddings: train tables of embeddings as well.
         loss: of labels, as `gradients.losses.Objective` has it; without labels of no effect.
         rate: of a run that is repeated; None to find one.
@@ -70,6 +74,7 @@ class Distilled:
         moved: by name of a weight, the root mean square of its change over that of itself.
         frozen: by name of a weight that was not trained, why.
         features: names of the tensors inside that were compared.
+        views: of images that were drawn.
         steps: of the whole training.
         batch: samples of a step.
         samples: trained on.
@@ -81,6 +86,7 @@ class Distilled:
     moved: Mapping[str, float] = field(default_factory=dict)
     frozen: Mapping[str, str] = field(default_factory=dict)
     features: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
     steps: int = 0
     batch: int = 0
     samples: int = 0
@@ -115,55 +121,68 @@ def distil(
     """
     if context.samples is None:
         raise InputError("fine-tuning runs the model on samples; give --calibration")
-    runtime, rng = context.runtime, np.random.default_rng(context.seed)
-    labels = _label_gradient(student, options.loss, context, rng)
+    fitted = context.samples
     if held_out is None:
-        fitted, held_out = divide(context.samples)
-    else:
-        fitted = context.samples
-    pool, others = Pool(fitted, options.augment), Pool(held_out)
-    sample = pool.batches(2)[0].feed
-    seen = tuple(observe(model, runtime, rng, sample).first for model in (student, teacher))
-    features = features_of(student, teacher, (seen[0], seen[1]), kept or _all)
-    batch = max(1, min(_BATCH, pool.count // _LEAST_STEPS_AN_EPOCH))
-    counted = pool.batches(_BATCH)[: max(_COUNTED // _BATCH, 1)]
-    runs = [Teacher(teacher, features, runtime).run(part.feed) for part in counted]
-    features = with_variance(features, [found for _, found in runs])
-    known = [outputs for outputs, _ in runs]
-    loss = DistillationLoss(teacher, known, features, labelled=labels is not None)
-    trained = Student(student, loss, sample, runtime, rng, embeddings=options.embeddings)
-    if not trained.values:
-        reasons = "; ".join(sorted(set(trained.blocked.values()))) or "it has no weights"
-        raise NothingPrunable(f"nothing can be fine-tuned: {reasons}")
-    each = trained.activation_bytes / max(len(next(iter(sample.values()))), 1)
-    most = max(1, int(_ACTIVATION_BYTES / max(each, 1)))
+        fitted, held_out = divide(fitted)
+    pool, others = Pool(fitted), Pool(held_out)
+    training = _prepared(student, teacher, options, context, pool, kept or _all)
+    runtime = context.runtime
     judge = DivergenceEvaluator(teacher, [part.feed for part in others.batches(_BATCH)], runtime)
-    training = Training(
-        trained,
-        Teacher(teacher, features, runtime),
-        loss,
-        pool,
+    steps = _steps(options.effort, training.macs, pool.count, training.batch)
+    course = training.run(
+        steps,
         lambda values: judge.divergence(with_values(student, values)),
-        batch,
-        min(most, batch),
-        context.seed,
-        labels,
+        context.progress,
+        options.rate,
     )
-    macs = 3 * _macs(student, seen[0]) + _macs(teacher, seen[1])
-    steps = _steps(options.effort, macs, pool.count, batch)
-    course = training.run(steps, context.progress, options.rate)
-    model = with_values(student, course.values) if course.best else student.clone()
-    notes = (*_notes(course), *_left_as_they_were(trained.blocked))
+    trained = training.student
     return Distilled(
-        model,
+        with_values(student, course.values) if course.best else student.clone(),
         course,
         _moved(trained.values, course.values),
         trained.blocked,
-        tuple(feature.name for feature in features),
+        training.loss.features,
+        pool.views,
         steps,
-        batch,
+        training.batch,
         pool.count,
-        notes,
+        (*_notes(course), *_left_as_they_were(trained.blocked)),
+    )
+
+
+def _prepared(
+    student: ir.Model,
+    teacher: ir.Model,
+    options: Distillation,
+    context: RunContext,
+    pool: Pool,
+    kept: KeptIndices,
+) -> Training:
+    """Student, teacher and loss, ready to run; raises as `distil` does."""
+    runtime, rng = context.runtime, np.random.default_rng(context.seed)
+    labels = _label_gradient(student, options.loss, context, rng)
+    sample = pool.batches(_OBSERVED)[0]
+    seen = [observe(model, runtime, rng, sample.feed).first for model in (student, teacher)]
+    features = features_of(student, teacher, (seen[0], seen[1]), kept)
+    counted = pool.some(_COUNTED, _BATCH)
+    runs = [Teacher(teacher, features, runtime).run(part.feed) for part in counted]
+    features = with_variance(features, [found for _, found in runs])
+    taught = Teacher(teacher, features, runtime)
+    if options.augment:
+        pool.views = tuple(view for view in options.augment if view in VIEWS)
+    elif features:
+        pool.views = fitting_views(taught, counted, rng)
+    known = [outputs for outputs, _ in runs]
+    loss = DistillationLoss(teacher, known, features, labelled=labels is not None)
+    trained = Student(student, loss, sample.feed, runtime, rng, embeddings=options.embeddings)
+    if not trained.values:
+        reasons = "; ".join(sorted(set(trained.blocked.values()))) or "it has no weights"
+        raise NothingPrunable(f"nothing can be fine-tuned: {reasons}")
+    batch = max(1, min(_BATCH, pool.count // _LEAST_STEPS_AN_EPOCH))
+    together = max(1, int(_ACTIVATION_BYTES * sample.rows / max(trained.activation_bytes, 1)))
+    macs = (3 * _macs(student, seen[0]) + _macs(teacher, seen[1])) / sample.rows
+    return Training(
+        trained, taught, loss, pool, batch, min(together, batch), macs, context.seed, labels
     )
 
 
@@ -212,10 +231,9 @@ def _all(name: str) -> Mapping[int, NDArray[np.int64]]:
     return {}
 
 
-def _macs(model: ir.Model, seen: Observation) -> float:
-    """Multiplications for one sample."""
-    rows = max((len(array) for array in seen.feed.values() if array.ndim), default=1)
-    return sum(node_macs(node, seen.shapes.__getitem__) for node in model.graph) / max(rows, 1)
+def _macs(model: ir.Model, seen: Observation) -> int:
+    """Multiplications of a run."""
+    return sum(node_macs(node, seen.shapes.__getitem__) for node in model.graph)
 
 
 def _steps(effort: str | int, macs: float, count: int, batch: int) -> int:

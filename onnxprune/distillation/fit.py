@@ -75,6 +75,9 @@ class Course:
     stopped: int | None = None
 
 
+Judge: TypeAlias = Callable[[Values], float]
+"""Divergence from the teacher of a student with some values, on held-out samples."""
+
 LabelGradient: TypeAlias = Callable[
     [Mapping[str, NDArray[Any]], Part], Mapping[str, NDArray[np.float64]]
 ]
@@ -90,9 +93,9 @@ class Training:
         teacher: says what is right.
         loss: of one against the other.
         pool: samples to train on.
-        judge: divergence of the student with some values, on held-out samples.
         batch: samples of a step.
         most: samples that run together.
+        macs: multiplications that a sample takes in a step.
         seed: of the order of samples and of their views.
         labels: gradients of a loss of labels; None without.
     """
@@ -101,30 +104,33 @@ class Training:
     teacher: Teacher
     loss: DistillationLoss
     pool: Pool
-    judge: Callable[[Values], float]
     batch: int
     most: int
+    macs: float
     seed: int
     labels: LabelGradient | None = None
 
-    def run(self, steps: int, progress: Progress[Any], rate: float | None = None) -> Course:
+    def run(
+        self, steps: int, judge: Judge, progress: Progress[Any], rate: float | None = None
+    ) -> Course:
         """Probe, and train.
 
         Args:
             steps: of the training.
+            judge: compares check-points.
             progress: progress callback.
             rate: known from a run before; None to probe.
         """
-        start = self.judge(self.student.values)
+        start = judge(self.student.values)
         probes: dict[float, float] = {}
         if rate is None:
-            probes = self._probed(steps, progress)
+            probes = self._probed(steps, judge, progress)
             rate = _best_rate(probes, 1 + _TOLERANCE * min(1, steps / _MANY_STEPS))
         if not rate:
             return Course(self.student.values, 0, (Point(0, None, start),), 0.0, probes)
-        return self._trained(Schedule(rate, steps), start, probes, progress)
+        return self._trained(Schedule(rate, steps), start, probes, judge, progress)
 
-    def _probed(self, steps: int, progress: Progress[Any]) -> dict[float, float]:
+    def _probed(self, steps: int, judge: Judge, progress: Progress[Any]) -> dict[float, float]:
         """Divergence after a short training with each rate."""
         count = max(min(_PROBE_STEPS, steps // _PROBE_SHARE), 2)
         probes = {}
@@ -136,7 +142,7 @@ class Training:
                 if gradients is None:
                     break
                 adam.step(gradients, schedule.at(step))
-            probes[rate] = self.judge(adam.values)
+            probes[rate] = judge(adam.values)
         return probes
 
     def _trained(
@@ -144,6 +150,7 @@ class Training:
         schedule: Schedule,
         start: float,
         probes: Mapping[float, float],
+        judge: Judge,
         progress: Progress[Any],
     ) -> Course:
         adam = Adam(self.student.values)
@@ -163,7 +170,7 @@ class Training:
                     losses.append(loss)
                 if (step + 1) % every == 0 or step + 1 == schedule.steps:
                     fitted = float(np.mean(losses)) if losses else None
-                    points.append(Point(step + 1, fitted, self.judge(adam.values)))
+                    points.append(Point(step + 1, fitted, judge(adam.values)))
                     losses = []
                     if points[-1].held_out < best.held_out:
                         best, values = points[-1], dict(adam.values)

@@ -93,6 +93,9 @@ class DistillationLoss:
         outputs: of the teacher on some batches, which say what counts how much.
         features: tensors that are compared as well.
         labelled: gradients with respect to the outputs come in besides, from labels.
+
+    Attributes:
+        features: names of the tensors that are compared.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class DistillationLoss:
     ) -> None:
         measures = output_measures(student, outputs)
         self._weights = RowWeights(measures, outputs)
+        self.features = tuple(feature.name for feature in features)
         self._features = list(features)
         self._labelled = labelled
         tensors = {head.output: head.tensor for head in heads_of(student, None)}

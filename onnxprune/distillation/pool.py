@@ -15,6 +15,7 @@ from onnxprune.calibration.moments import BATCH
 from onnxprune.calibration.streams import Samples
 
 _HELD_BYTES = 1_000_000_000
+_FEWEST_PARTS = 8
 
 Feed = Mapping[str, NDArray[Any]]
 
@@ -42,11 +43,14 @@ class Pool:
 
     Args:
         samples: all of them; what does not fit into memory is left out.
-        augment: names of views, from `calibration.augment`.
+
+    Attributes:
+        views: names of views of images that are drawn, from `calibration.augment`.
     """
 
-    def __init__(self, samples: Samples, augment: Sequence[str] = ()) -> None:
-        self._axes, self._augment = samples.axes, tuple(augment)
+    def __init__(self, samples: Samples) -> None:
+        self.views: tuple[str, ...] = ()
+        self._axes = samples.axes
         self._parts = _joined(_loaded(samples), samples)
 
     @property
@@ -93,8 +97,8 @@ class Pool:
     def _drawn(self, part: Part, order: NDArray[np.int64] | None, rng: np.random.Generator) -> Part:
         feed = part.feed if order is None else self._axes.cut(part.feed, order)
         numbers = part.numbers if order is None else part.numbers[order]
-        if self._augment:
-            feed = varied(feed, self._augment, rng)
+        if self.views:
+            feed = varied(feed, self.views, rng)
         return Part({name: np.ascontiguousarray(a) for name, a in feed.items()}, numbers)
 
     def batches(self, most: int) -> list[Part]:
@@ -112,6 +116,18 @@ class Pool:
                 rows = slice(start, start + most)
                 result.append(Part(self._axes.cut(part.feed, rows), part.numbers[rows]))
         return result
+
+    def some(self, count: int, most: int) -> list[Part]:
+        """About as many samples as asked for, from all over the set.
+
+        Args:
+            count: of samples.
+            most: samples that run together.
+        """
+        size = max(1, min(most, self.count // _FEWEST_PARTS))
+        parts = self.batches(size)
+        wanted = min(max(-(-count // size), 1), len(parts))
+        return [parts[number * len(parts) // wanted] for number in range(wanted)]
 
     def _is_whole(self, part: Part) -> bool:
         """Whether a feed cannot be cut."""
