@@ -78,7 +78,7 @@ def add_backward(
     asked: dict[str, set[str]] = {}
     for edge in edges:
         asked.setdefault(edge.node, set()).add(edge.tensor)
-    weights = model.graph.initializers.keys() - {value.name for value in model.graph.inputs}
+    weights = set(model.graph.initializers)
     walk = _Walk(emit, asked, expansion, dict(seeds), set(tensors), weights)
     walk.mark(nodes)
     for node in reversed(nodes):

@@ -319,7 +319,8 @@ def differentiate_weights(
     for name in gradients:
         value = graph.initializers.pop(name)
         value.const_value = None
-        graph.inputs.append(value)
+        if not value.is_graph_input():  # old files list initializers among the inputs
+            graph.inputs.append(value)
     return Trainable(ready.model, gradients, backward.stuck, _bytes(ready.facts))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from helpers.differences import check_gradient
 from helpers.oracle import ONE_THREAD, parse
 
 from onnxprune.gradients.backward import Backward, Edge, add_backward
+from onnxprune.gradients.differentiated import EmittedLoss, differentiate_weights
 from onnxprune.gradients.emitter import Emitter
+from onnxprune.model.execution import open_session, run
 from onnxprune.model.load import load
 from onnxprune.model.observe import observe
 
@@ -80,6 +83,24 @@ def test_a_weight_that_only_sets_a_limit_is_stuck() -> None:
     found = backward("h = MatMul(x, w) y = Clip(h, low, high)", [], {"w", *given}, **given, w=EYE)
     assert found.tensors.keys() == {"w"}
     assert found.stuck["low"].endswith("has no rule with respect to its input 1")
+
+
+def test_a_weight_that_is_listed_among_the_inputs() -> None:
+    text = """<ir_version: 3, opset_import: ["": 9]>
+        g (float[N, 4] x) => (float[N, 4] y) { y = MatMul(x, w) }"""
+    proto = parse(text, {"w": EYE})
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("w", 1, [4, 4]))
+    made = differentiate_weights(
+        load(proto).model,
+        ["w"],
+        lambda emit, values: EmittedLoss({"y": values["y"]}),
+        {"x": weight(2, 4)},
+        ONE_THREAD,
+        np.random.default_rng(0),
+    )
+    feed = {"x": weight(2, 4), "w": 2 * EYE}
+    found = run(open_session(made.model, ONE_THREAD), feed)[made.gradients["w"]]
+    np.testing.assert_allclose(found, weight(2, 4).T @ (2 * weight(2, 4)), rtol=1e-5)
 
 
 def test_a_weight_read_behind_and_before_it_is_stuck() -> None:
