@@ -31,17 +31,48 @@ from onnxprune.verification.divergence import DivergenceEvaluator
 _BATCH = 64
 _OBSERVED = 2  # samples
 _LEAST_STEPS_AN_EPOCH = 8
+_FEWEST_STEPS = 2
 _COUNTED = 256
 """Samples that say what counts how much in the loss."""
 _ACTIVATION_BYTES = 1_000_000_000
 _LISTED = 3  # names in a sentence
 
-EFFORTS: Mapping[str, tuple[float, int, int]] = {
-    "low": (4e11, 8, 64),
-    "normal": (4e12, 64, 512),
-    "high": (2e13, 256, 2048),
+
+@dataclass(frozen=True)
+class Effort:
+    """How long is trained, in multiplications and passes over the samples, not in seconds.
+
+    Attributes:
+        passes: over the samples.
+        steps: at least, where samples are few.
+        macs: multiplications from which on there are fewer passes.
+        least_passes: as few as that.
+        most_macs: multiplications that are not exceeded.
+    """
+
+    passes: int
+    steps: int
+    macs: float
+    least_passes: int
+    most_macs: float
+
+    def steps_for(self, a_pass: int, macs: float) -> int:
+        """Number of steps.
+
+        Args:
+            a_pass: steps of a pass over the samples.
+            macs: multiplications of a step.
+        """
+        wanted = max(self.passes * a_pass, self.steps)
+        fewer = max(int(self.macs / macs), self.least_passes * a_pass)
+        return max(min(wanted, fewer, int(self.most_macs / macs)), _FEWEST_STEPS)
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "low": Effort(16, 128, 4e11, 4, 2e12),
+    "normal": Effort(64, 512, 4e12, 24, 2e13),
+    "high": Effort(256, 2048, 2e13, 64, 1e14),
 }
-"""Multiplications, epochs, and steps at least that epochs may be exceeded for, by name."""
 
 
 @dataclass(frozen=True)
@@ -237,13 +268,18 @@ def _macs(model: ir.Model, seen: Observation) -> int:
 
 
 def _steps(effort: str | int, macs: float, count: int, batch: int) -> int:
-    """Number of steps."""
-    an_epoch = max(count // batch, 1)
+    """Number of steps.
+
+    Args:
+        effort: as in `Distillation`.
+        macs: multiplications for a sample.
+        count: of samples.
+        batch: samples of a step.
+    """
+    a_pass = max(count // batch, 1)
     if not isinstance(effort, str):
-        return effort * an_epoch
-    budget, epochs, least = EFFORTS[effort]
-    affordable = int(budget / max(macs * batch, 1))
-    return max(min(affordable, max(epochs * an_epoch, least)), 2)
+        return max(effort * a_pass, _FEWEST_STEPS)
+    return EFFORTS[effort].steps_for(a_pass, max(macs * batch, 1))
 
 
 def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:

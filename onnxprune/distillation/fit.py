@@ -27,7 +27,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """Rates that are tried."""
 
 _PROBE_STEPS = 24
-_PROBE_SHARE = 8
+_PROBE_SHARE = 16
 """A probe takes at most one in so many of the steps of the whole."""
 
 _TOLERANCE, _MANY_STEPS = 0.25, 400
