@@ -127,7 +127,7 @@ class Prune(Pass, ir.passes.FunctionalPass):
             pruned, quality, missed = self._chosen(run, measure, limit, held_out)
             warnings = required_to_follow(run, pruned, held_out)
         else:
-            pruned = self._repeated(analysis, plan, context)
+            pruned = self._repeated(analysis, plan, context, held_out)
         done, report = describe(loaded, pruned, quality)
         if missed:
             warnings = (*warnings, not_met(missed))
@@ -167,7 +167,7 @@ class Prune(Pass, ir.passes.FunctionalPass):
         """Choose what to remove, and remove it; with the quality and what is missed of limits."""
         options = self._options
         if limit is None or measure is None:
-            pruned = finetuned(run.at(options.target), run.context)
+            pruned = finetuned(run.at(options.target), run.context, held_out)
             return pruned, measure.of(pruned.cut.model) if measure is not None else None, ""
         goal = options.target if self._has_target else None
         best_effort = self._best_effort or (
@@ -183,7 +183,9 @@ class Prune(Pass, ir.passes.FunctionalPass):
         )
         return within.pruned, within.quality, within.missed
 
-    def _repeated(self, analysis: Analysis, plan: Plan, context: RunContext) -> PrunedModel:
+    def _repeated(
+        self, analysis: Analysis, plan: Plan, context: RunContext, held_out: Samples | None
+    ) -> PrunedModel:
         """Remove what a plan says.
 
         Raises:
@@ -200,7 +202,7 @@ class Prune(Pass, ir.passes.FunctionalPass):
             pruned = replay(analysis, base, removal, Method.of(options), context, stages)
         except CutError as error:
             raise VerificationError(f"the plan cannot be carried out: {error}") from error
-        return finetuned(pruned, context, rate=plan.tuning.get("rate"))
+        return finetuned(pruned, context, held_out, plan.tuning.get("rate"))
 
     def _checked(self, options: Mapping[str, Any]) -> PruneOptions:
         """Options for a new run, checked before anything runs.

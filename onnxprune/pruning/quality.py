@@ -69,6 +69,10 @@ def loss_labels(labels: Labels | None, options: PruneOptions) -> Labels | None:
     return class_labels(labels)
 
 
+_EVERY, _MOST_HELD = 4, 128
+"""One sample in so many is held out where something is decided on held-out samples; of many samples
+fewer, but not below so many."""
+
 _GUARD_EVERY = 16
 """One sample in so many is held out for the check that answers still follow the original's."""
 
@@ -93,10 +97,17 @@ def divided_samples(
     """
     if samples is None:
         return None, None
-    if options.max_drop is not None:
-        return divide(samples)
+    if options.max_drop is not None or options.finetune:
+        return divide(samples, held_out_every(samples, options))
     many = samples.count is not None and samples.count >= _GUARD_LEAST
     return divide(samples, _GUARD_EVERY) if many else (samples, None)
+
+
+def held_out_every(samples: Samples, options: PruneOptions) -> int:
+    """One sample in how many is held out where something is decided on them."""
+    if options.max_drop is not None or samples.count is None:
+        return _EVERY
+    return max(_EVERY, samples.count // _MOST_HELD)
 
 
 def are_enough(samples: Samples | None) -> bool:
@@ -192,14 +203,16 @@ def quality_measure(
     Raises:
         InputError: when something is to be measured without samples, or the metric does not load.
     """
-    held_out = options.max_drop is not None
-    if labels is None and metric is None and not held_out:
+    limited = options.max_drop is not None
+    if labels is None and metric is None and not limited:
         return None
+    held_out = limited or options.finetune
     if samples is None:
-        what = "max_drop measures" if held_out else "labels and metrics need"
+        what = "max_drop measures" if limited else "labels and metrics need"
         raise InputError(f"{what} outputs on samples; give --calibration")
     measure = read_metric(metric)
-    measured = divide(samples)[1] if held_out else samples
+    every = held_out_every(samples, options)
+    measured = divide(samples, every)[1] if held_out else samples
     return QualityMeasure(
         model,
         measured,

@@ -13,6 +13,7 @@ from typing import Any
 from onnxprune.calibration.checks import sample_warnings
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import CalibrationSource, model_samples
+from onnxprune.calibration.streams import Samples
 from onnxprune.coupling.analysis import analyse
 from onnxprune.errors import InputError, NothingPrunable, VerificationError
 from onnxprune.model.inputs import check_batch
@@ -287,7 +288,7 @@ def sweep(
     if missing or compared:
         measure = quality_measure(loaded.model, samples, known, metric, options, options.runtime)
         headed = _HeadedProgress(progress)
-        fitted, _ = divided_samples(samples, options)
+        fitted, held_out = divided_samples(samples, options)
         context = RunContext(
             fitted, loss_labels(known, options), runtime, options.seed, headed, measure_latency
         )
@@ -300,7 +301,7 @@ def sweep(
         odd = sample_warnings(loaded.model, samples, options.runtime)
         done = replace(done, warnings=odd)
         run = PruneRun(analysis, Method.of(options), context)
-        points = _Points(loaded, run, run.evaluator(), measure, context)
+        points = _Points(loaded, run, run.evaluator(), measure, context, held_out)
         if target_folder is not None:
             make_folder(target_folder)
         for number, target in enumerate(missing, 1):
@@ -329,6 +330,7 @@ class _Points:
     evaluator: DivergenceEvaluator
     measure: QualityMeasure | None
     context: RunContext
+    held_out: Samples | None = None
 
     def baseline(self, criterion: str) -> _Points:
         """The same model with each group cut by the same fraction, without compensation.
@@ -353,7 +355,7 @@ class _Points:
         """Prune to one target and measure."""
         begun = time.perf_counter()
         try:
-            pruned = finetuned(self.run.at(target), self.context)
+            pruned = finetuned(self.run.at(target), self.context, self.held_out)
         except (NothingPrunable, VerificationError) as error:
             status = "unreachable" if isinstance(error, NothingPrunable) else "failed"
             return SweepPoint(target, status, str(error), seconds=time.perf_counter() - begun)
