@@ -148,7 +148,9 @@ class Finetune(Pass, ir.passes.FunctionalPass):
         )
         repeated = self._to_repeat or {}
         options = replace(
-            distillation_of(self._options, repeated.get("rate")), embeddings=self._embeddings
+            distillation_of(self._options, repeated.get("rate")),
+            embeddings=self._embeddings,
+            labels_alone=teacher is model,
         )
         context = replace(self.context, labels=loss_labels(labels, self._options))
         tuned = distil(model, teacher, options, context, self._kept(teacher))

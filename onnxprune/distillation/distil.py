@@ -12,19 +12,18 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.augment import VIEWS
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.labels import take_labels
 from onnxprune.calibration.streams import Samples, divide
 from onnxprune.cost.macs import node_macs
 from onnxprune.distillation.features import KeptIndices, features_of
-from onnxprune.distillation.fit import Course, LabelGradient, Training
+from onnxprune.distillation.fit import Course, Training
+from onnxprune.distillation.labels import label_loss
 from onnxprune.distillation.losses import DistillationLoss
 from onnxprune.distillation.parameters import with_values
-from onnxprune.distillation.pool import Part, Pool
-from onnxprune.distillation.student import Student
+from onnxprune.distillation.pool import Pool
+from onnxprune.distillation.student import Student, Values
 from onnxprune.distillation.teacher import Teacher, with_variance
 from onnxprune.distillation.views import fitting_views
 from onnxprune.errors import InputError, NothingPrunable
-from onnxprune.gradients.losses import LossGradient, heads_of
 from onnxprune.model.observe import Observation, observe
 from onnxprune.verification.divergence import DivergenceEvaluator
 
@@ -86,6 +85,7 @@ class Distillation:
         embeddings: train tables of embeddings as well.
         loss: of labels, as `gradients.losses.Objective` has it; without labels of no effect.
         rate: of a run that is repeated; None to find one.
+        labels_alone: labels are all that is learnt; nothing of the teacher.
     """
 
     effort: str | int = "normal"
@@ -93,6 +93,7 @@ class Distillation:
     embeddings: bool = False
     loss: str | Callable[..., Any] | None = None
     rate: float | None = None
+    labels_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Distilled:
         batch: samples of a step.
         samples: trained on.
         notes: what went otherwise than asked, in sentences.
+        learnt: what the loss was made of: the `teacher`, `labels`, or both.
     """
 
     model: ir.Model
@@ -122,6 +124,7 @@ class Distilled:
     batch: int = 0
     samples: int = 0
     notes: tuple[str, ...] = ()
+    learnt: tuple[str, ...] = ("teacher",)
 
 
 def distil(
@@ -157,15 +160,16 @@ def distil(
         fitted, held_out = divide(fitted)
     pool, others = Pool(fitted), Pool(held_out)
     training = _prepared(student, teacher, options, context, pool, kept or _all)
-    runtime = context.runtime
-    judge = DivergenceEvaluator(teacher, [part.feed for part in others.batches(_BATCH)], runtime)
+    kept_out, labels = others.batches(_BATCH), training.labels
+    divergence = DivergenceEvaluator(teacher, [part.feed for part in kept_out], context.runtime)
+
+    def judge(values: Values) -> float:
+        made = with_values(student, values)
+        of_labels = labels.of_model(made, kept_out) if labels is not None else 0.0
+        return of_labels + (0.0 if options.labels_alone else divergence.divergence(made))
+
     steps = _steps(options.effort, training.macs, pool.count, training.batch)
-    course = training.run(
-        steps,
-        lambda values: judge.divergence(with_values(student, values)),
-        context.progress,
-        options.rate,
-    )
+    course = training.run(steps, judge, context.progress, options.rate)
     trained = training.student
     return Distilled(
         with_values(student, course.values) if course.best else student.clone(),
@@ -178,6 +182,10 @@ def distil(
         training.batch,
         pool.count,
         (*_notes(course), *_left_as_they_were(trained.blocked)),
+        (
+            *(() if options.labels_alone else ("teacher",)),
+            *(("labels",) if labels is not None else ()),
+        ),
     )
 
 
@@ -191,10 +199,11 @@ def _prepared(
 ) -> Training:
     """Student, teacher and loss, ready to run; raises as `distil` does."""
     runtime, rng = context.runtime, np.random.default_rng(context.seed)
-    labels = _label_gradient(student, options.loss, context, rng)
+    labels = label_loss(student, options.loss, context, rng)
     sample = pool.batches(_OBSERVED)[0]
     seen = [observe(model, runtime, rng, sample.feed).first for model in (student, teacher)]
-    features = features_of(student, teacher, (seen[0], seen[1]), kept)
+    alone = options.labels_alone
+    features = [] if alone else features_of(student, teacher, (seen[0], seen[1]), kept)
     counted = pool.some(_COUNTED, _BATCH)
     runs = [Teacher(teacher, features, runtime).run(part.feed) for part in counted]
     features = with_variance(features, [found for _, found in runs])
@@ -204,7 +213,7 @@ def _prepared(
     elif features:
         pool.views = fitting_views(taught, counted, rng)
     known = [outputs for outputs, _ in runs]
-    loss = DistillationLoss(teacher, known, features, labelled=labels is not None)
+    loss = DistillationLoss(teacher, known, features, labelled=labels is not None, taught=not alone)
     trained = Student(student, loss, sample.feed, runtime, rng, embeddings=options.embeddings)
     if not trained.values:
         reasons = "; ".join(sorted(set(trained.blocked.values()))) or "it has no weights"
@@ -236,25 +245,6 @@ def _left_as_they_were(blocked: Mapping[str, str]) -> Iterator[str]:
         shown = ", ".join(names[:_LISTED]) + (" and others" if len(names) > _LISTED else "")
         reasons = "; ".join(sorted(set(blocked.values())))
         yield f"{len(names)} weights were not fine-tuned ({shown}): {reasons}"
-
-
-def _label_gradient(
-    student: ir.Model,
-    loss: str | Callable[..., Any] | None,
-    context: RunContext,
-    rng: np.random.Generator,
-) -> LabelGradient | None:
-    """Gradients of the loss of labels; None without labels."""
-    samples, labels = context.samples, context.labels
-    if labels is None or samples is None:
-        return None
-    known = LossGradient(heads_of(student, loss), loss, rng)
-
-    def gradient(outputs: Mapping[str, NDArray[Any]], part: Part) -> dict[str, NDArray[np.float64]]:
-        slopes = known.of(outputs, take_labels(labels, part.numbers))
-        return {name: slope / part.rows for name, slope in slopes.items()}
-
-    return gradient
 
 
 def _all(name: str) -> Mapping[int, NDArray[np.int64]]:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.distillation.labels import LabelLoss
 from onnxprune.distillation.losses import DistillationLoss
 from onnxprune.distillation.optimiser import Adam, Schedule
 from onnxprune.distillation.pool import Part, Pool
@@ -76,12 +77,7 @@ class Course:
 
 
 Judge: TypeAlias = Callable[[Values], float]
-"""Divergence from the teacher of a student with some values, on held-out samples."""
-
-LabelGradient: TypeAlias = Callable[
-    [Mapping[str, NDArray[Any]], Part], Mapping[str, NDArray[np.float64]]
-]
-"""Of outputs of the student on a part: gradients of the loss of its labels, a sample's mean."""
+"""Divergence from the teacher, and loss of labels, of some values on held-out samples."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class Training:
         most: samples that run together.
         macs: multiplications that a sample takes in a step.
         seed: of the order of samples and of their views.
-        labels: gradients of a loss of labels; None without.
+        labels: loss of labels; None without.
     """
 
     student: Student
@@ -108,7 +104,7 @@ class Training:
     most: int
     macs: float
     seed: int
-    labels: LabelGradient | None = None
+    labels: LabelLoss | None = None
 
     def run(
         self, steps: int, judge: Judge, progress: Progress[Any], rate: float | None = None
@@ -190,15 +186,16 @@ class Training:
         total: Values = {}
         whole = 0.0
         for part in parts:
+            of_labels = 0.0
             outputs, features = self.teacher.run(part.feed)
             targets = self.loss.feed(outputs, features, part.rows)
             if self.labels is not None:
                 answers = self.student.outputs(part.feed, values)
-                slopes = self.labels(answers, part)
+                of_labels, slopes = self.labels.of(answers, part)
                 targets |= self.loss.given(slopes, answers)
             of_outputs, of_features, gradients = self.student.gradients(part.feed, targets, values)
             share = np.float32(part.rows / count)
-            whole += float(share) * (of_outputs + of_features)
+            whole += float(share) * (of_outputs + of_features + of_labels)
             for name, gradient in gradients.items():
                 total[name] = total[name] + share * gradient if name in total else share * gradient
         finite = math.isfinite(whole) and all(_is_finite(each) for each in total.values())

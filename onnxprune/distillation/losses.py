@@ -93,6 +93,7 @@ class DistillationLoss:
         outputs: of the teacher on some batches, which say what counts how much.
         features: tensors that are compared as well.
         labelled: gradients with respect to the outputs come in besides, from labels.
+        taught: the teacher's outputs count; else only what comes in besides.
 
     Attributes:
         features: names of the tensors that are compared.
@@ -105,12 +106,13 @@ class DistillationLoss:
         features: Sequence[Feature] = (),
         *,
         labelled: bool = False,
+        taught: bool = True,
     ) -> None:
         measures = output_measures(student, outputs)
         self._weights = RowWeights(measures, outputs)
         self.features = tuple(feature.name for feature in features)
         self._features = list(features)
-        self._labelled = labelled
+        self._labelled, self._taught = labelled, taught
         tensors = {head.output: head.tensor for head in heads_of(student, None)}
         self._samples = 1
         self._parts = []
@@ -131,7 +133,7 @@ class DistillationLoss:
     def emit(self, emit: Emitter, values: Mapping[str, ir.Value]) -> EmittedLoss:
         """Append the loss and its gradients; see `EmittedLoss`."""
         writer = _Writer(emit, values)
-        for part in self._parts:
+        for part in self._parts if self._taught else ():
             writer.add_output(part)
         share = _FEATURE_WEIGHT / max(len(self._features), 1)
         for feature in self._features:
@@ -154,7 +156,7 @@ class DistillationLoss:
             rows: samples in the batch; the loss is that of one sample on average.
         """
         fed: dict[str, NDArray[Any]] = {}
-        for part in self._parts:
+        for part in self._parts if self._taught else ():
             measure = part.measure
             array = outputs[measure.name]
             weights = self._weights.of(measure.name, outputs)
@@ -229,7 +231,10 @@ class _Writer:
 
     def add_given(self, tensor: str) -> None:
         """Read a gradient with respect to a tensor, and add it."""
-        self._slope(tensor, self._input(f"{_PREFIX}/{tensor}/given", self._values[tensor]))
+        value = self._values[tensor]
+        given = self._input(f"{_PREFIX}/{tensor}/given", value)
+        # a single zero stands for all where only outputs are wanted
+        self._slope(tensor, self._emit.op("Expand", given, self._emit.op("Shape", value)))
 
     def total(self, name: str) -> ir.Value:
         """Append an output, the sum of all parts of this name."""

@@ -161,6 +161,34 @@ class LossGradient:
             "function"
         )
 
+    def total(self, outputs: Mapping[str, NDArray[Any]], labels: Labels) -> float | None:
+        """Loss of a batch, summed over its samples; None where a function gives gradients only.
+
+        Args:
+            outputs: by name.
+            labels: of its samples.
+
+        Raises:
+            InputError: as for `of`.
+        """
+        if self._function is not None:
+            name = str(getattr(self._function, "__name__", "loss"))
+            losses = _called(self._function, name, outputs, labels)
+            return None if isinstance(losses, Mapping) else float(np.sum(losses))
+        slopes = self.of(outputs, labels)
+        for head in self._heads:
+            if head.tensor not in slopes:
+                continue
+            slope = slopes[head.tensor]
+            if not head.scores:
+                return 0.5 * float(np.sum(slope**2))
+            value = outputs[head.output].astype(np.float64)
+            probability = _probabilities(head, value)
+            # what the slope subtracts from the probabilities is 1 at the label
+            target = probability - slope
+            return -float(np.sum(target * np.log(np.maximum(probability, _SMALLEST))))
+        return None
+
     def _drawn(self, head: Head, output: NDArray[Any]) -> NDArray[np.float64]:
         value = output.astype(np.float64)
         if head.scores and np.prod(head.layout.rows(value).shape[1:]) > 1:

@@ -87,6 +87,8 @@ def tuning_of(tuned: Distilled, teacher: str = "the original") -> TuningRecord:
         batch=tuned.batch,
         samples=tuned.samples,
         features=tuned.features,
+        views=tuned.views,
+        learnt=tuned.learnt,
         moved=dict(tuned.moved),
         frozen=dict(tuned.frozen),
     )

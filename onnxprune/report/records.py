@@ -58,7 +58,8 @@ class TuningPoint:
     Attributes:
         step: number of steps before it.
         fitted: mean loss on the samples trained on since the check-point before; None at the start.
-        held_out: divergence from the teacher on samples that were not trained on.
+        held_out: divergence from the teacher, plus the loss of labels where these were learnt, on
+            samples that were not trained on.
     """
 
     step: int
@@ -82,6 +83,8 @@ class TuningRecord:
         batch: samples of a step.
         samples: trained on.
         features: tensors inside that were compared with the teacher's.
+        views: of images that were drawn.
+        learnt: what the loss was made of: `teacher`, `labels`, or both.
         moved: by name of a weight, the root mean square of its change over that of the weight.
         frozen: by name of a weight that stayed as it was, why.
     """
@@ -97,12 +100,14 @@ class TuningRecord:
     batch: int
     samples: int
     features: tuple[str, ...]
+    views: tuple[str, ...]
+    learnt: tuple[str, ...]
     moved: Mapping[str, float]
     frozen: Mapping[str, str]
 
     @property
     def before(self) -> float:
-        """Divergence from the teacher on held-out samples at the start."""
+        """What check-points are compared by, on held-out samples, at the start."""
         return self.points[0].held_out
 
     @property

@@ -318,7 +318,7 @@ def _tuning_panel(tuning: TuningRecord) -> Panel:
     """Loss on the samples trained on, and divergence on those held out, by step."""
     points = [point for point in tuning.points if math.isfinite(point.held_out)]
     held_out = tuple(
-        Dot(point.step, point.held_out, f"step {point.step}: {point.held_out:.3g}", filled=True)
+        Dot(point.step, point.held_out, f"step {point.step}: {point.held_out:.3g}")
         for point in points
     )
     fitted = tuple(
@@ -327,12 +327,9 @@ def _tuning_panel(tuning: TuningRecord) -> Panel:
         if point.fitted is not None and math.isfinite(point.fitted)
     )
     return Panel(
-        title="Fine-tuning",
+        title="Loss",
         x_title=f"step (kept: {tuning.best})",
-        lines=(
-            Line("divergence, held out", held_out),
-            Line("loss, trained on", fitted, muted=True),
-        ),
+        lines=(Line("held out", held_out), Line("trained on", fitted, muted=True)),
         show_x="{:g}".format,
         show_y="{:.2g}".format,
         # both fall by factors, from different heights
@@ -348,8 +345,9 @@ def _tuning_facts(tuning: TuningRecord) -> list[tuple[str, str]]:
         ("samples", f"{tuning.samples} trained on, {tuning.batch} in a step"),
         ("steps", str(tuning.steps if tuning.stopped is None else tuning.stopped)),
         ("learning rate", f"{tuning.rate:g}" if tuning.rate else "none was any use"),
-        ("divergence by rate", ", ".join(probes)),
+        ("after a few steps, by rate", ", ".join(probes)),
         ("steps skipped", str(tuning.skipped) if tuning.skipped else ""),
+        ("views of images", ", ".join(tuning.views)),
         ("compared inside", ", ".join(tuning.features)),
     ]
     return [(name, text) for name, text in facts if text]

@@ -249,8 +249,10 @@ def tuning_text(tuning: TuningRecord) -> str:
     cut_short = f" (stopped, {tuning.steps} were planned)" if tuning.stopped is not None else ""
     effort = f"; {number} steps of {tuning.batch} samples{cut_short}, rate {tuning.rate:g}"
     teacher = printable(Path(tuning.teacher).name)
+    parts = {"teacher": f"divergence from {teacher}", "labels": "loss of labels"}
+    judged = " plus ".join(parts[each] for each in tuning.learnt)
     return (
-        f"divergence from {teacher} on held-out samples {change}{where}"
+        f"{judged} on held-out samples {change}{where}"
         f"{effort if tuning.rate else '; no learning rate was any use'}"
     )
 

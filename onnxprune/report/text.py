@@ -592,7 +592,7 @@ def _tuning(tuning: TuningRecord | None, verbose: bool) -> list[Row]:
     rows = [("fine-tuned", tuning_text(tuning))]
     if verbose and tuning.probes:
         probes = [f"{rate:g}: {significant(value)}" for rate, value in tuning.probes.items()]
-        rows.append(("", f"divergence after a few steps by learning rate: {', '.join(probes)}"))
+        rows.append(("", f"after a few steps, by learning rate: {', '.join(probes)}"))
     moved = most_moved(tuning)
     if moved and tuning.best:
         shown = moved if verbose else moved[:_BLOCKS]
