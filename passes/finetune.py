@@ -42,7 +42,6 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from onnxprune.calibration.context import RunContext
-from onnxprune.calibration.labels import Labels
 from onnxprune.calibration.streams import Samples, divide
 from onnxprune.coupling.analysis import analyse
 from onnxprune.declaration import Option
@@ -85,8 +84,7 @@ class Finetune(Pass, ir.passes.FunctionalPass):
         options: those of `onnxprune.finetune`.
 
     Attributes:
-        details: what the weights were trained with.
-        plan: learning rate and number of steps.
+        plan: learning rate, number of steps, and the step of the check-point that was kept.
         tuning: the course of the training.
         quality: on held-out samples, where labels or a metric say what it is.
 
@@ -146,9 +144,8 @@ class Finetune(Pass, ir.passes.FunctionalPass):
             self._options,
             self.context.runtime,
         )
-        repeated = self._to_repeat or {}
         options = replace(
-            distillation_of(self._options, repeated.get("rate")),
+            distillation_of(self._options, self._to_repeat),
             embeddings=self._embeddings,
             labels_alone=teacher is model,
         )
@@ -157,7 +154,7 @@ class Finetune(Pass, ir.passes.FunctionalPass):
         if measure is not None:
             before, after = measure.of(model), measure.of(tuned.model)
             self.quality = replace(after, original=before.result, held_out=True)
-        self._account(tuned, name, labels)
+        self._account(tuned, name)
         return ir.passes.PassResult(tuned.model, modified=bool(tuned.course.best))
 
     def _read_teacher(self, model: ir.Model) -> tuple[ir.Model, str]:
@@ -214,12 +211,11 @@ class Finetune(Pass, ir.passes.FunctionalPass):
             )
         return plan
 
-    def _account(self, tuned: Distilled, teacher: str, labels: Labels | None) -> None:
+    def _account(self, tuned: Distilled, teacher: str) -> None:
         """Fill in what the report tells, and what a plan has to hold."""
         course = tuned.course
         self.tuning = tuning_of(tuned, teacher)
         self.notes = tuned.notes
-        self.details = {"teacher": teacher, "labels": labels is not None}
         self.plan = {
             "rate": course.rate,
             "steps": tuned.steps,

@@ -202,7 +202,7 @@ class Prune(Pass, ir.passes.FunctionalPass):
             pruned = replay(analysis, base, removal, Method.of(options), context, stages)
         except CutError as error:
             raise VerificationError(f"the plan cannot be carried out: {error}") from error
-        return finetuned(pruned, context, held_out, plan.tuning.get("rate"))
+        return finetuned(pruned, context, held_out, plan.tuning)
 
     def _checked(self, options: Mapping[str, Any]) -> PruneOptions:
         """Options for a new run, checked before anything runs.

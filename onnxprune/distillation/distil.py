@@ -85,6 +85,7 @@ class Distillation:
         embeddings: train tables of embeddings as well.
         loss: of labels, as `gradients.losses.Objective` has it; without labels of no effect.
         rate: of a run that is repeated; None to find one.
+        until: step whose check-point that run kept; None to go on to the end.
         labels_alone: labels are all that is learnt; nothing of the teacher.
     """
 
@@ -93,6 +94,7 @@ class Distillation:
     embeddings: bool = False
     loss: str | Callable[..., Any] | None = None
     rate: float | None = None
+    until: int | None = None
     labels_alone: bool = False
 
 
@@ -169,7 +171,7 @@ def distil(
         return of_labels + (0.0 if options.labels_alone else divergence.divergence(made))
 
     steps = _steps(options.effort, training.macs, pool.count, training.batch)
-    course = training.run(steps, judge, context.progress, options.rate)
+    course = training.run(steps, judge, context.progress, options.rate, options.until)
     trained = training.student
     return Distilled(
         with_values(student, course.values) if course.best else student.clone(),
@@ -228,7 +230,7 @@ def _prepared(
 
 def _notes(course: Course) -> Iterator[str]:
     """What a training says of how it went."""
-    if not course.best:
+    if not course.best and course.stopped is None:
         yield "fine-tuning changed nothing: no check-point was better on held-out samples"
     if course.skipped:
         yield (

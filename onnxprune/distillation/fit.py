@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -107,7 +107,12 @@ class Training:
     labels: LabelLoss | None = None
 
     def run(
-        self, steps: int, judge: Judge, progress: Progress[Any], rate: float | None = None
+        self,
+        steps: int,
+        judge: Judge,
+        progress: Progress[Any],
+        rate: float | None = None,
+        until: int | None = None,
     ) -> Course:
         """Probe, and train.
 
@@ -116,15 +121,20 @@ class Training:
             judge: compares check-points.
             progress: progress callback.
             rate: known from a run before; None to probe.
+            until: the step whose check-point that run kept; None to go on to the end.
         """
         start = judge(self.student.values)
         probes: dict[float, float] = {}
         if rate is None:
-            probes = self._probed(steps, judge, progress)
+            try:
+                probes = self._probed(steps, judge, progress)
+            except KeyboardInterrupt:
+                return Course(self.student.values, 0, (Point(0, None, start),), 0.0, stopped=0)
             rate = _best_rate(probes, 1 + _TOLERANCE * min(1, steps / _MANY_STEPS))
-        if not rate:
-            return Course(self.student.values, 0, (Point(0, None, start),), 0.0, probes)
-        return self._trained(Schedule(rate, steps), start, probes, judge, progress)
+        if not rate or until == 0:
+            return Course(self.student.values, 0, (Point(0, None, start),), rate, probes)
+        course = self._trained(Schedule(rate, steps), start, judge, progress, until)
+        return replace(course, probes=probes)
 
     def _probed(self, steps: int, judge: Judge, progress: Progress[Any]) -> dict[float, float]:
         """Divergence after a short training with each rate."""
@@ -145,9 +155,9 @@ class Training:
         self,
         schedule: Schedule,
         start: float,
-        probes: Mapping[float, float],
         judge: Judge,
         progress: Progress[Any],
+        until: int | None,
     ) -> Course:
         adam = Adam(self.student.values)
         points = [Point(0, None, start)]
@@ -155,16 +165,17 @@ class Training:
         every = -(-schedule.steps // _EVALUATIONS)
         losses: list[float] = []
         skipped, factor, stopped = 0, 1.0, None
+        last = schedule.steps if until is None else until
         try:
-            pairs = zip(range(schedule.steps), self._steps(), strict=False)
-            for step, parts in progress(pairs, "fine-tuning", schedule.steps):
+            pairs = zip(range(last), self._steps(), strict=False)
+            for step, parts in progress(pairs, "fine-tuning", last):
                 gradients, loss = self._gradients(parts, adam.values)
                 if gradients is None:
                     skipped, factor = skipped + 1, factor / 2
                 else:
                     adam.step(gradients, factor * schedule.at(step))
                     losses.append(loss)
-                if (step + 1) % every == 0 or step + 1 == schedule.steps:
+                if (step + 1) % every == 0 or step + 1 == last:
                     fitted = float(np.mean(losses)) if losses else None
                     points.append(Point(step + 1, fitted, judge(adam.values)))
                     losses = []
@@ -172,7 +183,7 @@ class Training:
                         best, values = points[-1], dict(adam.values)
         except KeyboardInterrupt:
             stopped = points[-1].step
-        return Course(values, best.step, tuple(points), schedule.rate, probes, skipped, stopped)
+        return Course(values, best.step, tuple(points), schedule.rate, {}, skipped, stopped)
 
     def _steps(self) -> Any:
         """Steps without end, the same each time."""

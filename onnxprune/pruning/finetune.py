@@ -26,7 +26,7 @@ def finetuned(
     pruned: PrunedModel,
     context: RunContext,
     held_out: Samples | None = None,
-    rate: float | None = None,
+    repeated: Mapping[str, float] | None = None,
 ) -> PrunedModel:
     """Train the weights of a result, where its options ask for it.
 
@@ -34,7 +34,8 @@ def finetuned(
         pruned: a result.
         context: samples to train on, their labels, runtime, seed and progress callback.
         held_out: samples to choose the best check-point on; None to keep a quarter of the others.
-        rate: learning rate of a run that is repeated; None to find one.
+        repeated: what the plan of a run that is repeated says of it: `rate` and `best`; None
+            for a new run.
 
     Returns:
         the result with other weights, and the account in `tuned`; as it was, with a note, where
@@ -47,7 +48,7 @@ def finetuned(
         tuned = distil(
             pruned.cut.model,
             pruned.original.model,
-            distillation_of(options, rate),
+            distillation_of(options, repeated),
             context,
             kept_indices(pruned.analysis, pruned.cut.removal, pruned.cut.components),
             held_out,
@@ -59,9 +60,23 @@ def finetuned(
     return replace(pruned, cut=replace(pruned.cut, model=tuned.model), tuned=tuned, note=note)
 
 
-def distillation_of(options: PruneOptions, rate: float | None = None) -> Distillation:
-    """How a pruning with these options is fine-tuned."""
-    return Distillation(options.effort, options.augment, loss=options.loss, rate=rate)
+def distillation_of(
+    options: PruneOptions, repeated: Mapping[str, float] | None = None
+) -> Distillation:
+    """How a pruning with these options is fine-tuned.
+
+    Args:
+        options: of the run.
+        repeated: as for `finetuned`.
+    """
+    known = repeated or {}
+    return Distillation(
+        options.effort,
+        options.augment,
+        loss=options.loss,
+        rate=known.get("rate"),
+        until=int(known["best"]) if "best" in known else None,
+    )
 
 
 def kept_indices(analysis: Analysis, removal: Removal, components: tuple[str, ...]) -> KeptIndices:

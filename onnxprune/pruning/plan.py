@@ -133,7 +133,8 @@ class Plan:
         seed: of everything random.
         steps: one for each pass; empty for one pruning, which the attributes above describe.
         tuning: how the result was fine-tuned: `rate`, the learning rate that was found, 0 where
-            training was of no use. Written only where it was.
+            training was of no use, and `best`, the number of steps to the check-point that was
+            kept. Written only where it was.
         components: groups whose units were rewritten into components, which are numbered in place
             of the original's own. Written only where there are any.
         inlined: for tensors of `initializers` that were constants of local functions, which the

@@ -362,7 +362,8 @@ def describe(
     removed = cut.removal.removed_units()
     # what `apply` is to repeat, which need not be what was asked
     options = replace(pruned.method.options, target=pruned.target)
-    tuning = {"rate": pruned.tuned.course.rate} if pruned.tuned is not None else {}
+    course = pruned.tuned.course if pruned.tuned is not None else None
+    tuning = {} if course is None else {"rate": course.rate, "best": course.best}
     plan = plan_of(loaded, analysis, cut.removal, options, pruned.stages, tuning)
     plan = replace(plan, components=cut.components)
     report = Report(

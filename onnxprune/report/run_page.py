@@ -102,14 +102,14 @@ def run_page(
         OSError: when the file of the result cannot be read.
     """
     steps = result.steps
-    alone = steps[0].report if len(steps) == 1 else None
+    alone, kind = steps[0].report if len(steps) == 1 else None, _kind(steps)
     pipeline, no_pipeline = ([], no_passes) if no_passes else _pipeline(passes)
     provenance = result.provenance
     return render(
         "run.html",
         {
             "alone": alone is not None,
-            "kind": _kind(steps),
+            "kind": kind,
             "title": _title(provenance, model_file),
             "summary": _summary(result) if alone is None else _prune_summary(alone),
             "tiles": _tiles(result),
@@ -120,7 +120,7 @@ def run_page(
             "where": traced_size(result.original),
             "kinds": [kind.label for kind in _SHOWN],
             "rows": [_row(result, step) for step in steps],
-            "charts": [] if alone is not None else _charts(result),
+            "charts": _charts(result) if kind == "Pipeline" else [],
             "warnings": result.warnings,
             "steps": [_step(n, step, alone is not None) for n, step in enumerate(steps, 1)],
             "outputs": any(step.outputs for step in steps),

@@ -251,10 +251,9 @@ def tuning_text(tuning: TuningRecord) -> str:
     teacher = printable(Path(tuning.teacher).name)
     parts = {"teacher": f"divergence from {teacher}", "labels": "loss of labels"}
     judged = " plus ".join(parts[each] for each in tuning.learnt)
-    return (
-        f"{judged} on held-out samples {change}{where}"
-        f"{effort if tuning.rate else '; no learning rate was any use'}"
-    )
+    if not tuning.rate:
+        effort = "; stopped before" if tuning.stopped is not None else "; no rate was any use"
+    return f"{judged} on held-out samples {change}{where}{effort}"
 
 
 def most_moved(tuning: TuningRecord) -> list[tuple[str, float]]:

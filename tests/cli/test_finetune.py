@@ -108,6 +108,19 @@ def test_prune_tells_the_course_too(run: Any, models: Path, tmp_path: Path) -> N
     assert 'id="finetuning"' in text
 
 
+def test_the_plan_of_prune_repeats_its_fine_tuning(run: Any, models: Path, tmp_path: Path) -> None:
+    model, plan = models / "digits_mlp.onnx", tmp_path / "plan.json"
+    first, again = tmp_path / "first.onnx", tmp_path / "again.onnx"
+    samples = ("--calibration", models / "digits_mlp_calibration.npz", "--threads", 1, "-q")
+    target = ("--target", "macs=0.4", "--finetune", "--effort", 3)
+    assert run("prune", model, first, *target, *samples, "--plan", plan).code == 0
+    tuning = json.loads(plan.read_text())["tuning"]
+    assert tuning["rate"] > 0
+    assert tuning["best"] > 0
+    assert run("apply", model, plan, again, *samples).code == 0
+    assert again.read_bytes() == first.read_bytes()
+
+
 def test_prune_without_it_has_no_course(run: Any, models: Path, tmp_path: Path) -> None:
     outcome = run("prune", models / "digits_mlp.onnx", tmp_path / "small.onnx", "--json", "-")
     assert json.loads(outcome.out)["tuning"] is None

@@ -215,18 +215,34 @@ def test_a_loss_of_gradients_alone_is_judged_by_the_teacher() -> None:
     assert tuning.after < tuning.before
 
 
-def test_stopping_keeps_the_best_so_far() -> None:
-    def stopping(items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
+def stopping(at: str, part: float) -> Any:
+    """Progress that is interrupted in a loop of some name, after a part of its items."""
+
+    def progress(items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
         for number, item in enumerate(items):
-            if what == "fine-tuning" and total is not None and number == total // 2:
+            if what == at and total is not None and number >= part * total:
                 raise KeyboardInterrupt
             yield item
 
-    result = finetuned(effort=8, progress=stopping, force=True)
+    return progress
+
+
+def test_stopping_keeps_the_best_so_far_and_the_plan_repeats_it() -> None:
+    result = finetuned(effort=8, progress=stopping("fine-tuning", 0.5), force=True)
     tuning = tuning_of(result)
     assert 0 < tuning.best <= tuning.stopped < tuning.steps
     assert tuning.after < tuning.before
-    assert any("stopped" in note for note in result.steps[0].notes)
+    assert any("stopped after" in note for note in result.steps[0].notes)
+    again = onnxprune.apply(network(6), result.plan, calibration=inputs(), **QUICK)
+    assert again.model.SerializeToString() == result.model.SerializeToString()
+
+
+def test_stopping_before_a_rate_is_found_keeps_the_start() -> None:
+    model = network(6)
+    progress = stopping("finding the learning rate", 0.5)
+    result = finetuned(model, progress=progress, force=True)
+    assert result.model.graph.initializer == model.graph.initializer
+    assert tuning_of(result).stopped == 0
 
 
 def test_answers_that_do_not_follow_the_teacher_are_refused() -> None:
