@@ -112,8 +112,9 @@ def prune(
         components: with `least-squares`, remove the least important components instead of units
             wherever only linear maps act on them: values of attention heads, queries and keys
             without rotary embedding, bottlenecks without activation.
-        augment: views of calibration images to fit on as well: `flip`, `shift`, `crop`; for models
-            of images that may be flipped, shifted and seen nearer.
+        augment: views of calibration samples to fit on as well: `flip`, `shift`, `crop` of images
+            that may be flipped, shifted and seen nearer, `splice` of sequences of tokens: one goes
+            on as another. Fine-tuning chooses some by itself where none is named.
         seed: seed of everything random; the same input, options and seed give the same bytes.
         providers: onnxruntime execution providers, the preferred one first.
         threads: threads within an operator; 0 lets onnxruntime decide.

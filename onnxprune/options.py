@@ -30,7 +30,7 @@ HIDDEN = "hidden"
 TARGETS = ("channels", PARAMS, "macs", SIZE, "memory", LATENCY)
 COMPENSATIONS = ("none", "mean", "least-squares")
 ALLOCATIONS = ("auto", "uniform", "global")
-AUGMENTATIONS = ("flip", "shift", "crop")
+AUGMENTATIONS = ("flip", "shift", "crop", "splice")
 EFFORTS = ("low", "normal", "high")
 
 
@@ -151,8 +151,9 @@ class PruneOptions:
     )
     augment: tuple[str, ...] = option(
         (),
-        "views of calibration images to fit on as well: `flip`, `shift`, `crop`; for models of "
-        "images that may be flipped, shifted and seen nearer",
+        "views of calibration samples to fit on as well: `flip`, `shift`, `crop` of images that "
+        "may be flipped, shifted and seen nearer, `splice` of sequences of tokens: one goes on as "
+        "another. Fine-tuning chooses some by itself where none is named",
         metavar="VIEW[,VIEW]",
         choices=AUGMENTATIONS,
     )

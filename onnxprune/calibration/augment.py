@@ -1,13 +1,14 @@
-"""More calibration images from those there are, without labels: mirrored, moved, seen nearer.
+"""More calibration samples from those there are, without labels.
 
-All leave what a picture shows as it is for most tasks, not for all (letters, digits): the user has
-to ask for it.
+Images are mirrored, moved, seen nearer, which leaves what they show as it is for most tasks, not
+for all (letters, digits); sequences of tokens go on as another one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,71 +16,96 @@ from numpy.typing import NDArray
 from onnxprune.calibration.sample_axes import SampleAxes
 from onnxprune.errors import InputError
 
+Feed: TypeAlias = Mapping[str, NDArray[Any]]
+
+_SHARE = 0.5  # of the samples of a batch that are seen in another way
+_SHORTEST = 4  # sequences that are spliced
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _SHIFT = 0.125  # of height and width
 _NEAREST = 0.8  # of height and width, that the smallest crop shows
 
 
 def augmented(
-    feed: Mapping[str, NDArray[Any]],
-    axes: SampleAxes,
-    views: Sequence[str],
-    rng: np.random.Generator,
+    feed: Feed, axes: SampleAxes, views: Sequence[str], rng: np.random.Generator
 ) -> dict[str, NDArray[Any]]:
     """Put views of a batch behind it.
 
     Args:
-        feed: a batch; arrays [N, C, H, W] or [N, H, W, C] of floats are images, others are
-            repeated as they are, those without samples are not.
+        feed: a batch; what a view does not change is repeated as it is, inputs without samples are
+            not.
         axes: where samples lie.
         views: names of `VIEWS`.
-        rng: for random shifts.
+        rng: draws.
 
     Raises:
-        InputError: when there is no image among the inputs.
+        InputError: when there is no input that a view is for.
     """
-    if not any(is_image(array) for array in feed.values()):
-        raise InputError("augmentation is for images: no input is a float array of four axes")
-    made = [
-        {name: VIEWS[v](array, rng) if is_image(array) else array for name, array in feed.items()}
-        for v in views
-    ]
-    return axes.joined([feed, *made])
+    return axes.joined([feed, *(viewed(feed, view, rng) for view in views)])
 
 
 def varied(
-    feed: Mapping[str, NDArray[Any]], views: Sequence[str], rng: np.random.Generator
+    feed: Feed, views: Sequence[str], rng: np.random.Generator
 ) -> dict[str, NDArray[Any]]:
-    """A batch with each image seen in another way: about half of them in each view that is named.
+    """A batch with about half of the samples in each view that is named.
 
     Args:
-        feed: a batch; see `augmented`.
+        feed: a batch.
         views: names of `VIEWS`.
-        rng: chooses images, and draws.
+        rng: chooses samples, and draws.
 
     Raises:
-        InputError: when there is no image among the inputs.
+        InputError: when there is no input that a view is for.
     """
-    if not any(is_image(array) for array in feed.values()):
-        raise InputError("augmentation is for images: no input is a float array of four axes")
-    return {
-        name: _varied(array, views, rng) if is_image(array) else array
-        for name, array in feed.items()
-    }
-
-
-def _varied(array: NDArray[Any], views: Sequence[str], rng: np.random.Generator) -> NDArray[Any]:
-    result = array.copy()
+    result = dict(feed)
     for view in views:
-        chosen = rng.random(len(array)) < 0.5
-        if chosen.any():
-            result[chosen] = VIEWS[view](result[chosen], rng)
+        changed = viewed(result, view, rng)
+        names = _changed_by(view, feed)
+        chosen = rng.random(len(feed[names[0]])) < _SHARE
+        for name in names:
+            result[name] = np.where(
+                chosen.reshape(-1, *[1] * (feed[name].ndim - 1)), changed[name], result[name]
+            )
     return result
 
 
-def is_image(array: NDArray[Any]) -> bool:
-    """Whether an input may be a batch of images."""
-    return array.ndim == 4 and array.dtype.kind == "f"
+def viewed(feed: Feed, view: str, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    """A batch as one view has it.
+
+    Args:
+        feed: a batch.
+        view: one of `VIEWS`.
+        rng: draws.
+
+    Raises:
+        InputError: when there is no input that the view is for.
+    """
+    names = _changed_by(view, feed)
+    if not names:
+        raise InputError(f"augmentation {view} is for {VIEWS[view].what}: no input holds any")
+    return {**feed, **VIEWS[view].change({name: feed[name] for name in names}, rng)}
+
+
+def suits(view: str, feed: Feed) -> bool:
+    """Whether a view can be made of these inputs."""
+    return bool(_changed_by(view, feed))
+
+
+def _changed_by(view: str, feed: Feed) -> list[str]:
+    """Names of the inputs that a view changes."""
+    return VIEWS[view].inputs(feed)
+
+
+def _images(feed: Feed) -> list[str]:
+    return [name for name, array in feed.items() if array.ndim == 4 and array.dtype.kind == "f"]
+
+
+def _sequences(feed: Feed) -> list[str]:
+    """Inputs of tokens: integers [N, length], all of one shape."""
+    rows = {name: array for name, array in feed.items() if array.ndim == 2}
+    shapes = {array.shape for array in rows.values()}
+    alike = len(shapes) == 1 and len(rows) == len(feed)
+    whole = all(array.dtype.kind in "iu" for array in rows.values())
+    return list(rows) if alike and whole and shapes.pop()[1] >= _SHORTEST else []
 
 
 def _axes(array: NDArray[Any]) -> tuple[int, int]:
@@ -138,9 +164,60 @@ def _resampled(image: NDArray[Any], axis: int, start: float, share: float) -> ND
     return np.asarray(first + part * (second - first))
 
 
-VIEWS: Mapping[str, Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]] = {
-    "flip": _flip,
-    "shift": _shift,
-    "crop": _crop,
+def _splice(
+    arrays: Mapping[str, NDArray[Any]], rng: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    """Begin with one sequence and go on with another, each token where it was.
+
+    They change over before the shorter of both ends, so that padding stays at the end.
+    """
+    count = len(next(iter(arrays.values())))
+    others = rng.permutation(count)
+    ends = np.max([_ends(array) for array in arrays.values()], axis=0)
+    place = rng.integers(1, np.maximum(np.minimum(ends, ends[others]), 2))
+    result = {}
+    for name, array in arrays.items():
+        first = np.arange(array.shape[1]) < place[:, None]
+        result[name] = np.where(first, array, array[others])
+    return result
+
+
+def _ends(array: NDArray[Any]) -> NDArray[np.int64]:
+    """Length of each row without what its last entry repeats, int64 [rows]."""
+    differs = array != array[:, -1:]
+    return np.asarray(np.where(differs.any(axis=1), array.shape[1] - differs[:, ::-1].argmax(1), 0))
+
+
+def _each(
+    change: Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
+) -> Callable[[Mapping[str, NDArray[Any]], np.random.Generator], dict[str, NDArray[Any]]]:
+    """Change one input after the other."""
+    return lambda arrays, rng: {name: change(array, rng) for name, array in arrays.items()}
+
+
+@dataclass(frozen=True)
+class View:
+    """A way to look at samples again.
+
+    Attributes:
+        what: it is for, in words.
+        inputs: names of the inputs of a batch that it changes.
+        change: makes others of them.
+    """
+
+    what: str
+    inputs: Callable[[Feed], list[str]]
+    change: Callable[
+        [Mapping[str, NDArray[Any]], np.random.Generator], dict[str, NDArray[Any]]
+    ]
+
+
+_PICTURES = "images, float arrays of four axes"
+
+VIEWS: Mapping[str, View] = {
+    "flip": View(_PICTURES, _images, _each(_flip)),
+    "shift": View(_PICTURES, _images, _each(_shift)),
+    "crop": View(_PICTURES, _images, _each(_crop)),
+    "splice": View("sequences of tokens", _sequences, _splice),
 }
-"""Ways to look at an image again, by name."""
+"""Ways to look at samples again, by name."""

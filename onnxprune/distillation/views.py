@@ -1,4 +1,4 @@
-"""Which views of images are more of the same to a teacher.
+"""Which views of samples are more of the same to a teacher.
 
 A view is as good as another sample where the teacher's features have the same mean: of feature b,
 averaged over places, with channels c and deviation s_c over samples,
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration.augment import VIEWS, is_image
+from onnxprune.calibration.augment import suits, viewed
 from onnxprune.distillation.pool import Part
 from onnxprune.distillation.teacher import Teacher
 
@@ -25,7 +25,7 @@ _APART = 0.01
 """Distance that is of no account."""
 _SMALLEST = 1e-6
 
-CHOSEN = ("flip", "shift")
+CHOSEN = ("flip", "shift", "splice")
 """Views that are looked at."""
 
 
@@ -40,22 +40,15 @@ def fitting_views(
         rng: draws views.
 
     Returns:
-        names of `VIEWS`; none where no input is an image.
+        names of views.
     """
-    images = [name for name, array in parts[0].feed.items() if is_image(array)]
-    if not images:
-        return ()
     plain = _means(teacher, [part.feed for part in parts])
     count = sum(part.rows for part in parts)
     chosen = []
     for view in CHOSEN:
-        feeds = [
-            {
-                name: np.ascontiguousarray(VIEWS[view](array, rng)) if name in images else array
-                for name, array in part.feed.items()
-            }
-            for part in parts
-        ]
+        if not suits(view, parts[0].feed):
+            continue
+        feeds = [viewed(part.feed, view, rng) for part in parts]
         if _distance(plain, _means(teacher, feeds)) <= _APART + 2 / count:
             chosen.append(view)
     return tuple(chosen)
