@@ -148,7 +148,7 @@ def test_defaults_depend_on_samples() -> None:
         ({"allocation": "nonsense"}, "allocation must be one of auto, uniform, global, not 'n"),
         (
             {"augment": ["turn"]},
-            r"augment must be a list \(each item one of flip, shift, crop, splice\), not \['turn'\]",
+            r"augment must be a list \(each item one of flip, shift, crop, splice\), not \['t",
         ),
         ({"loss": "nonsense"}, "unknown loss 'nonsense'; there are cross-entropy, mse, or"),
         ({"blocks": True, "compensate": "mean"}, "blocks requires calibration samples"),
