@@ -43,9 +43,7 @@ def augmented(
     return axes.joined([feed, *(viewed(feed, view, rng) for view in views)])
 
 
-def varied(
-    feed: Feed, views: Sequence[str], rng: np.random.Generator
-) -> dict[str, NDArray[Any]]:
+def varied(feed: Feed, views: Sequence[str], rng: np.random.Generator) -> dict[str, NDArray[Any]]:
     """A batch with about half of the samples in each view that is named.
 
     Args:
@@ -189,7 +187,7 @@ def _ends(array: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _each(
-    change: Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
+    change: Callable[[NDArray[Any], np.random.Generator], NDArray[Any]],
 ) -> Callable[[Mapping[str, NDArray[Any]], np.random.Generator], dict[str, NDArray[Any]]]:
     """Change one input after the other."""
     return lambda arrays, rng: {name: change(array, rng) for name, array in arrays.items()}
@@ -207,9 +205,7 @@ class View:
 
     what: str
     inputs: Callable[[Feed], list[str]]
-    change: Callable[
-        [Mapping[str, NDArray[Any]], np.random.Generator], dict[str, NDArray[Any]]
-    ]
+    change: Callable[[Mapping[str, NDArray[Any]], np.random.Generator], dict[str, NDArray[Any]]]
 
 
 _PICTURES = "images, float arrays of four axes"

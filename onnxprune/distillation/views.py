@@ -25,7 +25,7 @@ _APART = 0.01
 """Distance that is of no account."""
 _SMALLEST = 1e-6
 
-CHOSEN = ("flip", "shift", "splice")
+CHOSEN = ("flip", "splice")
 """Views that are looked at."""
 
 
