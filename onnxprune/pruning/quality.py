@@ -69,9 +69,11 @@ def loss_labels(labels: Labels | None, options: PruneOptions) -> Labels | None:
     return class_labels(labels)
 
 
-_EVERY, _MOST_HELD = 4, 128
-"""One sample in so many is held out where something is decided on held-out samples; of many samples
-fewer, but not below so many."""
+_EVERY = 4
+"""One sample in so many is held out where something is decided on held-out samples."""
+
+_MANY, _OF_MANY = 256, 8
+"""Samples from which on fine-tuning holds one in so many out."""
 
 _GUARD_EVERY = 16
 """One sample in so many is held out for the check that answers still follow the original's."""
@@ -107,7 +109,7 @@ def held_out_every(samples: Samples, options: PruneOptions) -> int:
     """One sample in how many is held out where something is decided on them."""
     if options.max_drop is not None or samples.count is None:
         return _EVERY
-    return max(_EVERY, samples.count // _MOST_HELD)
+    return _OF_MANY if samples.count >= _MANY else _EVERY
 
 
 def are_enough(samples: Samples | None) -> bool:
