@@ -212,7 +212,7 @@ def _prepared(
     taught = Teacher(teacher, features, runtime)
     if options.augment:
         pool.views = tuple(view for view in options.augment if view in VIEWS)
-    elif features:
+    elif features and labels is None:  # labels need not fit a view
         pool.views = fitting_views(taught, counted, rng)
     known = [outputs for outputs, _ in runs]
     loss = DistillationLoss(teacher, known, features, labelled=labels is not None, taught=not alone)

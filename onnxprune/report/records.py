@@ -83,7 +83,7 @@ class TuningRecord:
         batch: samples of a step.
         samples: trained on.
         features: tensors inside that were compared with the teacher's.
-        views: of images that were drawn.
+        views: of samples that were drawn.
         learnt: what the loss was made of: `teacher`, `labels`, or both.
         moved: by name of a weight, the root mean square of its change over that of the weight.
         frozen: by name of a weight that stayed as it was, why.

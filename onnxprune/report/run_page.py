@@ -347,7 +347,7 @@ def _tuning_facts(tuning: TuningRecord) -> list[tuple[str, str]]:
         ("learning rate", f"{tuning.rate:g}" if tuning.rate else "none was any use"),
         ("after a few steps, by rate", ", ".join(probes)),
         ("steps skipped", str(tuning.skipped) if tuning.skipped else ""),
-        ("views of images", ", ".join(tuning.views)),
+        ("views of samples", ", ".join(tuning.views)),
         ("compared inside", ", ".join(tuning.features)),
     ]
     return [(name, text) for name, text in facts if text]
