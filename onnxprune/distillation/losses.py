@@ -325,7 +325,8 @@ def _log_probabilities(measure: OutputMeasure, array: NDArray[Any]) -> NDArray[A
         scores = np.log(values / (1 - values)) / TEMPERATURE
         return np.asarray(-np.logaddexp(0, -scores))
     rows = measure.rows(array)
-    rows = np.where(np.isfinite(rows), rows, _MASKED) / TEMPERATURE
+    possible = np.isfinite(rows) if measure.logs else measure.plain_rows(array) > 0
+    rows = np.where(possible, rows, _MASKED) / TEMPERATURE
     shifted = rows - rows.max(axis=1, keepdims=True)
     logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return measure.layout.from_rows(logs, array.shape)

@@ -55,11 +55,9 @@ _TABLES: dict[tuple[str, str], tuple[int, ...]] = {
 _MOVED = {"Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Slice", "Expand"}
 _ROUNDED = {"QuantizeLinear", "DequantizeLinear"}
 
-_BEFORE: dict[str, frozenset[str]] = {
-    "Add": frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Mul"}),
-    "Mul": frozenset({"Div", "Mul", "Sub", "Add"}),
-}
-"""Operators behind which a constant vector that is added or multiplied is a bias or a scale."""
+_LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"})
+_AFTER_DIVISION = frozenset({"Div", "Mul", "Sub", "Add"})
+"""Operators that a normalisation may end with before its scale."""
 
 _NORMALISING = frozenset({"Sqrt", "Reciprocal", "Rsqrt", "Pow"})
 
@@ -86,25 +84,25 @@ def _weights(node: ir.Node, *, embeddings: bool) -> Iterator[ir.Value]:
         source = _source(value) if value is not None else None
         if source is not None and _is_trained(source):
             yield source
-    if not node.domain and node.op_type in _BEFORE and len(node.inputs) == 2:
+    if not node.domain and node.op_type in _AFFINE and len(node.inputs) == 2:
         yield from _bias_or_scale(node)
 
 
 def _bias_or_scale(node: ir.Node) -> Iterator[ir.Value]:
-    for slot in (0, 1):
-        value, other = node.inputs[slot], node.inputs[1 - slot]
-        if value is None or other is None:
-            continue
+    for value, other in _operands(node):
         source, before = _source(value), _producer(other)
         if source is None or before is None or not (_is_trained(source) and _is_vector(source)):
             continue
-        if before.op_type not in _BEFORE[node.op_type]:
-            continue
-        if node.op_type == "Mul" and not _normalises(before):
-            continue
-        if before.op_type == "Mul" and not _scales(before):
-            continue
-        yield source
+        if _AFFINE[node.op_type](before):
+            yield source
+
+
+def _operands(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Both orders of what a node with two inputs reads."""
+    first, second = node.inputs
+    if first is not None and second is not None:
+        yield first, second
+        yield second, first
 
 
 def _producer(value: ir.Value) -> ir.Node | None:
@@ -115,13 +113,31 @@ def _producer(value: ir.Value) -> ir.Node | None:
     return node
 
 
-def _scales(node: ir.Node) -> bool:
-    """Whether a Mul multiplies by a constant, as the scale before a shift does."""
-    return any(value is not None and _source(value) is not None for value in node.inputs)
+def _is_layer(node: ir.Node) -> bool:
+    """Whether a node has weights; what is added to a product of activations is a mask."""
+    return node.op_type in _LAYERS and any(
+        value is not None and _source(value) is not None for value in node.inputs
+    )
+
+
+def _takes_shift(node: ir.Node) -> bool:
+    """Whether a vector that is added to what a node gives is a bias or a shift.
+
+    A scale between a layer, or a normalisation, and its shift is a vector as well.
+    """
+    if node.op_type != "Mul":
+        return _is_layer(node)
+    for value, other in _operands(node):
+        source, before = _source(value), _producer(other)
+        if source is not None and before is not None and _is_trained(source):
+            return _is_vector(source) and (_is_layer(before) or _normalises(before))
+    return False
 
 
 def _normalises(node: ir.Node) -> bool:
     """Whether a node divides by a deviation: x / sqrt(v), or x * (1 / sqrt(v))."""
+    if node.op_type not in _AFTER_DIVISION:
+        return False
     for value in node.inputs:
         maker = value.producer() if value is not None else None
         if maker is not None and maker.op_type in _NORMALISING:
@@ -131,6 +147,10 @@ def _normalises(node: ir.Node) -> bool:
             if any(each is not None and each.op_type == "Sqrt" for each in inner):
                 return True
     return False
+
+
+_AFFINE = {"Add": _takes_shift, "Mul": _normalises}
+"""What has to come before a constant vector that is added or multiplied."""
 
 
 def _source(value: ir.Value) -> ir.Value | None:
@@ -185,8 +205,11 @@ def with_values(model: ir.Model, values: Mapping[str, NDArray[np.float32]]) -> i
     for node in result.graph:
         name = node.outputs[0].name or "" if node.outputs else ""
         if node.op_type == "Constant" and name in values:
-            tensor = node.attributes["value"].as_tensor()
-            node.attributes["value"] = ir.AttrTensor("value", _like(tensor, values[name], name))
+            tensor = ir.convenience.get_const_tensor(node.outputs[0])
+            assert tensor is not None
+            made = _like(tensor, values[name], name)
+            node.attributes.clear()
+            node.attributes["value"] = ir.AttrTensor("value", made)
     return result
 
 
