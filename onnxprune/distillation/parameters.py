@@ -14,6 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.model.bodies import places
+
 _FUSED = "com.microsoft"
 
 _SLOTS: dict[tuple[str, str], tuple[int, ...]] = {
@@ -74,6 +76,32 @@ def parameters_of(graph: ir.Graph, *, embeddings: bool = False) -> list[str]:
         for value in _weights(node, embeddings=embeddings):
             found[value.name or ""] = None
     return [name for name in found if name]
+
+
+_INTEGERS = "integers have no gradient (fine-tune before quantising)"
+_INNER = "it is read in a body of Loop, If or Scan"
+_INTEGER_READERS = ("DequantizeLinear", "Integer", "QLinear", "QGemm", "NBits", "QAttention")
+
+
+def left_out(graph: ir.Graph) -> dict[str, str]:
+    """Weights that cannot be trained wherever gradients reach, by name, with the reason.
+
+    Args:
+        graph: the main graph, all of whose constants are initializers.
+    """
+    found = {
+        name: _INTEGERS
+        for name, value in graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.dtype.is_integer()
+        and len(value.const_value.shape) > 1
+        and any(part in use.node.op_type for use in value.uses() for part in _INTEGER_READERS)
+    }
+    for place in places(graph).values():
+        for node in place.graph:
+            for value in _weights(node, embeddings=False):
+                found[value.name or ""] = _INNER
+    return {name: reason for name, reason in found.items() if name}
 
 
 def _weights(node: ir.Node, *, embeddings: bool) -> Iterator[ir.Value]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from onnxprune.distillation.losses import OF_FEATURES, OF_OUTPUTS, DistillationLoss
-from onnxprune.distillation.parameters import parameters_of, values_of
+from onnxprune.distillation.parameters import left_out, parameters_of, values_of
 from onnxprune.gradients.differentiated import differentiate_weights, single
 from onnxprune.gradients.preparation import to_single_precision
 from onnxprune.model.execution import open_session, run
@@ -57,7 +57,7 @@ class Student:
         to_single_precision(lifted)
         names = parameters_of(lifted.graph, embeddings=embeddings)
         made = differentiate_weights(lifted, names, loss.emit, sample, runtime, rng)
-        self.blocked: dict[str, str] = dict(made.blocked)
+        self.blocked = {**left_out(lifted.graph), **made.blocked}
         self.values = values_of(lifted, list(made.gradients))
         self.activation_bytes = made.activation_bytes
         self._gradients = made.gradients

@@ -11,7 +11,7 @@ import pytest
 from helpers.reducing import graph, weights
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from onnxprune.distillation.parameters import parameters_of, values_of, with_values
+from onnxprune.distillation.parameters import left_out, parameters_of, values_of, with_values
 from onnxprune.model.load import load
 
 SIGNATURE = "(float[N, 4] x) => (float[] y)"
@@ -34,6 +34,27 @@ def trained(body: str, signature: str = SIGNATURE, /, *, tables: bool = False, *
     loaded = model(body, values, signature)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=2)(loaded)
     return " ".join(parameters_of(loaded.graph, embeddings=tables))
+
+
+def test_weights_that_are_left_out_are_named() -> None:
+    body = "d = DequantizeLinear(w, s, z) h = MatMul(x, d) y = MatMul(h, v)"
+    values = {
+        "w": np.ones((4, 3), np.int8),
+        "s": np.array(0.1, np.float32),
+        "z": np.array(0, np.int8),
+    }
+    loaded = model(body, {**values, "v": np.ones((3, 2), np.float32)})
+    ((name, reason),) = left_out(loaded.graph).items()
+    assert name == "w"
+    assert "integers" in reason
+    branches = "then_branch = a () => (float[] t) { t = MatMul(x, v) }"
+    branches += ", else_branch = b () => (float[] e) { e = MatMul(x, u) }"
+    inner = model(
+        f"y = If (c) <{branches}>",
+        {"c": np.array(True), **{n: np.ones((4, 2), np.float32) for n in "uv"}},
+    )
+    assert set(left_out(inner.graph)) == {"u", "v"}
+    assert all("body of" in reason for reason in left_out(inner.graph).values())
 
 
 IMAGES = "(float[N, 3, 8, 8] x) => (float[] y)"
