@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from onnxprune.progress import Counted
+
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
@@ -41,7 +43,7 @@ class TerminalProgress:
         try:
             for item in items:
                 yield item
-                bar.advance()
+                bar.advance(items.status if isinstance(items, Counted) else "")
         finally:
             bar.close()
 
@@ -63,6 +65,7 @@ class _LateBar:
         self._description = description
         self._total = total
         self._done = 0
+        self._status = ""
         self._started = time.monotonic()
         self._closed = False
         self._bars: Progress | None = None
@@ -74,13 +77,19 @@ class _LateBar:
         else:
             self._show()
 
-    def advance(self) -> None:
-        """One step more is done."""
+    def advance(self, status: str = "") -> None:
+        """One step more is done.
+
+        Args:
+            status: how it goes.
+        """
         with self._lock:
             self._done += 1
+            self._status = status
             if self._bars is not None:
                 task = self._bars.task_ids[0]
-                self._bars.update(task, completed=self._done, left=self._left())
+                what = self._what()
+                self._bars.update(task, description=what, completed=self._done, left=self._left())
 
     def close(self) -> None:
         """Take the bar away."""
@@ -89,6 +98,10 @@ class _LateBar:
             self._closed = True
             if self._bars is not None:
                 self._bars.stop()
+
+    def _what(self) -> str:
+        """What is being done, and how it goes."""
+        return f"{self._description}, {self._status}" if self._status else self._description
 
     def _left(self) -> str:
         """Time left if the steps to come are like those that are done."""
@@ -103,9 +116,7 @@ class _LateBar:
             if self._closed:
                 return
             bars = _make_bars(self._stream, counted=self._total is not None)
-            bars.add_task(
-                self._description, total=self._total, completed=self._done, left=self._left()
-            )
+            bars.add_task(self._what(), total=self._total, completed=self._done, left=self._left())
             bars.start()
             self._bars = bars
 

@@ -22,7 +22,7 @@ from onnxprune.distillation.optimiser import Adam, Schedule
 from onnxprune.distillation.pool import Part, Pool
 from onnxprune.distillation.student import Student, Values
 from onnxprune.distillation.teacher import Teacher
-from onnxprune.progress import Progress
+from onnxprune.progress import Counted, Progress
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """Rates that are tried."""
@@ -167,7 +167,8 @@ class Training:
         skipped, factor, stopped = 0, 1.0, None
         last = schedule.steps if until is None else until
         try:
-            pairs = zip(range(last), self._steps(), strict=False)
+            pairs = Counted(zip(range(last), self._steps(), strict=False))
+            pairs.status = f"loss {start:.3g}"
             for step, parts in progress(pairs, "fine-tuning", last):
                 gradients, loss = self._gradients(parts, adam.values)
                 if gradients is None:
@@ -179,6 +180,7 @@ class Training:
                     fitted = float(np.mean(losses)) if losses else None
                     points.append(Point(step + 1, fitted, judge(adam.values)))
                     losses = []
+                    pairs.status = f"loss {points[-1].held_out:.3g}"
                     if points[-1].held_out < best.held_out:
                         best, values = points[-1], dict(adam.values)
         except KeyboardInterrupt:

@@ -9,7 +9,7 @@ import pytest
 from rich.text import Text
 
 from onnxprune.cli.progress import TerminalProgress
-from onnxprune.progress import during
+from onnxprune.progress import Counted, during
 
 
 class Terminal(io.StringIO):
@@ -41,6 +41,17 @@ def test_shows_a_bar_when_it_takes_long(terminal, total):
     assert counted == [0, 1, 2, 3, 4]
     assert "counting" in terminal.getvalue()
     assert ("left" in terminal.getvalue()) == (total is not None)
+
+
+def test_says_how_it_goes(terminal):
+    steps = Counted(range(2))
+    deadline = time.monotonic() + 30
+    for step in TerminalProgress(terminal, patience=0.0)(steps, "fine-tuning", 2):
+        steps.status = "loss 0.25"
+        # the bar is drawn some times a second
+        while step and "loss 0.25" not in terminal.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "fine-tuning, loss 0.25" in Text.from_ansi(terminal.getvalue()).plain
 
 
 def test_shows_a_bar_in_the_middle_of_a_long_step(terminal):
