@@ -215,7 +215,9 @@ def _prepared(
     elif features and labels is None:  # labels need not fit a view
         pool.views = fitting_views(taught, counted, rng)
     known = [outputs for outputs, _ in runs]
-    loss = DistillationLoss(teacher, known, features, labelled=labels is not None, taught=not alone)
+    loss = DistillationLoss(
+        student, teacher, known, features, labelled=labels is not None, taught=not alone
+    )
     trained = Student(student, loss, sample.feed, runtime, rng, embeddings=options.embeddings)
     if not trained.values:
         reasons = "; ".join(sorted(set(trained.blocked.values()))) or "it has no weights"

@@ -217,7 +217,8 @@ class Training:
 
 def _is_finite(array: NDArray[np.float32]) -> bool:
     # a sum is finite only if all entries are, and needs no second array
-    return bool(np.isfinite(array.sum(dtype=np.float64)))
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(array.sum(dtype=np.float64)))
 
 
 def _best_rate(probes: Mapping[float, float], tolerance: float) -> float:

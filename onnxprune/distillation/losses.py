@@ -89,7 +89,8 @@ class DistillationLoss:
     """Compares a student with its teacher.
 
     Args:
-        student: its outputs are the teacher's.
+        student: tells where gradients of the loss begin.
+        teacher: with the same outputs; tells how they are compared.
         outputs: of the teacher on some batches, which say what counts how much.
         features: tensors that are compared as well.
         labelled: gradients with respect to the outputs come in besides, from labels.
@@ -102,13 +103,14 @@ class DistillationLoss:
     def __init__(
         self,
         student: ir.Model,
+        teacher: ir.Model,
         outputs: Sequence[Mapping[str, Any]],
         features: Sequence[Feature] = (),
         *,
         labelled: bool = False,
         taught: bool = True,
     ) -> None:
-        measures = output_measures(student, outputs)
+        measures = output_measures(teacher, outputs)
         self._weights = RowWeights(measures, outputs)
         self.features = tuple(feature.name for feature in features)
         self._features = list(features)

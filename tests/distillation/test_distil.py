@@ -168,6 +168,18 @@ def layers(width: int = 6, seed: int = 0, factor: float = 0.3) -> onnx.ModelProt
     return graph(SIGNATURE, BODY, {name: factor * value for name, value in made.items()})
 
 
+def test_a_teacher_that_names_its_tensors_otherwise() -> None:
+    body = "h = Gemm(x, a, b) r = Relu(h) s = Gemm(r, c, d) y = Softmax(s)"
+    student, teacher = (
+        graph(SIGNATURE, text, weights(seed, a=(8, 6), b=(6,), c=(6, 3), d=(3,)))
+        for seed, text in enumerate(
+            (body, body.replace("s =", "scores =").replace("(s)", "(scores)"))
+        )
+    )
+    result = distilled(student, teacher, normal(96, 8))
+    assert result.course.best > 0
+
+
 def test_half_precision_is_trained_in_single_and_written_in_half() -> None:
     def half(seed: int) -> onnx.ModelProto:
         made = weights(seed, a=(8, 6), c=(6, 3))

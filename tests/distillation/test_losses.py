@@ -39,7 +39,7 @@ class Lesson:
         compared = with_variance(plain, [values])
         self.outputs, self.values = Teacher(teacher, compared, ONE_THREAD).run(feed)
         self.teacher: ir.Model = teacher
-        self.loss = DistillationLoss(teacher, [self.outputs], compared)
+        self.loss = DistillationLoss(student, teacher, [self.outputs], compared)
         self.variances = {feature.name: feature.variance for feature in compared}
         self.student = Student(student, self.loss, feed, ONE_THREAD, np.random.default_rng(0))
         self.answers = Teacher(student, compared, ONE_THREAD)
@@ -250,7 +250,7 @@ def test_gradients_of_labels_come_in_beside_the_teacher_or_alone() -> None:
         "both": {"labelled": True},
         "labels": {"labelled": True, "taught": False},
     }.items():
-        loss = DistillationLoss(teacher, [known], **options)
+        loss = DistillationLoss(student, teacher, [known], **options)
         trained = Student(student, loss, feed, ONE_THREAD, np.random.default_rng(0))
         targets = loss.feed(known, {}, ROWS)
         if options:
