@@ -47,8 +47,9 @@ from onnxprune.coupling.analysis import analyse
 from onnxprune.declaration import Option
 from onnxprune.distillation.distil import Distilled, distil
 from onnxprune.distillation.features import KeptIndices
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, RuntimeFailure
 from onnxprune.importance.registry import resolve_options
+from onnxprune.model.execution import Execution
 from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import FINETUNE_OPTIONS, PruneOptions
@@ -150,7 +151,11 @@ class Finetune(Pass, ir.passes.FunctionalPass):
             labels_alone=teacher is model,
         )
         context = replace(self.context, labels=loss_labels(labels, self._options))
-        tuned = distil(model, teacher, options, context, self._kept(teacher))
+        try:
+            tuned = distil(model, teacher, options, context, self._kept(teacher))
+        except RuntimeFailure:
+            self._require_running(teacher, name)
+            raise
         if measure is not None:
             before, after = measure.of(model), measure.of(tuned.model)
             self.quality = replace(after, original=before.result, held_out=True)
@@ -169,9 +174,24 @@ class Finetune(Pass, ir.passes.FunctionalPass):
             return self._reference.model, _ORIGINAL
         loaded = load(self._teacher)
         name = str(loaded.path) if loaded.path is not None else "a model in memory"
-        _require_same_interface(model, loaded.model, f"the teacher {name}")
+        _require_same_interface(model, loaded.model, f"the teacher, {name},")
         self.teacher = loaded.model
         return loaded.model, name
+
+    def _require_running(self, teacher: ir.Model, name: str) -> None:
+        """Require that a teacher takes the samples, in batches of any size as the model does.
+
+        Raises:
+            InputError: when it does not.
+        """
+        for rows in (2, 3):
+            feed = self._samples.take(rows)
+            try:
+                Execution(teacher, self.context.runtime).run(feed)
+            except RuntimeFailure as error:
+                raise InputError(
+                    f"the teacher, {name}, does not run on the samples, {rows} at a time: {error}"
+                ) from error
 
     def _kept(self, teacher: ir.Model) -> KeptIndices | None:
         """Which units of the teacher's tensors the model has; None for those of equal shape.

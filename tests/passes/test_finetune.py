@@ -316,6 +316,33 @@ def test_what_cannot_be_used_is_named(
         finetuned(**options)
 
 
+def test_a_teacher_that_fixes_its_batch() -> None:
+    proto = network(16, seed=1)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    with pytest.raises(InputError, match="does not run on the samples, 2 at a time"):
+        finetuned(teacher=proto)
+
+
+def test_half_precision_is_trained_in_single_and_stays_half() -> None:
+    signature = "(float16[N, 8] x) => (float16[N, 3] y)"
+    model, teacher = (
+        graph(
+            signature,
+            BODY,
+            {
+                name: (0.3 * value).astype(np.float16)
+                for name, value in weights(seed, a=(8, 6), b=(6,), c=(6, 3), d=(3,)).items()
+            },
+        )
+        for seed in (0, 1)
+    )
+    samples = {"x": inputs()["x"].astype(np.float16)}
+    result = finetuned(model, teacher=teacher, calibration=samples, effort=20, force=True)
+    assert tuning_of(result).after < tuning_of(result).before
+    kinds = {tensor.data_type for tensor in result.model.graph.initializer}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+
+
 def test_a_plan_for_another_model_than_the_teacher(small: tuple[Path, Path], samples: Any) -> None:
     with pytest.raises(InputError, match="another model than the teacher"):
         onnxprune.finetune(

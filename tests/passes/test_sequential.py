@@ -18,6 +18,7 @@ from onnxprune.passes.pipeline.registry import find_pass
 
 BODY = """x0 = Gemm (x, a, c) u = MatMul (x0, b1) r = Relu (u) f = MatMul (r, b2)
             s = Add (x0, f) n = Relu (s) y = Gemm (n, d, e)"""
+SIGNATURE = "(float[N, 6] x) => (float[N, 3] y)"
 SIZES = {"a": (6, 8), "c": (8,), "b1": (8, 4), "b2": (4, 8), "d": (8, 3), "e": (3,)}
 
 
@@ -30,11 +31,12 @@ SIZES = {"a": (6, 8), "c": (8,), "b1": (8, 4), "b2": (4, 8), "d": (8, 3), "e": (
         ("keep-classes", {"keep": [0, 2]}),
         ("remove-blocks", {"count": 1}),
         ("sparsify-weights", {}),
+        ("finetune", {"teacher": graph(SIGNATURE, BODY, weights(1, **SIZES)), "effort": 1}),
         ("quantize", {}),
     ],
 )
 def test_passes_run_in_a_sequential(name: str, options: dict[str, Any]) -> None:
-    model = load(graph("(float[N, 6] x) => (float[N, 3] y)", BODY, weights(**SIZES))).model
+    model = load(graph(SIGNATURE, BODY, weights(**SIZES))).model
     x = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
     samples = read_samples({"x": x}, input_specs(model))
     pass_ = find_pass(name).made_by(**options, samples=samples, runtime=ONE_THREAD)

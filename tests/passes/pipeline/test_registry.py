@@ -11,7 +11,7 @@ from onnxprune.errors import InputError
 from onnxprune.passes.pipeline import registry
 from onnxprune.passes.pipeline.registry import find_pass, installed_passes
 
-OURS = {"remove-lossless", "merge-duplicates", "prune", "sparsify-weights", "quantize"}
+OURS = {"remove-lossless", "merge-duplicates", "prune", "sparsify-weights", "finetune", "quantize"}
 
 
 def test_ours_are_listed_with_a_line_each() -> None:
