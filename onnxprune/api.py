@@ -181,8 +181,9 @@ def finetune(
             for others.
         effort: how long to fine-tune: `low`, `normal`, `high`, or a number of passes over the
             samples.
-        augment: views of calibration images to fit on as well: `flip`, `shift`, `crop`; for models
-            of images that may be flipped, shifted and seen nearer.
+        augment: views of calibration samples to fit on as well: `flip`, `shift`, `crop` of images
+            that may be flipped, shifted and seen nearer, `splice` of sequences of tokens: one goes
+            on as another. Fine-tuning chooses some by itself where none is named.
         embeddings: also train tables of embeddings, which a few samples hardly touch.
         metric: what measures quality: `agreement`, `kappa`, `r2`, `topk`, `map` (detection), `iou`
             (segmentation), `perplexity` or `retrieval`; or a function of all outputs ({name: array

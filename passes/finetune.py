@@ -134,7 +134,9 @@ class Finetune(Pass, ir.passes.FunctionalPass):
         labels = known_labels(self._labels, self._samples, self._options)
         if labels is None and self._shared is not None:
             labels = self._shared.labels
-        if teacher is model and labels is None:
+        # what is no class and no target is for the metric alone
+        learnt = loss_labels(labels, self._options)
+        if teacher is model and learnt is None:
             self.notes = (_UNTAUGHT,)
             return ir.passes.PassResult(model.clone(), modified=False)
         measure = quality_measure(
@@ -150,7 +152,7 @@ class Finetune(Pass, ir.passes.FunctionalPass):
             embeddings=self._embeddings,
             labels_alone=teacher is model,
         )
-        context = replace(self.context, labels=loss_labels(labels, self._options))
+        context = replace(self.context, labels=learnt)
         try:
             tuned = distil(model, teacher, options, context, self._kept(teacher))
         except RuntimeFailure:

@@ -23,6 +23,7 @@ from onnxprune.options import (
     BATCH,
     BEST_EFFORT,
     COMPENSATIONS,
+    FINETUNE_OPTIONS,
     FORCE,
     LABELS,
     METRIC,
@@ -72,6 +73,19 @@ def test_prune_has_the_declared_options_and_defaults() -> None:
 @pytest.mark.parametrize("option", DECLARED, ids=lambda option: option.name)
 def test_prune_documents_options_as_declared(option: Option) -> None:
     assert documented(onnxprune.prune)[option.name] == f"{option.help}."
+
+
+def test_finetune_has_the_declared_options_and_documents_them() -> None:
+    parameters, helps = (
+        inspect.signature(onnxprune.finetune).parameters,
+        documented(onnxprune.finetune),
+    )
+    shared = [option for option in OPTIONS if option.name == "seed"]
+    declared = (*FINETUNE_OPTIONS, *shared, *RUNTIME_OPTIONS, BATCH, FORCE)
+    assert {name: one.default for name, one in parameters.items() if name not in OTHERS} == {
+        option.name: option.default for option in declared
+    }
+    assert all(helps[option.name] == f"{option.help}." for option in declared)
 
 
 @pytest.mark.parametrize("function", [onnxprune.apply, onnxprune.inspect])

@@ -25,6 +25,7 @@ import onnxprune
 from onnxprune.cli import main
 from onnxprune.coupling.operators import elementwise
 from onnxprune.importance import registry
+from onnxprune.options import FINETUNE_OPTIONS
 
 
 def blocks(document, language):
@@ -115,6 +116,13 @@ def test_every_option_of_prune_is_explained(capsys):
     }
     positive = {flag for flag in flags if flag.replace("--", "--no-") in flags}
     assert flags - positive - declared <= set(re.findall(r"--[a-z][a-z-]+", page))
+
+
+def test_every_option_of_finetune_is_explained():
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Fine-tuning\n")[2].partition("\n## ")[0]
+    for option in FINETUNE_OPTIONS:
+        assert f"--{option.name}" in section
 
 
 def headings(document):

@@ -205,6 +205,17 @@ def test_labels_are_learnt_beside_the_teacher_and_without_one() -> None:
     assert finetuned(teacher=None, labels=labels, effort=30).steps[0].modified
 
 
+def test_labels_for_a_metric_alone_are_not_learnt() -> None:
+    def share(outputs: Any, labels: Any) -> float:
+        return float(np.mean([text == "yes" for text in labels]))
+
+    texts = ["yes", "no"] * 64
+    result = finetuned(labels=texts, metric=share, force=True)
+    assert tuning_of(result).learnt == ("teacher",)
+    assert result.steps[0].quality is not None
+    assert "own teacher" in finetuned(teacher=None, labels=texts, metric=share).steps[0].notes[0]
+
+
 def test_a_loss_of_gradients_alone_is_judged_by_the_teacher() -> None:
     def squared(outputs: Any, targets: Any) -> dict[str, Any]:
         return {"y": outputs["y"] - targets}
