@@ -69,7 +69,7 @@ class Effort:
 
 EFFORTS: Mapping[str, Effort] = {
     "low": Effort(16, 128, 4e11, 4, 2e12),
-    "normal": Effort(64, 512, 4e12, 24, 2e13),
+    "normal": Effort(64, 512, 4e12, 40, 3e13),
     "high": Effort(256, 2048, 2e13, 64, 1e14),
 }
 
