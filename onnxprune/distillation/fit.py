@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from onnxprune.distillation.labels import LabelLoss
 from onnxprune.distillation.losses import DistillationLoss
-from onnxprune.distillation.optimiser import Adam, Schedule
+from onnxprune.distillation.optimiser import Optimiser, Schedule, orthogonalising_macs
 from onnxprune.distillation.pool import Part, Pool
 from onnxprune.distillation.student import Student, Values
 from onnxprune.distillation.teacher import Teacher
@@ -33,6 +33,9 @@ _PROBE_SHARE = 16
 
 _TOLERANCE, _MANY_STEPS = 0.25, 400
 """How much worse than the best the divergence after a probe may be, where there are many steps."""
+
+_ORTHOGONALISING = 0.5
+"""Multiplications that orthogonalising may take, over those of a step."""
 
 _EVALUATIONS = 12
 """Check-points that are compared."""
@@ -141,14 +144,14 @@ class Training:
         count = max(min(_PROBE_STEPS, steps // _PROBE_SHARE), 2)
         probes = {}
         for rate in progress(RATES, "finding the learning rate", len(RATES)):
-            adam = Adam(self.student.values)
+            optimiser = self._optimiser()
             schedule = Schedule(rate, count)
             for step, parts in zip(range(count), self._steps(), strict=False):
-                gradients, _ = self._gradients(parts, adam.values)
+                gradients, _ = self._gradients(parts, optimiser.values)
                 if gradients is None:
                     break
-                adam.step(gradients, schedule.at(step))
-            probes[rate] = judge(adam.values)
+                optimiser.step(gradients, schedule.at(step))
+            probes[rate] = judge(optimiser.values)
         return probes
 
     def _trained(
@@ -159,7 +162,7 @@ class Training:
         progress: Progress[Any],
         until: int | None,
     ) -> Course:
-        adam = Adam(self.student.values)
+        optimiser = self._optimiser()
         points = [Point(0, None, start)]
         best, values = points[0], self.student.values
         every = -(-schedule.steps // _EVALUATIONS)
@@ -170,22 +173,29 @@ class Training:
             pairs = Counted(zip(range(last), self._steps(), strict=False))
             pairs.status = f"loss {start:.3g}"
             for step, parts in progress(pairs, "fine-tuning", last):
-                gradients, loss = self._gradients(parts, adam.values)
+                gradients, loss = self._gradients(parts, optimiser.values)
                 if gradients is None:
                     skipped, factor = skipped + 1, factor / 2
                 else:
-                    adam.step(gradients, factor * schedule.at(step))
+                    optimiser.step(gradients, factor * schedule.at(step))
                     losses.append(loss)
                 if (step + 1) % every == 0 or step + 1 == last:
                     fitted = float(np.mean(losses)) if losses else None
-                    points.append(Point(step + 1, fitted, judge(adam.values)))
+                    points.append(Point(step + 1, fitted, judge(optimiser.values)))
                     losses = []
                     pairs.status = f"loss {points[-1].held_out:.3g}"
                     if points[-1].held_out < best.held_out:
-                        best, values = points[-1], dict(adam.values)
+                        best, values = points[-1], dict(optimiser.values)
         except KeyboardInterrupt:
             stopped = points[-1].step
         return Course(values, best.step, tuple(points), schedule.rate, {}, skipped, stopped)
+
+    def _optimiser(self) -> Optimiser:
+        """A new optimiser; matrices are orthogonalised where that costs less than gradients."""
+        values, affordable = self.student.values, _ORTHOGONALISING * self.macs * self.batch
+        matrices = [name for name in self.student.matrices if name in values]
+        extra = sum(orthogonalising_macs(values[name].shape) for name in matrices)
+        return Optimiser(values, matrices if extra <= affordable else ())
 
     def _steps(self) -> Any:
         """Steps without end, the same each time."""

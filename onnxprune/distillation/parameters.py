@@ -54,6 +54,23 @@ _TABLES: dict[tuple[str, str], tuple[int, ...]] = {
 }
 """Slots of embedding tables."""
 
+_KERNELS = {"Conv", "ConvTranspose", "FusedConv"}
+_MATRICES: dict[tuple[str, str], tuple[int, ...]] = {
+    ("", "Conv"): (1,),
+    ("", "ConvTranspose"): (1,),
+    ("", "Gemm"): (0, 1),
+    ("", "MatMul"): (0, 1),
+    ("", "Einsum"): (0, 1),
+    (_FUSED, "FusedConv"): (1,),
+    (_FUSED, "FusedGemm"): (0, 1),
+    (_FUSED, "FusedMatMul"): (0, 1),
+    (_FUSED, "Attention"): (1,),
+}
+"""Slots of weights that multiply as matrices, by domain and operator."""
+
+_NARROW = 2
+"""Rows or columns below which a weight is a vector."""
+
 _MOVED = {"Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Slice", "Expand"}
 _ROUNDED = {"QuantizeLinear", "DequantizeLinear"}
 
@@ -81,6 +98,29 @@ def parameters_of(graph: ir.Graph, *, embeddings: bool = False) -> list[str]:
 _INTEGERS = "integers have no gradient (fine-tune before quantising)"
 _INNER = "it is read in a body of Loop, If or Scan"
 _INTEGER_READERS = ("DequantizeLinear", "Integer", "QLinear", "QGemm", "NBits", "QAttention")
+
+
+def matrices_of(graph: ir.Graph, values: Mapping[str, NDArray[np.float32]]) -> list[str]:
+    """Names of the weights that multiply as matrices: dense kernels, and weights of two axes.
+
+    Args:
+        graph: the main graph.
+        values: of the weights, by name.
+    """
+    found: dict[str, None] = {}
+    for node in graph:
+        slots = _MATRICES.get((node.domain, node.op_type), ())
+        if int(node.attributes.get_int("group", 1)) > 1:
+            continue
+        for slot in slots:
+            value = node.inputs[slot] if slot < len(node.inputs) else None
+            source = _source(value) if value is not None else None
+            weight = values.get(source.name or "") if source is not None else None
+            if source is None or weight is None or min(weight.shape[:2]) < _NARROW:
+                continue
+            if weight.ndim == 2 or node.op_type in _KERNELS:
+                found[source.name or ""] = None
+    return list(found)
 
 
 def left_out(graph: ir.Graph) -> dict[str, str]:

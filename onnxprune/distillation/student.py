@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from onnxprune.distillation.losses import OF_FEATURES, OF_OUTPUTS, DistillationLoss
-from onnxprune.distillation.parameters import left_out, parameters_of, values_of
+from onnxprune.distillation.parameters import left_out, matrices_of, parameters_of, values_of
 from onnxprune.gradients.differentiated import differentiate_weights, single
 from onnxprune.gradients.preparation import to_single_precision
 from onnxprune.model.execution import open_session, run
@@ -34,6 +34,7 @@ class Student:
 
     Attributes:
         values: of the weights at the start, by name.
+        matrices: names of the weights that multiply as matrices.
         blocked: why weights have no gradient, by name.
         activation_bytes: of all activations of the sample.
 
@@ -59,6 +60,7 @@ class Student:
         made = differentiate_weights(lifted, names, loss.emit, sample, runtime, rng)
         self.blocked = {**left_out(lifted.graph), **made.blocked}
         self.values = values_of(lifted, list(made.gradients))
+        self.matrices = matrices_of(lifted.graph, self.values)
         self.activation_bytes = made.activation_bytes
         self._gradients = made.gradients
         self._outputs = [value.name or "" for value in model.graph.outputs]
