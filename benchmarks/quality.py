@@ -17,6 +17,7 @@ Subjects:
 Sections, all at fractions of the MACs and judged on samples that no pruner sees:
 
     targets      default options, next to the goals of the project
+    finetuned    the same and fine-tuned, next to the goals for that; also with few samples
     grid         every criterion with every compensation; three seeds where one is random
     ablation     default options with one thing switched off or changed at a time
     calibration  32 to 1024 calibration samples, with default options and with the mean alone
@@ -123,6 +124,9 @@ class Bench:
         row = {"name": run.name, "budget": run.budget, **mean_of(found)}
         if run.name == "defaults":
             row["goal"] = dict(self.subject.goals.get(run.budget, {}))
+        if run.options.get("finetune"):
+            goals = self.subject.tuned_goals.get(run.samples, {})
+            row["goal"] = dict(goals.get(run.budget, {}))
         return row
 
     def once(self, run: Run, seed: int) -> dict[str, Any]:
@@ -197,6 +201,15 @@ def targets(bench: Bench) -> Iterator[Run]:
         yield Run("defaults", budget)
 
 
+def finetuned(bench: Bench) -> Iterator[Run]:
+    """Default options and fine-tuning."""
+    subject = bench.subject
+    for budget in bench.budgets(subject.budgets):
+        for size in (None, subject.few) if subject.few else (None,):
+            name = "fine-tuned" if size is None else f"fine-tuned, {size} samples"
+            yield Run(name, budget, {"finetune": True}, size)
+
+
 def grid(bench: Bench) -> Iterator[Run]:
     """Every criterion with every compensation."""
     for budget in bench.budgets(bench.subject.budgets):
@@ -260,6 +273,7 @@ def peers(bench: Bench) -> Iterator[dict[str, Any]]:
 
 RUNS: dict[str, Callable[[Bench], Iterator[Run]]] = {
     "targets": targets,
+    "finetuned": finetuned,
     "grid": grid,
     "ablation": ablation,
     "calibration": calibration,

@@ -14,7 +14,8 @@ After::
 
     x -> Conv(W', b') -> Relu -> ... -> z        the same graph with other numbers
 
-Weights, biases, scales and shifts are trained by Adam, the learning rate comes from short probes.
+Weights, biases, scales and shifts are trained, matrices by orthogonalised momentum, the rest by
+Adam; the learning rate comes from short probes.
 Every fourth sample is kept out of training; the check-point that diverges least from the teacher on
 these is the result, and where none is better than the start, the start. Steps are counted, not
 seconds, so that the same options give the same bytes. With labels their loss is learnt as well.
