@@ -165,7 +165,8 @@ def finetune(
 
     Args:
         model: a path, onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph; never changed.
-        calibration: samples to train on, every fourth of which is held out; as for `prune`.
+        calibration: samples to train on, as for `prune`; every fourth, of 256 and more every
+            eighth, is held out.
         teacher: what the model is to answer as: the path of a model with the same inputs and
             outputs, such as the one it was pruned from, or a larger one. Default: the model that
             the pipeline was given; in the first pass, which only `labels` can then teach anything,

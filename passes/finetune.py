@@ -15,10 +15,10 @@ After::
     x -> Conv(W', b') -> Relu -> ... -> z        the same graph with other numbers
 
 Weights, biases, scales and shifts are trained, matrices by orthogonalised momentum, the rest by
-Adam; the learning rate comes from short probes.
-Every fourth sample is kept out of training; the check-point that diverges least from the teacher on
-these is the result, and where none is better than the start, the start. Steps are counted, not
-seconds, so that the same options give the same bytes. With labels their loss is learnt as well.
+Adam; the learning rate comes from short probes. Every fourth sample, of 256 and more every eighth,
+is kept out of training; the check-point that diverges least from the teacher on these is the
+result, and where none is better than the start, the start. Steps are counted, not seconds, so that
+the same options give the same bytes. With labels their loss is learnt as well.
 
 The teacher is any model with the same inputs and outputs. Where the model was cut from it, the plan
 says which units of a tensor inside are left; of tensors of the same name and shape all are. Groups
@@ -28,8 +28,8 @@ Conditions: at least one weight with a gradient; those before an operator withou
 are and are named. The structure of the graph is the same, and the result is checked as that of any
 pass. Its answers have to follow the teacher's.
 
-Source: Hinton et al. 2015; Romero et al. 2015 (FitNets); Kingma & Ba 2015 (Adam); Loshchilov &
-Hutter 2017 (cosine). `onnxprune/distillation/` has the engine.
+Source: Hinton et al. 2015; Romero et al. 2015 (FitNets). `onnxprune/distillation/` has the engine,
+and the sources of its optimiser.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from onnxprune.progress import Progress, silent
 from onnxprune.pruning.blocks import without_blocks
 from onnxprune.pruning.finetune import distillation_of, kept_indices
 from onnxprune.pruning.plan import Plan, planned_removal
-from onnxprune.pruning.quality import known_labels, loss_labels, quality_measure
+from onnxprune.pruning.quality import held_out_every, known_labels, loss_labels, quality_measure
 from onnxprune.report.accounts import tuning_of
 from onnxprune.verification.metrics import read_metric
 
@@ -140,9 +140,10 @@ class Finetune(Pass, ir.passes.FunctionalPass):
         if teacher is model and learnt is None:
             self.notes = (_UNTAUGHT,)
             return ir.passes.PassResult(model.clone(), modified=False)
+        fitted, held_out = divide(self._samples, held_out_every(self._samples, self._options))
         measure = quality_measure(
             teacher,
-            divide(self._samples)[1],
+            held_out,
             None if self._labels is None else labels,
             self._metric,
             self._options,
@@ -153,9 +154,9 @@ class Finetune(Pass, ir.passes.FunctionalPass):
             embeddings=self._embeddings,
             labels_alone=teacher is model,
         )
-        context = replace(self.context, labels=learnt)
+        context = replace(self.context, samples=fitted, labels=learnt)
         try:
-            tuned = distil(model, teacher, options, context, self._kept(teacher))
+            tuned = distil(model, teacher, options, context, self._kept(teacher), held_out)
         except RuntimeFailure:
             self._require_running(teacher, name)
             raise
