@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxprune.distillation.labels import LabelLoss
 from onnxprune.distillation.losses import DistillationLoss
 from onnxprune.distillation.optimiser import Optimiser, Schedule, orthogonalising_macs
-from onnxprune.distillation.pool import Part, Pool
+from onnxprune.distillation.pool import Feed, Part, Pool
 from onnxprune.distillation.student import Student, Values
 from onnxprune.distillation.teacher import Teacher
 from onnxprune.progress import Counted, Progress
@@ -97,6 +97,7 @@ class Training:
         macs: multiplications that a sample takes in a step.
         seed: of the order of samples and of their views.
         labels: loss of labels; None without.
+        reader: makes what the student reads of a feed; None for the feed itself.
     """
 
     student: Student
@@ -108,6 +109,7 @@ class Training:
     macs: float
     seed: int
     labels: LabelLoss | None = None
+    reader: Callable[[Feed], Feed] | None = None
 
     def run(
         self,
@@ -210,13 +212,14 @@ class Training:
         whole = 0.0
         for part in parts:
             of_labels = 0.0
+            feed = part.feed if self.reader is None else self.reader(part.feed)
             outputs, features = self.teacher.run(part.feed)
             targets = self.loss.feed(outputs, features, part.rows)
             if self.labels is not None:
-                answers = self.student.outputs(part.feed, values)
+                answers = self.student.outputs(feed, values)
                 of_labels, slopes = self.labels.of(answers, part)
                 targets |= self.loss.given(slopes, answers)
-            of_outputs, of_features, gradients = self.student.gradients(part.feed, targets, values)
+            of_outputs, of_features, gradients = self.student.gradients(feed, targets, values)
             share = np.float32(part.rows / count)
             whole += float(share) * (of_outputs + of_features + of_labels)
             for name, gradient in gradients.items():

@@ -245,7 +245,7 @@ def _is_vector(value: ir.Value) -> bool:
 
 
 def values_of(model: ir.Model, names: list[str]) -> dict[str, NDArray[np.float32]]:
-    """Values of initializers in single precision, copies.
+    """Values of initializers in single precision, not to be written to.
 
     Args:
         model: has them.
@@ -255,7 +255,7 @@ def values_of(model: ir.Model, names: list[str]) -> dict[str, NDArray[np.float32
     for name in names:
         tensor = model.graph.initializers[name].const_value
         assert tensor is not None
-        values[name] = np.array(tensor.numpy(), np.float32)
+        values[name] = np.asarray(tensor.numpy(), np.float32)
     return values
 
 
@@ -282,4 +282,4 @@ def with_values(model: ir.Model, values: Mapping[str, NDArray[np.float32]]) -> i
 
 
 def _like(tensor: ir.TensorProtocol, value: NDArray[np.float32], name: str) -> ir.TensorProtocol:
-    return ir.tensor(value.astype(tensor.dtype.numpy()), dtype=tensor.dtype, name=name)
+    return ir.tensor(value.astype(tensor.dtype.numpy(), copy=False), dtype=tensor.dtype, name=name)

@@ -58,6 +58,11 @@ class Pool:
         """Number of samples."""
         return sum(part.rows for part in self._parts)
 
+    @property
+    def least(self) -> int:
+        """Number of samples of the smallest run."""
+        return self._parts[0].rows if self._is_whole(self._parts[0]) else 1
+
     def epoch(self, rows: int, most: int, rng: np.random.Generator) -> Iterator[list[Part]]:
         """Go through the samples once, in random order.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class Student:
         runtime: how to run.
         rng: for a second feed.
         embeddings: whether tables of embeddings are trained as well.
+        fixed: names of weights that are not trained.
 
     Attributes:
         values: of the weights at the start, by name.
@@ -52,11 +53,13 @@ class Student:
         rng: np.random.Generator,
         *,
         embeddings: bool = False,
+        fixed: Collection[str] = (),
     ) -> None:
         lifted = model.clone()
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=2)(lifted)
         to_single_precision(lifted)
-        names = parameters_of(lifted.graph, embeddings=embeddings)
+        found = parameters_of(lifted.graph, embeddings=embeddings)
+        names = [name for name in found if name not in fixed]
         made = differentiate_weights(lifted, names, loss.emit, sample, runtime, rng)
         self.blocked = {**left_out(lifted.graph), **made.blocked}
         self.values = values_of(lifted, list(made.gradients))

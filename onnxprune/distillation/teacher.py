@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxprune.distillation.losses import Feature
 from onnxprune.gradients.differentiated import single
@@ -27,15 +29,25 @@ class Teacher:
         model: unchanged.
         features: tensors of its main graph that are wanted, as far as the student has them.
         runtime: how to run.
+        outputs: whether its outputs are wanted as well.
 
     Raises:
         RuntimeFailure: when onnxruntime refuses the model.
     """
 
-    def __init__(self, model: ir.Model, features: Sequence[Feature], runtime: Runtime) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        features: Sequence[Feature],
+        runtime: Runtime,
+        *,
+        outputs: bool = True,
+    ) -> None:
         copy = model.clone()
         to_single_precision(copy)
         self._names = {}
+        if not outputs:
+            del copy.graph.outputs[:]
         values = {value.name: value for node in copy.graph for value in node.outputs}
         for number, feature in enumerate(features):
             value = values[feature.name]
@@ -47,6 +59,8 @@ class Teacher:
             output.name, output.type = f"{_PREFIX}/{number}", ir.TensorType(ir.DataType.FLOAT)
             copy.graph.outputs.append(output)
             self._names[output.name] = feature.name
+        if not outputs:
+            RemoveUnusedNodesPass()(copy)
         self._execution = Execution(copy, runtime)
 
     def run(
@@ -72,27 +86,49 @@ def _taken(
 
 
 def with_variance(
-    features: Sequence[Feature], values: Sequence[Mapping[str, NDArray[Any]]]
+    features: Sequence[Feature], values: Iterable[Mapping[str, NDArray[Any]]]
 ) -> list[Feature]:
     """Features with their variance around the mean of each channel; constant ones are left out.
 
     Args:
         features: of a model.
-        values: of them, by name, for some batches.
+        values: of them, by name, for some batches; one at a time is held.
     """
-    result = []
-    for feature in features:
-        arrays = [batch[feature.name].astype(np.float64) for batch in values]
-        if not all(np.isfinite(array).all() for array in arrays):
-            continue
-        variance = _variance(arrays)
-        if variance > _SMALLEST:
-            result.append(replace(feature, variance=variance))
-    return result
+    spreads = {feature.name: _Spread() for feature in features}
+    for batch in values:
+        for name, spread in spreads.items():
+            spread.add(batch[name])
+    found = ((feature, spreads[feature.name].variance()) for feature in features)
+    return [replace(feature, variance=v) for feature, v in found if _SMALLEST < v < math.inf]
 
 
-def _variance(arrays: Sequence[NDArray[np.float64]]) -> float:
-    """Mean variance of the channels: axis 1 of four axes and more, else the last."""
-    axis = 1 if arrays[0].ndim > 3 else -1
-    rows = np.concatenate([np.moveaxis(a, axis, -1).reshape(-1, a.shape[axis]) for a in arrays])
-    return float(rows.var(axis=0).mean())
+class _Spread:
+    """Mean and squared deviations of channels, batch after batch (Chan et al. 1983).
+
+    Channels are axis 1 of four axes and more, else the last.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean: Any = 0.0
+        self._squares: Any = 0.0
+
+    def add(self, array: NDArray[Any]) -> None:
+        """Add a batch."""
+        if not array.size:
+            return
+        axis = 1 if array.ndim > 3 else array.ndim - 1
+        others = tuple(each for each in range(array.ndim) if each != axis)
+        count = array.size // array.shape[axis]
+        with np.errstate(invalid="ignore"):
+            mean = array.mean(axis=others, dtype=np.float64)
+            squares = array.var(axis=others, dtype=np.float64) * count
+            apart = mean - self._mean
+            both = self._count + count
+            self._squares += squares + apart**2 * self._count * count / both
+            self._mean += apart * count / both
+        self._count = both
+
+    def variance(self) -> float:
+        """Mean over the channels; NaN where entries were not finite."""
+        return float(np.mean(self._squares / max(self._count, 1)))

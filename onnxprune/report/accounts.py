@@ -91,6 +91,7 @@ def tuning_of(tuned: Distilled, teacher: str = "the original") -> TuningRecord:
         learnt=tuned.learnt,
         moved=dict(tuned.moved),
         frozen=dict(tuned.frozen),
+        blocks=tuned.blocks,
     )
 
 

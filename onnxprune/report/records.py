@@ -87,6 +87,8 @@ class TuningRecord:
         learnt: what the loss was made of: `teacher`, `labels`, or both.
         moved: by name of a weight, the root mean square of its change over that of the weight.
         frozen: by name of a weight that stayed as it was, why.
+        blocks: tensors that the model was cut at, to be trained block by block; empty where it was
+            trained as a whole.
     """
 
     teacher: str
@@ -104,6 +106,7 @@ class TuningRecord:
     learnt: tuple[str, ...]
     moved: Mapping[str, float]
     frozen: Mapping[str, str]
+    blocks: tuple[str, ...] = ()
 
     @property
     def before(self) -> float:

@@ -23,6 +23,7 @@ class Bowl:
 
     def __init__(self, slopes: Callable[[int, Any], Any] = lambda count, slope: slope) -> None:
         self.values = {"w": np.zeros(4, np.float32)}
+        self.matrices: list[str] = []
         self._slopes, self._count = slopes, 0
 
     def gradients(self, feed: Any, targets: Any, values: Any) -> tuple[float, float, Any]:
