@@ -31,7 +31,7 @@ _PROBE_STEPS = 24
 _PROBE_SHARE = 16
 """A probe takes at most one in so many of the steps of the whole."""
 
-_TOLERANCE, _MANY_STEPS = 0.25, 400
+_TOLERANCE, _MANY_STEPS = 0.05, 400
 """How much worse than the best the divergence after a probe may be, where there are many steps."""
 
 _ORTHOGONALISING = 0.5
