@@ -183,6 +183,10 @@ def sensitivity(
         raise InputError("sensitivity compares outputs on samples; give --calibration")
     # any target but channels: for that one orders of removal would end early
     options = study_options({"params": min(fractions)}, method)
+    if options.finetune:
+        raise InputError(
+            "sensitivity cuts one group at a time, and trains nothing; leave out finetune"
+        )
     if file is not None:
         check_writable(file)
     before = Sensitivity.load(file) if file is not None and Path(file).exists() else None

@@ -290,3 +290,8 @@ def test_labels_are_what_gradients_are_taken_at() -> None:
 def test_as_many_labels_as_samples() -> None:
     with pytest.raises(InputError, match="3 labels for 256 samples"):
         sense(labels=[0, 1, 2])
+
+
+def test_groups_are_not_fine_tuned() -> None:
+    with pytest.raises(InputError, match="trains nothing; leave out finetune"):
+        sense(finetune=True)
