@@ -259,3 +259,24 @@ def test_a_run_is_repeated_up_to_where_it_was_stopped(share: float) -> None:
     again = distilled(student, teacher, effort=6, memory=1, **repeated)
     data = [ir.to_proto(each.model).SerializeToString() for each in (first, again)]
     assert data[0] == data[1]
+
+
+def test_half_precision_and_batches_that_the_model_fixes() -> None:
+    def halved(proto: onnx.ModelProto) -> onnx.ModelProto:
+        values = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+        body = " ".join(
+            f"{node.output[0]} = {node.op_type}({', '.join(node.input)})"
+            for node in proto.graph.node
+        )
+        halves = {name: value.astype(np.float16) for name, value in values.items()}
+        return graph("(float16[4, 8] x) => (float16[4, 3] y)", body, halves)
+
+    teacher = residual(2)
+    models = [load(halved(each)).model for each in (damaged(teacher), teacher)]
+    samples = model_samples({"x": X.astype(np.float16)}, models[0], ONE_THREAD)
+    context = RunContext(samples, runtime=ONE_THREAD)
+    result = distil(models[0], models[1], Distillation(6, memory=1), context)
+    assert result.blocks == ("s1", "s2")
+    assert result.course.best > 0
+    kinds = {v.const_value.dtype for v in result.model.graph.initializers.values() if v.const_value}
+    assert kinds == {ir.DataType.FLOAT16}
