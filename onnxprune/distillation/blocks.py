@@ -132,7 +132,7 @@ class Blocks:
         """
         wanted = [value.name or "" for value in block.model.graph.inputs]
         if not block.start:
-            return lambda feed: {name: feed[name] for name in wanted}
+            return lambda feed: single({name: feed[name] for name in wanted})
         before = with_values(self._piece("", block.start), values)
         execution = Execution(before, runtime)
         needed = [value.name or "" for value in before.graph.inputs]
