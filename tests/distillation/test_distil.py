@@ -134,7 +134,7 @@ def test_a_pruned_model_comes_nearer_to_its_original(network: str) -> None:
     made, samples = NETWORKS[network]
     original = made()
     small = pruned(original, samples)
-    result = distilled(small, original, samples, effort=12)
+    result = distilled(small, original, samples, effort=30)
     teacher = load(original).model
     evaluator = DivergenceEvaluator(teacher, unseen(samples), ONE_THREAD)
     before, after = (evaluator.divergence(each) for each in (load(small).model, result.model))
