@@ -599,7 +599,12 @@ def _steps(effort: str | int, macs: float, count: int, batch: int) -> int:
 def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
     result = {}
     for name, value in before.items():
-        size = float(np.sqrt(np.mean(np.square(value, dtype=np.float64))))
-        change = float(np.sqrt(np.mean(np.square(after[name] - value, dtype=np.float64))))
-        result[name] = change / size if size else 0.0
+        change = _mean_size(after[name] - value)
+        # a bias that was zero has moved by all of what it is now
+        result[name] = change / (_mean_size(value) or change or 1.0)
     return result
+
+
+def _mean_size(array: NDArray[Any]) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
