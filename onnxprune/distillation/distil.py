@@ -412,15 +412,18 @@ class _Lesson:
             taught=last and not self.options.labels_alone,
         )
         feed = self.sample.feed if reader is None else reader(self.sample.feed)
-        trained = Student(
-            block.model,
-            loss,
-            feed,
-            runtime,
-            self.rng,
-            embeddings=self.options.embeddings,
-            fixed=block.fixed,
-        )
+        try:
+            trained = Student(
+                block.model,
+                loss,
+                feed,
+                runtime,
+                self.rng,
+                embeddings=self.options.embeddings,
+                fixed=block.fixed,
+            )
+        except InputError as error:
+            raise NothingPrunable(f"nothing can be fine-tuned: {error}") from error
         taught = Teacher(teacher, block.features, runtime, outputs=last)
         room = self.options.memory - weight_bytes(trained.values)
         most = _together(min(_ACTIVATION_BYTES, room), trained.activation_bytes, self.sample)

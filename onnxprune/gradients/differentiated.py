@@ -218,7 +218,10 @@ def differentiate(
             they are made of.
     """
     edges = {reading: Edge(reading.consumer.node, reading.consumer.tensor) for reading in readings}
-    ready = _prepared(model, set(edges.values()), sample, runtime, rng)
+    try:
+        ready = _prepared(model, set(edges.values()), sample, runtime, rng)
+    except InputError as error:
+        raise InputError(f"{error}; take another criterion") from error
     probe, emit, values = ready.model, ready.emit, ready.values
     seeds = _seeds_of(ready, seeded)
     backward = add_backward(probe, emit, seeds, set(edges.values()), ready.expansion)
@@ -368,7 +371,7 @@ def _require_same(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         if not apart <= _SAME * float(np.abs(value).max()):
             raise InputError(
                 f"the fused operators of this model cannot be taken apart for gradients: output "
-                f"{name!r} would differ by {apart:.2g}; take another criterion"
+                f"{name!r} would differ by {apart:.2g}"
             )
 
 
