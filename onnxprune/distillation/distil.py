@@ -31,6 +31,7 @@ from onnxprune.model.execution import Execution
 from onnxprune.model.observe import Facts, Observation, observe
 from onnxprune.progress import Progress
 from onnxprune.verification.divergence import DivergenceEvaluator
+from onnxprune.verification.measures import is_float
 
 _BATCH = 64
 _OBSERVED = 2  # samples
@@ -39,6 +40,7 @@ _FEWEST_STEPS = 2
 _COUNTED = 256
 """Samples that say what counts how much in the loss."""
 _ACTIVATION_BYTES = 1_000_000_000
+_OUTPUT_BYTES = 48  # of each entry of an output, while it is compared
 _LISTED = 3  # names in a sentence
 _MEMORY = 4_000_000_000
 """Of weights in training and activations of the smallest run; beyond it blocks are trained."""
@@ -274,7 +276,8 @@ class _Lesson:
         features: Sequence[Feature] = ()
         if not options.labels_alone:
             features = features_of(student, teacher, (own.first, theirs.first), kept)
-        together = _together(_ACTIVATION_BYTES, activation_bytes(theirs), sample)
+        needed = activation_bytes(theirs) + _loss_bytes(theirs)
+        together = _together(_ACTIVATION_BYTES, needed, sample)
         counted = pool.some(_COUNTED, min(_BATCH, together))
         watched, known = Teacher(teacher, features, runtime), []
 
@@ -426,7 +429,8 @@ class _Lesson:
             raise NothingPrunable(f"nothing can be fine-tuned: {error}") from error
         taught = Teacher(teacher, block.features, runtime, outputs=last)
         room = self.options.memory - weight_bytes(trained.values)
-        most = _together(min(_ACTIVATION_BYTES, room), trained.activation_bytes, self.sample)
+        needed = trained.activation_bytes + (_loss_bytes(self.facts[1]) if last else 0)
+        most = _together(min(_ACTIVATION_BYTES, room), needed, self.sample)
         return Training(
             trained,
             taught,
@@ -577,6 +581,12 @@ def _together(room: float, needed: int, sample: Part) -> int:
         sample: that was observed.
     """
     return max(1, int(room * sample.rows / max(needed, 1)))
+
+
+def _loss_bytes(facts: Facts) -> int:
+    """Memory that comparing the outputs of the sample takes: a few copies in double precision."""
+    outputs = (value for value in facts.first.outputs.values() if is_float(value))
+    return _OUTPUT_BYTES * sum(int(value.size) for value in outputs)
 
 
 def _macs(model: ir.Model, seen: Observation) -> int:
