@@ -27,6 +27,7 @@ from onnxprune.pruning.finetune import finetuned
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.plan import Plan, planned_removal, planned_stages
 from onnxprune.pruning.quality import (
+    are_enough,
     divided_samples,
     known_labels,
     loss_labels,
@@ -125,7 +126,9 @@ class Prune(Pass, ir.passes.FunctionalPass):
         if plan is None:
             run = PruneRun(analysis, Method.of(options), context)
             pruned, quality, missed = self._chosen(run, measure, limit, held_out)
-            warnings = required_to_follow(run, pruned, held_out)
+            # a few that were held out for fine-tuning would refuse a result by chance
+            few = options.finetune and not are_enough(held_out)
+            warnings = required_to_follow(run, pruned, None if few else held_out)
         else:
             pruned = self._repeated(analysis, plan, context, held_out)
         done, report = describe(loaded, pruned, quality)
