@@ -225,7 +225,7 @@ BRIEF = {"criterion": "variance", "compensate": "mean", "finetune": True, "effor
 
 
 def examine_calibrated(
-    folder: Path, entry: dict[str, Any], feed_from: Any, *, as_listed: bool, finetuned: bool
+    folder: Path, entry: dict[str, Any], feed_from: Any, *, as_listed: bool, finetuned: bool = False
 ) -> dict[str, Any]:
     """Prune one graph on random samples, and count the layers re-fitted; never raises."""
     row: dict[str, Any] = {"path": entry["path"], "exporter": exporter_of(entry)}

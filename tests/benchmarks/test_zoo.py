@@ -118,6 +118,24 @@ def test_calibrated_runs_count_the_layers_that_are_re_fitted(
     assert f"{row['solved'] / row['cut']:.1%}" in lines[1]
 
 
+def test_fine_tuned_runs_say_what_they_came_to(tmp_path: Path) -> None:
+    from zoo import examine_calibrated
+
+    rng = np.random.default_rng(0)
+    weights = {n: rng.standard_normal((12, 12)).astype(np.float32) for n in "ab"}
+    body = "h = MatMul(x, a) r = Relu(h) y = MatMul(r, b)"
+    saved(tmp_path, f"g (float[N, 12] x) => (float[N, 12] y) {{ {body} }}", **weights)
+
+    def feed_from(_: Any, seed: int) -> dict[str, NDArray[Any]]:
+        made = np.random.default_rng(seed).standard_normal((8, 12))
+        return {"x": made.astype(np.float32)}
+
+    row = examine_calibrated(tmp_path, entry(), feed_from, as_listed=False, finetuned=True)
+    assert row["outcome"] == "pruned"
+    assert 0 <= row["after"] <= row["before"]
+    assert row["frozen"] == {}
+
+
 def test_calibrated_runs_name_errors_by_kind(tmp_path: Path) -> None:
     from zoo import examine_calibrated
 
