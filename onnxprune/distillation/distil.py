@@ -89,8 +89,8 @@ class Distillation:
     """How to train.
 
     Attributes:
-        effort: name of `EFFORTS`, or a number of epochs.
-        augment: views of images that are drawn anew each time; empty for those that the teacher
+        effort: name of `EFFORTS`, or a number of passes over the samples.
+        augment: views of samples that are drawn anew each time; empty for those that the teacher
             takes for more of the same.
         embeddings: train tables of embeddings as well.
         loss: of labels, as `gradients.losses.Objective` has it; without labels of no effect.
@@ -121,7 +121,7 @@ class Distilled:
         moved: by name of a weight, the root mean square of its change over that of itself.
         frozen: by name of a weight that was not trained, why.
         features: names of the tensors inside that were compared.
-        views: of images that were drawn.
+        views: of samples that were drawn.
         steps: of the whole training.
         batch: samples of a step.
         samples: trained on.
