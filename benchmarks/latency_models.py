@@ -61,7 +61,7 @@ class Builder:
         product = self.add("MatMul", x, self.weight(inner, outer, inputs=inner))
         return str(self.add("Add", product, self.constant(np.full(outer, 0.01, np.float32))))
 
-    def model(self, inputs: dict[str, tuple[int, list[int]]], *outputs: str) -> onnx.ModelProto:
+    def model(self, inputs: dict[str, tuple[int, list[Any]]], *outputs: str) -> onnx.ModelProto:
         """The finished model.
 
         Args:
@@ -122,8 +122,12 @@ def mobilenet_v2() -> onnx.ModelProto:
     return b.model({"x": (onnx.TensorProto.FLOAT, [1, 3, 224, 224])}, x)
 
 
-def bert_base() -> onnx.ModelProto:
-    """The encoder of BERT-base (Devlin et al. 2019): 12 layers, 12 heads, 768 wide, length 128."""
+def bert_base(batch: int | str = 1) -> onnx.ModelProto:
+    """The encoder of BERT-base (Devlin et al. 2019): 12 layers, 12 heads, 768 wide, length 128.
+
+    Args:
+        batch: number of texts, or a name where any number may be given.
+    """
     b = Builder()
     length, width, heads, inner = 128, 768, 12, 3072
 
@@ -135,7 +139,7 @@ def bert_base() -> onnx.ModelProto:
         return str(b.add("LayerNormalization", x, ones, zeros, axis=-1))
 
     def split(x: str, order: list[int]) -> str:
-        shape = b.constant(np.array([1, length, heads, -1], np.int64))
+        shape = b.constant(np.array([0, length, heads, -1], np.int64))
         return str(b.add("Transpose", b.add("Reshape", x, shape), perm=order))
 
     table = b.constant(b.rng.standard_normal((30522, width)).astype(np.float32))
@@ -148,7 +152,7 @@ def bert_base() -> onnx.ModelProto:
         scores = b.add("Div", b.add("MatMul", q, k), b.constant(np.float32(8)))
         y = b.add("MatMul", b.add("Softmax", scores, axis=-1), v)
         y = b.add("Transpose", y, perm=[0, 2, 1, 3])
-        y = b.add("Reshape", y, b.constant(np.array([1, length, width], np.int64)))
+        y = b.add("Reshape", y, b.constant(np.array([0, length, width], np.int64)))
         x = norm(b.add("Add", x, b.linear(y, width, width)))
         y = b.linear(x, width, inner)
         erf = b.add("Erf", b.add("Div", y, b.constant(np.float32(2**0.5))))
@@ -157,7 +161,7 @@ def bert_base() -> onnx.ModelProto:
         x = norm(b.add("Add", x, b.linear(y, inner, width)))
     first = b.add("Gather", x, b.constant(np.array(0, np.int64)), axis=1)
     pooled = b.add("Tanh", b.linear(first, width, width))
-    return b.model({"ids": (onnx.TensorProto.INT64, [1, length])}, b.linear(pooled, width, 2))
+    return b.model({"ids": (onnx.TensorProto.INT64, [batch, length])}, b.linear(pooled, width, 2))
 
 
 def detector() -> onnx.ModelProto:

@@ -20,12 +20,27 @@ PRUNE, PEER = FOLDER / "quality_runs.py", FOLDER / "quality_peers.py"
 
 
 def run_job(
-    job: dict[str, Any], *, limit: float, script: Path = PRUNE, python: Path | None = None
+    job: dict[str, Any],
+    *,
+    limit: float,
+    script: Path = PRUNE,
+    python: Path | None = None,
+    package: Path | None = None,
 ) -> dict[str, Any]:
-    """Run one job in a fresh process; never raises, a failure is a result with `failed`."""
+    """Run one job in a fresh process; never raises, a failure is a result with `failed`.
+
+    Args:
+        job: what the script reads; `threads` is for the libraries of matrix products too.
+        limit: seconds after which it has failed.
+        script: the child.
+        python: its interpreter; None for this one.
+        package: folder that packages are imported from before all others; None for none.
+    """
     threads = str(job["threads"])
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     environment = os.environ | dict.fromkeys(names, threads)
+    if package is not None:
+        environment["PYTHONPATH"] = str(package)
     try:
         done = subprocess.run(
             [str(python or sys.executable), str(script)],
@@ -77,7 +92,7 @@ def answer(job: dict[str, Any], work: Callable[[dict[str, Any]], dict[str, Any]]
         result = work(job)
     except Exception as error:  # whatever a pruner raises is a result
         result = {"failed": f"{type(error).__name__}: {error}"}
-    print("\n" + json.dumps(result | {"peak_mb": peak_megabytes()}))
+    print("\n" + json.dumps({"peak_mb": peak_megabytes()} | result))
 
 
 def prune(job: dict[str, Any]) -> dict[str, Any]:

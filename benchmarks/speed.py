@@ -1,298 +1,225 @@
-"""How the time of every stage grows with the number of nodes.
+"""How long pruning takes, beside what it cannot do without.
 
-    python benchmarks/speed.py [--nodes 1000,4000,16000] [--kinds cnn,transformer,dense]
+    python benchmarks/speed.py [--rows NAME,...|all] [--threads 1,2] [--against CHECKOUT]
+                               [--repeats 1] [--cifar FOLDER] [--cache FOLDER] [--scratch FOLDER]
                                [--json FILE]
 
-Three kinds of generated graphs of about so many nodes, with small widths so that the graph and not
-the arithmetic is measured: a chain of residual blocks (Conv, BatchNormalization, Relu), a chain of
-pre-norm transformer blocks with the shape arithmetic exporters write, and a densely connected chain
-in which every convolution reads everything before it (there `--nodes` counts in hundreds, since the
-labels of such a graph grow with the square of its length).
+Rows, each a process of its own:
 
-Two more tables:
+    resnet20     ResNet-20, 1,024 images of 32 x 32, half of the MACs; trained with --cifar
+    sweep        the same, five budgets from 0.8 to 0.4 by one `sweep`
+    residual     a residual network of 25 convolutions, 64 to 256 wide, 64 images of 56 x 56
+    latency      the same at half the latency instead of half the MACs
+    resnet50     ResNet-50, 256 images of 224 x 224: minutes
+    bert         BERT-base, 128 texts of 128 tokens: minutes
+    minilm       the sentence encoder, 512 sentences; left out where `quality.py` has not made it
+    chain4000, chain16000, dense4000, dense8000
+                 graphs of many narrow layers (`chain_models.py`) without samples
+    import, help an interpreter that imports the package, or shows the help; best of five
 
-    python benchmarks/speed.py --folder FOLDER      `inspect` on every graph of a zoo.py folder
-    python benchmarks/speed.py --imports            what `import onnxprune` and `--help` take
+Weights are seeded and random where nothing else is said, images smooth noise, tokens random. With
+--against every run is made with another checkout too, say of an older commit, by the same
+interpreter and right before the run of this one. Columns: wall and CPU seconds of the call (its
+imports and the reading of samples left out), most memory resident; the share of the MACs that is
+left, and the deviation of the first output from the original's over its own standard deviation.
+
+Behind them the limit: seconds of the forward passes (samples through the original once, and
+through each result at the share that its target leaves) and of the products of all Grams at the
+measured speed of matrix products (`speed_limits.py` has the formula), and how many times as many
+wall and CPU seconds the run took; beside other work on the machine only the latter means anything.
+For rows without samples it is the creation of one session, for commands an interpreter that does
+nothing. A row that refers to another shows how many times as long it took.
+
+`speed_stages.py` shows the stages of a prune of such chains, and `inspect` over a folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+import speed_runs
+from quality import SHARED, surroundings
+from quality_runs import FOLDER, run_job
+from speed_models import ROWS, Files, Missing, Row, Sources
 
-import onnxprune
-from onnxprune.allocation.candidates import simple_candidates
-from onnxprune.calibration.context import RunContext
-from onnxprune.cost.cut_cost import CutCost
-from onnxprune.coupling.analysis import Analysis
-from onnxprune.coupling.cut import Cut
-from onnxprune.coupling.groups import find_groups, find_refusals
-from onnxprune.coupling.trace import trace
-from onnxprune.importance.criterion import RankingInputs
-from onnxprune.importance.registry import find_criterion
-from onnxprune.model.load import load
-from onnxprune.model.observe import observe
-from onnxprune.options import PruneOptions
-from onnxprune.pruning.build import build_plain
-from onnxprune.surgery.slicing import slice_removed, zero_removed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-WIDTH = 8
+NOW, BEFORE = "now", "before"
 
 
-class Builder:
-    """Collects nodes and seeded weights."""
+@dataclass(frozen=True)
+class Bench:
+    """Carries out rows.
 
-    def __init__(self) -> None:
-        self.rng = np.random.default_rng(0)
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
+    Attributes:
+        packages: by the name of a checkout, a folder to import it from.
+        sources: where the files of rows are.
+        repeats: runs of each kind; the one of the fewest CPU seconds counts.
+        limit: seconds for one run.
+    """
 
-    def weight(self, *shape: int) -> str:
-        """A random float weight."""
-        return self.constant(self.rng.standard_normal(shape).astype(np.float32) * 0.3)
+    packages: Mapping[str, Path]
+    sources: Sources
+    repeats: int
+    limit: float
 
-    def constant(self, value: Any) -> str:
-        """A constant."""
-        name = f"c{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
+    def results(self, row: Row, threads: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The figures of each checkout, each run in alternation."""
+        files = row.make(self.sources) if row.make else None
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.packages}
+        for _ in range(self.repeats):
+            for name in found:
+                run = self.once(row, files, threads, self.packages[name])
+                seconds = run.get("failed") or f"{run['seconds']:.1f} s, {run['cpu']:.1f} cpu"
+                print(f"  {row.text.strip()}, {name}: {seconds}", file=sys.stderr, flush=True)
+                found[name].append(run)
+        bound = self.bound(row, files, threads)
+        for name, runs in found.items():
+            finished = [run for run in runs if "failed" not in run]
+            best = min(finished, key=lambda run: float(run["cpu"])) if finished else runs[0]
+            yield name, best | ({"limit": bound} if finished and bound else {})
 
-    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """One node; returns its output."""
-        name = f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [name], name=f"n_{name}", **attributes))
-        return name
+    def once(self, row: Row, files: Files | None, threads: int, package: Path) -> dict[str, Any]:
+        """One run."""
+        if files is None:
+            return speed_runs.run_command(row.command, package)
+        job = job_of(files, threads) | {"targets": list(row.targets)}
+        return run_job(job, limit=self.limit, script=speed_runs.SCRIPT, package=package)
 
-    def model(self, shape: list[int | str], output: str, rank: int) -> onnx.ModelProto:
-        """The finished model with input x."""
-        float32 = onnx.TensorProto.FLOAT
-        graph = helper.make_graph(
-            self.nodes,
-            "chain",
-            [helper.make_tensor_value_info("x", float32, shape)],
-            [helper.make_tensor_value_info(output, float32, [None] * rank)],
-            self.weights,
+    def bound(self, row: Row, files: Files | None, threads: int) -> dict[str, Any]:
+        """Wall and CPU seconds that a row cannot do without; empty where they are not known."""
+        if files is None:
+            start = speed_runs.run_command(("-c", "pass"), self.sources.scratch)
+            found: dict[str, Any] = {"interpreter": [start["seconds"], start["cpu"]]}
+        else:
+            job = job_of(files, threads) | {"shares": [min(t.values()) for t in row.targets]}
+            found = run_job(job, limit=self.limit, script=FOLDER / "speed_limits.py")
+        if "failed" in found:
+            print(f"  no limit: {found['failed']}", file=sys.stderr)
+            return {}
+        parts = [found[name] for name in PARTS if name in found]
+        seconds, cpu = map(sum, zip(*parts, strict=True))
+        return found | {"seconds": seconds, "cpu": cpu}
+
+
+def job_of(files: Files, threads: int) -> dict[str, Any]:
+    """The part of a job that runs and limits have in common."""
+    model, samples = files
+    calibration = None if samples is None else str(samples)
+    return {"model": str(model), "calibration": calibration, "threads": threads}
+
+
+def line(row: Row, result: Mapping[str, Any]) -> str:
+    """One line of the table."""
+    head = f"{row.text:30} {result['threads']:2} {result['checkout']:7}"
+    if "failed" in result:
+        return f"{head} {result['failed'][:120]}"
+    text = f"{head} {result['seconds']:8.2f} s {result['cpu']:8.2f} cpu"
+    if "peak_mb" in result:
+        text += f" {result['peak_mb']:6} MB"
+    if "macs" in result:
+        text += f"  macs {result['macs']:.2f}"
+    if "apart" in result:
+        text += f"  apart {result['apart']:.3f}"
+    if "limit" in result:
+        parts = result["limit"]
+        named = (f"{name} {parts[name][0]:.2f}" for name in PARTS if name in parts)
+        text += f"  limit {parts['seconds']:.2f} s ({' + '.join(named)})"
+        text += "  {:.1f} x, {:.1f} x cpu".format(*result["factor"])
+    if "times_base" in result:
+        wanted = "" if row.ratio is None else f", goal {row.ratio:g}"
+        text += "  {:.2f} of {}, {:.2f} cpu{}".format(
+            result["times_base"][0], row.base, result["times_base"][1], wanted
         )
-        opsets = [helper.make_opsetid("", 17)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    if "faster" in result:
+        text += "  {:.1f} x as fast, {:.1f} x cpu".format(*result["faster"])
+    if (goal := row.goal.get(result["threads"])) is not None:
+        text += f"  goal {goal:g} s"
+    return text
 
 
-def cnn(count: int) -> onnx.ModelProto:
-    """Residual blocks, stages of sixteen with a projection between them."""
-    b = Builder()
-    x = b.add("Conv", "x", b.weight(WIDTH, 3, 3, 3), kernel_shape=[3, 3], pads=[1] * 4)
-
-    def normed(x: str) -> str:
-        scale, shift, mean = (b.weight(WIDTH) for _ in range(3))
-        return b.add(
-            "BatchNormalization", x, scale, shift, mean, b.constant(np.ones(WIDTH, np.float32))
-        )
-
-    block = 0
-    while len(b.nodes) < count:
-        block += 1
-        if block % 16 == 0:
-            x = b.add("Conv", x, b.weight(WIDTH, WIDTH, 1, 1))
-        y = x
-        for _ in range(2):
-            y = b.add("Conv", y, b.weight(WIDTH, WIDTH, 3, 3), kernel_shape=[3, 3], pads=[1] * 4)
-            y = b.add("Relu", normed(y))
-        x = normed(b.add("Add", x, y))
-    x = b.add("Flatten", b.add("GlobalAveragePool", x))
-    return b.model(["n", 3, 8, 8], b.add("Gemm", x, b.weight(WIDTH, 4)), 2)
+PARTS = ("forward", "products", "session", "interpreter")
 
 
-def transformer(count: int) -> onnx.ModelProto:
-    """Pre-norm blocks of two heads, reshapes computed from shapes."""
-    b = Builder()
-    width, heads = 16, 2
-    x = b.add("MatMul", "x", b.weight(4, width))
-
-    def linear(x: str, rows: int, columns: int) -> str:
-        return b.add("Add", b.add("MatMul", x, b.weight(rows, columns)), b.weight(columns))
-
-    def norm(x: str) -> str:
-        return b.add("LayerNormalization", x, b.weight(width), b.weight(width), axis=-1)
-
-    def reshape(x: str, *tail: int) -> str:
-        shape = b.add("Shape", x)
-        parts = []
-        for axis in range(2):
-            part = b.add("Gather", shape, b.constant(np.array(axis, np.int64)))
-            parts.append(b.add("Unsqueeze", part, b.constant(np.array([0], np.int64))))
-        tails = [b.constant(np.array([n], np.int64)) for n in tail]
-        return b.add("Reshape", x, b.add("Concat", *parts, *tails, axis=0))
-
-    def split(x: str, order: list[int]) -> str:
-        return b.add("Transpose", reshape(x, heads, width // heads), perm=order)
-
-    while len(b.nodes) < count:
-        y = norm(x)
-        q = split(linear(y, width, width), [0, 2, 1, 3])
-        k = split(linear(y, width, width), [0, 2, 3, 1])
-        v = split(linear(y, width, width), [0, 2, 1, 3])
-        scores = b.add("Mul", b.add("MatMul", q, k), b.constant(np.float32(0.35)))
-        y = b.add("MatMul", b.add("Softmax", scores, axis=-1), v)
-        y = reshape(b.add("Transpose", y, perm=[0, 2, 1, 3]), width)
-        x = b.add("Add", x, linear(y, width, width))
-        y = linear(norm(x), width, 2 * width)
-        y = b.add("Mul", y, b.add("Sigmoid", y))
-        x = b.add("Add", x, linear(y, 2 * width, width))
-    return b.model(["n", "s", 4], b.add("MatMul", x, b.weight(width, 4)), 3)
+def table(bench: Bench, names: Sequence[str], counts: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """All lines, each printed when it is known; a row that lacks its files is left out."""
+    known: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for name in names:
+        row = ROWS[name]
+        for threads in counts if row.threaded else counts[:1]:
+            try:
+                found = list(bench.results(row, threads))
+            except Missing as missing:
+                print(f"{row.text:30} left out: {missing}", flush=True)
+                break
+            for checkout, result in found:
+                result |= {"row": name, "threads": threads, "checkout": checkout}
+                if "failed" not in result:
+                    known[name, threads, checkout] = result
+                    before = known.get((name, threads, BEFORE)) if checkout == NOW else None
+                    pairs = {
+                        "factor": (result, result.get("limit")),
+                        "times_base": (result, known.get((row.base, threads, checkout))),
+                        "faster": (before, result if before else None),
+                    }
+                    result |= {key: times(a, b) for key, (a, b) in pairs.items() if a and b}
+                print(line(row, result), flush=True)
+                yield result
 
 
-def dense(count: int) -> onnx.ModelProto:
-    """Every convolution reads the concatenation of everything before it."""
-    b = Builder()
-    seen = [b.add("Conv", "x", b.weight(4, 3, 1, 1))]
-    while len(seen) < count // 33:
-        x = b.add("Concat", *seen, axis=1) if len(seen) > 1 else seen[0]
-        x = b.add("Relu", b.add("Mul", x, b.weight(1, 4 * len(seen), 1, 1)))
-        seen.append(b.add("Conv", x, b.weight(4, 4 * len(seen), 1, 1)))
-    x = b.add("Flatten", b.add("GlobalAveragePool", b.add("Concat", *seen, axis=1)))
-    return b.model(["n", 3, 4, 4], b.add("Gemm", x, b.weight(4 * len(seen), 4)), 2)
+def times(long: Mapping[str, Any], short: Mapping[str, Any]) -> list[float]:
+    """How many times as many wall and CPU seconds one took."""
+    return [long[key] / max(short[key], 1e-9) for key in ("seconds", "cpu")]
 
 
-KINDS: dict[str, Callable[[int], onnx.ModelProto]] = {
-    "cnn": cnn,
-    "transformer": transformer,
-    "dense": dense,
-}
-
-
-class Stopwatch:
-    """Times named stages."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def time(self, stage: str, call: Callable[[], Any]) -> Any:
-        """Run a call and note how long it took."""
-        start = time.perf_counter()
-        result = call()
-        self.seconds[stage] = round(time.perf_counter() - start, 4)
-        return result
-
-
-def stages(proto: onnx.ModelProto) -> dict[str, Any]:
-    """Prune one model, every stage timed; fails when the result does not pass its checks."""
-    watch, options = Stopwatch(), PruneOptions()
-    model = watch.time("load", lambda: load(proto)).model
-    rng = np.random.default_rng(0)
-    facts = watch.time("observe", lambda: observe(model, options.runtime, rng))
-    coupling = watch.time("trace", lambda: trace(model, facts))
-    groups, refused = watch.time(
-        "groups", lambda: (tuple(find_groups(coupling)), tuple(find_refusals(coupling)))
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    analysis = Analysis(model, coupling, groups, refused)
-    criterion = find_criterion(options.criterion)
-    ranked = watch.time("order", lambda: criterion.rank(RankingInputs(analysis), groups))
-    target = {"params": 0.6}
-
-    def choose() -> Any:
-        found = simple_candidates(ranked, target, CutCost(model.graph, coupling), comparable=False)
-        return found[-1].removal
-
-    removal = watch.time("choose", choose)
-
-    def cut() -> None:
-        removed = Cut(coupling, removal.removed_units())
-        masked, sliced = model.clone(), model.clone()
-        zero_removed(masked, removed)
-        slice_removed(sliced, removed)
-
-    watch.time("cut", cut)
-    watch.time("build", lambda: build_plain(analysis, removal, RunContext()))
-    start = time.perf_counter()
-    onnxprune.prune(proto, target=target, measure_latency=False)
-    whole = time.perf_counter() - start
-    nodes = len(proto.graph.node)
-    return {"nodes": nodes, "found": len(groups), **watch.seconds, "prune": round(whole, 4)}
-
-
-def inspected(folder: Path) -> Iterator[dict[str, Any]]:
-    """Time of `inspect` for every graph of a folder, imports and a first run left out."""
-    paths = [
-        folder / entry["path"]
-        for entry in json.loads((folder / "index.json").read_text())["models"]
-    ]
-    for path in [paths[0], *paths]:
-        start = time.perf_counter()
-        try:
-            onnxprune.inspect(path)
-        except onnxprune.OnnxPruneError as error:
-            print(f"{path}: {error}", file=sys.stderr)
-        yield {"path": str(path.relative_to(folder)), "seconds": time.perf_counter() - start}
-
-
-def imports() -> dict[str, float]:
-    """Seconds of a fresh interpreter, best of three."""
-    commands = {
-        "python": ["-c", "pass"],
-        "import onnxprune": ["-c", "import onnxprune"],
-        "import onnxprune.api": ["-c", "import onnxprune.api"],
-        "onnxprune --help": ["-m", "onnxprune", "--help"],
-        "onnxprune prune --help": ["-m", "onnxprune", "prune", "--help"],
-    }
-    found = {}
-    for name, command in commands.items():
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
-            times.append(time.perf_counter() - start)
-        found[name] = round(min(times), 3)
+    parser.add_argument("--rows", default="all", help=f"of {', '.join(ROWS)}, or all")
+    parser.add_argument("--threads", default="1,2", help="numbers of threads")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="measure this one too")
+    parser.add_argument("--repeats", type=int, default=1, help="the fastest of so many runs")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for one run")
+    parser.add_argument("--cifar", type=Path, default=SHARED / "cifar10")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "onnxprune-bench")
+    parser.add_argument("--scratch", type=Path, help="keep what is made here, for the next time")
+    parser.add_argument("--json", type=Path)
+    found = parser.parse_args(arguments)
+    found.rows = list(ROWS) if found.rows == "all" else found.rows.split(",")
+    if unknown := set(found.rows) - ROWS.keys():
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    found.threads = [int(text) for text in found.threads.split(",")]
     return found
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nodes", default="1000,4000,16000")
-    parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--imports", action="store_true")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    report: dict[str, Any] = {}
-    if arguments.imports:
-        report["imports"] = imports()
-        for name, seconds in report["imports"].items():
-            print(f"{name:24} {seconds:6.3f} s")
-    elif arguments.folder:
-        rows = list(inspected(arguments.folder))[1:]
-        report["inspect"] = sorted(rows, key=lambda row: -row["seconds"])
-        times = [row["seconds"] for row in rows]
-        print(
-            f"{len(rows)} graphs: median {statistics.median(times):.3f} s, max {max(times):.3f} s"
-        )
-        for row in report["inspect"][:5]:
-            print(f"  {row['seconds']:6.3f} s  {row['path']}")
-    else:
-        report["chains"] = []
-        for kind in arguments.kinds.split(","):
-            for count in map(int, arguments.nodes.split(",")):
-                row = {"kind": kind, **stages(KINDS[kind](count))}
-                if not report["chains"]:
-                    print("".join(f"{key:>12}" for key in row))
-                report["chains"].append(row)
-                print("".join(f"{value:>12}" for value in row.values()), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1))
-    return 0
+    arguments = parsed(words)
+    checkouts = {BEFORE: arguments.against} if arguments.against else {}
+    checkouts[NOW] = FOLDER.parent
+    with tempfile.TemporaryDirectory(prefix="onnxprune-speed-") as folder:
+        packages = {
+            name: speed_runs.package_of(checkout, Path(folder) / name)
+            for name, checkout in checkouts.items()
+        }
+        scratch = arguments.scratch or Path(folder) / "models"
+        scratch.mkdir(parents=True, exist_ok=True)
+        sources = Sources(scratch, arguments.cache, arguments.cifar)
+        bench = Bench(packages, sources, arguments.repeats, arguments.limit)
+        report: list[dict[str, Any]] = []
+        for result in table(bench, arguments.rows, arguments.threads):
+            report.append(result)
+            if arguments.json:
+                about = {"environment": surroundings(), "rows": report}
+                arguments.json.write_text(json.dumps(about, indent=1))
+    return 1 if any("failed" in result for result in report) else 0
 
 
 if __name__ == "__main__":
