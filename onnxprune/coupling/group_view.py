@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,32 @@ class MaskGradients:
     mean_square: NDArray[np.float64]
 
 
+class WeightSums:
+    """Sums of powers of weights over the axes of a tensor that do not carry units.
+
+    Args:
+        constants: values of the constant tensors of a model, by name.
+
+    Attributes:
+        shared: the same as `of`, worked out once: for tensors that many groups have a part of.
+    """
+
+    def __init__(self, constants: ConstantValues) -> None:
+        self._constants = constants
+        self.shared = cache(self.of)
+
+    def of(self, name: str, axes: tuple[int, ...], power: int) -> NDArray[np.float64]:
+        """Sum of |w|^power of a constant over all but some axes, which come in ascending order."""
+        total: NDArray[np.float64] = np.zeros(())
+        parts = []
+        for _, block in self._constants.blocks(name):
+            others = tuple(axis for axis in range(block.ndim) if axis not in axes)
+            parts.append((np.abs(block.astype(np.float64)) ** power).sum(axis=others))
+            if 0 not in axes:
+                total = total + parts.pop()
+        return np.concatenate(parts) if 0 in axes else total
+
+
 @dataclass(frozen=True)
 class GroupView:
     """A group with the values a criterion may need.
@@ -38,12 +66,14 @@ class GroupView:
         moments: activation statistics of each reading; empty without calibration.
         gradients: of the loss with respect to the units' mask; None unless the criterion has a true
             attribute `needs_gradients`.
+        sums: sums of powers of weights, where views of several groups share them.
     """
 
     group: Group
     constants: ConstantValues
     moments: Mapping[Reading, Moments]
     gradients: MaskGradients | None = None
+    sums: WeightSums | None = None
 
     def per_unit(
         self, units: NDArray[np.int64], values: NDArray[np.float64]
@@ -63,10 +93,14 @@ class GroupView:
     def weight_power(self, power: int) -> NDArray[np.float64]:
         """Sum of |w|^power over all entries of all tensors that go with each unit: float [size]."""
         total = np.zeros(self.group.size)
+        sums = self.sums or WeightSums(self.constants)
         for owned in self.group.owned:
-            order = np.argsort(np.argsort(owned.axes))
-            summed = self._summed(owned.tensor, owned.axes, power)
-            total += self.per_unit(owned.units, summed.transpose(order))
+            has_all = len(owned.positions) == prod(owned.shape)
+            sum_of = sums.of if has_all else sums.shared
+            summed = sum_of(owned.tensor, owned.axes, power)
+            if len(owned.axes) > 1:
+                summed = summed.transpose(np.argsort(np.argsort(owned.axes))).reshape(-1)
+            total += np.bincount(owned.indices, summed[owned.positions], self.group.size)
         return total
 
     def weight_share(self) -> NDArray[np.float64]:
@@ -84,26 +118,16 @@ class GroupView:
         """
         consumer = reading.consumer
         if consumer.weight is None:
-            return np.ones(reading.units.shape)
-        extent = reading.units.shape[reading.axes.index(consumer.axis)]
+            return np.ones(reading.shape)
+        extent = reading.shape[reading.axes.index(consumer.axis)]
+        sums = WeightSums(self.constants)
         try:
-            norms = self._summed(consumer.weight, (consumer.weight_axis,), 2)
+            norms = sums.of(consumer.weight, (consumer.weight_axis,), 2)
         except KeyError:
-            return np.ones(reading.units.shape)
+            return np.ones(reading.shape)
         if consumer.group > 1 and len(norms) < extent:
             # A grouped Conv: axis 1 counts within a group, the rows of axis 0 say which group.
-            by_row = self._summed(consumer.weight, (0, 1), 2)
+            by_row = sums.of(consumer.weight, (0, 1), 2)
             norms = by_row.reshape(consumer.group, -1, len(norms)).sum(axis=1).reshape(-1)
         shape = [extent if axis == consumer.axis else 1 for axis in reading.axes]
-        return np.broadcast_to(norms.reshape(shape), reading.units.shape)
-
-    def _summed(self, name: str, axes: Sequence[int], power: int) -> NDArray[np.float64]:
-        """Sum of |w|^power of a constant over all but some axes, which come in ascending order."""
-        total: NDArray[np.float64] = np.zeros(())
-        parts = []
-        for _, block in self.constants.blocks(name):
-            others = tuple(axis for axis in range(block.ndim) if axis not in axes)
-            parts.append((np.abs(block.astype(np.float64)) ** power).sum(axis=others))
-            if 0 not in axes:
-                total = total + parts.pop()
-        return np.concatenate(parts) if 0 in axes else total
+        return np.broadcast_to(norms.reshape(shape), reading.shape)

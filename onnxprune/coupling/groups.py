@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from itertools import pairwise
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,35 +19,52 @@ from onnxprune.coupling.step import Consumer
 from onnxprune.coupling.trace import Coupling
 
 
-@dataclass(frozen=True)
-class OwnedAxes:
+@dataclass(frozen=True, eq=False)
+class LabelledAxes:
+    """Axes of a tensor that carry units of a group.
+
+    Only what is the group's is held: where many groups are concatenated, each has few positions.
+
+    Attributes:
+        axes: the axes, in nesting order.
+        shape: their extents.
+        positions: the positions of these axes that are the group's, flat and ascending: int64 [n].
+        indices: unit index at each of them: int64 [n].
+    """
+
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+    positions: NDArray[np.int64]
+    indices: NDArray[np.int64]
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """Unit index at each position, -1 where it is not the group's; one dimension per axis."""
+        units = np.full(self.shape, -1, np.int64)
+        units.reshape(-1)[self.positions] = self.indices
+        return units
+
+
+@dataclass(frozen=True, eq=False)
+class OwnedAxes(LabelledAxes):
     """Axes of a constant that a group cuts.
 
     Attributes:
         tensor: name of the constant.
-        axes: the axes, in nesting order.
-        units: unit index at each position, -1 where the position is not the group's; one
-            dimension per axis.
     """
 
     tensor: str
-    axes: tuple[int, ...]
-    units: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Reading(LabelledAxes):
     """A contraction that reads the group.
 
     Attributes:
         consumer: node, activation, weight and axes.
-        axes: axes of the activation that carry the label, in nesting order.
-        units: unit index at each position of these axes, -1 where it is not the group's.
     """
 
     consumer: Consumer
-    axes: tuple[int, ...]
-    units: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +166,24 @@ def find_refusals(coupling: Coupling) -> list[Refused]:
     return refused
 
 
+class _Part(NamedTuple):
+    """What a label says of one component.
+
+    Attributes:
+        tensor: name of the tensor.
+        axes: axes of the label.
+        shape: their extents.
+        positions: flat positions with single units of the component, ascending: int64 [n].
+        indices: index of the unit at each of them among those of the component: int64 [n].
+    """
+
+    tensor: str
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+    positions: NDArray[np.int64]
+    indices: NDArray[np.int64]
+
+
 class _UnitView:
     """Labels, constraints and consumers of a coupling in terms of units, by component."""
 
@@ -159,8 +197,11 @@ class _UnitView:
         found, first = np.unique(self.unit_of[atoms], return_index=True)
         self.first_atom = dict(zip(found.tolist(), atoms[first].tolist(), strict=True))
         self.members = self._members()
+        self.units = {key: self._units(key) for key in self.members}
         # A unit belongs to one component only, so one array numbers the units of all of them.
         self.index = np.full(len(self.unit_of), -1, np.int64)
+        for units in self.units.values():
+            self.index[units] = np.arange(len(units))
         self.definitions = self._by_component(
             [np.append(self.unit_of[m], self.unit_of[c]) for c, m in relations.definitions]
         )
@@ -168,21 +209,23 @@ class _UnitView:
         self.alignments = self._by_component(
             [np.unique(self.unit_of[a], axis=0) for a in relations.alignments]
         )
-        self.axis_labels: dict[int, list[tuple[str, tuple[int, ...], NDArray[np.int32]]]]
-        self.axis_labels = defaultdict(list)
+        self.axis_labels: dict[int, list[_Part]] = defaultdict(list)
+        self.readings: dict[int, list[tuple[Consumer, _Part]]] = defaultdict(list)
+        read = {consumer.tensor for consumer in coupling.consumers}
+        parts: dict[str, list[tuple[int, _Part]]] = defaultdict(list)
+        split = cache(self._split)
         for name, labels in coupling.tensors.items():
             for label in labels.axis_labels:
-                ids = self.unit_of[label.atoms]
-                for key in self._keys(ids):
-                    self.axis_labels[key].append((name, label.axes, ids))
-        self.readings: dict[int, list[tuple[Consumer, tuple[int, ...], NDArray[np.int32]]]]
-        self.readings = defaultdict(list)
+                shape = label.atoms.shape
+                for key, positions, indices in split(self.unit_of[label.atoms].tobytes()):
+                    part = _Part(name, label.axes, shape, positions, indices)
+                    self.axis_labels[key].append(part)
+                    if name in read:
+                        parts[name].append((key, part))
         for consumer in coupling.consumers:
-            for label in coupling.tensors[consumer.tensor].axis_labels:
-                ids = self.unit_of[label.atoms]
-                if consumer.axis in label.axes:
-                    for key in self._keys(ids):
-                        self.readings[key].append((consumer, label.axes, ids))
+            for key, part in parts[consumer.tensor]:
+                if consumer.axis in part.axes:
+                    self.readings[key].append((consumer, part))
 
     def components(self) -> list[int]:
         """Components with something removable, in the order of their first atom."""
@@ -190,18 +233,17 @@ class _UnitView:
 
     def group(self, key: int) -> Group | None:
         """Build the group of a component; None when no weight would become smaller."""
-        units = self._units(key)
-        self.index[units] = np.arange(len(units))
+        units = self.units[key]
         owned = tuple(
-            OwnedAxes(name, axes, self._index(key, ids))
-            for name, axes, ids in self.axis_labels[key]
-            if name in self.coupling.facts.constants
+            OwnedAxes(part.axes, part.shape, part.positions, part.indices, part.tensor)
+            for part in self.axis_labels[key]
+            if part.tensor in self.coupling.facts.constants
         )
         if not owned or not len(units):
             return None
         readings = tuple(
-            Reading(consumer, axes, self._index(key, ids))
-            for consumer, axes, ids in self.readings[key]
+            Reading(part.axes, part.shape, part.positions, part.indices, consumer)
+            for consumer, part in self.readings[key]
         )
         axes = self._axes(key)
         constraints = self._constraints(key)
@@ -229,9 +271,29 @@ class _UnitView:
         made = [unit for unit in self.members[key].tolist() if unit in self.first_atom]
         return np.array(sorted(made, key=self.first_atom.__getitem__), np.int32)
 
-    def _index(self, key: int, ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Index in the group of the unit at each position, -1 where it is of another group."""
-        return np.where(self.component[ids] == key, self.index[ids], -1)
+    def _split(self, label: bytes) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Take a label apart.
+
+        Args:
+            label: units at its positions, the bytes of an int32 array.
+
+        Returns:
+            components in it, each with flat positions and unit indices as a `_Part` has them.
+        """
+        units = np.frombuffer(label, np.int32)
+        owners, indices = self.component[units], self.index[units]
+        order = np.argsort(owners, kind="stable")
+        order = order[units[order] > 0]
+        owners = owners[order]
+        starts = np.flatnonzero(np.diff(owners, prepend=-1)).tolist()
+        parts = []
+        for start, stop in pairwise([*starts, len(order)]):
+            positions = order[start:stop]
+            mine = indices[positions]
+            if mine.min() < 0:  # composites
+                positions, mine = positions[mine >= 0], mine[mine >= 0]
+            parts.append((int(owners[start]), positions, mine))
+        return parts
 
     def _name(self, units: NDArray[np.int32], owned: tuple[OwnedAxes, ...]) -> str:
         relations = self.coupling.relations
@@ -243,11 +305,13 @@ class _UnitView:
     def _axes(self, key: int) -> dict[tuple[int, ...], bool]:
         """Distinct sets of units on one axis, and whether nothing else is on it."""
         found: dict[tuple[int, ...], bool] = {}
-        for _, _, ids in self.axis_labels[key]:
-            units = np.unique(self._index(key, ids))
-            mine = tuple(units[units >= 0].tolist())
-            if mine:
-                found[mine] = found.get(mine, False) or bool((ids > 0).all() and units[0] >= 0)
+        seen: dict[tuple[bytes, bool], None] = {}
+        for part in self.axis_labels[key]:
+            if len(part.indices):
+                seen[part.indices.tobytes(), len(part.positions) == prod(part.shape)] = None
+        for indices, alone in seen:
+            mine = tuple(np.unique(np.frombuffer(indices, np.int64)).tolist())
+            found[mine] = found.get(mine, False) or alone
         return found
 
     def _constraints(self, key: int) -> ConstraintSet:

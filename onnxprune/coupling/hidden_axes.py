@@ -44,6 +44,8 @@ def trace_hidden(
     if model.opset_imports.get("", 1) < _FIRST_OPSET:
         return trace(model, facts, given=given)
     everything = trace(model, facts, normalised=True, given=given)
+    if not everything.statistics:
+        return everything
     allowed = frozenset(statistic.place for statistic in _hidden(model, everything))
     if len(allowed) == len({statistic.place for statistic in everything.statistics}):
         return everything

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.moments import Calibration
 from onnxprune.coupling.analysis import Analysis, tap_of
-from onnxprune.coupling.group_view import GroupView, MaskGradients
+from onnxprune.coupling.group_view import GroupView, MaskGradients, WeightSums
 from onnxprune.coupling.groups import Group
 from onnxprune.errors import InputError
 from onnxprune.importance.removal_order import RankedGroup, removal_order
@@ -48,12 +48,14 @@ class RankingInputs:
     def views(self, groups: Sequence[Group]) -> list[GroupView]:
         """The groups with the values a criterion may look at."""
         constants, coupling = self.constants, self.analysis.coupling
+        sums = WeightSums(constants)
         moments = self.calibration.moments if self.calibration is not None else {}
         views = []
         for group in groups:
             taps = {reading: tap_of(coupling, reading) for reading in group.readings}
             seen = {reading: moments[tap] for reading, tap in taps.items() if tap in moments}
-            views.append(GroupView(group, constants, seen, self.gradients.get(group.name)))
+            gradients = self.gradients.get(group.name)
+            views.append(GroupView(group, constants, seen, gradients, sums))
         return views
 
 

@@ -63,6 +63,21 @@ def test_an_axis_shared_by_two_groups_is_closed_for_neither() -> None:
     assert (owned.tensor, owned.units.tolist()) == ("c", [-1] * 6 + list(range(5)))
 
 
+def test_concatenated_groups_hold_no_more_than_their_own_positions() -> None:
+    subject = network(
+        "h = MatMul(x, a) i = MatMul(h, b) j = Concat<axis=1>(h, i) k = MatMul(j, c) "
+        "l = Concat<axis=1>(h, i, k) y = MatMul(l, d)",
+        a=(4, 6), b=(6, 5), c=(11, 7), d=(18, 3),
+    )  # fmt: skip
+    held: dict[tuple[str, int], list[int]] = {}
+    for group in subject.groups:
+        for owned in group.owned:
+            held.setdefault((owned.tensor, owned.axes[0]), []).extend(owned.positions.tolist())
+    shared = {place: sorted(positions) for place, positions in held.items()}
+    assert shared["c", 0] == list(range(11))
+    assert shared["d", 0] == list(range(18))
+
+
 def test_a_product_of_two_activations_makes_heads() -> None:
     subject = network(
         "h = MatMul(x, a) r = Reshape(h, heads) t = Transpose<perm=[0, 2, 1]>(r) "

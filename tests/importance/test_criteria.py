@@ -11,8 +11,10 @@ from helpers.folding import Samples, moments_of
 from helpers.oracle import Traced, outputs, parse, traced
 from numpy.typing import NDArray
 
-from onnxprune.coupling.analysis import tap_of
+from onnxprune.calibration.context import RunContext
+from onnxprune.coupling.analysis import analyse, tap_of
 from onnxprune.coupling.group_view import GroupView
+from onnxprune.importance.criterion import RankingInputs
 from onnxprune.importance.registry import criterion_names, find_criterion
 from onnxprune.model.observe import ConstantValues
 
@@ -48,6 +50,30 @@ def values_of(proto: onnx.ModelProto, tensor: str, samples: Samples) -> NDArray[
     shown.CopyFrom(proto)
     shown.graph.output.append(onnx.ValueInfoProto(name=tensor))
     return outputs(shown, samples)[tensor].astype(np.float64)
+
+
+def test_a_tensor_that_several_groups_have_a_part_of_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = (
+        "h = MatMul(x, a) i = MatMul(x, b) j = Concat<axis=1>(h, i) k = MatMul(j, c) "
+        "y = MatMul(k, d)"
+    )
+    made = weights(a=(4, 6), b=(4, 5), c=(11, 7), d=(7, 3))
+    header = '<ir_version: 8, opset_import: ["": 17]> net (float[N, 4] x) => (float[N, 3] y)'
+    model = traced(parse(f"{header} {{ {body} }}", made)).model
+    read: list[str] = []
+    blocks = ConstantValues.blocks
+
+    def counted(self: ConstantValues, name: str) -> Any:
+        read.append(name)
+        return blocks(self, name)
+
+    analysis = analyse(model, RunContext())
+    monkeypatch.setattr(ConstantValues, "blocks", counted)
+    criterion = find_criterion("l2")
+    ranked = criterion.rank(RankingInputs(analysis), analysis.groups)
+    assert (len(ranked), read.count("c"), read.count("a")) == (3, 2, 1)  # c: rows, columns
 
 
 def check_norms(subject: Traced, name: str, parts: list[NDArray[Any]]) -> None:
