@@ -84,7 +84,8 @@ class Settings:
     """How layers are re-fitted.
 
     Attributes:
-        rows: rows of each regression over all samples.
+        rows: most rows of each regression over all samples.
+        rows_per_unknown: most rows for each unknown of a regression; None for no such limit.
         iterations: rounds of moving targets on flat parts of an activation; 0 for none.
         ridges: strengths to choose from.
         last_ridges: the same for layers whose output the model returns.
@@ -102,6 +103,13 @@ class Settings:
     row_bytes: int = 400_000_000
     refit: bool = True
     both_halves: bool = True
+    rows_per_unknown: int | None = None
+
+    def rows_for(self, unknowns: int) -> int:
+        """Most rows of a regression with so many unknowns."""
+        if self.rows_per_unknown is None:
+            return self.rows
+        return min(self.rows, self.rows_per_unknown * unknowns)
 
 
 @dataclass(frozen=True)
@@ -332,7 +340,9 @@ class LeastSquares:
             return
         held = len(self._pruned)
         rows = sum(layer.rows_of(x.shape) for x in self._pruned[layer.data])
-        count = self._budget.at(layer.node, held, rows, layer.shape[2], self.settings.rows)
+        unknowns = layer.shape[2]
+        wanted = self.settings.rows_for(unknowns)
+        count = self._budget.at(layer.node, held, rows, unknowns, wanted)
         for walk in (self._reference, self._pruned):
             walk.admit(self.feeds[held:count])
 
@@ -398,7 +408,8 @@ class LeastSquares:
         outputs = layer.kept_outputs(self._cut)
         counts = [layer.row_count(target.shape) for target in wanted]
         limit = self.settings.row_bytes // (4 * (weight[:, 0].size + 3 * weight[:, :, 0].size))
-        seed, most = [self.context.seed, number], min(self.settings.rows, limit)
+        most = min(self.settings.rows_for(layer.shape[2]), limit)
+        seed = [self.context.seed, number]
         drawn = drawn_layer_rows(self.sensitivity, layer, counts, most, seed)
         halves: tuple[list[Half], list[Half]] = ([], [])
         for batch, (x, t, (ids, counting)) in enumerate(zip(data, wanted, drawn, strict=True)):

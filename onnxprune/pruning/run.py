@@ -443,10 +443,10 @@ class PruneRun:
             search.at(target, scaling)
             if scaling is not None:
                 return scaling, search.divergence(search.candidate(target, scaling))
-            best, trials = search.best(target)
+            best, _ = search.best(target)
         except NothingPrunable:
             return None, float("inf")
-        return best.name, trials.get(best.name) or search.divergence(best)
+        return best.name, search.divergence(best)
 
     def _is_met(self, target: Mapping[str, float]) -> bool:
         """Whether the model meets a target before anything is cut."""

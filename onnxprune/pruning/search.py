@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import onnx_ir as ir
@@ -21,8 +21,9 @@ from onnxprune.allocation.candidates import (
     simple_candidates,
     without_shared,
 )
+from onnxprune.allocation.halving import difference, distinct, going_on, on_one_scale
 from onnxprune.allocation.secant import Attempt, Excess, Secant, solve_for_target
-from onnxprune.calibration.batches import feed_bytes, spread_batches
+from onnxprune.calibration.batches import feed_bytes, held_out_part, spread_batches
 from onnxprune.calibration.context import RunContext
 from onnxprune.compensation.compensate import Effort
 from onnxprune.compensation.least_squares import Settings
@@ -41,6 +42,7 @@ from onnxprune.progress import during, silent
 from onnxprune.pruning.build import CutModel, build_or_blame
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.workspace import Workspace
+from onnxprune.verification.divergence import DivergenceEvaluator
 
 _LATENCY_SECONDS = 2.5
 """Time that one measurement of latency takes."""
@@ -50,9 +52,6 @@ _SIZE_ROUNDS = 4
 _SIZE_FACTOR = 1.1
 """Surgery adds constants and names to the smaller file too, so that more has to be removed."""
 
-_TRIAL = Effort(Settings(rows=32_768, iterations=3, ridges=(1e-3,), both_halves=False))
-"""Least squares with little effort, enough to compare allocations."""
-
 _TRIAL_WORK = 2e12
 """Multiplications that all trials of a target may take together."""
 
@@ -60,13 +59,31 @@ _SOLVE_WORK = 4
 """Multiplications of one solve, in rows of the Gram product."""
 
 # more batches where a model takes one sample at a time, fewer where a sample takes long
-_TRIAL_BATCHES = 16
+_TRIAL_BATCHES = 4
 _TRIAL_SAMPLES = 64
-_TRIAL_MACS = 1e12
+_TRIAL_MACS = 2.5e11
 
-_FINALISTS = 3
-_FINAL = 4
-"""Samples on which the best allocations are compared again, over those of a trial."""
+
+@dataclass(frozen=True)
+class TrialRound:
+    """How allocations are compared in one round of successive halving.
+
+    Attributes:
+        effort: of the compensation.
+        factor: how many times as many batches as in the first round.
+        places: most candidates that take part; 0 for all.
+    """
+
+    effort: Effort
+    factor: int = 1
+    places: int = 0
+
+
+# few rows fit noise, which a stronger ridge keeps down
+_ROUNDS = (
+    TrialRound(Effort(Settings(32_768, 0, (5e-2,), both_halves=False, rows_per_unknown=12))),
+    TrialRound(Effort(Settings(32_768, 1, (1e-2,), both_halves=False, rows_per_unknown=24)), 2, 3),
+)
 
 _SHARED = ", shared groups too"
 
@@ -216,47 +233,65 @@ class Search:
         candidates = self.candidates(aim)
         if len(candidates) < 2 or self.workspace.calibration is None:
             return candidates[0], {}
-        candidates = candidates[: self._affordable_trials()]
-        progress = self.context.progress
-        trials = {
-            candidate.name: self.divergence(candidate)
-            for candidate in progress(candidates, "trying allocations", len(candidates))
-        }
-        shares = len(self._unshared(aim)) < len(self._left())
-        local = [entry for entry in candidates if entry.name not in self.informed.names()]
-        if shares and local:
-            best = min(local, key=lambda candidate: trials[candidate.name])
-            wider = self.candidate(aim, best.name + _SHARED)
-            if wider.removal.units != best.removal.units:
-                trials[wider.name] = self.divergence(wider)
-                candidates.append(wider)
-        finalists = sorted(candidates, key=lambda candidate: trials[candidate.name])[:_FINALISTS]
-        more = trial_batches(self.workspace, self.cost, _FINAL)
-        if len(more) > len(trial_batches(self.workspace, self.cost)):
-            work = progress(finalists, "comparing the best", len(finalists))
-            trials |= {candidate.name: self.divergence(candidate, more) for candidate in work}
-        return min(finalists, key=lambda candidate: trials[candidate.name]), trials
+        field = distinct(candidates)[: self._affordable_trials()]
+        rounds = list(_ROUNDS if len(field) > _ROUNDS[-1].places else _ROUNDS[-1:])
+        results = [self._tried(field, rounds[0])]
+        wider = self._wider(aim, field, results[0])
+        if wider is not None:
+            field.append(wider)
+            results[0] |= self._tried([wider], rounds[0])
+        for round_ in rounds[1:]:
+            field = going_on(field, results[-1], round_.places)
+            if len(field) > 1:
+                results.append(self._tried(field, round_))
+        best = min(field, key=lambda candidate: results[-1][candidate.name])
+        return best, on_one_scale(best.name, results)
 
-    def divergence(self, candidate: Candidate, batches: Sequence[int] | None = None) -> float:
+    def divergence(self, candidate: Candidate, round_: TrialRound = _ROUNDS[-1]) -> float:
         """Divergence on held-out samples with little effort; infinite where it cannot be built.
 
         Args:
             candidate: the allocation.
-            batches: numbers of those to fit and compare on; None for few.
+            round_: with how much effort.
         """
         workspace, calibration = self.workspace, self.workspace.calibration
         assert calibration is not None
-        if batches is None:
-            batches = trial_batches(workspace, self.cost)
-        few = calibration.some(batches)
+        few = calibration.some(trial_batches(workspace, self.cost, round_.factor))
         quiet = replace(self.context, progress=silent)
+        task = replace(workspace.task(candidate.removal, quiet, round_.effort), calibration=few)
         try:
-            trial = self.method.compensation.apply(
-                replace(workspace.task(candidate.removal, quiet, _TRIAL), calibration=few)
-            )
+            trial = self.method.compensation.apply(task)
+            return self._judge.divergence(trial.full.model)
         except (CutError, RuntimeFailure):
             return float("inf")
-        return trial.divergence if trial.divergence is not None else float("inf")
+
+    @cached_property
+    def _judge(self) -> DivergenceEvaluator:
+        """Compares models on the batches that no trial is fitted on, the same in all rounds."""
+        calibration = self.workspace.calibration
+        assert calibration is not None
+        batches = trial_batches(self.workspace, self.cost, _ROUNDS[-1].factor)
+        feeds = held_out_part(calibration.some(batches).feeds)
+        return DivergenceEvaluator(self.workspace.current.original, feeds, self.context.runtime)
+
+    def _tried(self, field: Sequence[Candidate], round_: TrialRound) -> dict[str, float]:
+        """Divergence of each candidate in a round, by name."""
+        # tasks that share nothing they change, so that they may run side by side
+        tasks = [partial(self.divergence, candidate, round_) for candidate in field]
+        running = self.context.progress(tasks, "trying allocations", len(tasks))
+        return dict(zip([each.name for each in field], [task() for task in running], strict=True))
+
+    def _wider(
+        self, aim: Mapping[str, float], field: Sequence[Candidate], found: Mapping[str, float]
+    ) -> Candidate | None:
+        """The best allocation by error curves, also with groups that several layers read."""
+        local = [entry for entry in field if entry.name not in self.informed.names()]
+        if not local or len(self._unshared(aim)) == len(self._left()):
+            return None
+        best = min(local, key=lambda candidate: found[candidate.name])
+        wider = self.candidate(aim, best.name + _SHARED)
+        alike = any(not difference(wider.removal, each.removal) for each in field)
+        return None if alike else wider
 
     def _measured(self, aim: Mapping[str, float], name: str | None = None) -> Choice:
         """Adjust the aim until the measured latency, or else the file size, is as asked.
@@ -356,12 +391,12 @@ class Search:
         """How many trials are worth their time: at least two, fewer for large layers."""
         analysis, calibration = self.workspace.current, self.workspace.calibration
         assert calibration is not None
-        settings, work = _TRIAL.settings, 1.0
+        settings, work = _ROUNDS[0].effort.settings, 1.0
         for layer in replaceable_layers(analysis.model, analysis.coupling):
             groups, _, unknowns = layer.shape
             if unknowns <= settings.largest:
                 rows = layer.row_count(layer.output_shape) * len(calibration.feeds)
-                rows = min(settings.rows, rows)
+                rows = min(settings.rows_for(unknowns), rows)
                 work += groups * unknowns**2 * (rows + _SOLVE_WORK * unknowns)
         return max(2, int(_TRIAL_WORK / work))
 

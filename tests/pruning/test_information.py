@@ -14,6 +14,7 @@ from helpers.paths import MODELS
 import onnxprune
 from onnxprune.calibration.context import RunContext
 from onnxprune.calibration.samples import read_samples
+from onnxprune.compensation.compensate import Compensated, Task
 from onnxprune.coupling.analysis import analyse
 from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
@@ -22,7 +23,7 @@ from onnxprune.options import PruneOptions
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.prepare import by_information, information
 from onnxprune.pruning.run import PruneRun
-from onnxprune.pruning.search import trial_batches
+from onnxprune.pruning.search import Search, trial_batches
 
 TARGET = {"macs": 0.6}
 BY_GRADIENTS = {"fisher", "information", "towards information"}
@@ -112,9 +113,60 @@ def test_the_best_are_compared_on_more_samples(run: PruneRun) -> None:
     single = [{name: row[None]} for row in rows[:32]]
     calibration = replace(workspace.calibration, feeds=single * 20)
     many = replace(workspace, calibration=calibration)
-    few, more = (trial_batches(many, run.cost, factor) for factor in (1, 4))
+    few, more = (trial_batches(many, run.cost, factor) for factor in (1, 2))
     assert len(few) == 64
-    assert len(more) == 4 * 64
+    assert len(more) == 2 * 64
+
+
+@pytest.fixture
+def tried(run: PruneRun, monkeypatch: pytest.MonkeyPatch) -> tuple[Search, list[Any]]:
+    """A search, and the trials that it makes: what is removed, rounds in which targets move."""
+    search, tasks = run._search(TARGET), []
+    compensation = run.method.compensation
+
+    def noted(task: Task) -> Compensated:
+        tasks.append((task.removal, task.effort.settings.iterations))
+        return compensation.apply(task)
+
+    method = replace(run.method, compensation=replace(compensation, apply=noted))
+    return replace(search, method=method), tasks
+
+
+def test_most_allocations_are_tried_with_little_effort_only(
+    tried: tuple[Search, list[Any]],
+) -> None:
+    search, tasks = tried
+    best, trials = search.best(TARGET)
+    assert len(trials) > 4
+    assert trials[best.name] == min(trials.values())
+    efforts = [rounds for _, rounds in tasks]
+    assert efforts.count(0) == len(trials)
+    assert 1 < len(efforts) - efforts.count(0) <= 3
+
+
+def test_allocations_that_remove_the_same_are_tried_once(
+    tried: tuple[Search, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, tasks = tried
+    candidates = search.candidates(TARGET)
+    again = [replace(each, name=f"{each.name} again") for each in candidates]
+    monkeypatch.setattr(Search, "candidates", lambda *given: [*candidates, *again])
+    _, trials = search.best(TARGET)
+    assert not [name for name in trials if name.endswith("again")]
+    first = [str(removal.units) for removal, rounds in tasks if not rounds]
+    assert len(set(first)) == len(first) == len(trials)
+
+
+def test_nothing_that_was_fitted_is_compared_on(run: PruneRun) -> None:
+    search = run._search(TARGET)
+    calibration = run.workspace.calibration
+    assert calibration is not None
+    fitted = {
+        id(feed)
+        for factor in (1, 2)
+        for feed in calibration.some(trial_batches(run.workspace, run.cost, factor)).feeds[::2]
+    }
+    assert fitted.isdisjoint(map(id, search._judge._feeds))
 
 
 @pytest.mark.parametrize(
