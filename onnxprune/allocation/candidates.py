@@ -78,17 +78,19 @@ def knapsack_candidates(
     costs = {kind: share for kind, share in target.items() if kind != "channels"}
     if not costs or not ranked:
         return []
-    groups, orders = [entry.group for entry in ranked], [entry.steps for entry in ranked]
-    start = choose(groups, orders, target, cost, comparable=False)
     # parts of a group share its axes, so that each could give up its share and all too much
     whole = "channels" in target
     parts = [part for entry in ranked for part in ((entry,) if whole else entry.parts or (entry,))]
+    known = set.intersection(*(set(part.curves) for part in parts))
+    names = [name for name in ranked[0].curves if name in known and scaling in (None, name)]
+    if not names:
+        return []
+    groups, orders = [entry.group for entry in ranked], [entry.steps for entry in ranked]
+    start = choose(groups, orders, target, cost, comparable=False)
     groups, orders = [part.group for part in parts], [part.steps for part in parts]
     removed = 1 - target.get("channels", 1.0) + _ROUNDING
     least = [sum(step.fraction <= removed for step in order) for order in orders]
     found: list[Candidate] = []
-    known = set.intersection(*(set(part.curves) for part in parts))
-    names = [name for name in ranked[0].curves if name in known and scaling in (None, name)]
     for name in names:
         errors = [part.curves[name] for part in parts]
         removal = allocate(groups, orders, errors, costs, cost, start, least)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
@@ -23,7 +23,7 @@ from onnxprune.cost.memory import (
     tensor_bytes,
     tensors_of,
 )
-from onnxprune.coupling.cut import shapes_after
+from onnxprune.coupling.cut_shapes import CutShapes
 from onnxprune.coupling.groups import Group
 from onnxprune.coupling.trace import Coupling
 from onnxprune.model.node_view import ShapeOf
@@ -71,7 +71,7 @@ class CutCost:
         per_node: Mapping[str, NodeCounter] | None = None,
         whole: Mapping[str, float] | None = None,
     ) -> None:
-        self._coupling = coupling
+        self._shapes = CutShapes(coupling)
         self._seen = partial(seen_shapes, made_in_idle_bodies(graph, coupling))
         self._facts = coupling.facts
         self._graph = graph
@@ -94,7 +94,7 @@ class CutCost:
 
     def after(self, removed: Units) -> Costs:
         """Return the cost of every kind with the units `removed` removed."""
-        shape_of = shapes_after(self._coupling, removed)
+        shape_of = self._shapes.after(removed, everywhere=True)
         bytes_of = partial(observed_bytes, self._facts.first, shape_of=shape_of)
         constants = self._constants(self._whole, shape_of)
 
@@ -122,7 +122,7 @@ class CutCost:
         model, or the cut that `near` was called with.
         """
         part = self._part_of(group)
-        shape_of = shapes_after(self._coupling, removed)
+        shape_of = self._shapes.after(removed)
         constants = self._constants(part, shape_of)
 
         def activations() -> float:
@@ -164,8 +164,8 @@ class CutCost:
 
     def _nodes(self, part: _Part, shape_of: ShapeOf) -> dict[str, Callable[[], float]]:
         def total(kind: str) -> float:
-            count = self._counters[kind]
-            return sum(count(node, self._seen(shape_of)) for node in part.nodes[kind])
+            count, seen = self._counters[kind], self._seen(shape_of)
+            return sum(count(node, seen) for node in part.nodes[kind])
 
         return {kind: partial(total, kind) for kind in self._counters}
 
@@ -203,17 +203,14 @@ class CutCost:
     def _find_tensors(self) -> Mapping[int, Sequence[str]]:
         """Class -> names of the tensors that carry it."""
         names: dict[int, list[str]] = defaultdict(list)
-        for name, labels in self._coupling.tensors.items():
-            atoms: Iterable[np.ndarray] = (label.atoms.ravel() for label in labels.axis_labels)
-            carried = np.unique(
-                np.concatenate([self._coupling.unit_of[entries] for entries in atoms] or [[]])
-            )
-            for unit in carried.astype(int).tolist():
+        carried = [np.unique(units).tolist() for units in self._shapes.labels]
+        for name, numbers in self._shapes.labels_of.items():
+            for unit in sorted({unit for number in numbers for unit in carried[number]}):
                 names[unit].append(name)
         return names
 
     def _peak_shares(self, removed: Units) -> Mapping[str, float]:
-        shape_of = shapes_after(self._coupling, removed)
+        shape_of = self._shapes.after(removed, everywhere=True)
         return self._lifetimes.shares(partial(observed_bytes, self._facts.first, shape_of=shape_of))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -98,14 +99,14 @@ class CostModel(Protocol):
 
 
 class Costs(Mapping[str, float]):
-    """Costs by kind, each worked out when it is asked for.
+    """Costs by kind, each worked out when it is first asked for.
 
     Args:
         counters: kind -> what counts it.
     """
 
     def __init__(self, counters: Mapping[str, Callable[[], float]]) -> None:
-        self._counters = counters
+        self._counters = {kind: cache(count) for kind, count in counters.items()}
 
     def __getitem__(self, kind: str) -> float:
         return self._counters[kind]()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +40,11 @@ class Cut:
 
     def alive(self, label: AxisLabel) -> NDArray[np.bool_]:
         """Which positions of a label are kept, same shape as its atoms."""
-        return ~self._removed[self.coupling.unit_of[label.atoms]]
+        return self.keeps(self.coupling.unit_of[label.atoms])
+
+    def keeps(self, units: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which of some units are kept, same shape."""
+        return ~self._removed[units]
 
     def touches(self, name: str) -> bool:
         """Whether anything of a tensor is removed."""
@@ -148,24 +151,6 @@ class Cut:
             part = self.alive(label).transpose(order)
             alive &= part[tuple(slice(None) if a in label.axes else np.newaxis for a in axes)]
         return tuple(axes), alive
-
-
-def shapes_after(coupling: Coupling, removed: Iterable[int]) -> Callable[[str], tuple[int, ...]]:
-    """Shape of any tensor by name at the first observed size, with some units removed.
-
-    A tensor that the removal leaves ragged keeps its shape; such a cut cannot be built anyway. The
-    function raises KeyError for a tensor that was not observed.
-    """
-    cut, observed = Cut(coupling, removed), coupling.facts.first.shapes
-
-    @cache
-    def shape_of(name: str) -> tuple[int, ...]:
-        try:
-            return cut.shape(name)
-        except CutError:
-            return observed[name]
-
-    return shape_of
 
 
 def _overlapping(axis_labels: Iterable[AxisLabel]) -> list[list[AxisLabel]]:

@@ -25,7 +25,7 @@ from onnxprune.cost.latency.grid import KernelTimes
 from onnxprune.cost.latency.probe import kernel_of, profile_model
 from onnxprune.cost.macs import node_macs
 from onnxprune.coupling.closure import close
-from onnxprune.coupling.cut import shapes_after
+from onnxprune.coupling.cut_shapes import CutShapes
 from onnxprune.coupling.groups import Group
 from onnxprune.coupling.trace import Coupling
 from onnxprune.errors import RuntimeFailure
@@ -191,18 +191,23 @@ def group_multiples(
         for value in (*node.inputs, *node.outputs):
             if value is not None and value.name:
                 readers[value.name].append(node)
-    return {group.name: _multiple(table, coupling, group, readers) for group in groups}
+    shapes, observed = CutShapes(coupling), coupling.facts.first.shapes.__getitem__
+    return {group.name: _multiple(table, shapes, observed, group, readers) for group in groups}
 
 
 def _multiple(
-    table: LatencyTable, coupling: Coupling, group: Group, readers: Mapping[str, Sequence[ir.Node]]
+    table: LatencyTable,
+    shapes: CutShapes,
+    observed: ShapeOf,
+    group: Group,
+    readers: Mapping[str, Sequence[ir.Node]],
 ) -> int:
     names = [owned.tensor for owned in group.owned]
     names += [reading.consumer.tensor for reading in group.readings]
     nodes = {id(node): node for name in names for node in readers.get(name, ())}
     multiples: dict[int, int] = {}
     for removed in _small_removals(group):
-        shape_of = shapes_after(coupling, removed)
+        shape_of = shapes.after(removed)
         units = set(removed)
         count = max(
             len(units.intersection(group.units[list(axis)].tolist())) for axis in group.axes
@@ -211,7 +216,6 @@ def _multiple(
             for change, step in table.multiples(node, shape_of).values():
                 multiples[number] = max(multiples.get(number, 1), _in_units(step, change, count))
     shares: dict[int, float] = defaultdict(float)
-    observed = coupling.facts.first.shapes.__getitem__
     for number, multiple in multiples.items():
         shares[multiple] += table.seconds(nodes[number], observed)
     total = sum(shares.values())
