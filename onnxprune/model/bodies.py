@@ -86,7 +86,7 @@ def body_of(node: ir.Node) -> Body:
 
 def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """Graphs in the attributes of a node."""
-    return [graph for _, graph in _named_subgraphs(node)]
+    return [graph for _, graph in _named_subgraphs(node)] if node.attributes else []
 
 
 def places(graph: ir.Graph, closed: Container[str] = ()) -> dict[str, Place]:
@@ -136,9 +136,9 @@ def read_from_outside(graph: ir.Graph) -> dict[str, ir.Value]:
 
 def _named_subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
     for name, attribute in node.attributes.items():
-        if attribute.type == ir.AttributeType.GRAPH:
+        if attribute.type is ir.AttributeType.GRAPH:
             yield name, attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
+        elif attribute.type is ir.AttributeType.GRAPHS:
             for number, graph in enumerate(attribute.as_graphs()):
                 yield f"{name}[{number}]", graph
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model.bodies import read_from_outside, subgraphs
 from onnxprune.model.inputs import part_version
-from onnxprune.model.protobuf import serialise, to_proto
+from onnxprune.model.protobuf import declare, serialise, to_proto, write_part
 from onnxprune.model.runtime import Runtime
 from onnxprune.model.save import save
 from onnxprune.model.tensors import external_initializers, initializer_bytes, inline_bytes
@@ -258,7 +258,15 @@ def open_piece(
     Raises:
         RuntimeFailure: when onnxruntime refuses them.
     """
-    piece, inputs = piece_of(model, nodes, names, known)
+    reads = _outside(nodes)
+    weights = [value.const_value for value in reads if value.is_initializer()]
+    heavy = sum(tensor.nbytes for tensor in weights if tensor is not None) > _INLINE_BYTES
+    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in weights)
+    piece: ir.Model | onnx.ModelProto
+    if heavy or external or model.functions:
+        piece, inputs = piece_of(model, nodes, names, known)
+    else:
+        piece, inputs = _message_of(model, nodes, names, known)
     session = open_session(
         piece, runtime, optimise=optimise, arena=False, memory="brief" if brief else "planned"
     )
@@ -284,13 +292,11 @@ def piece_of(
     Returns:
         the model and the names of its inputs.
     """
-    read = dict.fromkeys(value for node in nodes for value in node_reads(node))
-    made = dict.fromkeys(value for node in nodes for value in node.outputs)
-    by_name = {value.name: value for value in made}
-    inputs = [value for value in read if value not in made and not value.is_initializer()]
+    read = _outside(nodes)
+    inputs = [value for value in read if not value.is_initializer()]
     view = ir.GraphView(
         inputs,
-        [by_name[name] for name in names],
+        _made(nodes, names),
         nodes=nodes,
         initializers=[value for value in read if value.is_initializer()],
         opset_imports=model.graph.opset_imports,
@@ -306,6 +312,34 @@ def piece_of(
     functions = list(model.functions.values())
     piece = ir.Model(graph, ir_version=part_version(model), functions=functions)
     return piece, [value.name or "" for value in inputs]
+
+
+def _message_of(
+    model: ir.Model, nodes: Sequence[ir.Node], names: Sequence[str], known: KnownValues
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The same as a message that carries its weights; nothing is copied on the way."""
+    read = _outside(nodes)
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in sorted(model.graph.opset_imports.items())]
+    proto = onnx.ModelProto(ir_version=part_version(model), opset_import=opsets)
+    proto.graph.name = model.graph.name or ""
+    write_part(proto.graph, nodes, read, _made(nodes, names))
+    for info in proto.graph.input:
+        if info.name in known.types:
+            declare(info, known.types[info.name], known.shapes.get(info.name))
+    return proto, [value.name or "" for value in read if not value.is_initializer()]
+
+
+def _outside(nodes: Sequence[ir.Node]) -> list[ir.Value]:
+    """Values that nodes read and do not make, in the order in which they are first read."""
+    made = {value for node in nodes for value in node.outputs}
+    read = dict.fromkeys(value for node in nodes for value in node_reads(node))
+    return [value for value in read if value not in made]
+
+
+def _made(nodes: Sequence[ir.Node], names: Sequence[str]) -> list[ir.Value]:
+    """Values of some names that nodes make."""
+    by_name = {value.name: value for node in nodes for value in node.outputs}
+    return [by_name[name] for name in names]
 
 
 def _named(shape: ir.Shape | None) -> list[str]:

@@ -5,6 +5,8 @@ onnx-ir knows no map types, which scikit-learn models return; such a type passes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
@@ -52,7 +54,7 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     interface = (*proto.graph.input, *proto.graph.output)
     foreign = {info.name: info.type for info in interface if has_map(info.type)}
     if not foreign:
-        return ir.from_proto(proto)
+        return _with_read_tensors(ir.from_proto(proto))
     stripped = onnx.ModelProto()
     stripped.CopyFrom(proto)
     for info in (*stripped.graph.input, *stripped.graph.output):
@@ -65,6 +67,37 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name in foreign:
             value.meta[_TYPE] = foreign[value.name].SerializeToString()
+    return _with_read_tensors(model)
+
+
+class _ReadTensor(ir.TensorProtoTensor):
+    """A tensor of a message that knows its shape and type without asking the message each time."""
+
+    __slots__ = ("_read_bytes", "_read_dtype", "_read_shape")
+
+    def __init__(self, proto: onnx.TensorProto) -> None:
+        super().__init__(proto)
+        self._read_shape: ir.Shape = super().shape
+        self._read_dtype: ir.DataType = super().dtype
+        self._read_bytes: int = super().nbytes
+
+    @property
+    def shape(self) -> ir.Shape:  # type: ignore[override]
+        return self._read_shape
+
+    @property
+    def dtype(self) -> ir.DataType:  # type: ignore[override]
+        return self._read_dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self._read_bytes
+
+
+def _with_read_tensors(model: ir.Model) -> ir.Model:
+    for value in initializers(model):
+        if type(value.const_value) is ir.TensorProtoTensor:
+            value.const_value = _ReadTensor(value.const_value.raw)
     return model
 
 
@@ -80,6 +113,54 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
         if tensor.metadata_props:
             _drop_repeated(tensor)
     return proto
+
+
+def write_part(
+    proto: onnx.GraphProto,
+    nodes: Sequence[ir.Node],
+    read: Sequence[ir.Value],
+    made: Sequence[ir.Value],
+) -> None:
+    """Serialise some nodes of a graph as a graph of their own, without copying them first.
+
+    Nothing is declared of the values in between, and no shape of the outputs.
+
+    Args:
+        proto: an empty graph.
+        nodes: in graph order.
+        read: values that the nodes read and do not make; initializers among them carry their
+            tensors, the others become inputs.
+        made: values that the nodes make and that become outputs.
+    """
+    for value in read:
+        if not value.is_initializer():
+            _declare(proto.input.add(), value, value.shape)
+        elif value.const_value is not None:
+            tensor = proto.initializer.add()
+            ir.serde.serialize_tensor_into(tensor, value.const_value)
+            tensor.name = value.name or ""
+    for node in nodes:
+        ir.serde.serialize_node_into(proto.node.add(), node)
+    for value in made:
+        _declare(proto.output.add(), value, None)
+
+
+def declare(
+    info: onnx.ValueInfoProto, kind: ir.TypeProtocol | None, shape: ir.Shape | None
+) -> None:
+    """Say what is known of a value, and nothing else: its type, and its shape if it has a type."""
+    info.ClearField("type")
+    if kind is not None:
+        ir.serde.serialize_type_into(info.type, kind)
+        if shape is not None:
+            ir.serde.serialize_shape_into(info.type, shape)
+
+
+def _declare(info: onnx.ValueInfoProto, value: ir.Value, shape: ir.Shape | None) -> None:
+    info.name = value.name or ""
+    declare(info, value.type, shape)
+    if _TYPE in value.meta:
+        info.type.ParseFromString(value.meta[_TYPE])
 
 
 def skeleton(model: ir.Model, *, bodies: bool = True) -> onnx.ModelProto:

@@ -48,4 +48,5 @@ def test_labels_of_equal_content_are_one_label() -> None:
     subject = traced(
         parse(text, {n: rng.standard_normal(s).astype("f") for n, s in shapes.items()})
     )
-    assert len(CutShapes(subject.coupling).labels) == 1
+    labels_of = CutShapes(subject.coupling).labels_of
+    assert {labels_of[name] for name in ("w", "s", "a", "b", "c", "d")} == {(0,)}

@@ -112,3 +112,18 @@ def test_what_onnxruntime_refuses_is_a_runtime_failure() -> None:
     model = model_of(HEADER + "g (float[N] x) => (float[N] y) { a = Neg(x) y = Unheard(a) }")
     with pytest.raises(RuntimeFailure):
         open_piece(model, list(model.graph), ["y"], KnownValues({}), ONE_THREAD)
+
+
+def test_a_light_piece_is_not_copied_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copying the nodes of a piece takes longer than to serialise them."""
+
+    def copied(*_: Any) -> Any:
+        raise AssertionError("the piece was copied")
+
+    monkeypatch.setattr("onnxprune.model.execution.piece_of", copied)
+    model = model_of()
+    session, reads = open_piece(model, list(model.graph), ["y"], KnownValues({}), ONE_THREAD)
+    assert sorted(reads) == ["x", "z"]
+    feed: dict[str, Any] = {k: np.full((2, 3), i, np.float32) for i, k in enumerate("xz", 1)}
+    wanted = run(open_session(model, ONE_THREAD), feed)["y"]
+    np.testing.assert_array_equal(run(session, feed)["y"], wanted)
