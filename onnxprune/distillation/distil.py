@@ -37,6 +37,7 @@ _BATCH = 64
 _OBSERVED = 2  # samples
 _LEAST_STEPS_AN_EPOCH = 8
 _FEWEST_STEPS = 2
+_MOST_TRAININGS = 3
 _COUNTED = 256
 """Samples that say what counts how much in the loss."""
 _ACTIVATION_BYTES = 1_000_000_000
@@ -75,6 +76,14 @@ class Effort:
         wanted = max(self.passes * a_pass, self.steps)
         fewer = max(int(self.macs / macs), self.least_passes * a_pass)
         return max(min(wanted, fewer, int(self.most_macs / macs)), _FEWEST_STEPS)
+
+    def trainings_for(self, macs: float) -> int:
+        """Number of trainings from the start, each with another rate.
+
+        Args:
+            macs: multiplications of a training.
+        """
+        return max(1, min(_MOST_TRAININGS, int(self.macs / 2 / macs)))
 
 
 EFFORTS: Mapping[str, Effort] = {
@@ -325,7 +334,10 @@ class _Lesson:
         if not trained.values:
             raise _nothing(trained.blocked)
         steps = _steps(options.effort, training.macs, self.pool.count, self.batch)
-        course = training.run(steps, judge, self.context.progress, options.rate, options.until)
+        trainings = _trainings(options.effort, training.macs * steps * self.batch)
+        course = training.run(
+            steps, judge, self.context.progress, options.rate, options.until, trainings
+        )
         return _Made(course, trained.values, trained.blocked, steps)
 
     def in_blocks(self, judge: Judge, kept_out: Sequence[Part]) -> _Made | None:
@@ -607,6 +619,16 @@ def _steps(effort: str | int, macs: float, count: int, batch: int) -> int:
     if not isinstance(effort, str):
         return max(effort * a_pass, _FEWEST_STEPS)
     return EFFORTS[effort].steps_for(a_pass, max(macs * batch, 1))
+
+
+def _trainings(effort: str | int, macs: float) -> int:
+    """Number of trainings; a single one where passes over the samples are counted.
+
+    Args:
+        effort: as in `Distillation`.
+        macs: multiplications of a training.
+    """
+    return EFFORTS[effort].trainings_for(max(macs, 1)) if isinstance(effort, str) else 1
 
 
 def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:

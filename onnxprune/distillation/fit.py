@@ -2,6 +2,9 @@
 
     probe rates  ->  train with the best one  ->  keep the check-point that diverges least
 
+A rate that does well over a few steps may be too large for many of them, the more so the fewer
+samples there are: where a training is short, smaller rates are trained with to the end as well.
+
 Every choice is made on samples that are not trained on. Effort is counted in steps, so that the
 same options give the same bytes however fast the machine is.
 """
@@ -78,6 +81,11 @@ class Course:
     skipped: int = 0
     stopped: int | None = None
 
+    @property
+    def least(self) -> float:
+        """Divergence at the best check-point."""
+        return next(point.held_out for point in self.points if point.step == self.best)
+
 
 Judge: TypeAlias = Callable[[Values], float]
 """Divergence from the teacher, and loss of labels, of some values on held-out samples."""
@@ -118,6 +126,7 @@ class Training:
         progress: Progress[Any],
         rate: float | None = None,
         until: int | None = None,
+        trainings: int = 1,
     ) -> Course:
         """Probe, and train.
 
@@ -127,6 +136,8 @@ class Training:
             progress: progress callback.
             rate: known from a run before; None to probe.
             until: the step whose check-point that run kept; None to go on to the end.
+            trainings: from the start, the first with the rate that was found and each other with
+                the next smaller one.
         """
         start = judge(self.student.values)
         probes: dict[float, float] = {}
@@ -138,8 +149,16 @@ class Training:
             rate = _best_rate(probes, 1 + _TOLERANCE * min(1, steps / _MANY_STEPS))
         if not rate or until == 0:
             return Course(self.student.values, 0, (Point(0, None, start),), rate, probes)
-        course = self._trained(Schedule(rate, steps), start, judge, progress, until)
-        return replace(course, probes=probes)
+        smaller = [each for each in sorted(probes, reverse=True) if each < rate]
+        best: Course | None = None
+        for each in (rate, *smaller[: trainings - 1]):
+            course = self._trained(Schedule(each, steps), start, judge, progress, until)
+            better = best is None or course.least < best.least
+            best = course if better or best is None else replace(best, stopped=course.stopped)
+            if course.stopped is not None:
+                break
+        assert best is not None
+        return replace(best, probes=probes)
 
     def _probed(self, steps: int, judge: Judge, progress: Progress[Any]) -> dict[float, float]:
         """Divergence after a short training with each rate."""

@@ -206,3 +206,45 @@ def test_parts_of_a_step_weigh_by_their_samples() -> None:
     assert together is not None
     assert apart is not None
     np.testing.assert_allclose(together["w"], apart["w"], rtol=1e-5)
+
+
+def test_where_a_training_is_short_smaller_rates_are_trained_with_as_well() -> None:
+    """What a rate is good for shows only at the end."""
+    known: list[float] = []
+
+    def judge(values: Any) -> float:
+        known.append(distance(values))
+        # the probes cannot tell rates apart, and at the end the largest does worst
+        return 1.0 if len(known) <= 1 + len(RATES) else float(np.abs(values["w"]).max())
+
+    single = trained(Bowl(), judge, steps=40)
+    known.clear()
+    several = trained(Bowl(), judge, steps=40, trainings=3)
+    assert single.rate == RATES[-1]
+    assert several.rate == RATES[-3]
+    assert several.least < single.least
+    again = trained(
+        Bowl(),
+        lambda values: float(not values["w"].any()),
+        steps=40,
+        rate=several.rate,
+        until=several.best,
+    )
+    assert np.array_equal(again.values["w"], several.values["w"])
+
+
+def test_a_training_that_is_stopped_is_the_last() -> None:
+    steps: list[int] = []
+
+    def progress(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+        for number, item in enumerate(items):
+            if what == "fine-tuning":
+                steps.append(number)
+                if len(steps) == 60:
+                    raise KeyboardInterrupt
+            yield item
+
+    course = trained(Bowl(), steps=40, trainings=3, progress=progress)
+    assert len(steps) == 60
+    assert course.stopped is not None
+    assert course.best
