@@ -2,7 +2,8 @@
 
     L = T^2 KL(teacher || student) at T = 2      class scores, probabilities
       + |y - t|^2                                quantities
-      + a sum_b |s_b - f_b|^2                    features: tensors inside that both have
+      + a sum_b |s_b - f_b|^2                    features: tensors inside that both have, in rows
+                                                 that any of the above depends on
 
 each in units of what a model scores that always gives the same, rows weighted as where models are
 compared (`verification/divergence.py`), features over their variance. Labels add the cross-entropy,
@@ -19,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.gradients.backward import Added
 from onnxprune.gradients.differentiated import EmittedLoss
 from onnxprune.gradients.emitter import Emitter
 from onnxprune.gradients.losses import heads_of
@@ -85,6 +87,11 @@ class Feature:
     variance: float = 1.0
 
 
+def channel_axis(rank: int) -> int:
+    """Axis of the channels of a feature: the second of four axes and more, else the last."""
+    return 1 if rank > 3 else rank - 1
+
+
 class DistillationLoss:
     """Compares a student with its teacher.
 
@@ -138,14 +145,17 @@ class DistillationLoss:
         for part in self._parts if self._taught else ():
             writer.add_output(part)
         share = _FEATURE_WEIGHT / max(len(self._features), 1)
-        for feature in self._features:
-            writer.add_feature(feature, share)
+        later = {feature.name: writer.feature(feature, share) for feature in self._features}
         for tensor in dict.fromkeys(part.tensor for part in self._parts if self._labelled):
             writer.add_given(tensor)
-        outputs = [writer.total(OF_OUTPUTS), writer.total(OF_FEATURES)]
-        if self._labelled:
-            outputs += [values[part.measure.name] for part in self._parts]
-        return EmittedLoss(writer.slopes, writer.inputs, outputs)
+
+        def totals() -> list[ir.Value]:
+            outputs = [writer.total(OF_OUTPUTS), writer.total(OF_FEATURES)]
+            if self._labelled:
+                outputs += [values[part.measure.name] for part in self._parts]
+            return outputs
+
+        return EmittedLoss(writer.slopes, writer.inputs, later, totals)
 
     def feed(
         self, outputs: Mapping[str, NDArray[Any]], features: Mapping[str, NDArray[Any]], rows: int
@@ -220,16 +230,36 @@ class _Writer:
             self._count(OF_OUTPUTS, self._emit.op("Mul", weighted, apart))
             self._slope(part.measure.name, self._emit.op("Add", weighted, weighted))
 
-    def add_feature(self, feature: Feature, share: float) -> None:
-        """Append the loss of a tensor inside."""
+    def feature(self, feature: Feature, share: float) -> Added:
+        """What appends the loss of a tensor inside.
+
+        Rows of which nothing depends on, such as padding, count nothing: their gradient is zero.
+        """
         emit, value = self._emit, self._values[feature.name]
         target = self._input(f"{_PREFIX}/{feature.name}/feature", value)
-        apart = emit.op("Sub", value, target)
-        count = emit.op("Cast", emit.op("Size", value), to=int(ir.DataType.FLOAT))
-        factor = emit.op("Div", emit.constant(np.float32(share / feature.variance)), count)
-        weighted = emit.op("Mul", apart, factor)
-        self._count(OF_FEATURES, emit.op("Mul", weighted, apart))
-        self._slope(feature.name, emit.op("Add", weighted, weighted))
+
+        def append(slope: ir.Value | None) -> ir.Value:
+            apart = emit.op("Sub", value, target)
+            count = emit.op("Cast", emit.op("Size", value), to=int(ir.DataType.FLOAT))
+            factor = emit.op("Div", emit.constant(np.float32(share / feature.variance)), count)
+            if slope is not None:
+                factor = emit.op(
+                    "Mul", factor, self._counting(slope, channel_axis(emit.rank(value)))
+                )
+            weighted = emit.op("Mul", apart, factor)
+            self._count(OF_FEATURES, emit.op("Mul", weighted, apart))
+            return emit.op("Add", weighted, weighted)
+
+        return append
+
+    def _counting(self, slope: ir.Value, axis: int) -> ir.Value:
+        """How much each row counts, 1 on average: nothing where its gradient is zero."""
+        emit = self._emit
+        largest = emit.reduce("ReduceMax", emit.op("Abs", slope), [axis])
+        alive = emit.op("Greater", largest, emit.constant(np.float32(0)))
+        counting = emit.op("Cast", alive, to=int(ir.DataType.FLOAT))
+        mean = emit.op("ReduceMean", counting, keepdims=0)
+        return emit.op("Div", counting, emit.op("Max", mean, emit.constant(np.float32(_SMALLEST))))
 
     def add_given(self, tensor: str) -> None:
         """Read a gradient with respect to a tensor, and add it."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from onnxprune.distillation.losses import Feature
+from onnxprune.distillation.losses import Feature, channel_axis
 from onnxprune.gradients.differentiated import single
 from onnxprune.gradients.preparation import to_single_precision
 from onnxprune.model.execution import Execution
@@ -105,7 +105,7 @@ def with_variance(
 class _Spread:
     """Mean and squared deviations of channels, batch after batch (Chan et al. 1983).
 
-    Channels are axis 1 of four axes and more, else the last.
+    Channels lie where `losses.channel_axis` says.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class _Spread:
         """Add a batch."""
         if not array.size:
             return
-        axis = 1 if array.ndim > 3 else array.ndim - 1
+        axis = channel_axis(array.ndim)
         others = tuple(each for each in range(array.ndim) if each != axis)
         count = array.size // array.shape[axis]
         with np.errstate(invalid="ignore"):

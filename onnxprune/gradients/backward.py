@@ -7,8 +7,9 @@ blocked: part of their gradient is unknown. All others have theirs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -20,6 +21,9 @@ from onnxprune.model.bodies import node_id
 from onnxprune.model.execution import node_reads
 
 _NOTHING = Expansion()
+
+Added: TypeAlias = Callable[[ir.Value | None], ir.Value]
+"""Appends what is added to the gradient of a tensor, given all of it before; None for nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def add_backward(
     edges: Collection[Edge],
     expansion: Expansion = _NOTHING,
     tensors: Collection[str] = (),
+    later: Mapping[str, Added] | None = None,
 ) -> Backward:
     """Append the nodes that compute gradients.
 
@@ -73,13 +78,16 @@ def add_backward(
         expansion: of the model, where edges still call nodes by what they were before.
         tensors: names of tensors whose whole gradient is asked for; of initializers too, whose
             gradient is that of all nodes that read them.
+        later: by name of a tensor that a node makes, what is added to its gradient when all of the
+            others is known.
     """
     nodes = list(model.graph)
     asked: dict[str, set[str]] = {}
     for edge in edges:
         asked.setdefault(edge.node, set()).add(edge.tensor)
     weights = set(model.graph.initializers)
-    walk = _Walk(emit, asked, expansion, dict(seeds), set(tensors), weights)
+    known = _Known(dict(seeds), later or {})
+    walk = _Walk(emit, asked, expansion, known, set(tensors), weights)
     walk.mark(nodes)
     for node in reversed(nodes):
         walk.back_through(node)
@@ -98,6 +106,29 @@ def add_backward(
     return backward
 
 
+class _Known:
+    """Gradients of tensors as far as the walk has come.
+
+    Args:
+        gradients: by tensor.
+        later: see `add_backward`.
+    """
+
+    def __init__(self, gradients: dict[str, ir.Value], later: Mapping[str, Added]) -> None:
+        self._gradients, self._later = gradients, later
+
+    def add(self, name: str, gradient: ir.Value, emit: Emitter) -> None:
+        """Add what comes from one more node."""
+        self._gradients[name] = emit.total(self._gradients.get(name), gradient)
+
+    def take(self, name: str, emit: Emitter) -> ir.Value | None:
+        """The whole gradient of a tensor all of whose readers were visited; None for nothing."""
+        gradient = self._gradients.pop(name, None)
+        if name not in self._later:
+            return gradient
+        return emit.total(gradient, self._later[name](gradient))
+
+
 class _Walk:
     """The state of one walk.
 
@@ -105,7 +136,7 @@ class _Walk:
         emit: appends nodes.
         asked: tensors whose gradient is asked for, by id of the node that reads them.
         expansion: see `add_backward`.
-        gradients: known so far, by tensor.
+        known: gradients so far.
         tensors: names of those whose gradient is kept.
         weights: names of the initializers.
     """
@@ -115,14 +146,14 @@ class _Walk:
         emit: Emitter,
         asked: Mapping[str, set[str]],
         expansion: Expansion,
-        gradients: dict[str, ir.Value],
+        known: _Known,
         tensors: set[str],
         weights: set[str],
     ) -> None:
         self.backward = Backward()
         self._tensors = tensors
         self._emit, self._asked, self._expansion = emit, asked, expansion
-        self._gradients = gradients
+        self._known = known
         self._reached: set[str] = set(tensors)
         self._fixed: set[str] = set(weights)
         self._stuck: dict[str, str] = {}
@@ -150,12 +181,12 @@ class _Walk:
         """Note what is known of initializers, after the walk."""
         for name in sorted(self._tensors.intersection(names)):
             reasons = [self._stuck[name]] if name in self._stuck else []
-            self._keep([name], [self._gradients.get(name)], reasons)
+            self._keep([name], [self._known.take(name, self._emit)], reasons)
 
     def back_through(self, node: ir.Node) -> None:
         """Hand the gradients of what a node makes on to what it reads."""
         names = [value.name or "" for value in node.outputs]
-        outputs = [self._gradients.pop(name, None) for name in names]
+        outputs = [self._known.take(name, self._emit) for name in names]
         reasons = [self._stuck.pop(name) for name in names if name in self._stuck]
         self._keep(names, outputs, reasons)
         mine = self._asked.get(self.owner(node), set())
@@ -230,7 +261,7 @@ class _Walk:
                 self.backward.gradients.get(edge), gradient
             )
         if name in self._reached:
-            self._gradients[name] = self._emit.total(self._gradients.get(name), gradient)
+            self._known.add(name, gradient, self._emit)
 
 
 def _in_bodies(node: ir.Node) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxprune.coupling.groups import Reading
 from onnxprune.errors import InputError
-from onnxprune.gradients.backward import Edge, add_backward
+from onnxprune.gradients.backward import Added, Edge, add_backward
 from onnxprune.gradients.emitter import QUANTISED, Emitter
 from onnxprune.gradients.preparation import Expansion, expand, to_single_precision, upgraded
 from onnxprune.model.bodies import node_id
@@ -113,12 +113,15 @@ class EmittedLoss:
     Attributes:
         slopes: its gradient with respect to tensors of the model, by name.
         inputs: of the graph that the loss reads besides, such as targets.
-        outputs: what the graph gives besides, such as the loss itself.
+        later: by name of a tensor, what appends the gradient of a part of the loss that knows the
+            gradient of all others there, as `backward.Added` has it.
+        outputs: appends what the graph gives besides, such as the loss itself, after all gradients.
     """
 
     slopes: Mapping[str, ir.Value]
     inputs: Sequence[ir.Value] = ()
-    outputs: Sequence[ir.Value] = ()
+    later: Mapping[str, Added] = field(default_factory=dict)
+    outputs: Callable[[], Sequence[ir.Value]] = tuple
 
 
 @dataclass(frozen=True)
@@ -312,9 +315,11 @@ def differentiate_weights(
     ready = _prepared(model, set(), sample, runtime, rng, weights)
     graph, emit = ready.model.graph, ready.emit
     emitted = loss(emit, ready.values)
-    backward = add_backward(ready.model, emit, emitted.slopes, (), ready.expansion, set(weights))
+    backward = add_backward(
+        ready.model, emit, emitted.slopes, (), ready.expansion, set(weights), emitted.later
+    )
     del graph.outputs[:]
-    graph.outputs.extend(emitted.outputs)
+    graph.outputs.extend(emitted.outputs())
     gradients = {
         name: _output(emit, backward.tensors[name]) for name in weights if name in backward.tensors
     }

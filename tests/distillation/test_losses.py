@@ -203,6 +203,22 @@ def test_features_are_compared_over_their_variance() -> None:
     made.check_slopes()
 
 
+def test_rows_of_a_feature_that_no_answer_depends_on_count_nothing() -> None:
+    """Such as padding: features are there for the answers."""
+    body = f"{HIDDEN} g = MatMul(x, c) open = Relu(g) passed = Mul(r, open) y = MatMul(passed, b)"
+    made = lesson(body, OUT, {**SHAPES, "c": (WIDTH, 1)}, ["r"])
+    theirs = made.answers.run({"x": made.x})[1]["r"].astype(np.float64)
+    apart = np.mean((theirs - made.values["r"]) ** 2, axis=1) / made.variances["r"]
+    gate = made.x @ made.student.values["c"]
+    alive = gate[:, 0] > 0
+    assert 0 < alive.sum() < ROWS
+    every = lesson(f"{HIDDEN} y = MatMul(r, b)", OUT, SHAPES, ["r"])
+    others = every.answers.run({"x": every.x})[1]["r"].astype(np.float64)
+    weight = every.run()[1] / (np.mean((others - every.values["r"]) ** 2) / every.variances["r"])
+    assert made.run()[1] == pytest.approx(weight * np.mean(apart[alive]), rel=1e-3)
+    made.check_slopes()
+
+
 def test_a_teacher_is_at_no_distance_from_itself() -> None:
     for last in ("y = MatMul(r, b)", "s = MatMul(r, b) y = Softmax(s)"):
         body = f"{HIDDEN} {last}"
