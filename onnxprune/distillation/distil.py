@@ -33,7 +33,10 @@ from onnxprune.progress import Progress
 from onnxprune.verification.divergence import DivergenceEvaluator
 from onnxprune.verification.measures import is_float
 
-_BATCH = 64
+_BATCH, _SINGLE, _SMALL_BATCH = 64, 16, 24
+"""Samples of a step; where each has to run alone, so that many do not cost less together; and where
+there are few in all, and steps are counted, not passes."""
+
 _OBSERVED = 2  # samples
 _LEAST_STEPS_AN_EPOCH = 8
 _FEWEST_STEPS = 2
@@ -83,7 +86,7 @@ class Effort:
         Args:
             macs: multiplications of a training.
         """
-        return max(1, min(_MOST_TRAININGS, int(self.macs / 2 / macs)))
+        return max(1, min(_MOST_TRAININGS, int(self.macs / macs)))
 
 
 EFFORTS: Mapping[str, Effort] = {
@@ -318,7 +321,9 @@ class _Lesson:
     @property
     def batch(self) -> int:
         """Samples of a step."""
-        return max(1, min(_BATCH, self.pool.count // _LEAST_STEPS_AN_EPOCH))
+        most, count = _SINGLE if self.pool.largest == 1 else _BATCH, self.pool.count
+        few = min(_SMALL_BATCH, count // 2) if isinstance(self.options.effort, str) else 1
+        return max(1, min(most, max(few, count // _LEAST_STEPS_AN_EPOCH)))
 
     def whole(self, judge: Judge) -> _Made:
         """Train all weights together.

@@ -63,6 +63,11 @@ class Pool:
         """Number of samples of the smallest run."""
         return self._parts[0].rows if self._is_whole(self._parts[0]) else 1
 
+    @property
+    def largest(self) -> int:
+        """Number of samples of the largest run."""
+        return max(part.rows for part in self._parts)
+
     def epoch(self, rows: int, most: int, rng: np.random.Generator) -> Iterator[list[Part]]:
         """Go through the samples once, in random order.
 
