@@ -81,8 +81,7 @@ def knapsack_candidates(
     # parts of a group share its axes, so that each could give up its share and all too much
     whole = "channels" in target
     parts = [part for entry in ranked for part in ((entry,) if whole else entry.parts or (entry,))]
-    known = set.intersection(*(set(part.curves) for part in parts))
-    names = [name for name in ranked[0].curves if name in known and scaling in (None, name)]
+    names = [name for name in scalings(parts) if scaling in (None, name)]
     if not names:
         return []
     groups, orders = [entry.group for entry in ranked], [entry.steps for entry in ranked]
@@ -97,6 +96,12 @@ def knapsack_candidates(
         if all(removal.units != entry.removal.units for entry in found):
             found.append(Candidate(name, removal))
     return found
+
+
+def scalings(ranked: Sequence[RankedGroup]) -> list[str]:
+    """Names of the error curves that all groups, or their parts, have, the preferred one first."""
+    known = [part.curves.keys() for entry in ranked for part in entry.parts or (entry,)]
+    return [name for name in known[0] if all(name in names for names in known)] if known else []
 
 
 def without_shared(ranked: Sequence[RankedGroup]) -> list[RankedGroup]:

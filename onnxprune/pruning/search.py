@@ -18,11 +18,12 @@ import onnx_ir as ir
 from onnxprune.allocation.candidates import (
     Candidate,
     knapsack_candidates,
+    scalings,
     simple_candidates,
     without_shared,
 )
 from onnxprune.allocation.halving import difference, distinct, going_on, on_one_scale
-from onnxprune.allocation.secant import Attempt, Excess, Secant, solve_for_target
+from onnxprune.allocation.secant import TOLERANCE, Attempt, Excess, Secant, solve_for_target
 from onnxprune.calibration.batches import feed_bytes, held_out_part, spread_batches
 from onnxprune.calibration.context import RunContext
 from onnxprune.compensation.compensate import Effort
@@ -47,7 +48,11 @@ from onnxprune.verification.divergence import DivergenceEvaluator
 _LATENCY_SECONDS = 2.5
 """Time that one measurement of latency takes."""
 
+_ROUGH_SECONDS = 1.0
+"""Time of one that only says what to ask the cost model for while allocations are compared."""
+
 _LATENCY_ROUNDS = 8
+_ROUGH_ROUNDS = 2
 _SIZE_ROUNDS = 4
 _SIZE_FACTOR = 1.1
 """Surgery adds constants and names to the smaller file too, so that more has to be removed."""
@@ -160,13 +165,17 @@ class Search:
             NothingPrunable: when no group is left, or (TargetUnreachable) the target is out of
                 reach.
         """
-        first = self._measured(self.target)
         if not self.method.compensation.changes_weights:
-            return first
+            return self._measured(self.target)
+        if LATENCY in self.target:
+            compared, start = self._rough_aims()
+            best, trials = self.best(compared)
+            return replace(self._measured(start, best.name), trials=trials)
+        first = self._measured(self.target)
         best, trials = self.best(first.aim)
         if best.name == first.candidate.name:
             return replace(first, trials=trials)
-        if {LATENCY, SIZE}.isdisjoint(self.target):
+        if SIZE not in self.target:
             return replace(first, candidate=best, trials=trials)
         return replace(self._measured(first.aim, best.name), trials=trials)
 
@@ -182,7 +191,7 @@ class Search:
         """
         analysis = self.workspace.reference
         while True:
-            candidate = self.candidates(aim)[0] if name is None else self.candidate(aim, name)
+            candidate = self._first(aim) if name is None else self.candidate(aim, name)
             is_cut = candidate.removal.units or analysis.altered
             if not is_cut and any(share < 1 for share in aim.values()):
                 raise NothingPrunable(why_nothing(analysis, self.method.options, self.dropped))
@@ -200,6 +209,11 @@ class Search:
             TargetUnreachable: when removing everything that may be removed is not enough.
         """
         return [self._with_lossless(candidate) for candidate in self._allocations(aim)]
+
+    def _first(self, aim: Mapping[str, float]) -> Candidate:
+        """The first of the candidates."""
+        names = scalings(self._left())
+        return self._with_lossless(self._allocations(aim, names[0] if names else None)[0])
 
     def candidate(self, aim: Mapping[str, float], name: str) -> Candidate:
         """The allocation with a name that `best` has returned for another aim.
@@ -304,15 +318,33 @@ class Search:
             return self._in_size(aim, name)
         return self.at(aim, name)
 
-    def _in_time(self, start: Mapping[str, float], name: str | None) -> Choice:
-        def build(aim: Mapping[str, float]) -> tuple[Choice, Mapping[str, float]]:
-            choice = self.at({**self.target, LATENCY: aim[LATENCY]}, name)
-            latency = measured_latency(self.workspace.reference, choice.plain.model, self.context)
-            measured.append(latency)
-            return choice, {LATENCY: latency.ratio}
+    def _rough_aims(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """What to ask the cost model for: one build with the first allocation, one correction.
 
+        Returns:
+            an aim at which allocations can be compared, as that one meets it about, and where to
+            start with the one that is chosen.
+        """
+        rule = Secant(LATENCY, self.target[LATENCY], close=TOLERANCE)
+        build = partial(self._timed, None, [], _ROUGH_SECONDS)
+        attempts = solve_for_target(self.target, build, rule, _ROUGH_ROUNDS)
+        nearest = min(attempts, key=lambda each: abs(each.ratios[LATENCY] - rule.asked))
+        return nearest.aim, rule.next_aim(attempts, nearest.aim, {}) or nearest.aim
+
+    def _timed(
+        self, name: str | None, measured: list[Latency], seconds: float, aim: Mapping[str, float]
+    ) -> tuple[Choice, Mapping[str, float]]:
+        """Build an allocation for an aim and measure its latency; adds that to a list."""
+        choice = self.at({**self.target, LATENCY: aim[LATENCY]}, name)
+        original, context = self.workspace.reference, self.context
+        latency = measured_latency(original, choice.plain.model, context, seconds)
+        measured.append(latency)
+        return choice, {LATENCY: latency.ratio}
+
+    def _in_time(self, start: Mapping[str, float], name: str | None) -> Choice:
         measured: list[Latency] = []
         rule = Secant(LATENCY, self.target[LATENCY])
+        build = partial(self._timed, name, measured, _LATENCY_SECONDS)
         attempts = solve_for_target(start, build, rule, _LATENCY_ROUNDS)
         best = rule.best(attempts)
         if best is None:
@@ -419,11 +451,20 @@ def trial_batches(workspace: Workspace, cost: CostModel, factor: int = 1) -> lis
     return spread_batches(range(len(feeds)), factor * count)
 
 
-def measured_latency(analysis: Analysis, model: ir.Model, context: RunContext) -> Latency:
-    """Time a model against the reference model, on the feed it was traced with or its batch."""
+def measured_latency(
+    analysis: Analysis, model: ir.Model, context: RunContext, seconds: float = _LATENCY_SECONDS
+) -> Latency:
+    """Time a model against the reference model, on the feed it was traced with or its batch.
+
+    Args:
+        analysis: of the reference model.
+        model: with the same interface.
+        context: runtime and progress callback.
+        seconds: time to spend.
+    """
     specs, traced = input_specs(analysis.original), analysis.coupling.facts.first.feed
     feed = resized_batch(specs, traced, context.runtime.batch)
-    work = partial(measure_pair, analysis.original, model, feed, context.runtime, _LATENCY_SECONDS)
+    work = partial(measure_pair, analysis.original, model, feed, context.runtime, seconds)
     latency: Latency = during(context.progress, "measuring latency", work)
     return latency
 

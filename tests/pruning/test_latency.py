@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from helpers.paths import MODELS
 from helpers.solving import images, mlp
 
 import onnxprune
 from onnxprune.cost.latency.measure import Latency
 from onnxprune.cost.macs import node_macs
+from onnxprune.cost.memory import stored_parameters
 from onnxprune.errors import InputError, TargetUnreachable
 from onnxprune.model.node_view import ShapeOf
 from onnxprune.passes.pipeline import run as stage
@@ -94,3 +98,48 @@ def test_a_batch_that_the_model_does_not_take_is_refused_before_anything_runs() 
         onnxprune.prune(fixed, calibration=SAMPLES, batch=3)
     with pytest.raises(InputError, match="batch must be a whole number of at least 1, not 0"):
         onnxprune.prune(mlp(), calibration=SAMPLES, batch=0)
+
+
+class TimedByWeights:
+    """Says that latency goes with the weights that are left, but less steeply.
+
+    What is asked of the table comes out slower than it says.
+    """
+
+    def __init__(self) -> None:
+        self.ratios: list[float] = []
+        self.seconds: list[float] = []
+
+    def __call__(
+        self,
+        original: ir.Model,
+        result: ir.Model,
+        feed: Mapping[str, Any],
+        runtime: Any,
+        seconds: float,
+    ) -> Latency:
+        before, after = (stored_parameters(model.graph) for model in (original, result))
+        ratio = 0.4 + 0.6 * after / before
+        self.ratios.append(ratio)
+        self.seconds.append(seconds)
+        return Latency(1.0, ratio, ratio, ratio, ratio, 9, (ratio, ratio))
+
+
+@pytest.mark.usefixtures("counted")
+def test_allocations_are_compared_after_one_build_and_one_correction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watch = TimedByWeights()
+    monkeypatch.setattr(search, "measure_pair", watch)
+    samples = np.load(MODELS / "digits_resnet_calibration.npz")
+    given = {**TIMED, "calibration": {name: samples[name][:64] for name in samples.files}}
+    model = onnx.load(MODELS / "digits_resnet.onnx")
+    result = onnxprune.prune(model, target={"latency": 0.7}, **given)
+    assert len(result.report.trials) > 4
+    rough = [seconds for seconds in watch.seconds if seconds == search._ROUGH_SECONDS]
+    assert watch.seconds[: len(rough)] == rough
+    assert len(rough) == 2
+    assert len(watch.seconds) <= len(rough) + 4
+    assert watch.ratios[-1] == pytest.approx(0.7, rel=0.05)
+    assert result.report.latency is not None
+    assert result.report.latency.ratio == watch.ratios[-1]
