@@ -15,6 +15,7 @@ from helpers.paths import MODELS
 import onnxprune
 
 RESNET = MODELS / "digits_resnet_bn.onnx"
+MLP = MODELS / "digits_mlp.onnx"
 TARGET = {"macs": 0.6}
 
 
@@ -22,6 +23,25 @@ TARGET = {"macs": 0.6}
 def samples():
     with np.load(MODELS / "digits_resnet_calibration.npz") as file:
         return {name: file[name][:64] for name in file.files}
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """Samples of the perceptron, for what does not depend on the model."""
+    with np.load(MODELS / "digits_mlp_calibration.npz") as file:
+        return {name: file[name][:64] for name in file.files}
+
+
+@pytest.fixture(scope="module")
+def reference(samples):
+    """The network of the file, pruned from its path."""
+    return prune(str(RESNET), calibration=samples)
+
+
+@pytest.fixture(scope="module")
+def small(pixels):
+    """The perceptron of the file, pruned."""
+    return prune(MLP, calibration=pixels)
 
 
 def prune(model, **options):
@@ -43,12 +63,11 @@ def same(first, second):
     )
 
 
-def test_defaults_are_with_samples_what_keeps_most_and_without_what_needs_none(samples):
+def test_defaults_are_with_samples_what_keeps_most_and_without_what_needs_none(reference):
     chosen = ("criterion", "compensate", "allocation", "lossless")
-    with_samples = prune(RESNET, calibration=samples)
-    options = with_samples.plan.options
+    options = reference.plan.options
     assert [options[one] for one in chosen] == ["reconstruction", "least-squares", "auto", True]
-    report = with_samples.report
+    report = reference.report
     assert report.note == ""
     assert min(report.trials, key=report.trials.__getitem__) == report.allocation
     assert {one.node for one in report.repairs if one.solved}
@@ -66,30 +85,31 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_kind_out(samples, kind, tmp_path):
-    reference = prune(RESNET, calibration=samples)
+def test_same_kind_out(samples, reference, kind, tmp_path):
     model = KINDS[kind](RESNET)
     before = weights(model)
+    data = model.SerializeToString(deterministic=True) if kind == "proto" else None
     result = prune(model, calibration=samples)
     assert type(result.model) is type(model)
     assert same(weights(model), before)
+    assert data is None or model.SerializeToString(deterministic=True) == data
     assert same(weights(result.model), weights(reference.model))
     assert result.plan.groups == reference.plan.groups
     result.save(tmp_path / "o.onnx")
     onnx.checker.check_model(tmp_path / "o.onnx", full_check=True)
 
 
-def test_path_gives_an_ir_model_and_leaves_the_file_alone(samples):
-    before = RESNET.read_bytes()
-    result = prune(str(RESNET), calibration=samples)
+def test_path_gives_an_ir_model_and_leaves_the_file_alone(pixels):
+    before = MLP.read_bytes()
+    result = prune(str(MLP), calibration=pixels)
     assert isinstance(result.model, ir.Model)
-    assert RESNET.read_bytes() == before
+    assert MLP.read_bytes() == before
 
 
-def test_proto_is_unchanged_to_the_byte(samples):
-    proto = onnx.load(RESNET)
+def test_proto_is_unchanged_to_the_byte(pixels):
+    proto = onnx.load(MLP)
     before = proto.SerializeToString(deterministic=True)
-    prune(proto, calibration=samples)
+    prune(proto, calibration=pixels)
     assert proto.SerializeToString(deterministic=True) == before
 
 
@@ -114,30 +134,28 @@ class Reader:
         lambda samples: (
             {name: one[i : i + 16] for name, one in samples.items()} for i in range(0, 64, 16)
         ),
-        lambda samples: samples["images"],
+        lambda samples: samples["pixels"],
         Reader,
     ],
     ids=["list", "generator", "array", "reader"],
 )
-def test_calibration_from_python(samples, form):
-    reference = prune(RESNET, calibration=samples)
-    assert prune(RESNET, calibration=form(samples)).plan.groups == reference.plan.groups
+def test_calibration_from_python(pixels, small, form):
+    assert prune(MLP, calibration=form(pixels)).plan.groups == small.plan.groups
 
 
-def test_apply_takes_plans_and_files(samples, tmp_path):
-    first = prune(RESNET, calibration=samples)
+def test_apply_takes_plans_and_files(samples, reference, tmp_path):
     path = tmp_path / "plan.json"
-    path.write_text(first.plan.to_json())
-    for plan in (first.plan, path, str(path)):
+    path.write_text(reference.plan.to_json())
+    for plan in (reference.plan, path, str(path)):
         again = onnxprune.apply(RESNET, plan, calibration=samples, measure_latency=False)
-        assert same(weights(again.model), weights(first.model))
-    assert onnxprune.Plan.from_json(first.plan.to_json()) == first.plan
+        assert same(weights(again.model), weights(reference.model))
+    assert onnxprune.Plan.from_json(reference.plan.to_json()) == reference.plan
 
 
-def test_result_is_not_saved_over_the_input(samples, tmp_path):
+def test_result_is_not_saved_over_the_input(pixels, tmp_path):
     path = tmp_path / "m.onnx"
-    path.write_bytes(RESNET.read_bytes())
-    result = prune(path, calibration=samples)
+    path.write_bytes(MLP.read_bytes())
+    result = prune(path, calibration=pixels)
     with pytest.raises(onnxprune.InputError, match="overwrite"):
         result.save(path)
 

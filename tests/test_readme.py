@@ -1,14 +1,17 @@
 """The examples of the documents run as they stand.
 
-Blocks marked `bash` and `python` are run from a folder that has the repository's models; blocks
-marked otherwise are not.
+Blocks marked `bash` and `python` are run from a folder that has the repository's models and some of
+their samples; blocks marked otherwise are not. All are run in this process, but for commands of a
+shell that do more than call onnxprune.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,9 +26,11 @@ from helpers.rules import Case, check
 
 import onnxprune
 from onnxprune.cli import main
+from onnxprune.cost.latency.measure import measure_pair
 from onnxprune.coupling.operators import elementwise
 from onnxprune.importance import registry
 from onnxprune.options import FINETUNE_OPTIONS
+from onnxprune.pruning import results
 
 
 def blocks(document, language):
@@ -47,10 +52,28 @@ def all_blocks(language):
     ]
 
 
+SAMPLES = 128
+"""Of the 512 there are for each model: what an example does is the same with them."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The folder models/ with fewer samples to calibrate on."""
+    folder = tmp_path_factory.mktemp("documents") / "models"
+    shutil.copytree(ROOT / "models", folder, ignore=shutil.ignore_patterns("*.py"))
+    for path in folder.glob("*_calibration.npz"):
+        with np.load(path) as file:
+            arrays = {name: file[name][:SAMPLES] for name in file.files}
+        np.savez(path, **arrays)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
+def folder(models, tmp_path, monkeypatch):
     """A working folder with models/, and a bin/ whose commands use the running interpreter."""
-    shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("*.py"))
+    monkeypatch.setattr(results, "measure_pair", functools.partial(measure_pair, seconds=0.0))
+    shutil.copytree(models, tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, module in (("onnxprune", "-m onnxprune"), ("python", "")):
@@ -60,9 +83,34 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-@pytest.mark.parametrize("block", all_blocks("bash"))
-def test_commands(folder, block):
+def commands(block):
+    """The commands of a block, one after another; the block as it is where one has several lines.
+
+    Returns:
+        the words after `onnxprune` where a command is nothing but a call of it, else its text.
+    """
+    if "<<" in block:
+        return [block]
+    lines = block.replace("\\\n", " ").strip().splitlines()
+    return [
+        shlex.split(line)[1:]
+        if line.startswith("onnxprune ") and not re.search(r"[<>|&;$`#]", line)
+        else line
+        for line in lines
+    ]
+
+
+def test_commands_of_a_block():
+    block = "onnxprune inspect a.onnx \\\n    --svg 'b c.svg'\nonnxprune passes > file\ncmp a b\n"
+    assert commands(block) == [
+        ["inspect", "a.onnx", "--svg", "b c.svg"],
+        "onnxprune passes > file",
+        "cmp a b",
+    ]
+    assert commands("cat > a <<'END'\nb\nEND\n") == ["cat > a <<'END'\nb\nEND\n"]
+
+
+def run_in_shell(folder, block):
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     completed = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block],
@@ -76,14 +124,25 @@ def test_commands(folder, block):
     assert completed.stderr == ""
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("block", all_blocks("bash"))
+def test_commands(folder, block, capfd):
+    for command in commands(block):
+        if isinstance(command, str):
+            run_in_shell(folder, command)
+        else:
+            assert main(command) == 0, capfd.readouterr().err
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("block", all_blocks("python"))
-def test_python(folder, block):
-    completed = subprocess.run(
-        [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert completed.returncode == 0, completed.stderr
-    assert completed.stderr == ""
-    assert completed.stdout
+def test_python(block, capfd):
+    # as a file of its own: the examples must not see the names of this one
+    exec(compile(block, "example.py", "exec"), {"__name__": "__main__"})
+    output = capfd.readouterr()
+    assert output.err == ""
+    assert output.out
 
 
 @pytest.mark.parametrize(

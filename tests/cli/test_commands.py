@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from helpers.samples import few_samples_file
 
 import onnxprune
 from onnxprune.errors import VerificationError
@@ -92,7 +93,7 @@ def test_inspect(run, models, model):
 
 
 def test_verify(run, models, tmp_path):
-    model, data = models / "digits_resnet.onnx", models / "digits_resnet_calibration.npz"
+    model, data = models / "digits_resnet.onnx", few_samples_file(tmp_path, "digits_resnet")
     out = tmp_path / "o.onnx"
     assert run("prune", model, out, "--calibration", data, "--target", "macs=0.9").code == 0
     outcome = run("verify", model, out, "--calibration", data, "--json", "-")
@@ -129,7 +130,7 @@ def test_same_bytes_in_every_process_and_from_the_plan(run, models, tmp_path, co
 
 def test_defaults_give_the_same_bytes_in_every_process_and_from_the_plan(run, models, tmp_path):
     """Which units go is decided on the way, and decided alike when the plan is carried out."""
-    model, data = models / "digits_resnet.onnx", models / "digits_resnet_calibration.npz"
+    model, data = models / "digits_resnet.onnx", few_samples_file(tmp_path, "digits_resnet")
     plan, figures = tmp_path / "p.json", tmp_path / "f.json"
     written = []
     for seed in ("1", "2"):
@@ -186,7 +187,7 @@ def test_augment(run, models, tmp_path):
     plan = tmp_path / "p.json"
     outcome = run(
         *("prune", models / "digits_resnet.onnx", tmp_path / "o.onnx", "--plan", plan),
-        *("--calibration", models / "digits_resnet_calibration.npz", "--target", "channels=0.9"),
+        *("--calibration", few_samples_file(tmp_path, "digits_resnet"), "--target", "channels=0.9"),
         *("--augment", "flip,shift"),
     )
     assert (outcome.code, outcome.err) == (0, "")
