@@ -65,41 +65,54 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     return asked
 
 
-def labelled(which: str) -> dict[str, Any]:
+def labelled(which: str, name: str = "digits_mlp") -> dict[str, Any]:
     """Some digits, and what is known of each."""
-    with np.load(MODELS / "digits_resnet_test.npz") as file:
+    with np.load(MODELS / f"{name}_test.npz") as file:
         inputs = {name: file[name][:64] for name in file.files if name != "labels"}
         known = file["labels"][:64]
     numbers = np.random.default_rng(0).standard_normal((64, 10))
     return {"calibration": inputs, "labels": known if which == "the file's" else numbers}
 
 
+ALL_TARGETS = ({"macs": 0.7}, {"channels": 0.5}, {"params": 0.6}, {"macs": 0.8, "params": 0.7})
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("name", "targets", "options"),
     [
-        {},
-        {"compensate": "mean", "criterion": "l2"},
-        {"compensate": "none", "criterion": "random", "seed": 3},
-        {"round_to": 4},
-        {"criterion": "taylor", "labels": "the file's"},
-        {"criterion": "fisher", "labels": "the file's", "loss": "cross-entropy"},
-        {"criterion": "taylor", "labels": "of another task", "loss": "mse"},
+        ("digits_resnet", ALL_TARGETS[::3], {}),
+        ("digits_mlp", ALL_TARGETS, {}),
+        ("digits_resnet", ALL_TARGETS, {"compensate": "mean", "criterion": "l2"}),
+        ("digits_resnet", ALL_TARGETS, {"compensate": "none", "criterion": "random", "seed": 3}),
+        ("digits_mlp", ALL_TARGETS, {"round_to": 4}),
+        ("digits_mlp", ALL_TARGETS, {"criterion": "taylor", "labels": "the file's"}),
+        (
+            "digits_mlp",
+            ALL_TARGETS,
+            {"criterion": "fisher", "labels": "the file's", "loss": "cross-entropy"},
+        ),
+        (
+            "digits_mlp",
+            ALL_TARGETS,
+            {"criterion": "taylor", "labels": "of another task", "loss": "mse"},
+        ),
     ],
     ids=str,
 )
-def test_every_point_is_what_prune_gives(options: dict[str, Any]) -> None:
-    source = MODELS / "digits_resnet.onnx"
+def test_every_point_is_what_prune_gives(
+    name: str, targets: tuple[dict[str, float], ...], options: dict[str, Any]
+) -> None:
+    source = MODELS / f"{name}.onnx"
     given: dict[str, Any] = {
-        "calibration": labelled("the file's")["calibration"],
+        "calibration": labelled("the file's", name)["calibration"],
         "threads": 1,
         "measure_latency": False,
         **options,
     }
     if "labels" in options:
         given |= labelled(options["labels"])
-    targets = [{"macs": 0.7}, {"channels": 0.5}, {"params": 0.6}, {"macs": 0.8, "params": 0.7}]
     found = onnxprune.sweep(onnx.load(source), targets=targets, **given)
-    assert [dict(one.target) for one in found.points] == targets
+    assert [dict(one.target) for one in found.points] == list(targets)
     for point in found.points:
         alone = onnxprune.prune(onnx.load(source), target=point.target, force=True, **given)
         assert point.run is not None
@@ -253,7 +266,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_labels_say_how_good_every_point_and_baseline_is() -> None:
     given = labelled("the file's")
     found = onnxprune.sweep(
-        MODELS / "digits_resnet.onnx",
+        MODELS / "digits_mlp.onnx",
         targets=budgets(0.7, 0.3),
         baselines=["random"],
         threads=1,
