@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
 
 from onnxprune.cost.latency.cache import machine, processor_name
 from onnxprune.coupling.groups import Group
@@ -20,7 +23,23 @@ from onnxprune.report.records import ErrorCurve, GroupAccount, Provenance, Tunin
 
 _POINTS = 48
 """Points of an error curve, enough for a drawing 340 pixels wide."""
-_LIBRARIES = ("onnxprune", "onnxruntime", "onnx", "onnx-ir", "numpy")
+
+
+def _own_version() -> str:
+    try:
+        return version("onnxprune")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+# once: the metadata of an installed package is a file that is read and parsed
+_VERSIONS = {
+    "onnxprune": _own_version(),
+    "onnxruntime": ort.__version__,
+    "onnx": onnx.__version__,
+    "onnx-ir": ir.__version__,
+    "numpy": np.__version__,
+}
 _CHUNK = 1 << 20
 
 
@@ -106,14 +125,13 @@ def provenance_of(
         options: how it was pruned.
         runtime: how models were run.
     """
-    versions = {name: _version(name) for name in _LIBRARIES}
-    versions |= {"Python": platform.python_version(), "system": platform.platform(terse=True)}
+    system = {"Python": platform.python_version(), "system": platform.platform(terse=True)}
     known = machine(runtime)
     return Provenance(
         model=str(path) if path is not None else "",
         sha256=sha256,
         options=dict(options),
-        versions=versions,
+        versions=_VERSIONS | system,
         machine={
             "processor": processor_name(),
             "cores": known["cores"],
@@ -134,10 +152,3 @@ def file_digest(path: str | Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return "unknown"
