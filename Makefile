@@ -33,9 +33,10 @@ venv: $(VENV)/.installed-dev
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
-# A process for each core, and one thread for each process; files stay whole for their fixtures.
+# A process for each core, and one thread for each process. Each begins with a part of the files as
+# they come, so that they are whole for their fixtures, and takes over from the others at the end.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # Chromium comes from Debian where that is possible; without one the tests are skipped and say so.
 browser-test: $(VENV)/.installed-dev

@@ -105,7 +105,7 @@ def test_verify(run, models, tmp_path):
 
 @pytest.mark.parametrize("compensate", ["mean", "none"])
 def test_same_bytes_in_every_process_and_from_the_plan(run, models, tmp_path, compensate):
-    model, data = models / "digits_resnet_bn.onnx", models / "digits_resnet_calibration.npz"
+    model, data = models / "digits_resnet_bn.onnx", few_samples_file(tmp_path, "digits_resnet_bn")
     options = ["--calibration", data, "--compensate", compensate]
     forced = "--force"
     written = []

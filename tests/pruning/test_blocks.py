@@ -12,6 +12,7 @@ import pytest
 from helpers.oracle import outputs
 from helpers.paths import MODELS
 from helpers.reducing import Weights, declared, graph, shapes, weights
+from helpers.samples import few_samples
 
 import onnxprune
 from onnxprune.errors import InputError, TargetUnreachable
@@ -117,7 +118,7 @@ def test_outputs_stay_as_close_as_the_report_says(samples: Weights) -> None:
 
 def test_blocks_of_a_transformer_and_the_file_that_is_left(tmp_path: Path) -> None:
     source = MODELS / "digits_transformer.onnx"
-    samples = MODELS / "digits_transformer_calibration.npz"
+    samples = few_samples("digits_transformer")
     result = onnxprune.prune(
         source, calibration=samples, target={"size": 0.6}, blocks=True, **GIVEN
     )

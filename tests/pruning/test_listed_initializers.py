@@ -37,15 +37,17 @@ def same(clean: PruneResult, old: PruneResult) -> None:
 
 @pytest.mark.parametrize("name", ["digits_resnet_bn", "digits_transformer"])
 @pytest.mark.parametrize(
-    ("compensate", "criterion"),
+    ("compensate", "criterion", "allocation"),
     [
-        ("least-squares", "reconstruction"),
-        ("least-squares", "fisher"),
-        ("mean", "l2"),
-        ("none", "variance"),
+        ("least-squares", "reconstruction", "auto"),
+        ("least-squares", "fisher", "global"),
+        ("mean", "l2", "auto"),
+        ("none", "variance", "auto"),
     ],
 )
-def test_pruned_as_the_file_without(name: str, compensate: str, criterion: str) -> None:
+def test_pruned_as_the_file_without(
+    name: str, compensate: str, criterion: str, allocation: str
+) -> None:
     proto = onnx.load(MODELS / f"{name}.onnx")
     clean, old = (
         onnxprune.prune(
@@ -54,6 +56,7 @@ def test_pruned_as_the_file_without(name: str, compensate: str, criterion: str) 
             target={"macs": 0.6},
             compensate=compensate,
             criterion=criterion,
+            allocation=allocation,
             measure_latency=False,
             threads=1,
             force=True,
