@@ -55,7 +55,7 @@ from onnxprune.compensation.regression.linear_layers import (
     reading_unknowns,
     replaceable_layers,
 )
-from onnxprune.compensation.regression.problem import Half, Outcome, Problem, joined
+from onnxprune.compensation.regression.problem import Half, HalfRows, Outcome, Problem
 from onnxprune.compensation.regression.targets import Sum, flat_parts, sum_behind
 from onnxprune.coupling.cut import Cut
 from onnxprune.coupling.groups import Group
@@ -411,18 +411,22 @@ class LeastSquares:
         most = min(self.settings.rows_for(layer.shape[2]), limit)
         seed = [self.context.seed, number]
         drawn = drawn_layer_rows(self.sensitivity, layer, counts, most, seed)
-        halves: tuple[list[Half], list[Half]] = ([], [])
+        sizes = [len(ids) for ids, _ in drawn]
+        # a single feed is judged on its own second half
+        middle = -(-sizes[0] // 2) if len(data) == 1 else sum(sizes[::2])
+        halves = HalfRows(middle), HalfRows(sum(sizes) - middle)
         for batch, (x, t, (ids, counting)) in enumerate(zip(data, wanted, drawn, strict=True)):
             others = self._others(layer, total, batch, t.shape, ids) * outputs
-            target = layer.outputs(t, ids) * outputs - others
+            target = layer.outputs(t, ids)
+            target *= outputs
+            target -= others
             rows = layer.rows(x, ids)
-            # a single feed is judged on its own second half
-            middle = -(-len(ids) // 2) if len(data) == 1 else len(ids)
-            for side, part in enumerate((slice(middle), slice(middle, None)), batch):
-                if len(rows[part]):
-                    share = None if counting is None else counting[part]
-                    halves[side % 2].append(Half(rows[part], target[part], others[part], share))
-        fit, judge = (joined(half or halves[0]) for half in halves)
+            end = middle if len(data) == 1 else len(ids)
+            for side, part in enumerate((slice(end), slice(end, None)), batch):
+                share = None if counting is None else counting[part]
+                halves[side % 2].add(Half(rows[part], target[part], others[part], share))
+        fit = halves[0].whole()
+        judge = halves[1].whole() if halves[1].count else fit
         flat = flat_parts(total.last.outputs[0])
         return Problem(weight, fit, judge, flat, self.settings.iterations)
 

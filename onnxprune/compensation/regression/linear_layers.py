@@ -297,20 +297,17 @@ class Convolution(LinearLayer):
         """See `LinearLayer`."""
         taps = self._taps_of(data.shape[2:])
         samples, places = np.divmod(ids, len(taps))
-        count, channels = data.shape[:2]
-        padded = np.zeros((count, channels, prod(data.shape[2:]) + 1), np.float32)
-        padded[:, :, 1:] = data.reshape(count, channels, -1)
-        within = np.arange(channels)[:, np.newaxis] * padded.shape[2] + taps[places][:, np.newaxis]
-        where = within + (samples * channels * padded.shape[2])[:, np.newaxis, np.newaxis]
-        taken: NDArray[np.float32] = padded.ravel()[where]
-        return taken.reshape(len(ids), self._groups, -1)
+        read = taps.T[:, places]
+        taken = _gathered(data, samples, np.maximum(read - 1, 0))
+        for tap, elements in enumerate(read):
+            taken[:, tap, np.flatnonzero(elements == 0)] = 0
+        return taken.reshape(self._groups, -1, len(ids)).transpose(2, 0, 1)
 
     def outputs(self, output: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `LinearLayer`."""
-        count, channels = output.shape[:2]
-        flat = output.reshape(count, channels, -1)
-        samples, places = np.divmod(ids, flat.shape[2])
-        return flat[samples, :, places].astype(np.float32).reshape(len(ids), self._groups, -1)
+        samples, places = np.divmod(ids, prod(output.shape[2:]))
+        taken = _gathered(output, samples, places[np.newaxis])
+        return taken.reshape(self._groups, -1, len(ids)).transpose(2, 0, 1)
 
     def row_values(self, values: NDArray[Any]) -> NDArray[Any]:
         """See `LinearLayer`."""
@@ -359,6 +356,34 @@ class Convolution(LinearLayer):
             read = apply_linear(probe, self._opset, numbered, one_tap_each, 1)
             self._taps[spatial] = np.rint(read.reshape(count, -1).T).astype(np.int64)
         return self._taps[spatial]
+
+
+def _gathered(
+    data: NDArray[Any], samples: NDArray[np.int64], elements: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Take elements of maps, sample by sample: what is taken of one lies in the cache.
+
+    Args:
+        data: [samples, channels, ...].
+        samples: sample of each row, [rows].
+        elements: what each row takes of every map of its sample, [taps, rows].
+
+    Returns:
+        float32 [channels, taps, rows].
+    """
+    if np.any(np.diff(samples) < 0):
+        order = np.argsort(samples, kind="stable")
+        taken = np.empty((data.shape[1], *elements.shape), np.float32)
+        taken[:, :, order] = _gathered(data, samples[order], elements[:, order])
+        return taken
+    maps = data.reshape(*data.shape[:2], -1)
+    taken = np.empty((data.shape[1], *elements.shape), np.float32)
+    ends = np.searchsorted(samples, np.arange(len(data) + 1))
+    for sample in np.flatnonzero(np.diff(ends)):
+        part = slice(ends[sample], ends[sample + 1])
+        # what is out of bounds would have been an error of the caller: "clip" only skips a check
+        taken[:, :, part] = maps[sample].take(elements[:, part], axis=1, mode="clip")
+    return taken
 
 
 def linear_layer(node: ir.Node, coupling: Coupling, opset: int) -> LinearLayer | None:

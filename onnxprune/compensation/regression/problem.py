@@ -15,13 +15,21 @@ judging half also chooses between the first and the last round.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.compensation.regression.gram import Gram, Regression, Solution, Weighted, gram_of
+from onnxprune.compensation.regression.gram import (
+    Gram,
+    Linear,
+    Regression,
+    Solution,
+    Weighted,
+    blocks,
+    gram_of,
+)
 from onnxprune.compensation.regression.targets import FlatParts
 
 _STRIDE = 1.6
@@ -44,19 +52,53 @@ class Half:
     others: NDArray[np.float32]
     weights: NDArray[np.float32] | None = None
 
-    def __add__(self, other: Half) -> Half:
-        """Rows of both."""
-        return joined([self, other])
-
     def variance(self) -> float:
         """Weighted variance of the targets, summed over outputs."""
-        mean = np.average(self.targets, axis=0, weights=self.weights)
-        spread = ((self.targets - mean) ** 2).sum(axis=(1, 2), dtype=np.float64)
-        return float(np.average(spread, weights=self.weights))
+        nothing = np.zeros((*self.targets.shape[:2], 0), np.float32)
+        sums = gram_of(nothing, self.targets, self.weights)
+        return float((sums.yy / sums.count - (sums.y / sums.count) ** 2).sum())
 
     def gram(self) -> Gram:
         """Sums over the rows."""
         return gram_of(self.rows, self.targets, self.weights)
+
+
+class HalfRows:
+    """Rows of a half as they come, batch by batch, in one piece of memory.
+
+    Args:
+        count: how many there will be.
+
+    Attributes:
+        count: the same.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._filled = 0
+        self._arrays: list[NDArray[np.float32] | None] = []
+
+    def add(self, part: Half) -> None:
+        """Take in some rows; all parts have weights, or none has."""
+        arrays = part.rows, part.targets, part.others, part.weights
+        if not self._arrays:
+            self._arrays = [
+                None if a is None else np.empty_like(a, shape=(self.count, *a.shape[1:]))
+                for a in arrays
+            ]
+        end = self._filled + len(part.rows)
+        for whole, array in zip(self._arrays, arrays, strict=True):
+            if whole is not None and array is not None:
+                whole[self._filled : end] = array
+        self._filled = end
+
+    def whole(self) -> Half:
+        """All rows."""
+        rows, targets, others, weights = self._arrays
+        assert rows is not None
+        assert targets is not None
+        assert others is not None
+        return Half(rows, targets, others, weights)
 
 
 @dataclass(frozen=True)
@@ -111,52 +153,62 @@ class Problem:
             grams: sums over the rows of both halves where they are known.
         """
         gram, check = grams or (self.fit.gram(), None)
-        if check is None and self._sums_are_cheaper(len(ridges), both_halves=both_halves):
+        if check is None and self._sums_are_of_use(len(ridges), both_halves=both_halves):
             check = self.judge.gram()
         scale = max(self.judge.variance(), _TINY)
         plain = gram.with_bias(self.weight * kept[:, None])
-        before = self._error(plain, check) / scale
-        best: tuple[float, float, Regression, Solution] | None = None
-        for strength in ridges:
-            tried = Regression(gram, self.weight, kept, strength)
-            solution = tried.solve(gram)
-            error = self._error(solution, check) / scale if solution is not None else np.inf
-            if solution is not None and (best is None or error < best[0]):
-                best = error, strength, tried, solution
-        if best is None:
+        regressions = [Regression(gram, self.weight, kept, strength) for strength in ridges]
+        solutions = [regression.solve(gram) for regression in regressions]
+        solved = [solution for solution in solutions if solution is not None]
+        before, *errors = (error / scale for error in self._errors([plain, *solved], check))
+        if not solved:
             return Outcome(plain, False, before, before)
-        after, ridge, regression, solution = best
-        moved = self._moved_solution(regression, solution, gram, [self.fit])
-        further = self._error(moved, check) / scale if moved is not solution else after
+        best = int(np.argmin(errors))
+        after, solution = errors[best], solved[best]
+        chosen = next(n for n, tried in enumerate(solutions) if tried is solution)
+        ridge, regression = ridges[chosen], regressions[chosen]
+        free = [self._free_range(self.fit)]
+        moved = self._moved_solution(regression, solution, gram, [self.fit], free)
+        further = self._errors([moved], check)[0] / scale if moved is not solution else after
         moves = further < after
         after, solution = (further, moved) if moves else (after, solution)
         if not after < before:  # NaN is no improvement either
             return Outcome(plain, False, before, before)
         if both_halves:
-            del best, regression  # an inverse that may be large
+            del regressions, regression  # inverses that may be large
             gram = gram + (check or self.judge.gram())
             whole = self.fitted(gram, [self.fit, self.judge], kept, ridge, moves=moves)
             solution = solution if whole is None else whole
         return Outcome(solution, True, before, after)
 
-    def _sums_are_cheaper(self, predictions: int, *, both_halves: bool) -> bool:
-        """Whether sums over the judging rows cost less than to predict them again and again."""
+    def _sums_are_of_use(self, predictions: int, *, both_halves: bool) -> bool:
+        """Whether sums over the judging rows are needed, or cheaper than so many predictions."""
         _, outputs, unknowns = self.weight.shape
-        return self.flat is None and (both_halves or unknowns <= 2 * outputs * predictions)
+        return both_halves or (self.flat is None and unknowns <= 2 * outputs * predictions)
 
-    def _error(self, solution: Solution, check: Gram | None) -> float:
-        """Mean squared error on the judging half, behind the activation where there is one."""
+    def _errors(self, solutions: Sequence[Solution], check: Gram | None) -> list[float]:
+        """Mean squared errors on the judging half, behind the activation where there is one."""
         if self.flat is None and check is not None:
-            return check.error(solution)
+            return [check.error(solution) for solution in solutions]
         half = self.judge
-        lost = solution.predict(half.rows)
-        if self.flat is None:
-            lost -= half.targets
-        else:
-            lost = np.clip(lost + half.others, self.flat.low, self.flat.high)
-            lost -= np.clip(half.targets + half.others, self.flat.low, self.flat.high)
-        squares = np.einsum("rgo,rgo->r", lost, lost, dtype=np.float64)
-        return float(np.average(squares, weights=half.weights))
+        linear = [Linear(solution) for solution in solutions]
+        errors, count = np.zeros(len(solutions)), 0.0
+        for block in blocks(len(half.rows)):
+            wanted, others = half.targets[block], half.others[block]
+            if self.flat is not None:
+                wanted = np.clip(wanted + others, self.flat.low, self.flat.high)
+            weights = None if half.weights is None else half.weights[block]
+            count += len(wanted) if weights is None else float(weights.sum(dtype=np.float64))
+            for number, each in enumerate(linear):
+                lost = each.predict(half.rows[block])
+                if self.flat is not None:
+                    lost += others
+                    np.clip(lost, self.flat.low, self.flat.high, out=lost)
+                lost -= wanted
+                lost *= lost
+                squares = lost.sum(axis=(1, 2)).astype(np.float64)
+                errors[number] += squares.sum() if weights is None else squares @ weights
+        return [float(error / count) for error in errors]
 
     def fitted(
         self,
@@ -180,41 +232,53 @@ class Problem:
         first = regression.solve(gram)
         if first is None or not moves:
             return first
-        return self._moved_solution(regression, first, gram, halves)
+        return self._moved_solution(
+            regression, first, gram, halves, [self._free_range(half) for half in halves]
+        )
+
+    def _free_range(self, half: Half) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Between what and what a prediction is its own target: float32 [rows, g, O] each.
+
+        The two are the same, the target, where the original does not lie on a flat part.
+        """
+        least, most = half.targets.copy(order="K"), half.targets.copy(order="K")
+        if self.flat is not None:
+            low, high = self.flat.low - half.others, self.flat.high - half.others
+            on_low, on_high = half.targets <= low, half.targets >= high
+            np.copyto(least, -np.inf, where=on_low)
+            np.copyto(most, low, where=on_low)
+            np.copyto(least, high, where=on_high)
+            np.copyto(most, np.inf, where=on_high)
+        return least, most
 
     def _moved_solution(
-        self, regression: Regression, first: Solution, gram: Gram, halves: Sequence[Half]
+        self,
+        regression: Regression,
+        first: Solution,
+        gram: Gram,
+        halves: Sequence[Half],
+        free: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
     ) -> Solution:
         """Go on from the first solution with targets that move; it itself where none can."""
         solution = first
         for _ in range(self.iterations if self.flat is not None else 0):
-            assert self.flat is not None
-            parts = [
-                Weighted(
-                    half.rows, _moved(half, solution.predict(half.rows), self.flat), half.weights
-                )
-                for half in halves
-            ]
-            better = regression.solve(gram.with_targets(parts))
+            better = regression.solve(gram.with_targets(_moved(solution, halves, free)))
             if better is None:
                 break
             solution = solution.towards(better, _STRIDE)
         return solution
 
 
-def joined(halves: Sequence[Half]) -> Half:
-    """Rows of all; all of them have weights, or none has."""
-    weights = [half.weights for half in halves if half.weights is not None]
-    return Half(
-        np.concatenate([half.rows for half in halves]),
-        np.concatenate([half.targets for half in halves]),
-        np.concatenate([half.others for half in halves]),
-        np.concatenate(weights) if weights else None,
-    )
-
-
-def _moved(half: Half, predicted: NDArray[np.float32], flat: FlatParts) -> NDArray[np.float32]:
-    """Targets on a flat part move to the prediction, as far as that lies on the flat part."""
-    wanted, low, high = half.targets, flat.low - half.others, flat.high - half.others
-    moved = np.where(wanted <= low, np.minimum(predicted, low), wanted)
-    return np.where(wanted >= high, np.maximum(predicted, high), moved)
+def _moved(
+    solution: Solution,
+    halves: Sequence[Half],
+    free: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+) -> Iterator[Weighted]:
+    """Rows with targets that follow the prediction as far as they are free to."""
+    linear = Linear(solution)
+    for half, (least, most) in zip(halves, free, strict=True):
+        for block in blocks(len(half.rows)):
+            moved = linear.predict(half.rows[block])
+            np.clip(moved, least[block], most[block], out=moved)
+            weights = None if half.weights is None else half.weights[block]
+            yield Weighted(half.rows[block], moved, weights)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxprune.compensation.regression.gram import gram_of
-from onnxprune.compensation.regression.problem import Half, Problem
+from onnxprune.compensation.regression.problem import Half, HalfRows, Problem
 from onnxprune.compensation.regression.targets import FlatParts
 
 RELU = FlatParts(0.0, np.inf)
@@ -142,9 +142,12 @@ def test_in_the_end_both_halves_are_fitted() -> None:
     fit, judge, weight = halves(4, count=40, noise=0.5)
     kept = without(2)
     one = Problem(weight, fit, judge, None, 0).solve(kept, (1e-3,), both_halves=True)
-    joint = Problem(weight, fit + judge, judge, None, 0).solve(kept, (1e-3,), both_halves=False)
+    whole = HalfRows(80)
+    for half in (fit, judge):
+        whole.add(half)
+    joint = Problem(weight, whole.whole(), judge, None, 0).solve(kept, (1e-3,), both_halves=False)
     np.testing.assert_allclose(one.solution.weight, joint.solution.weight, rtol=1e-3, atol=1e-3)
-    assert len((fit + judge).rows) == 80
+    assert len(whole.whole().rows) == 80
 
 
 def test_a_relu_lets_a_layer_forget_how_negative_it_was() -> None:
