@@ -50,6 +50,7 @@ from onnxprune.calibration.walk import DeepWalk
 from onnxprune.compensation.regression.elimination import Elimination, cheapest_first
 from onnxprune.compensation.regression.gram import Gram, Regression, Solution
 from onnxprune.compensation.regression.linear_layers import (
+    Kept,
     LinearLayer,
     drawn_layer_rows,
     reading_unknowns,
@@ -84,8 +85,9 @@ class Settings:
     """How layers are re-fitted.
 
     Attributes:
-        rows: most rows of each regression over all samples.
-        rows_per_unknown: most rows for each unknown of a regression; None for no such limit.
+        rows: most rows of a regression over all samples.
+        rows_per_unknown: most rows for each of its unknowns: with so many, more would change the
+            solution by less than noise.
         iterations: rounds of moving targets on flat parts of an activation; 0 for none.
         ridges: strengths to choose from.
         last_ridges: the same for layers whose output the model returns.
@@ -96,19 +98,17 @@ class Settings:
     """
 
     rows: int = 65_536
-    iterations: int = 5
+    iterations: int = 3
     ridges: tuple[float, ...] = (1e-3, 1e-1)
     last_ridges: tuple[float, ...] = (0.3,)
     largest: int = 6000
     row_bytes: int = 400_000_000
     refit: bool = True
     both_halves: bool = True
-    rows_per_unknown: int | None = None
+    rows_per_unknown: int = 128
 
     def rows_for(self, unknowns: int) -> int:
-        """Most rows of a regression with so many unknowns."""
-        if self.rows_per_unknown is None:
-            return self.rows
+        """Rows of a regression over so many unknowns."""
         return min(self.rows, self.rows_per_unknown * unknowns)
 
 
@@ -189,6 +189,33 @@ class Refit:
     def solved(self) -> set[str]:
         """Outputs of the layers whose weights were re-fitted."""
         return {layer.node for layer in self.layers if layer.solved}
+
+
+@dataclass(frozen=True)
+class _LayerTask:
+    """The regression of a layer, of which only what is kept takes part where it has one group.
+
+    Attributes:
+        problem: the regression; its unknowns are apart from `middle`.
+        unknowns: the unknowns it is over, bool [g, D].
+        outputs: the outputs it gives, bool [g, O].
+        middle: about the mean of the unknowns, [g, D].
+        grams: sums over the rows of both halves where they are known.
+    """
+
+    problem: Problem
+    unknowns: NDArray[np.bool_]
+    outputs: NDArray[np.bool_]
+    middle: NDArray[np.float64]
+    grams: tuple[Gram, Gram] | None
+
+    def of(self, kept: NDArray[np.bool_]) -> _LayerTask:
+        """The same over some of the unknowns of a layer with one group, bool [1, D]."""
+        if kept.all() or not kept.any():
+            return self
+        grams = self.grams and (self.grams[0].of(kept[0]), self.grams[1].of(kept[0]))
+        problem = self.problem.of(kept[0])
+        return replace(self, problem=problem, unknowns=kept, grams=grams)
 
 
 class LeastSquares:
@@ -274,13 +301,11 @@ class LeastSquares:
             return None if self._is_whole(layer) else LayerFit(name, np.nan, np.nan, False, NO_RUN)
         self._pruned.advance(layer.node)
         self._admit(layer)
-        problem: Problem | None = None
-        grams: tuple[Gram, Gram] | None = None
+        task: _LayerTask | None = None
         if name in self._open:
-            problem = self._problem(layer, number)
-            assert problem is not None
-            grams = problem.fit.gram(), problem.judge.gram()
-            self._choose(layer, problem.weight, grams, self._open[name])
+            task = self._task(layer, number)
+            assert task is not None
+            self._choose(layer, task, self._open[name])
         kept = layer.kept_unknowns(self._cut)
         if kept is None:
             return LayerFit(name, np.nan, np.nan, False, ROWS_DIFFER)
@@ -292,12 +317,15 @@ class LeastSquares:
         if kept.shape[1] > self.settings.largest:
             reason = f"{kept.shape[1]} unknowns are more than {self.settings.largest}"
             return LayerFit(name, np.nan, np.nan, False, reason)
-        problem = problem or self._problem(layer, number)
-        if problem is None:
+        if task is None:
+            task = self._task(layer, number, kept)
+        elif not self._hooked(layer):
+            task = task.of(kept)
+        if task is None:
             return LayerFit(name, np.nan, np.nan, False, "the original has no such tensor")
-        outcome = self._outcome(layer, problem, kept, is_last, grams)
+        outcome = self._outcome(layer, task, kept, is_last)
         if outcome.solved or not whole:
-            self._install(layer, outcome, problem)
+            self._install(layer, outcome)
         reason = NOTHING_LOST if outcome.before < _ROUNDING and not outcome.solved else ""
         return LayerFit(name, outcome.before, outcome.after, outcome.solved, reason)
 
@@ -316,23 +344,23 @@ class LeastSquares:
         return self.weight_hook is not None and self.weight_hook.applies(layer)
 
     def _outcome(
-        self,
-        layer: LinearLayer,
-        problem: Problem,
-        kept: NDArray[np.bool_],
-        is_last: bool,
-        grams: tuple[Gram, Gram] | None,
+        self, layer: LinearLayer, task: _LayerTask, kept: NDArray[np.bool_], is_last: bool
     ) -> Outcome:
-        """Weights and bias for the kept unknowns, adjusted by the hook where it applies."""
+        """Weights and bias of the layer, adjusted by the hook where it applies."""
         ridges = self.settings.last_ridges if is_last else self.settings.ridges
+        problem, grams = task.problem, task.grams
         both_halves = self.settings.both_halves
         if self.weight_hook is None or not self.weight_hook.applies(layer):
-            return problem.solve(kept, ridges, both_halves=both_halves, grams=grams)
-        grams = grams or (problem.fit.gram(), problem.judge.gram())
-        outcome = problem.solve(kept, ridges, both_halves=both_halves, grams=grams)
-        gram = grams[0] + grams[1]
-        weight = self.weight_hook.adjusted(layer, outcome.solution.weight, gram)
-        return replace(outcome, solution=gram.with_bias(weight), solved=True)
+            left = kept[task.unknowns].reshape(len(kept), -1)
+            outcome = problem.solve(left, ridges, both_halves=both_halves, grams=grams)
+        else:
+            grams = grams or (problem.fit.gram(), problem.judge.gram())
+            outcome = problem.solve(kept, ridges, both_halves=both_halves, grams=grams)
+            gram = grams[0] + grams[1]
+            weight = self.weight_hook.adjusted(layer, outcome.solution.weight, gram)
+            outcome = replace(outcome, solution=gram.with_bias(weight), solved=True)
+        whole = outcome.solution.whole(task.unknowns, task.outputs, task.middle)
+        return replace(outcome, solution=whole)
 
     def _admit(self, layer: LinearLayer) -> None:
         """Take along more batches where there is room, and few rows in those there are."""
@@ -346,15 +374,11 @@ class LeastSquares:
         for walk in (self._reference, self._pruned):
             walk.admit(self.feeds[held:count])
 
-    def _choose(
-        self,
-        layer: LinearLayer,
-        weight: NDArray[np.float64],
-        grams: tuple[Gram, Gram],
-        choice: OpenChoice,
-    ) -> None:
+    def _choose(self, layer: LinearLayer, task: _LayerTask, choice: OpenChoice) -> None:
         """Decide which units of an open group go: those its reader misses least, here and now."""
         group, reading = choice.group, choice.group.readings[0]
+        weight, grams = task.problem.weight, task.grams
+        assert grams is not None
         gram = grams[0] + grams[1]
         every = np.ones((1, gram.xx.shape[1]), bool)
         regression = Regression(gram, weight, every, 1e-3)
@@ -396,39 +420,62 @@ class LeastSquares:
         rank = len(layer.output_shape)
         return sum_behind(layer.node, self._pruned, rank, shapes, layer.output_axes)
 
-    def _problem(self, layer: LinearLayer, number: int) -> Problem | None:
-        """Draw rows and targets, half of the batches to fit and half to judge."""
+    def _task(
+        self, layer: LinearLayer, number: int, kept: NDArray[np.bool_] | None = None
+    ) -> _LayerTask | None:
+        """Draw rows and targets, half of the batches to fit and half to judge.
+
+        Args:
+            layer: the layer.
+            number: its number.
+            kept: unknowns that stay; None where that is about to be decided from sums over all.
+        """
         data = self._pruned[layer.data]
         total = self._sum(layer)
         if total.name not in self._makers:
             return None
         self._reference.advance(self._makers[total.name], keep=[total.name], past=True)
         wanted = self._reference[total.name]
-        weight = self._weight(layer)
-        outputs = layer.kept_outputs(self._cut)
+        weight, outputs = self._weight(layer), layer.kept_outputs(self._cut)
+        unknowns = np.ones((len(weight), weight.shape[2]), bool)
+        reads = gives = None
+        if len(weight) == 1 and not self._hooked(layer) and outputs.any():
+            unknowns = unknowns if kept is None or not kept.any() else kept
+            reads, gives = unknowns[0], outputs[0]
+            weight = weight[:, gives][:, :, reads]
         counts = [layer.row_count(target.shape) for target in wanted]
-        limit = self.settings.row_bytes // (4 * (weight[:, 0].size + 3 * weight[:, :, 0].size))
-        most = min(self.settings.rows_for(layer.shape[2]), limit)
-        seed = [self.context.seed, number]
-        drawn = drawn_layer_rows(self.sensitivity, layer, counts, most, seed)
+        flat = flat_parts(total.last.outputs[0])
+        copies = 3 if flat is None else 5  # targets, others, both ends of where targets are free
+        size = weight[:, 0].size + copies * weight[:, :, 0].size
+        limit = self.settings.row_bytes // (4 * size)
+        seed, most = [self.context.seed, number], self.settings.rows_for(layer.shape[2])
+        drawn = drawn_layer_rows(self.sensitivity, layer, counts, min(most, limit), seed)
         sizes = [len(ids) for ids, _ in drawn]
         # a single feed is judged on its own second half
-        middle = -(-sizes[0] // 2) if len(data) == 1 else sum(sizes[::2])
-        halves = HalfRows(middle), HalfRows(sum(sizes) - middle)
+        fitted = -(-sizes[0] // 2) if len(data) == 1 else sum(sizes[::2])
+        halves = HalfRows(fitted), HalfRows(sum(sizes) - fitted)
+        middle: NDArray[np.float32] | None = None
         for batch, (x, t, (ids, counting)) in enumerate(zip(data, wanted, drawn, strict=True)):
-            others = self._others(layer, total, batch, t.shape, ids) * outputs
-            target = layer.outputs(t, ids)
-            target *= outputs
+            others = self._others(layer, total, batch, t.shape, ids, gives)
+            target = layer.outputs(t, ids, gives)
+            if gives is None:
+                others, target = others * outputs, target * outputs
             target -= others
-            rows = layer.rows(x, ids)
-            end = middle if len(data) == 1 else len(ids)
+            rows = layer.rows(x, ids, reads)
+            middle = rows.mean(axis=0) if middle is None else middle
+            rows -= middle
+            end = fitted if len(data) == 1 else len(ids)
             for side, part in enumerate((slice(end), slice(end, None)), batch):
                 share = None if counting is None else counting[part]
                 halves[side % 2].add(Half(rows[part], target[part], others[part], share))
         fit = halves[0].whole()
         judge = halves[1].whole() if halves[1].count else fit
-        flat = flat_parts(total.last.outputs[0])
-        return Problem(weight, fit, judge, flat, self.settings.iterations)
+        problem = Problem(weight, fit, judge, flat, self.settings.iterations)
+        grams = (problem.fit.gram(), problem.judge.gram()) if kept is None else None
+        shift = np.zeros(unknowns.shape)
+        shift[unknowns] = 0.0 if middle is None else middle.ravel()
+        outputs = np.ones_like(outputs) if gives is None else outputs
+        return _LayerTask(problem, unknowns, outputs, shift, grams)
 
     def _others(
         self,
@@ -437,19 +484,20 @@ class LeastSquares:
         batch: int,
         shape: tuple[int, ...],
         ids: NDArray[np.int64],
+        kept: Kept = None,
     ) -> NDArray[np.float32]:
-        """What the other terms of a sum give in some rows of the pruned model."""
+        """What the other terms of a sum give in some rows and kept outputs of the pruned model."""
         result = np.zeros((len(ids), 1, 1), np.float32)
         for other in total.others:
             value = np.broadcast_to(self._pruned[other][batch], shape)
-            result = result + layer.outputs(value, ids)
+            result = result + layer.outputs(value, ids, kept)
         return result
 
     def _weight(self, layer: LinearLayer) -> NDArray[np.float64]:
         values = ConstantValues(self.target.model, self.target.coupling.facts.constants)
         return layer.matrix(np.asarray(values[layer.weight]))
 
-    def _install(self, layer: LinearLayer, outcome: Outcome, problem: Problem) -> None:
+    def _install(self, layer: LinearLayer, outcome: Outcome) -> None:
         """Put the weights into the graph, and what is new of the bias into its bias."""
         node, solution = layer.node, outcome.solution
         total = self._sum(layer)
@@ -457,7 +505,8 @@ class LeastSquares:
         ids = np.unique(np.linspace(0, layer.row_count(now.shape) - 1, 512).astype(np.int64))
         rest = layer.outputs(now, ids) - self._others(layer, total, 0, now.shape, ids)
         x = layer.rows(self._pruned[layer.data][0], ids)
-        linear = Solution(problem.weight, np.zeros(problem.weight.shape[:2])).predict(x)
+        weight = self._weight(layer)
+        linear = Solution(weight, np.zeros(weight.shape[:2])).predict(x)
         present = (rest.astype(np.float64) - linear).mean(axis=0)
         outputs = layer.kept_outputs(self._cut)
         kind = self._pruned[layer.data][0].dtype

@@ -24,7 +24,7 @@ Source: Golub & Van Loan, Matrix Computations, 4.2; Du Croz & Higham 1992 (stabi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -133,24 +133,34 @@ class Gram:
             self.yy + other.yy,
         )
 
-    def with_targets(self, parts: Iterable[Weighted]) -> Gram:
-        """The same rows with other targets.
+    def with_moved(self, parts: Iterable[Weighted]) -> Gram:
+        """The same rows with targets that have moved; squares of targets stay what they were.
 
         Args:
-            parts: rows and their targets, in as many parts as there are; all rows of these sums.
+            parts: all rows and how far their targets have moved. Unknowns have a mean of about
+                zero.
         """
-        middle = (self.y / self.count).astype(np.float32)
-        sums = _TargetSums(self.x.shape, middle)
+        xy, y = self.xy.copy(), self.y.copy()
         for part in parts:
-            for block in blocks(len(part.rows)):
-                weights = None if part.weights is None else part.weights[block]
-                sums.add(_columns(part.rows, block), _columns(part.targets, block), weights)
-        return sums.around(self.count, self.x, self.xx, np.zeros_like(self.x))
+            moved = _columns(part.targets)
+            moved = moved if part.weights is None else moved * part.weights
+            y += moved.sum(axis=2)
+            xy += _columns(part.rows) @ moved.swapaxes(1, 2)
+        return replace(self, xy=xy, y=y)
+
+    def of(self, unknowns: NDArray[np.bool_]) -> Gram:
+        """The same of some unknowns, bool [D], of the only group."""
+        x, xy = self.x[:, unknowns], self.xy[:, unknowns]
+        return replace(self, x=x, xx=self.xx[:, unknowns][:, :, unknowns], xy=xy)
 
     def with_bias(self, weight: NDArray[np.float64]) -> Solution:
         """Given weights with the bias that keeps the mean of the targets."""
         seen = np.einsum("god,gd->go", weight, self.x / self.count)
         return Solution(weight, self.y / self.count - seen)
+
+    def variance(self) -> float:
+        """Variance of the targets, summed over groups and outputs."""
+        return float((self.yy / self.count - (self.y / self.count) ** 2).sum())
 
     def covariance(self) -> NDArray[np.float64]:
         """Covariance of the unknowns, [g, D, D]."""
@@ -190,6 +200,22 @@ class Solution:
             self.weight + stride * (other.weight - self.weight),
             self.bias + stride * (other.bias - self.bias),
         )
+
+    def whole(
+        self, unknowns: NDArray[np.bool_], outputs: NDArray[np.bool_], middle: NDArray[np.float64]
+    ) -> Solution:
+        """The same for a whole layer.
+
+        Args:
+            unknowns: those this is over, bool [g, D]; weights of others are zero.
+            outputs: those it gives, bool [g, O].
+            middle: what the unknowns were taken apart from, [g, D].
+        """
+        weight = np.zeros((*outputs.shape, unknowns.shape[1]))
+        bias = np.zeros(outputs.shape)
+        weight[outputs[:, :, np.newaxis] & unknowns[:, np.newaxis]] = self.weight.ravel()
+        bias[outputs] = self.bias.ravel()
+        return Solution(weight, bias - np.einsum("god,gd->go", weight, middle))
 
     def finite(self) -> bool:
         """Whether every number is finite."""

@@ -22,7 +22,7 @@ import abc
 import string
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -35,6 +35,9 @@ from onnxprune.coupling.groups import Reading
 from onnxprune.coupling.labels import AxisLabel
 from onnxprune.coupling.trace import Coupling
 from onnxprune.surgery.linear import LINEAR_OPS, apply_linear
+
+Kept: TypeAlias = "NDArray[np.bool_] | None"
+"""Which unknowns or outputs are wanted; None for all."""
 
 WEIGHT_MOVEMENTS = frozenset({"Transpose", "Identity", "Reshape", "Cast", "Unsqueeze", "Squeeze"})
 """Ops a weight may come through and still be replaced."""
@@ -79,12 +82,28 @@ class LinearLayer(abc.ABC):
         """Number of rows of a run whose input has this shape."""
 
     @abc.abstractmethod
-    def rows(self, data: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """X: what the node reads in some rows, float32 [ids, groups, unknowns]."""
+    def rows(
+        self, data: NDArray[Any], ids: NDArray[np.int64], kept: Kept = None
+    ) -> NDArray[np.float32]:
+        """X: what the node reads in some rows, float32 [ids, groups, unknowns].
+
+        Args:
+            data: what it reads.
+            ids: numbers of the rows.
+            kept: with one group, the unknowns that are wanted, bool [unknowns]; None for all.
+        """
 
     @abc.abstractmethod
-    def outputs(self, output: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Y: what an array shaped like the output holds in some rows, [ids, groups, outputs]."""
+    def outputs(
+        self, output: NDArray[Any], ids: NDArray[np.int64], kept: Kept = None
+    ) -> NDArray[np.float32]:
+        """Y: what an array shaped like the output holds in some rows, [ids, groups, outputs].
+
+        Args:
+            output: such an array.
+            ids: numbers of the rows.
+            kept: with one group, the outputs that are wanted, bool [outputs]; None for all.
+        """
 
     @abc.abstractmethod
     def row_values(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -177,13 +196,19 @@ class Contraction(LinearLayer):
         """See `LinearLayer`."""
         return prod(data_shape[self._read.index(c)] for c in self._kept)
 
-    def rows(self, data: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def rows(
+        self, data: NDArray[Any], ids: NDArray[np.int64], kept: Kept = None
+    ) -> NDArray[np.float32]:
         """See `LinearLayer`."""
-        return self._select(data, self._read, self._summed, ids)
+        taken = self._select(data, self._read, self._summed, ids)
+        return taken if kept is None else taken[:, :, kept]
 
-    def outputs(self, output: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def outputs(
+        self, output: NDArray[Any], ids: NDArray[np.int64], kept: Kept = None
+    ) -> NDArray[np.float32]:
         """See `LinearLayer`."""
-        return self._select(output, self._output, self._own, ids)
+        taken = self._select(output, self._output, self._own, ids)
+        return taken if kept is None else taken[:, :, kept]
 
     def row_values(self, values: NDArray[Any]) -> NDArray[Any]:
         """See `LinearLayer`."""
@@ -293,20 +318,31 @@ class Convolution(LinearLayer):
         """See `LinearLayer`."""
         return data_shape[0] * len(self._taps_of(data_shape[2:]))
 
-    def rows(self, data: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def rows(
+        self, data: NDArray[Any], ids: NDArray[np.int64], kept: Kept = None
+    ) -> NDArray[np.float32]:
         """See `LinearLayer`."""
         taps = self._taps_of(data.shape[2:])
         samples, places = np.divmod(ids, len(taps))
         read = taps.T[:, places]
-        taken = _gathered(data, samples, np.maximum(read - 1, 0))
+        channels: Kept = None
+        if kept is not None:
+            channels = np.asarray(kept.reshape(data.shape[1], -1).any(axis=1))
+        taken = _gathered(data, samples, np.maximum(read - 1, 0), channels)
         for tap, elements in enumerate(read):
             taken[:, tap, np.flatnonzero(elements == 0)] = 0
-        return taken.reshape(self._groups, -1, len(ids)).transpose(2, 0, 1)
+        columns = taken.reshape(self._groups, -1, len(ids))
+        if kept is not None and channels is not None:
+            some = kept.reshape(data.shape[1], -1)[channels].ravel()
+            columns = columns if some.all() else columns[:, some]
+        return columns.transpose(2, 0, 1)
 
-    def outputs(self, output: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def outputs(
+        self, output: NDArray[Any], ids: NDArray[np.int64], kept: Kept = None
+    ) -> NDArray[np.float32]:
         """See `LinearLayer`."""
         samples, places = np.divmod(ids, prod(output.shape[2:]))
-        taken = _gathered(output, samples, places[np.newaxis])
+        taken = _gathered(output, samples, places[np.newaxis], kept)
         return taken.reshape(self._groups, -1, len(ids)).transpose(2, 0, 1)
 
     def row_values(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -359,7 +395,7 @@ class Convolution(LinearLayer):
 
 
 def _gathered(
-    data: NDArray[Any], samples: NDArray[np.int64], elements: NDArray[np.int64]
+    data: NDArray[Any], samples: NDArray[np.int64], elements: NDArray[np.int64], kept: Kept = None
 ) -> NDArray[np.float32]:
     """Take elements of maps, sample by sample: what is taken of one lies in the cache.
 
@@ -367,22 +403,25 @@ def _gathered(
         data: [samples, channels, ...].
         samples: sample of each row, [rows].
         elements: what each row takes of every map of its sample, [taps, rows].
+        kept: channels that are wanted, bool [channels]; None for all.
 
     Returns:
         float32 [channels, taps, rows].
     """
+    maps = data.reshape(*data.shape[:2], -1)
+    channels = None if kept is None or kept.all() else np.flatnonzero(kept)
+    count = data.shape[1] if channels is None else len(channels)
+    taken = np.empty((count, *elements.shape), np.float32)
     if np.any(np.diff(samples) < 0):
         order = np.argsort(samples, kind="stable")
-        taken = np.empty((data.shape[1], *elements.shape), np.float32)
-        taken[:, :, order] = _gathered(data, samples[order], elements[:, order])
+        taken[:, :, order] = _gathered(data, samples[order], elements[:, order], kept)
         return taken
-    maps = data.reshape(*data.shape[:2], -1)
-    taken = np.empty((data.shape[1], *elements.shape), np.float32)
     ends = np.searchsorted(samples, np.arange(len(data) + 1))
     for sample in np.flatnonzero(np.diff(ends)):
         part = slice(ends[sample], ends[sample + 1])
-        # what is out of bounds would have been an error of the caller: "clip" only skips a check
-        taken[:, :, part] = maps[sample].take(elements[:, part], axis=1, mode="clip")
+        some = maps[sample] if channels is None else maps[sample].take(channels, axis=0)
+        # elements are within bounds: "clip" only leaves out that numpy looks once more
+        taken[:, :, part] = some.take(elements[:, part], axis=1, mode="clip")
     return taken
 
 

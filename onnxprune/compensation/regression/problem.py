@@ -15,8 +15,8 @@ judging half also chooses between the first and the last round.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ from onnxprune.compensation.regression.targets import FlatParts
 
 _STRIDE = 1.6
 _TINY = float(np.finfo(float).tiny)
+_DECIDING_ROWS, _DECIDING_ROWS_PER_UNKNOWN = 8192, 16
+"""Rows of a half on which ridges and moving targets are compared."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,16 @@ class Half:
     others: NDArray[np.float32]
     weights: NDArray[np.float32] | None = None
 
+    def of(self, kept: NDArray[np.bool_]) -> Half:
+        """The same over some of the unknowns, bool [D], of a layer with one group."""
+        # copied along the axis that is the innermost in memory
+        rows = self.rows.transpose(1, 2, 0)[:, kept].transpose(2, 0, 1)
+        return replace(self, rows=rows)
+
     def variance(self) -> float:
         """Weighted variance of the targets, summed over outputs."""
         nothing = np.zeros((*self.targets.shape[:2], 0), np.float32)
-        sums = gram_of(nothing, self.targets, self.weights)
-        return float((sums.yy / sums.count - (sums.y / sums.count) ** 2).sum())
+        return gram_of(nothing, self.targets, self.weights).variance()
 
     def gram(self) -> Gram:
         """Sums over the rows."""
@@ -136,6 +143,12 @@ class Problem:
     flat: FlatParts | None
     iterations: int
 
+    def of(self, kept: NDArray[np.bool_]) -> Problem:
+        """The same over some of the unknowns, bool [D], of a layer with one group."""
+        fit = self.fit.of(kept)
+        judge = fit if self.judge is self.fit else self.judge.of(kept)
+        return replace(self, weight=self.weight[:, :, kept], fit=fit, judge=judge)
+
     def solve(
         self,
         kept: NDArray[np.bool_],
@@ -155,29 +168,32 @@ class Problem:
         gram, check = grams or (self.fit.gram(), None)
         if check is None and self._sums_are_of_use(len(ridges), both_halves=both_halves):
             check = self.judge.gram()
-        scale = max(self.judge.variance(), _TINY)
+        judging = self._pieces(self.judge, self._stride(self.judge))
+        scale = max(self.judge.variance() if check is None else check.variance(), _TINY)
         plain = gram.with_bias(self.weight * kept[:, None])
         regressions = [Regression(gram, self.weight, kept, strength) for strength in ridges]
         solutions = [regression.solve(gram) for regression in regressions]
-        solved = [solution for solution in solutions if solution is not None]
-        before, *errors = (error / scale for error in self._errors([plain, *solved], check))
+        solved = [(n, found) for n, found in enumerate(solutions) if found is not None]
+        tried = [plain, *(found for _, found in solved)]
+        before, *errors = (error / scale for error in self._errors(tried, judging, check))
         if not solved:
             return Outcome(plain, False, before, before)
         best = int(np.argmin(errors))
-        after, solution = errors[best], solved[best]
-        chosen = next(n for n, tried in enumerate(solutions) if tried is solution)
-        ridge, regression = ridges[chosen], regressions[chosen]
-        free = [self._free_range(self.fit)]
-        moved = self._moved_solution(regression, solution, gram, [self.fit], free)
-        further = self._errors([moved], check)[0] / scale if moved is not solution else after
-        moves = further < after
-        after, solution = (further, moved) if moves else (after, solution)
+        after, (number, solution) = errors[best], solved[best]
+        moved = self._followed(regressions[number], solution, gram, [self.fit])
+        moves = False
+        if moved is not solution:
+            further = self._errors([moved], judging, check)[0] / scale
+            moves = further < after
+            after, solution = (further, moved) if moves else (after, solution)
         if not after < before:  # NaN is no improvement either
             return Outcome(plain, False, before, before)
         if both_halves:
-            del regressions, regression  # inverses that may be large
+            del regressions  # inverses that may be large
             gram = gram + (check or self.judge.gram())
-            whole = self.fitted(gram, [self.fit, self.judge], kept, ridge, moves=moves)
+            halves = [self.fit, self.judge]
+            start = solution if moves else None
+            whole = self.fitted(gram, halves, kept, ridges[number], start=start, moves=moves)
             solution = solution if whole is None else whole
         return Outcome(solution, True, before, after)
 
@@ -186,29 +202,37 @@ class Problem:
         _, outputs, unknowns = self.weight.shape
         return both_halves or (self.flat is None and unknowns <= 2 * outputs * predictions)
 
-    def _errors(self, solutions: Sequence[Solution], check: Gram | None) -> list[float]:
+    def _stride(self, half: Half) -> int:
+        """Of how many blocks one is enough to decide with."""
+        enough = max(_DECIDING_ROWS, _DECIDING_ROWS_PER_UNKNOWN * self.weight.shape[2])
+        return max(1, int(len(half.rows) // enough))
+
+    def _errors(
+        self, solutions: Sequence[Solution], judging: Sequence[_Piece], check: Gram | None
+    ) -> list[float]:
         """Mean squared errors on the judging half, behind the activation where there is one."""
         if self.flat is None and check is not None:
             return [check.error(solution) for solution in solutions]
-        half = self.judge
         linear = [Linear(solution) for solution in solutions]
-        errors, count = np.zeros(len(solutions)), 0.0
-        for block in blocks(len(half.rows)):
-            wanted, others = half.targets[block], half.others[block]
-            if self.flat is not None:
-                wanted = np.clip(wanted + others, self.flat.low, self.flat.high)
-            weights = None if half.weights is None else half.weights[block]
-            count += len(wanted) if weights is None else float(weights.sum(dtype=np.float64))
+        errors = np.zeros(len(solutions))
+        for piece in judging:
+            wanted = self._behind(piece.part.targets + piece.part.others)
             for number, each in enumerate(linear):
-                lost = each.predict(half.rows[block])
-                if self.flat is not None:
-                    lost += others
-                    np.clip(lost, self.flat.low, self.flat.high, out=lost)
+                lost = each.predict(piece.part.rows)
+                lost += piece.part.others
+                lost = self._behind(lost)
                 lost -= wanted
                 lost *= lost
-                squares = lost.sum(axis=(1, 2)).astype(np.float64)
+                squares, weights = lost.sum(axis=(1, 2)), piece.part.weights
                 errors[number] += squares.sum() if weights is None else squares @ weights
-        return [float(error / count) for error in errors]
+        return [float(error) / sum(piece.count for piece in judging) for error in errors]
+
+    def _behind(self, total: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the activation makes of a sum, in its place."""
+        if self.flat is not None:
+            np.maximum(total, self.flat.low, out=total)
+            np.minimum(total, self.flat.high, out=total)
+        return total
 
     def fitted(
         self,
@@ -217,6 +241,7 @@ class Problem:
         kept: NDArray[np.bool_],
         ridge: float,
         *,
+        start: Solution | None = None,
         moves: bool = True,
     ) -> Solution | None:
         """Weights and bias after targets were moved; None where weights blow up.
@@ -226,59 +251,77 @@ class Problem:
             halves: the rows.
             kept: unknowns, bool [g, D].
             ridge: its strength.
+            start: solution from which targets move; None for that without moving.
             moves: False leaves targets where they are.
         """
         regression = Regression(gram, self.weight, kept, ridge)
-        first = regression.solve(gram)
+        first = start or regression.solve(gram)
         if first is None or not moves:
             return first
-        return self._moved_solution(
-            regression, first, gram, halves, [self._free_range(half) for half in halves]
-        )
+        return self._followed(regression, first, gram, halves)
 
-    def _free_range(self, half: Half) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Between what and what a prediction is its own target: float32 [rows, g, O] each.
+    def _pieces(self, half: Half, stride: int = 1) -> list[_Piece]:
+        """Every so manieth block of a half."""
+        return [_Piece.of(half, block, self.flat) for block in [*blocks(len(half.rows))][::stride]]
 
-        The two are the same, the target, where the original does not lie on a flat part.
-        """
-        least, most = half.targets.copy(order="K"), half.targets.copy(order="K")
-        if self.flat is not None:
-            low, high = self.flat.low - half.others, self.flat.high - half.others
-            on_low, on_high = half.targets <= low, half.targets >= high
-            np.copyto(least, -np.inf, where=on_low)
-            np.copyto(most, low, where=on_low)
-            np.copyto(least, high, where=on_high)
-            np.copyto(most, np.inf, where=on_high)
-        return least, most
-
-    def _moved_solution(
-        self,
-        regression: Regression,
-        first: Solution,
-        gram: Gram,
-        halves: Sequence[Half],
-        free: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    def _followed(
+        self, regression: Regression, first: Solution, gram: Gram, halves: Sequence[Half]
     ) -> Solution:
         """Go on from the first solution with targets that move; it itself where none can."""
+        if self.flat is None or not self.iterations:
+            return first
+        pieces = [piece for half in halves for piece in self._pieces(half)]
         solution = first
-        for _ in range(self.iterations if self.flat is not None else 0):
-            better = regression.solve(gram.with_targets(_moved(solution, halves, free)))
+        for _ in range(self.iterations):
+            linear = Linear(solution)
+            moved = gram.with_moved(piece.moved(linear) for piece in pieces)
+            better = regression.solve(moved)
             if better is None:
                 break
             solution = solution.towards(better, _STRIDE)
         return solution
 
 
-def _moved(
-    solution: Solution,
-    halves: Sequence[Half],
-    free: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
-) -> Iterator[Weighted]:
-    """Rows with targets that follow the prediction as far as they are free to."""
-    linear = Linear(solution)
-    for half, (least, most) in zip(halves, free, strict=True):
-        for block in blocks(len(half.rows)):
-            moved = linear.predict(half.rows[block])
-            np.clip(moved, least[block], most[block], out=moved)
-            weights = None if half.weights is None else half.weights[block]
-            yield Weighted(half.rows[block], moved, weights)
+@dataclass(frozen=True)
+class _Piece:
+    """A block of rows, small enough for the cache.
+
+    Attributes:
+        part: the rows.
+        count: sum of their weights.
+        least: from where on a prediction is its own target, float32 [rows, g, O].
+        most: up to where. Both are the target where the original does not lie on a flat part.
+    """
+
+    part: Half
+    count: float
+    least: NDArray[np.float32]
+    most: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, half: Half, block: slice, flat: FlatParts | None) -> _Piece:
+        """Take a block of a half."""
+        weights = None if half.weights is None else half.weights[block]
+        part = Half(half.rows[block], half.targets[block], half.others[block], weights)
+        count = len(part.rows) if weights is None else float(weights.sum(dtype=np.float64))
+        least = most = part.targets
+        if flat is not None:
+            low, high = flat.low - part.others, flat.high - part.others
+            on_low, on_high = part.targets <= low, part.targets >= high
+            least, most = least.copy(order="K"), most.copy(order="K")
+            for array, place, value in (
+                (least, on_low, -np.inf),
+                (most, on_low, low),
+                (least, on_high, high),
+                (most, on_high, np.inf),
+            ):
+                np.copyto(array, value, where=place)
+        return cls(part, count, least, most)
+
+    def moved(self, linear: Linear) -> Weighted:
+        """How far targets move when they follow a prediction as far as they are free to."""
+        moved = linear.predict(self.part.rows)
+        np.maximum(moved, self.least, out=moved)
+        np.minimum(moved, self.most, out=moved)
+        moved -= self.part.targets
+        return Weighted(self.part.rows, moved, self.part.weights)
