@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -149,6 +150,7 @@ class PruneRun:
         self._ranked: dict[tuple[float | None, bool], list[RankedGroup]] = {}
         self._information: Mapping[str, MaskGradients] | None = None
         self._informed: dict[bool, Informed] = {}
+        self._names: tuple[str, ...] = ()
 
     def _held(self) -> str:
         """How many samples layers are fitted on, where not all fit into memory; else empty."""
@@ -177,6 +179,25 @@ class PruneRun:
                 return self._pruned(target, {})
             run, depths = self._best_depth(target)
             return run._pruned(target, depths)
+
+    def among(self, names: Sequence[str]) -> PruneRun:
+        """The same run, with all it knows, trying only some allocations.
+
+        Args:
+            names: as in `PrunedModel.trials`.
+        """
+        run = copy(self)
+        run._names = tuple(names)
+        return run
+
+    def trials(self, target: Mapping[str, float]) -> Mapping[str, float]:
+        """Divergence of each allocation that is tried for a target; nothing is built of it.
+
+        Raises:
+            NothingPrunable: as `at`.
+        """
+        with matrix_threads(self.context.runtime.threads):
+            return self._search(target).choose().trials
 
     def evaluator(self) -> DivergenceEvaluator:
         """Compares models with the original on batches that were not fitted."""
@@ -234,6 +255,7 @@ class PruneRun:
             self.context,
             target,
             informed,
+            self._names,
         )
 
     def _by_gradients(self, target: Mapping[str, float]) -> Informed:

@@ -146,6 +146,7 @@ class Search:
         context: how to run models.
         target: kind -> fraction of the original that is to remain.
         informed: the groups ranked by Fisher information, for a few allocations more.
+        names: of the allocations that are tried; empty for all there are.
         dropped: groups that are not cut, with the reason; filled by the search.
     """
 
@@ -156,6 +157,7 @@ class Search:
     context: RunContext
     target: Mapping[str, float]
     informed: Informed = field(default_factory=Informed)
+    names: Sequence[str] = ()
     dropped: dict[str, str] = field(default_factory=dict)
 
     def choose(self) -> Choice:
@@ -244,13 +246,14 @@ class Search:
         Raises:
             TargetUnreachable: when removing everything that may be removed is not enough.
         """
-        candidates = self.candidates(aim)
-        if len(candidates) < 2 or self.workspace.calibration is None:
+        named = [self.candidate(aim, name) for name in self.names]
+        candidates = named or self.candidates(aim)
+        if self.workspace.calibration is None or (len(candidates) < 2 and not named):
             return candidates[0], {}
         field = distinct(candidates)[: self._affordable_trials()]
         rounds = list(_ROUNDS if len(field) > _ROUNDS[-1].places else _ROUNDS[-1:])
         results = [self._tried(field, rounds[0])]
-        wider = self._wider(aim, field, results[0])
+        wider = None if named else self._wider(aim, field, results[0])
         if wider is not None:
             field.append(wider)
             results[0] |= self._tried([wider], rounds[0])

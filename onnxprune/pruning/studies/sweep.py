@@ -26,6 +26,7 @@ from onnxprune.pruning.method import Method
 from onnxprune.pruning.quality import divided_samples, known_labels, loss_labels, quality_measure
 from onnxprune.pruning.results import PruneResult, build_result
 from onnxprune.pruning.run import PruneRun
+from onnxprune.pruning.studies.neighbours import SharedTrials
 from onnxprune.pruning.studies.study import (
     metric_setting,
     read_study,
@@ -227,8 +228,10 @@ def sweep(
 ) -> Sweep:
     """Prune a model to many budgets, all on one calibration.
 
-    The model of each point is, bit for bit, what `prune` gives for its target. A budget that cannot
-    be reached is a point that says so.
+    The model of each point is, bit for bit, what `prune` gives for its target, and what `apply`
+    gives for its plan. Of four and more budgets of one kind, those between the outermost only try
+    the allocations that were best there, where `prune` tries all. A budget that cannot be reached
+    is a point that says so.
 
     Args:
         model: as for `prune`.
@@ -301,10 +304,11 @@ def sweep(
         odd = sample_warnings(loaded.model, samples, options.runtime)
         done = replace(done, warnings=odd)
         run = PruneRun(analysis, Method.of(options), context)
-        points = _Points(loaded, run, run.evaluator(), measure, context, held_out)
+        shared = SharedTrials(run, wanted)
+        points = _Points(loaded, run, shared, run.evaluator(), measure, context, held_out)
         if target_folder is not None:
             make_folder(target_folder)
-        for number, target in enumerate(missing, 1):
+        for number, target in enumerate(shared.outermost_first(missing), 1):
             headed.heading = f"{target_text(target)} ({number} of {len(missing)}): "
             done = done.with_point(points.at(target))
             if target_folder is not None:
@@ -327,6 +331,7 @@ class _Points:
 
     loaded: LoadedModel
     run: PruneRun
+    shared: SharedTrials
     evaluator: DivergenceEvaluator
     measure: QualityMeasure | None
     context: RunContext
@@ -349,13 +354,16 @@ class _Points:
             blocks=False,
         )
         context = replace(self.run.context, samples=None, labels=None, progress=silent)
-        return replace(self, run=PruneRun(self.run.analysis, Method.of(options), context))
+        run = PruneRun(self.run.analysis, Method.of(options), context)
+        return replace(self, run=run, shared=SharedTrials(run, ()))
 
     def at(self, target: Mapping[str, float]) -> SweepPoint:
         """Prune to one target and measure."""
         begun = time.perf_counter()
         try:
-            pruned = finetuned(self.run.at(target), self.context, self.held_out)
+            chosen = self.shared.run_for(target).at(target)
+            self.shared.note(chosen)
+            pruned = finetuned(chosen, self.context, self.held_out)
         except (NothingPrunable, VerificationError) as error:
             status = "unreachable" if isinstance(error, NothingPrunable) else "failed"
             return SweepPoint(target, status, str(error), seconds=time.perf_counter() - begun)
