@@ -27,6 +27,7 @@ from onnxprune.coupling.cut_shapes import CutShapes
 from onnxprune.coupling.groups import Group
 from onnxprune.coupling.trace import Coupling
 from onnxprune.model.node_view import ShapeOf
+from onnxprune.model.tensors import extents
 
 _PER_NODE = {kind.name: kind.per_node for kind in KINDS if kind.per_node is not None}
 
@@ -177,7 +178,7 @@ class CutCost:
             (-1, self._facts.constants.values()),
         ):
             for tensor in tensors:
-                shape = tuple(tensor.shape.numpy())
+                shape = extents(tensor)
                 parameters += sign * is_parameter(tensor) * prod(shape)
                 bytes_ += sign * tensor_bytes(shape, ir.DataType(tensor.dtype))
         return parameters, bytes_

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from onnxprune.model.bodies import captured, subgraphs
 from onnxprune.model.node_view import ShapeOf
 from onnxprune.model.observe import Observation, constants_of
-from onnxprune.model.tensors import swapped
+from onnxprune.model.tensors import extents, swapped
 
 
 def tensor_bytes(shape: tuple[int, ...], kind: ir.DataType) -> int:
@@ -65,7 +65,7 @@ def all_constants(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
 
 def stored_parameters(graph: ir.Graph) -> int:
     """Parameters that a graph holds, those in the bodies of nodes too; see `is_parameter`."""
-    return sum(prod(t.shape.numpy()) for t in all_constants(graph) if is_parameter(t))
+    return sum(prod(extents(t)) for t in all_constants(graph) if is_parameter(t))
 
 
 def rest_bytes(graph: ir.Graph) -> int:

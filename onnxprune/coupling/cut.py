@@ -86,6 +86,9 @@ class Cut:
             axes, alive = self._together(axis_labels)
             if alive.all():
                 continue
+            if alive.ndim == 1 and alive.any():
+                result[axes[0]] = np.flatnonzero(alive)
+                continue
             size = 1
             for position, axis in enumerate(axes):
                 others = tuple(i for i in range(alive.ndim) if i != position)
@@ -155,8 +158,12 @@ class Cut:
 
 def _overlapping(axis_labels: Iterable[AxisLabel]) -> list[list[AxisLabel]]:
     """Split labels into sets that share axes."""
+    labels = list(axis_labels)
+    axes = [axis for label in labels for axis in label.axes]
+    if len(set(axes)) == len(axes):
+        return [[label] for label in labels]
     components: list[list[AxisLabel]] = []
-    for label in axis_labels:
+    for label in labels:
         touching = [c for c in components if any(set(o.axes) & set(label.axes) for o in c)]
         merged = [label, *(part for component in touching for part in component)]
         components = [c for c in components if not any(c is other for other in touching)]

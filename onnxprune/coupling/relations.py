@@ -38,7 +38,7 @@ class DisjointSets:
         root = self._parent[members]
         while True:
             above = self._parent[root]
-            if np.array_equal(above, root):
+            if (above == root).all():
                 break
             root = above
         self._parent[members] = root

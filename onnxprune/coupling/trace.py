@@ -21,6 +21,7 @@ from onnxprune.coupling.step import Consumer, Place, Refusal, Rule, Statistic, S
 from onnxprune.coupling.subgraph_shapes import Bodies
 from onnxprune.model.bodies import body_of, captured, node_id, nodes_within, places, subgraphs
 from onnxprune.model.observe import Facts
+from onnxprune.model.tensors import extents
 
 _INTEGER_TYPES = frozenset(
     ir.DataType[name]
@@ -238,7 +239,7 @@ def _sources(graph: ir.Graph, facts: Facts, divisors: frozenset[str]) -> dict[st
         if value.name and value.name not in facts.constants
     }
     for name, tensor in facts.constants.items():
-        shape = tuple(tensor.shape.numpy())
+        shape = extents(tensor)
         number = tensor.dtype.is_floating_point() and 0 not in shape
         tensors[name] = TensorLabels(
             name,

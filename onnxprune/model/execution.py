@@ -266,7 +266,7 @@ def open_piece(
     if heavy or external or model.functions:
         piece, inputs = piece_of(model, nodes, names, known)
     else:
-        piece, inputs = _message_of(model, nodes, names, known)
+        piece, inputs = _message_of(model, nodes, names, known, reads)
     session = open_session(
         piece, runtime, optimise=optimise, arena=False, memory="brief" if brief else "planned"
     )
@@ -315,10 +315,13 @@ def piece_of(
 
 
 def _message_of(
-    model: ir.Model, nodes: Sequence[ir.Node], names: Sequence[str], known: KnownValues
+    model: ir.Model,
+    nodes: Sequence[ir.Node],
+    names: Sequence[str],
+    known: KnownValues,
+    read: Sequence[ir.Value],
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """The same as a message that carries its weights; nothing is copied on the way."""
-    read = _outside(nodes)
+    """The same as a message that carries its weights; `read` is what the nodes do not make."""
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in sorted(model.graph.opset_imports.items())]
     proto = onnx.ModelProto(ir_version=part_version(model), opset_import=opsets)
     proto.graph.name = model.graph.name or ""
@@ -378,7 +381,12 @@ _PIECE_BYTES, _PIECE_NODES = 128_000_000, 4000
 
 def is_heavy(model: ir.Model) -> bool:
     """Whether a model has too many weights to be loaded as a whole without need."""
-    return sum(map(initializer_bytes, model.graph.initializers.values())) > _WHOLE_BYTES
+    return _weights(model.graph) > _WHOLE_BYTES
+
+
+def _weights(graph: ir.Graph) -> int:
+    """Bytes of the weights of a graph."""
+    return sum(map(initializer_bytes, graph.initializers.values()))
 
 
 class Execution:
@@ -487,6 +495,10 @@ def _cut_up(graph: ir.Graph) -> list[_Piece]:
 
 def _runs(graph: ir.Graph) -> Iterator[list[ir.Node]]:
     """Split the nodes where one more would bring too many weights or nodes together."""
+    if _weights(graph) <= _PIECE_BYTES:
+        every = list(graph)
+        yield from (every[i : i + _PIECE_NODES] for i in range(0, len(every), _PIECE_NODES))
+        return
     nodes: list[ir.Node] = []
     weights: set[ir.Value] = set()
     size = 0

@@ -32,6 +32,7 @@ from onnxprune.model.inputs import (
 )
 from onnxprune.model.protobuf import has_map, skeleton
 from onnxprune.model.runtime import Runtime
+from onnxprune.model.tensors import extents
 
 _SMALL = 4096  # entries up to which integers are kept
 _HIGHEST_INTEGERS = (2, 1)  # 1: only zeros, for tables with one row
@@ -113,7 +114,9 @@ def observe(
     instrumented, shape_of, types = _with_shape_outputs(model, constants)
     execution = Execution(instrumented, runtime, optimise=False, arena=False)
     returned = {value.name for value in model.graph.outputs}
-    probe = _Probe(execution, shape_of, types, constants, returned)
+    types |= {name: ir.DataType(tensor.dtype) for name, tensor in constants.items()}
+    fixed = {name: extents(tensor) for name, tensor in constants.items()}
+    probe = _Probe(execution, shape_of, types, fixed, returned)
     specs = input_specs(model)
     first = _first_that_runs(probe, specs, rng) if sample is None else probe.run(sample)
     second = _at_larger_size(probe, specs, first, rng)
@@ -127,22 +130,21 @@ class _Probe:
     Attributes:
         execution: the model.
         shape_of: which of its outputs is the shape of which tensor.
-        types: element types of these tensors.
-        constants: initializers and Constant outputs of the original.
+        types: element types of these tensors, and of constants.
+        constants: shapes of initializers and Constant outputs of the original.
         returned: outputs of the original.
     """
 
     execution: Execution
     shape_of: Mapping[str, str]
     types: Mapping[str, ir.DataType]
-    constants: Mapping[str, ir.TensorProtocol]
+    constants: Mapping[str, tuple[int, ...]]
     returned: Set[str | None]
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> Observation:
         shapes: dict[str, tuple[int, ...]] = {name: tuple(a.shape) for name, a in feed.items()}
-        shapes |= {name: tuple(tensor.shape.numpy()) for name, tensor in self.constants.items()}
+        shapes |= self.constants
         types = {name: ir.DataType.from_numpy(a.dtype) for name, a in feed.items()}
-        types |= {name: ir.DataType(tensor.dtype) for name, tensor in self.constants.items()}
         types |= self.types
         integers: dict[str, NDArray[Any]] = {}
         results = self.execution.run(feed)
@@ -260,7 +262,7 @@ def blocks(tensor: ir.TensorProtocol) -> Iterator[tuple[int, NDArray[Any]]]:
     Yields:
         (index of the first entry, the entries from there on), at most 8 MB or one entry each.
     """
-    shape = tuple(tensor.shape.numpy())
+    shape = extents(tensor)
     row = math.prod(shape[1:])
     step = max(_BLOCK_BYTES * 8 // max(row * tensor.dtype.bitwidth, 1), 1)
     spans = [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]

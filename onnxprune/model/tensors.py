@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,6 +42,12 @@ def initializers(model: ir.Model) -> Iterator[ir.Value]:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value
+
+
+def extents(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """Shape of a tensor; that of one that is there is made of numbers."""
+    dims: Sequence[Any] = tensor.shape.dims
+    return tuple(dims)
 
 
 def initializer_bytes(value: ir.Value) -> int:

@@ -312,6 +312,8 @@ def _plain(value: Any) -> Any:
     """A value as JSON has it: paths are text, tuples are lists."""
     if isinstance(value, _PLAIN):
         return value
+    if isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
+        return list(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):

@@ -26,6 +26,7 @@ from onnxprune.importance.gaps import estimated_readers
 from onnxprune.model.inputs import input_specs, listed_initializers, resized_batch
 from onnxprune.model.load import LoadedModel, convert, loaded_bytes
 from onnxprune.model.save import check_writable, model_bytes, save, write_text_atomic
+from onnxprune.model.tensors import extents
 from onnxprune.progress import during
 from onnxprune.pruning.build import CutModel
 from onnxprune.pruning.method import Method
@@ -366,9 +367,12 @@ def describe(
     tuning = {} if course is None else {"rate": course.rate, "best": course.best}
     plan = plan_of(loaded, analysis, cut.removal, options, pruned.stages, tuning)
     plan = replace(plan, components=cut.components)
+    cost = CutCost(analysis.model.graph, analysis.coupling)
+    whole = cost if original is analysis else CutCost(original.model.graph, original.coupling)
+    before = _sizes(original, whole, (), original.file_bytes or loaded_bytes(loaded))
     report = Report(
-        original=sizes_of(original, (), loaded_bytes(loaded)),
-        result=_result_sizes(analysis, cut),
+        original=before,
+        result=_result_sizes(analysis, cut, cost),
         batch=batch_of(original),
         certificate=cut.certificate,
         outputs=(),
@@ -547,7 +551,11 @@ def _padding(analysis: Analysis, dead: Sequence[int]) -> dict[int, float]:
 
 def sizes_of(analysis: Analysis, dead: Sequence[int], size: int) -> Sizes:
     """Costs without the units `dead`; `size` is that of the file."""
-    cost = CutCost(analysis.model.graph, analysis.coupling).after(dead)
+    return _sizes(analysis, CutCost(analysis.model.graph, analysis.coupling), dead, size)
+
+
+def _sizes(analysis: Analysis, costs: CutCost, dead: Sequence[int], size: int) -> Sizes:
+    cost = costs.after(dead)
     feed = analysis.coupling.facts.first.feed
     return Sizes(
         params=int(cost["params"]),
@@ -560,12 +568,12 @@ def sizes_of(analysis: Analysis, dead: Sequence[int], size: int) -> Sizes:
     )
 
 
-def _result_sizes(analysis: Analysis, cut: CutModel) -> Sizes:
+def _result_sizes(analysis: Analysis, cut: CutModel, cost: CutCost) -> Sizes:
     """Costs of a smaller model: what is stored is counted in it, the rest follows from the cut."""
-    counted = sizes_of(analysis, cut.removal.removed_units(), model_bytes(cut.model))
+    counted = _sizes(analysis, cost, cut.removal.removed_units(), model_bytes(cut.model))
     graph = cut.model.graph
     weights = sum(
-        tensor_bytes(tuple(constant.shape.numpy()), ir.DataType(constant.dtype))
+        tensor_bytes(extents(constant), ir.DataType(constant.dtype))
         for constant in all_constants(graph)
     )
     return replace(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnxprune.coupling.cut import Cut
 from onnxprune.model.bodies import node_id, subgraphs
 from onnxprune.model.observe import blocks
+from onnxprune.model.tensors import extents
 from onnxprune.surgery.editor import Editor
 from onnxprune.surgery.integer_values import IntegerValues
 from onnxprune.surgery.operators import SIZE_RULES
@@ -31,7 +32,7 @@ def zero_removed(model: ir.Model, cut: Cut) -> None:
     for name, tensor in _cut_constants(cut):
         if name not in cut.coupling.divisors:
             blank = partial(_blanked, tensor, cut.kept(name), _zero_point(cut, name))
-            shape = tuple(tensor.shape.numpy())
+            shape = extents(tensor)
             lazy = tensor.nbytes >= _LARGE
             _replace_constant(owners, name, _computed(tensor, shape, blank, lazy))
 
@@ -49,7 +50,7 @@ def slice_removed(model: ir.Model, cut: Cut) -> None:
     owners = _owners(model.graph, cut)
     for name, tensor in _cut_constants(cut):
         kept = cut.kept(name)
-        pairs = enumerate(tensor.shape.numpy())
+        pairs = enumerate(extents(tensor))
         shape = tuple(len(kept[axis]) if axis in kept else extent for axis, extent in pairs)
         lazy = isinstance(tensor, (ir.ExternalTensor, ir.LazyTensor)) and tensor.nbytes >= _LARGE
         taken = partial(_taken, tensor, kept, shape)
@@ -109,7 +110,7 @@ def _zero_point(cut: Cut, name: str) -> NDArray[Any] | None:
     if tensor is None:
         return None
     value = tensor.numpy()
-    shape = cut.coupling.facts.constants[name].shape.numpy()
+    shape = extents(cut.coupling.facts.constants[name])
     if value.size > 1:
         value = value.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     return np.broadcast_to(value, shape)
@@ -118,13 +119,17 @@ def _zero_point(cut: Cut, name: str) -> NDArray[Any] | None:
 def _blanked(
     tensor: ir.TensorProtocol, kept: Mapping[int, NDArray[np.int64]], zero: NDArray[Any] | None
 ) -> NDArray[Any]:
-    result = np.zeros(tensor.shape.numpy(), tensor.dtype.numpy())
+    result = np.zeros(extents(tensor), tensor.dtype.numpy())
     if zero is not None:
         result[...] = zero
     for start, block in blocks(tensor):
-        rows = _within(kept, start, len(block))
-        others = [kept.get(axis, np.arange(n)) for axis, n in enumerate(block.shape) if axis]
-        result[start : start + len(block)][np.ix_(rows, *others)] = block[np.ix_(rows, *others)]
+        spans = {**kept, 0: _within(kept, start, len(block))} if 0 in kept else kept
+        if len(spans) == 1:
+            ((axis, indices),) = spans.items()
+            where: Any = (*[slice(None)] * axis, indices)
+        else:
+            where = np.ix_(*[spans.get(axis, np.arange(n)) for axis, n in enumerate(block.shape)])
+        result[start : start + len(block)][where] = block[where]
     return result
 
 
