@@ -94,6 +94,8 @@ class Settings:
         largest: unknowns of a regression above which a layer keeps its weights.
         row_bytes: memory for the rows of one layer.
         refit: fit layers too whose own weights are not cut.
+        judged: hold half of the batches back to judge weights; otherwise all are fitted, and what
+            comes out is taken as long as it fits better than what was there.
         both_halves: after judging, fit on all batches instead of on the first half only.
     """
 
@@ -104,6 +106,7 @@ class Settings:
     largest: int = 6000
     row_bytes: int = 400_000_000
     refit: bool = True
+    judged: bool = True
     both_halves: bool = True
     rows_per_unknown: int = 128
 
@@ -423,7 +426,7 @@ class LeastSquares:
     def _task(
         self, layer: LinearLayer, number: int, kept: NDArray[np.bool_] | None = None
     ) -> _LayerTask | None:
-        """Draw rows and targets, half of the batches to fit and half to judge.
+        """Draw rows and targets, half of the batches to fit and, where it is, half to judge.
 
         Args:
             layer: the layer.
@@ -453,6 +456,7 @@ class LeastSquares:
         sizes = [len(ids) for ids, _ in drawn]
         # a single feed is judged on its own second half
         fitted = -(-sizes[0] // 2) if len(data) == 1 else sum(sizes[::2])
+        fitted = fitted if self.settings.judged else sum(sizes)
         halves = HalfRows(fitted), HalfRows(sum(sizes) - fitted)
         middle: NDArray[np.float32] | None = None
         for batch, (x, t, (ids, counting)) in enumerate(zip(data, wanted, drawn, strict=True)):
@@ -465,7 +469,8 @@ class LeastSquares:
             middle = rows.mean(axis=0) if middle is None else middle
             rows -= middle
             end = fitted if len(data) == 1 else len(ids)
-            for side, part in enumerate((slice(end), slice(end, None)), batch):
+            first = batch if self.settings.judged else 0
+            for side, part in enumerate((slice(end), slice(end, None)), first):
                 share = None if counting is None else counting[part]
                 halves[side % 2].add(Half(rows[part], target[part], others[part], share))
         fit = halves[0].whole()

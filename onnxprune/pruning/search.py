@@ -24,7 +24,7 @@ from onnxprune.allocation.candidates import (
 )
 from onnxprune.allocation.halving import difference, distinct, going_on, on_one_scale
 from onnxprune.allocation.secant import TOLERANCE, Attempt, Excess, Secant, solve_for_target
-from onnxprune.calibration.batches import feed_bytes, held_out_part, spread_batches
+from onnxprune.calibration.batches import feed_bytes, fitted_part, held_out_part, spread_batches
 from onnxprune.calibration.context import RunContext
 from onnxprune.compensation.compensate import Effort
 from onnxprune.compensation.least_squares import Settings
@@ -74,20 +74,23 @@ class TrialRound:
     """How allocations are compared in one round of successive halving.
 
     Attributes:
-        effort: of the compensation.
+        settings: of least squares.
         factor: how many times as many batches as in the first round.
         places: most candidates that take part; 0 for all.
     """
 
-    effort: Effort
+    settings: Settings
     factor: int = 1
     places: int = 0
 
 
+# models are compared on batches that no trial sees, so that each fits all that it does
+_QUICK = Settings(rows=16_384, judged=False, both_halves=False)
+
 # few rows fit noise, which a stronger ridge keeps down
 _ROUNDS = (
-    TrialRound(Effort(Settings(32_768, 0, (5e-2,), both_halves=False, rows_per_unknown=12))),
-    TrialRound(Effort(Settings(32_768, 1, (1e-2,), both_halves=False, rows_per_unknown=24)), 2, 3),
+    TrialRound(replace(_QUICK, iterations=0, ridges=(5e-2,), rows_per_unknown=6)),
+    TrialRound(replace(_QUICK, iterations=1, ridges=(1e-2,), rows_per_unknown=12), 2, 3),
 )
 
 _SHARED = ", shared groups too"
@@ -273,9 +276,10 @@ class Search:
         """
         workspace, calibration = self.workspace, self.workspace.calibration
         assert calibration is not None
-        few = calibration.some(trial_batches(workspace, self.cost, round_.factor))
-        quiet = replace(self.context, progress=silent)
-        task = replace(workspace.task(candidate.removal, quiet, round_.effort), calibration=few)
+        batches = trial_batches(workspace, self.cost, round_.factor)
+        few = calibration.some(fitted_part(batches))
+        quiet, effort = replace(self.context, progress=silent), Effort(round_.settings)
+        task = replace(workspace.task(candidate.removal, quiet, effort), calibration=few)
         try:
             trial = self.method.compensation.apply(task)
             return self._judge.divergence(trial.full.model)
@@ -426,7 +430,7 @@ class Search:
         """How many trials are worth their time: at least two, fewer for large layers."""
         analysis, calibration = self.workspace.current, self.workspace.calibration
         assert calibration is not None
-        settings, work = _ROUNDS[0].effort.settings, 1.0
+        settings, work = _ROUNDS[0].settings, 1.0
         for layer in replaceable_layers(analysis.model, analysis.coupling):
             groups, _, unknowns = layer.shape
             if unknowns <= settings.largest:

@@ -132,3 +132,17 @@ def test_the_same_every_time() -> None:
     dead = classes_of(proto, "w1", 1, range(6))
     first, second = (solve(proto, dead, feeds, Settings(rows=40)) for _ in range(2))
     assert first.sliced.SerializeToString() == second.sliced.SerializeToString()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_nothing_is_held_back_where_nothing_is_judged(count: int) -> None:
+    """The weights are those of all rows, as where both halves are fitted in the end."""
+    proto = mlp()
+    dead = classes_of(proto, "w1", 1, (0,))
+    feeds = batches({"x": images(400 * count, 8)}, 400)
+    once: dict[str, Any] = {"ridges": (1e-3,), "iterations": 0}
+    all_of_them = solve(proto, dead, feeds, Settings(judged=False, both_halves=False, **once))
+    in_the_end = solve(proto, dead, feeds, Settings(judged=True, both_halves=True, **once))
+    assert in_the_end.refit.solved >= {"b"}
+    found, wanted = (solved.weight("w2") for solved in (all_of_them, in_the_end))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)

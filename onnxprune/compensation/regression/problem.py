@@ -167,7 +167,7 @@ class Problem:
         """
         gram, check = grams or (self.fit.gram(), None)
         if check is None and self._sums_are_of_use(len(ridges), both_halves=both_halves):
-            check = self.judge.gram()
+            check = gram if self.judge is self.fit else self.judge.gram()
         judging = self._pieces(self.judge, self._stride(self.judge))
         scale = max(self.judge.variance() if check is None else check.variance(), _TINY)
         plain = gram.with_bias(self.weight * kept[:, None])
