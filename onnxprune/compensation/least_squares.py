@@ -505,20 +505,60 @@ class LeastSquares:
     def _install(self, layer: LinearLayer, outcome: Outcome) -> None:
         """Put the weights into the graph, and what is new of the bias into its bias."""
         node, solution = layer.node, outcome.solution
-        total = self._sum(layer)
-        now = self._pruned.preview(total.last, [total.name])[total.name]
-        ids = np.unique(np.linspace(0, layer.row_count(now.shape) - 1, 512).astype(np.int64))
-        rest = layer.outputs(now, ids) - self._others(layer, total, 0, now.shape, ids)
-        x = layer.rows(self._pruned[layer.data][0], ids)
-        weight = self._weight(layer)
-        linear = Solution(weight, np.zeros(weight.shape[:2])).predict(x)
-        present = (rest.astype(np.float64) - linear).mean(axis=0)
+        present = self._present_bias(layer)
         outputs = layer.kept_outputs(self._cut)
         kind = self._pruned[layer.data][0].dtype
         self.target.set_weight(node, layer.slot, layer.tensor(solution.weight).astype(kind))
         delta = layer.bias_along_output((solution.bias - present) * outputs)
         if np.any(delta):
             self.target.add_to_output(node, delta, kind)
+
+    def _present_bias(self, layer: LinearLayer) -> NDArray[np.float64]:
+        """What is added to the product in every row of the pruned model, [groups, outputs]."""
+        total = self._sum(layer)
+        value, factor, along = layer.bias()
+        added = [(factor, value, along)] if value is not None else []
+        every = range(len(layer.output_shape))
+        found = self._constant_bias(
+            layer, [*added, *((1.0, constant, tuple(every)) for constant in total.constants)]
+        )
+        if found is not None:
+            return found
+        now = self._pruned.preview(total.last, [total.name])[total.name]
+        ids = np.unique(np.linspace(0, layer.row_count(now.shape) - 1, 512).astype(np.int64))
+        rest = layer.outputs(now, ids) - self._others(layer, total, 0, now.shape, ids)
+        x = layer.rows(self._pruned[layer.data][0], ids)
+        weight = self._weight(layer)
+        linear = Solution(weight, np.zeros(weight.shape[:2])).predict(x)
+        mean: NDArray[np.float64] = (rest.astype(np.float64) - linear).mean(axis=0)
+        return mean
+
+    def _constant_bias(
+        self, layer: LinearLayer, terms: Sequence[tuple[float, ir.Value, tuple[int, ...]]]
+    ) -> NDArray[np.float64] | None:
+        """Sum of constants that are the same in every row; None where one of them is not.
+
+        Args:
+            layer: the layer.
+            terms: factor, constant and the axes of the output that it lies along, of each.
+        """
+        values = ConstantValues(self.target.model, self.target.coupling.facts.constants)
+        rank = len(layer.output_shape)
+        whole = np.zeros(
+            [n if a in layer.output_axes else 1 for a, n in enumerate(layer.output_shape)]
+        )
+        for factor, value, along in terms:
+            if not value.name or value.name not in values:
+                return None
+            array = np.asarray(values[value.name], np.float64)
+            if array.ndim > len(along):
+                return None
+            axes = along[len(along) - array.ndim :]
+            extents = dict(zip(axes, array.shape, strict=True))
+            if any(extent != 1 and a not in layer.output_axes for a, extent in extents.items()):
+                return None
+            whole = whole + factor * array.reshape([extents.get(axis, 1) for axis in range(rank)])
+        return np.asarray(layer.outputs(whole, np.zeros(1, np.int64))[0], np.float64)
 
 
 def _give_scores(graph: ir.Graph, layers: Sequence[ir.Node]) -> set[ir.Node]:

@@ -169,7 +169,6 @@ class Survey:
         sums = walk.preview(total.last, [total.name])[total.name].astype(np.float64)
         others = tuple(axis for axis in range(sums.ndim) if axis not in layer.output_axes)
         stream = sums.var(axis=others, keepdims=True)
-        stream = np.broadcast_to(stream, sums.shape)
         first = layer.outputs(stream, np.zeros(1, np.int64))[0]
         return _Seen(
             layer, covariance, float(spread), float((first * columns).sum()), columns, loss
@@ -181,8 +180,7 @@ class Survey:
         columns = np.ones(layer.shape[:2])
         if known is None:
             return columns, None
-        spread = np.broadcast_to(known, layer.output_shape)
-        columns = layer.outputs(spread, np.zeros(1, np.int64))[0].astype(np.float64)
+        columns = layer.outputs(known, np.zeros(1, np.int64))[0].astype(np.float64)
         loss = float(columns.mean())
         return columns / loss, loss
 

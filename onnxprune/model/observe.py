@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -287,15 +288,15 @@ class ConstantValues:
     """
 
     def __init__(self, model: ir.Model, constants: Mapping[str, ir.TensorProtocol]) -> None:
+        self._model = model
         self._constants = constants
-        self._producers = {
-            value.name: node
-            for node in nodes_within(model.graph)
-            for value in node.outputs
-            if value.name
-        }
         self._opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
         self._ir_version = part_version(model)
+
+    @cached_property
+    def _producers(self) -> dict[str, ir.Node]:
+        nodes = nodes_within(self._model.graph)
+        return {value.name: node for node in nodes for value in node.outputs if value.name}
 
     def __contains__(self, name: str) -> bool:
         return name in self._constants

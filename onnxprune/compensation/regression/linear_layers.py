@@ -128,6 +128,16 @@ class LinearLayer(abc.ABC):
         None when the label lies on other axes too, so that rows differ.
         """
 
+    def bias(self) -> tuple[ir.Value | None, float, tuple[int, ...]]:
+        """What the node itself adds: the value, its factor, and the axes of the output it is along.
+
+        The value is None where nothing is added.
+        """
+        value = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        beta = self.node.attributes.get("beta") if self.node.op_type == "Gemm" else None
+        along = (0, 1) if self.node.op_type == "Gemm" else (1,)
+        return value, 1.0 if beta is None else beta.as_float(), along
+
     def kept_unknowns(self, cut: Cut) -> NDArray[np.bool_] | None:
         """Unknowns that stay under a cut, bool [groups, unknowns].
 
@@ -153,8 +163,7 @@ class LinearLayer(abc.ABC):
                 alive = cut.alive(label).transpose(np.argsort(label.axes))
                 along = [n if a in label.axes else 1 for a, n in enumerate(shape)]
                 kept = kept & alive.reshape(along)
-        whole = np.broadcast_to(kept, self.output_shape)
-        return np.asarray(self.outputs(whole, np.zeros(1, np.int64))[0] > 0)
+        return np.asarray(self.outputs(kept, np.zeros(1, np.int64))[0] > 0)
 
 
 class Contraction(LinearLayer):

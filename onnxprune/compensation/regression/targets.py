@@ -11,7 +11,7 @@ target of Kwon et al. 2022).
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -26,10 +26,12 @@ class Sum:
     Attributes:
         last: the node that ends it: the layer itself, or the last Add.
         others: names of the other terms that are activations.
+        constants: the other terms that are constants, each the same in every row.
     """
 
     last: ir.Node
     others: tuple[str, ...]
+    constants: tuple[ir.Value, ...] = field(default=(), compare=False)
 
     @property
     def name(self) -> str:
@@ -56,7 +58,7 @@ def sum_behind(
         shapes: traced shapes by name; without them sums of any shape are followed.
         axes: axes of the layer's output along which constants may differ; None for all.
     """
-    last, others = layer, []
+    last, others, constants = layer, [], []
     own = _shape(layer, shapes)
     while True:
         output = last.outputs[0]
@@ -74,12 +76,13 @@ def sum_behind(
         if other.is_initializer() or _is_constant(other):
             if other.shape is not None and not _fits(other.shape, rank, axes):
                 break
+            constants.append(other)
         elif other.name in known:
             others.append(other.name)
         else:
             break
         last = add
-    return Sum(last, tuple(others))
+    return Sum(last, tuple(others), tuple(constants))
 
 
 def _fits(shape: ir.Shape, rank: int, axes: Collection[int] | None) -> bool:
