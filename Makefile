@@ -75,7 +75,8 @@ docs: $(VENV)/.installed-dev
 	@echo "build/site/index.html"
 
 types: $(VENV)/.installed-dev tree
-	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
+	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml \
+	    --cache-dir $(CURDIR)/.mypy_cache
 
 build: $(VENV)/.installed-dev
 	rm -rf build dist

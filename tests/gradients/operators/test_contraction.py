@@ -39,7 +39,8 @@ def test_convolution(given: str, channels: int) -> None:
 def test_transposed_convolution(given: str, channels: int) -> None:
     body = f"y = ConvTranspose{given}(x, w, b)"
     weights = {"w": weight(4, channels, 3, 2), "b": weight(channels)}
-    check_gradient(body, (2, 4, 3, 4), weights, tuned="w b", by_runtime=channels > 4)
+    # the reference evaluator takes a second for these
+    check_gradient(body, (2, 4, 3, 4), weights, tuned="w b", by_runtime=True)
 
 
 @pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
