@@ -21,11 +21,11 @@ $(BIN)/python:
 
 # The stamps say what has been installed since pyproject.toml last changed.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	@touch $(VENV)/.installed $@
 
 venv: $(VENV)/.installed-dev
@@ -45,7 +45,7 @@ browser-test: $(VENV)/.installed-dev
 	      apt-get update -qq && \
 	      apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core; } || \
 	    echo "no Chromium here, and none can be installed: browser tests are skipped"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[browser]'
 	$(BIN)/python -m pytest tests/browser -rs
 
 # The package as it is installed, passes/ included: mypy and import-linter look at folders alone.
@@ -70,7 +70,7 @@ reference: $(VENV)/.installed-dev
 
 # Strict: a broken link fails. Nothing in the site is loaded from other hosts.
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "build/site/index.html"
 

@@ -52,7 +52,7 @@ def all_blocks(language):
     ]
 
 
-SAMPLES = 128
+SAMPLES = 64
 """Of the 512 there are for each model: what an example does is the same with them."""
 
 

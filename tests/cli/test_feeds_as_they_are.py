@@ -112,7 +112,7 @@ OPTIONS = [
     ["--target", "macs=0.6"],
     ["--criterion", "fisher"],
     ["--criterion", "std", "--steps", "2"],
-    ["--max-drop", "5"],
+    ["--max-drop", "5", "--allocation", "uniform"],
 ]
 
 
@@ -133,6 +133,7 @@ def test_labels_of_a_model_with_a_state(run, voice_model, tmp_path, form):
     outcome = run(
         *("prune", voice_model, tmp_path / "out.onnx", "--calibration", source),
         *("--labels", tmp_path / "labels.npy", "--max-drop", "30", "--force"),
+        *("--allocation", "uniform"),
     )
     assert outcome.code == 0
 
