@@ -15,6 +15,7 @@ import onnx_ir as ir
 import pytest
 from helpers.oracle import difference, feed, outputs, parse
 from helpers.paths import MODELS
+from helpers.samples import few_samples
 from numpy.typing import NDArray
 
 import onnxprune
@@ -215,12 +216,11 @@ def test_what_looks_at_activations_needs_samples() -> None:
 
 @pytest.mark.parametrize("name", ["digits_mlp", "digits_resnet_bn", "digits_transformer"])
 def test_the_same_run_gives_the_same_bytes(name: str) -> None:
-    family = name.removesuffix("_bn")
 
     def once(seed: int) -> bytes:
         result = onnxprune.prune(
             onnx.load(MODELS / f"{name}.onnx"),
-            calibration=MODELS / f"{family}_calibration.npz",
+            calibration=few_samples(name),
             criterion="random",
             target={"macs": 0.6},
             seed=seed,
@@ -302,8 +302,7 @@ def test_a_target_of_size_is_that_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["digits_mlp", "digits_transformer", "digits_resnet_bn"])
 def test_parameters_are_those_of_the_file(name: str, tmp_path: Path) -> None:
     """Biases that compensation adds count as well, and the target is met with them."""
-    source = MODELS / f"{name}.onnx"
-    data = MODELS / f"{name.removesuffix('_bn')}_calibration.npz"
+    source, data = MODELS / f"{name}.onnx", few_samples(name)
     given: dict[str, Any] = {"calibration": data, "threads": 1, "measure_latency": False}
     result = onnxprune.prune(source, target={"params": 0.5}, **given)
     result.save(tmp_path / "small.onnx")
