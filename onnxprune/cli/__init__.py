@@ -8,8 +8,8 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 
+import onnxprune
 from onnxprune.cli import apply, finetune, inspect, passes, prune, sensitivity, sweep, verify
 from onnxprune.cli.flags import EXIT_CODES, Parser, UsageError
 from onnxprune.errors import OnnxPruneError
@@ -73,7 +73,7 @@ def _build_parser() -> Parser:
         description="Structured pruning that works on the ONNX file itself.",
         epilog=EXIT_CODES,
     )
-    parser.add_argument("--version", action="version", version=f"onnxprune {version('onnxprune')}")
+    parser.add_argument("--version", action="version", version=f"onnxprune {onnxprune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add_parser(commands)

@@ -160,11 +160,12 @@ def _equalise(
     array: NDArray[np.int32], removed: NDArray[np.bool_], cost: NDArray[np.float64], same: bool
 ) -> NDArray[np.int32]:
     """Make the kept rows of a nested array equally long."""
-    if alive_shape(~removed[array]) is not None:
+    lost = removed[array]
+    if array.ndim == 2:
+        return _equalise_rows(array, lost, cost, same)
+    if alive_shape(~lost) is not None:
         return _NOTHING
     rows = [row for row in array if not removed[row].all()]
-    if array.ndim == 2:
-        return _equalise_rows(rows, removed, cost, same)
     inner = [_equalise(row, removed, cost, same) for row in rows]
     if any(len(part) for part in inner):
         return np.concatenate(inner)
@@ -177,12 +178,14 @@ def _equalise(
 
 
 def _equalise_rows(
-    rows: list[NDArray[np.int32]], removed: NDArray[np.bool_], cost: NDArray[np.float64], same: bool
+    rows: NDArray[np.int32], lost: NDArray[np.bool_], cost: NDArray[np.float64], same: bool
 ) -> NDArray[np.int32]:
     """The common case of plain rows, all at once: cut each to the length of the shortest."""
-    stacked = np.stack(rows)
-    lost = removed[stacked]
-    lengths = (~lost).sum(axis=1)
+    lengths = rows.shape[1] - np.count_nonzero(lost, axis=1)
+    kept = lengths > 0
+    stacked, lost, lengths = rows[kept], lost[kept], lengths[kept]
+    if not len(lengths) or (lengths == lengths[0]).all():
+        return _NOTHING
     shortest = int(lengths.argmin())
     preferred = np.broadcast_to(lost[shortest] if same else np.bool_(False), stacked.shape)
     keys = (np.where(lost, 0.0, cost[stacked]), ~preferred, stacked == 0, lost)
