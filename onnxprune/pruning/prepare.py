@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.context import RunContext
+from onnxprune.calibration.streams import divide
 from onnxprune.cost.cut_cost import CutCost
 from onnxprune.cost.latency.table import LatencyTable, group_multiples
 from onnxprune.coupling.analysis import Analysis, tap_of
@@ -29,6 +30,9 @@ from onnxprune.pruning.workspace import Workspace
 
 INFORMATION = "information"
 """Name of the allocation by Fisher information along removal orders of error curves."""
+
+_INFORMING = 256
+"""Samples that say enough for allocations that are compared with others on more."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,10 @@ def information(
     outputs = Execution(model, context.runtime, arena=False).run_all(calibration.feeds)
     gradient = DivergenceGradient(model, outputs, np.random.default_rng(context.seed))
     means = _folded_means(workspace, groups, method)
-    return mask_gradients(model, groups, calibration.samples, gradient, context, means)
+    samples = calibration.samples
+    every = (samples.count or 0) // _INFORMING
+    some = divide(samples, every)[1] if every > 1 else samples
+    return mask_gradients(model, groups, some, gradient, context, means)
 
 
 def rank_by_fisher(

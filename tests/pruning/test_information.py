@@ -20,6 +20,7 @@ from onnxprune.model.inputs import input_specs
 from onnxprune.model.load import load
 from onnxprune.model.runtime import Runtime
 from onnxprune.options import PruneOptions
+from onnxprune.pruning import prepare
 from onnxprune.pruning.method import Method
 from onnxprune.pruning.prepare import by_information, information
 from onnxprune.pruning.run import PruneRun
@@ -67,6 +68,15 @@ def test_they_are_tried_by_default() -> None:
     assert result.report.trials.keys() >= BY_GRADIENTS
     assert result.report.trials[result.report.allocation] == min(result.report.trials.values())
     assert result.report.note == ""
+
+
+@pytest.mark.parametrize(("most", "count"), [(256, 64), (20, 21), (33, 64)])
+def test_gradients_are_taken_on_some_samples_from_all_over(
+    run: PruneRun, monkeypatch: pytest.MonkeyPatch, most: int, count: int
+) -> None:
+    monkeypatch.setattr(prepare, "_INFORMING", most)
+    known = information(run.workspace, run.groups, run.method, run.context).gradients
+    assert {each.count for each in known.values()} == {count}
 
 
 def test_information_adds_up_along_the_order_of_the_curves(run: PruneRun) -> None:
