@@ -24,6 +24,8 @@ After::
   and what states an iteration starts from, is taken from the original.
 * Half of the batches fit, half judge: they choose the ridge, and weights that do not do better than
   the old ones are thrown away. Then both halves fit.
+* Of a layer with one group only kept unknowns and outputs take part; rows are in proportion to the
+  unknowns.
 
 Conditions: float weights that one node alone reads, of Conv, ConvTranspose, Gemm, MatMul, Einsum
 (a stack of matrices excepted); unknowns up to `Settings.largest`. A layer that gives what the model

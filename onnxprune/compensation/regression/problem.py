@@ -11,6 +11,14 @@ and the regression is solved again: a majorisation in which only the right-hand 
 either, and takes fewer rounds. What falls from round to round is a bound on the error behind the
 activation (where the original is not flat, it counts how far below the prediction lies), so the
 judging half also chooses between the first and the last round.
+
+A target that can move is a range, and the prediction, cut off at its ends, is the target::
+
+    t = min(max(W x, a), b)    a = b = y where y is not on a flat part; -inf and 0 where y <= 0
+
+so that a round is two products of matrices, block by block, and nothing of the size of all rows is
+made on the way: W x, and the change of G by (t - y) x'. The last fit, on both halves, starts where
+the judged one has stopped.
 """
 
 from __future__ import annotations
