@@ -35,7 +35,7 @@ from onnxprune.verification.row_weights import RowWeights
 
 _PREFIX = "onnxprune/loss"
 OF_OUTPUTS, OF_FEATURES = f"{_PREFIX}/outputs", f"{_PREFIX}/features"
-_FEATURE_WEIGHT = 10.0
+_FEATURE_WEIGHT = 30.0
 """Of all features together, beside the outputs."""
 _SMALLEST = 1e-7  # of probabilities
 _MASKED = -1e4  # in place of scores of minus infinity
