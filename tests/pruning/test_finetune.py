@@ -32,7 +32,7 @@ def images() -> Any:
 
 
 def pruned(images: Any, **options: Any) -> onnxprune.PruneResult:
-    options = {"target": {"macs": 0.3}, "finetune": True, "effort": 3, **options}
+    options = {"target": {"macs": 0.3}, "finetune": True, "effort": 8, **options}
     return onnxprune.prune(RESNET, calibration=images, **COMMON, **options)
 
 
