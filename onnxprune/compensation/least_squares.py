@@ -90,6 +90,7 @@ class Settings:
         rows: most rows of a regression over all samples.
         rows_per_unknown: most rows for each of its unknowns: with so many, more would change the
             solution by less than noise.
+        least_rows: that are taken however few its unknowns are.
         iterations: rounds of moving targets on flat parts of an activation; 0 for none.
         ridges: strengths to choose from.
         last_ridges: the same for layers whose output the model returns.
@@ -111,10 +112,11 @@ class Settings:
     judged: bool = True
     both_halves: bool = True
     rows_per_unknown: int = 128
+    least_rows: int = 32_768
 
     def rows_for(self, unknowns: int) -> int:
         """Rows of a regression over so many unknowns."""
-        return min(self.rows, self.rows_per_unknown * unknowns)
+        return min(self.rows, max(self.least_rows, self.rows_per_unknown * unknowns))
 
 
 @dataclass(frozen=True)

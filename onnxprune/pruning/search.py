@@ -85,7 +85,7 @@ class TrialRound:
 
 
 # models are compared on batches that no trial sees, so that each fits all that it does
-_QUICK = Settings(rows=16_384, judged=False, both_halves=False)
+_QUICK = Settings(rows=16_384, least_rows=0, judged=False, both_halves=False)
 
 # few rows fit noise, which a stronger ridge keeps down
 _ROUNDS = (

@@ -146,3 +146,9 @@ def test_nothing_is_held_back_where_nothing_is_judged(count: int) -> None:
     assert in_the_end.refit.solved >= {"b"}
     found, wanted = (solved.weight("w2") for solved in (all_of_them, in_the_end))
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_rows_follow_the_unknowns_between_bounds() -> None:
+    few, some, many = (Settings().rows_for(unknowns) for unknowns in (9, 400, 4_000))
+    assert few == Settings().least_rows
+    assert few < some < many == Settings().rows
