@@ -83,7 +83,7 @@ def test_a_plan_repeats_it_byte_for_byte_without_looking_for_a_rate(
 
 def test_points_of_a_sweep_are_fine_tuned_too(result: Any, images: Any) -> None:
     (point,) = onnxprune.sweep(
-        RESNET, calibration=images, targets=[{"macs": 0.3}], finetune=True, effort=3, **COMMON
+        RESNET, calibration=images, targets=[{"macs": 0.3}], finetune=True, effort=8, **COMMON
     ).points
     assert point.run is not None
     assert proto(point.run) == proto(result)
