@@ -97,7 +97,7 @@ def prune(
             kernels of CPUs, 1 allows any width, `auto` takes the steps measured on this machine
             where latency is a target, else 1.
         finetune: then train all weights on the samples so that the smaller model answers as the
-            original does (distillation; no labels needed): it takes one to two times as long as
+            original does (distillation; no labels needed): it takes several times as long as
             pruning, and the best check-point on held-out samples is kept.
         effort: how long to fine-tune: `low`, `normal`, `high`, or a number of passes over the
             samples.

@@ -160,7 +160,7 @@ class PruneOptions:
     finetune: bool = option(
         False,
         "then train all weights on the samples so that the smaller model answers as the original "
-        "does (distillation; no labels needed): it takes one to two times as long as pruning, and "
+        "does (distillation; no labels needed): it takes several times as long as pruning, and "
         "the best check-point on held-out samples is kept",
     )
     effort: int | str = option(

@@ -150,15 +150,13 @@ class Training:
         if not rate or until == 0:
             return Course(self.student.values, 0, (Point(0, None, start),), rate, probes)
         smaller = [each for each in sorted(probes, reverse=True) if each < rate]
-        best: Course | None = None
+        courses: list[Course] = []
         for each in (rate, *smaller[: trainings - 1]):
-            course = self._trained(Schedule(each, steps), start, judge, progress, until)
-            better = best is None or course.least < best.least
-            best = course if better or best is None else replace(best, stopped=course.stopped)
-            if course.stopped is not None:
+            courses.append(self._trained(Schedule(each, steps), start, judge, progress, until))
+            if courses[-1].stopped is not None:
                 break
-        assert best is not None
-        return replace(best, probes=probes)
+        best = min(courses, key=lambda course: course.least)
+        return replace(best, probes=probes, stopped=courses[-1].stopped)
 
     def _probed(self, steps: int, judge: Judge, progress: Progress[Any]) -> dict[float, float]:
         """Divergence after a short training with each rate."""

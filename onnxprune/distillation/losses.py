@@ -233,7 +233,7 @@ class _Writer:
     def feature(self, feature: Feature, share: float) -> Added:
         """What appends the loss of a tensor inside.
 
-        Rows of which nothing depends on, such as padding, count nothing: their gradient is zero.
+        Rows that nothing depends on, such as padding, count nothing: their gradient is zero.
         """
         emit, value = self._emit, self._values[feature.name]
         target = self._input(f"{_PREFIX}/{feature.name}/feature", value)

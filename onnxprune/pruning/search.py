@@ -8,6 +8,7 @@ on samples that were not fitted decide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -282,9 +283,10 @@ class Search:
         task = replace(workspace.task(candidate.removal, quiet, effort), calibration=few)
         try:
             trial = self.method.compensation.apply(task)
-            return self._judge.divergence(trial.full.model)
+            found = self._judge.divergence(trial.full.model)
         except (CutError, RuntimeFailure):
-            return float("inf")
+            return math.inf
+        return math.inf if math.isnan(found) else found  # NaN has no place in an order
 
     @cached_property
     def _judge(self) -> DivergenceEvaluator:

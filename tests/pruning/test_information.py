@@ -25,6 +25,7 @@ from onnxprune.pruning.method import Method
 from onnxprune.pruning.prepare import by_information, information
 from onnxprune.pruning.run import PruneRun
 from onnxprune.pruning.search import Search, trial_batches
+from onnxprune.verification.divergence import DivergenceEvaluator
 
 TARGET = {"macs": 0.6}
 BY_GRADIENTS = {"fisher", "information", "towards information"}
@@ -195,3 +196,13 @@ def test_layers_that_no_gradient_gets_to_are_told(last: str, blocked: bool) -> N
     assert ("in all layers errors count alike" in note) == blocked
     assert ("no allocation by Fisher information was tried" in note) == blocked
     assert ("there is no rule for this op" in note) == blocked
+
+
+def test_allocations_without_finite_divergence_still_give_one(
+    run: PruneRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN has no place in an order: a trial that gives it counts as one that cannot be built."""
+    monkeypatch.setattr(DivergenceEvaluator, "divergence", lambda self, model: float("nan"))
+    candidate, trials = run._search(TARGET).best(TARGET)
+    assert candidate.removal.units
+    assert set(trials.values()) == {float("inf")}

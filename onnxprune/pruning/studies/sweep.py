@@ -228,10 +228,10 @@ def sweep(
 ) -> Sweep:
     """Prune a model to many budgets, all on one calibration.
 
-    The model of each point is, bit for bit, what `prune` gives for its target, and what `apply`
-    gives for its plan. Of four and more budgets of one kind, those between the outermost only try
-    the allocations that were best there, where `prune` tries all. A budget that cannot be reached
-    is a point that says so.
+    The model of a point is, bit for bit, what `apply` gives for its plan. It is what `prune` gives
+    for its target as well, unless there are four or more budgets of one kind: then those between
+    the outermost only try the allocations that were best there, where `prune` tries all. A budget
+    that cannot be reached is a point that says so.
 
     Args:
         model: as for `prune`.

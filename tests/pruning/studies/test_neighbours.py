@@ -101,6 +101,18 @@ def test_an_outermost_budget_is_what_prune_gives() -> None:
     assert point.run.model.SerializeToString() == alone.model.SerializeToString()
 
 
+def test_the_plan_of_a_budget_in_between_gives_the_same_model() -> None:
+    point = sweep(*macs(*SHARES)).find({"macs": 0.6})
+    assert point is not None
+    assert point.run is not None
+    again = onnxprune.apply(
+        network(), point.run.plan, calibration=samples(), threads=1, measure_latency=False
+    )
+    assert isinstance(point.run.model, onnx.ModelProto)
+    assert isinstance(again.model, onnx.ModelProto)
+    assert point.run.model.SerializeToString() == again.model.SerializeToString()
+
+
 def test_a_sweep_that_goes_on_tries_the_same(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
